@@ -1,0 +1,27 @@
+"""Measure the newest checkpoint of a run on the recipe's evaluation dataset, as a Ray Data job.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo
+"""
+
+import argparse
+import sys
+
+import _source  # noqa: F401
+from warren.cluster.cli import Job, run_job
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", help="run to measure (default: RECIPE-finetune)")
+
+
+def main(job: Job) -> None:
+    from warren.cluster.evaluation import evaluate
+    from warren.cluster.training import run_name
+    from warren.train.record import Run
+
+    run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
+    print(evaluate(job.recipe.evaluate, job.resources, job.root, run).summary())
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, __doc__, extend=options))

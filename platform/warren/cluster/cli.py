@@ -1,0 +1,78 @@
+"""The command line of the jobs: options, errors as one line, exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import warren
+from warren.config import Recipe, Resources, load_config
+from warren.config.environment import STORAGE_VARIABLE, storage_root
+from warren.errors import WarrenError
+from warren.storage import Location
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every job gets: what to do, with what, where."""
+
+    recipe: Recipe
+    resources: Resources
+    root: Location
+    options: argparse.Namespace
+
+
+def run_job(
+    main: Callable[[Job], None],
+    description: str,
+    arguments: Sequence[str] | None = None,
+    extend: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Parse a job's command line, connect to Ray, run it, and return its exit code.
+
+    Args:
+        main: The job.
+        description: Its `--help`: what it does and an example.
+        arguments: The command line; None takes the process's.
+        extend: Adds the job's own options.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="demo", help="name of a recipe, or path of a YAML file (default: demo)")
+    parser.add_argument("--resources", default="laptop", help="name or path of the resources (default: laptop)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. pretrain.seed=7"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what every process of the cluster prints")
+    parser.epilog = f"Storage is ${STORAGE_VARIABLE} (s3://bucket/prefix or a folder); S3 is set up by $AWS_*."
+    if extend:
+        extend(parser)
+    options = parser.parse_args(arguments)
+    try:
+        job = _load(options)
+        from warren.cluster.session import connect  # late: --help and wrong recipes answer at once
+
+        connect(options.verbose)
+        main(job)
+    except WarrenError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return 0
+
+
+def config_folders(kind: str) -> list[Path]:
+    """Return where configurations of a kind are: beside the jobs of a source tree, and in the installed package."""
+    package = Path(warren.__file__).parent
+    return [package.parent.parent / "jobs" / kind, package / kind]
+
+
+def _load(options: argparse.Namespace) -> Job:
+    recipe_sets = [s for s in options.set if not s.startswith("resources.")]
+    resource_sets = [s.removeprefix("resources.") for s in options.set if s.startswith("resources.")]
+    recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
+    resources = load_config(Resources, options.resources, config_folders("resources"), resource_sets)
+    return Job(recipe, resources, Location.parse(storage_root()), options)

@@ -1,0 +1,139 @@
+"""Measuring a checkpoint as a Ray Data batch job: dataset → generation actors → predictions and a report."""
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import ActorPoolStrategy
+from tqdm import tqdm
+
+from warren.config import EvaluateConfig, Resources
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.sample import Sample
+from warren.errors import BadSampleError, ConflictError, EmptyDatasetError, TrainingError
+from warren.evaluate.report import Evaluation, render
+from warren.evaluate.scoring import exact_match, score
+from warren.storage import Location, download_tree
+from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
+from warren.train.record import Run
+
+REPORT = "report.json"
+
+
+def evaluation_folder(run: Run, step: int, dataset: str) -> Location:
+    """Return where the evaluation of one checkpoint on one dataset is written."""
+    return run.folder / "evaluations" / f"{step:08d}" / dataset
+
+
+def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
+    """Measure the run's newest checkpoint; one that is measured already is only read.
+
+    Raises:
+        TrainingError: The run has no complete checkpoint.
+        EmptyDatasetError: There is nothing to measure on.
+    """
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None:
+        raise TrainingError(f"run {run.name!r} at {run.folder} has no complete checkpoint to evaluate")
+    folder = evaluation_folder(run, checkpoint.step, config.dataset)
+    name = REPORT if config.limit_samples is None else f"first-{config.limit_samples}-{REPORT}"
+    if any(found.name == name for found in folder.list()):
+        return Evaluation(**(folder / name).read_json())
+    rows = _predict(config, resources, root, run, checkpoint)
+    if not rows:
+        raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample to evaluate on")
+    rows.sort(key=lambda row: row["key"])
+    measured = score([row["correct"] for row in rows], [row["truth"] for row in rows])
+    by_kind = {kind: _share([r for r in rows if r["truth"] == kind]) for kind in sorted({r["truth"] for r in rows})}
+    evaluation = Evaluation(run.name, checkpoint.step, config.dataset, config.metric, asdict(measured), by_kind)
+    _write(folder, name, rows, evaluation)
+    return evaluation
+
+
+def _predict(
+    config: EvaluateConfig, resources: Resources, root: Location, run: Run, checkpoint: CheckpointManifest
+) -> list[dict[str, Any]]:
+    manifest = read_manifest(root, config.dataset)
+    folder = dataset_folder(root, config.dataset)
+    paths = [(folder / shard.file.path).key for shard in manifest.shards]
+    samples = ray.data.read_parquet(paths, filesystem=folder.filesystem)
+    if config.limit_samples is not None:
+        samples = samples.limit(config.limit_samples)
+    predictions = samples.map_batches(
+        Predictor,
+        fn_constructor_args=(config, run.checkpoints.at(checkpoint.step), checkpoint),
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.num_evaluators),
+        num_cpus=resources.cpus_per_replica,
+        num_gpus=resources.gpus_per_replica,
+    )
+    total = min(manifest.rows, config.limit_samples or manifest.rows)
+    rows = []
+    with tqdm(total=total, desc=f"evaluate {run.name}", unit="sample", mininterval=5) as bar:
+        for batch in predictions.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows += batch.to_pylist()
+            bar.update(batch.num_rows)
+    return rows
+
+
+@dataclass
+class Predictor:
+    """A Ray Data actor: holds the model, answers the first question of every sample."""
+
+    config: EvaluateConfig
+    folder: Location
+    checkpoint: CheckpointManifest
+
+    def __post_init__(self) -> None:
+        from warren.inference import OfflineGenerator
+
+        local = Path(mkdtemp(prefix="warren-evaluate-"))
+        files = self.checkpoint.below(MODEL_FOLDER)
+        download_tree(self.folder, files, local)
+        self._generator = OfflineGenerator(local / files[0].path.split("/")[0] / MODEL_FOLDER, num_threads=1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answer a batch of samples."""
+        from warren.inference import Prompt
+
+        samples = [Sample.from_row(row) for row in batch.to_pylist()]
+        rows: list[dict[str, Any]] = []
+        prompts = []
+        for sample in samples:
+            row: dict[str, Any] = {"key": sample.key, "question": sample.turns[0].text}
+            row |= {"truth": sample.turns[1].text, "answer": "", "correct": False}
+            try:
+                sample.check()
+                prompts.append((row, Prompt(turns=sample.turns[:1], images=sample.images)))
+            except BadSampleError as error:
+                row["answer"] = f"[unusable sample: {error}]"
+            rows.append(row)
+        answers = self._generator.generate([prompt for _, prompt in prompts], self.config.max_new_tokens)
+        for (row, _), answer in zip(prompts, answers, strict=True):
+            row["answer"] = answer.strip()
+            row["correct"] = exact_match(answer, row["truth"])
+        return pa.Table.from_pylist(rows)
+
+
+def _share(rows: list[dict[str, Any]]) -> list[float]:
+    return [len(rows), sum(row["correct"] for row in rows) / len(rows)]
+
+
+def _write(folder: Location, name: str, rows: list[dict[str, Any]], evaluation: Evaluation) -> None:
+    """Write predictions and the report; the JSON report last, as it makes the evaluation complete."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    files = {"predictions.parquet": sink.getvalue().to_pybytes(), "report.md": render(evaluation).encode()}
+    prefix = name.removesuffix(REPORT)
+    for file, data in files.items():
+        target = folder / f"{prefix}{file}"
+        target.store.delete(target.key)
+        target.create_bytes(data)
+    with suppress(ConflictError):  # someone else measured the same checkpoint on the same data meanwhile
+        (folder / name).create_json(asdict(evaluation))

@@ -1,0 +1,86 @@
+"""Feeding a run: the remainder of its plan as a Ray Dataset, dealt out to the ranks share by share.
+
+Ray Train asks for the dataset anew whenever it starts a group of workers, and then for its split over their number.
+Both hooks are used: the first looks up the newest checkpoint, the second cuts the batches for the world size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ExecutionOptions
+from ray.train import DataConfig
+
+from warren.data.batch import BatchPart, Cut
+from warren.data.order import WindowTask
+from warren.data.stream import BatchReader, StreamSpec
+from warren.train.record import Run
+
+DATASET = "train"
+_PREFETCHED_PARTS = 2
+
+
+@dataclass(frozen=True)
+class RemainingPlan:
+    """The windows a run has yet to train on, one row each; evaluated at every start of a worker group."""
+
+    run: Run
+    spec: StreamSpec
+
+    def __call__(self) -> ray.data.Dataset:
+        """Build the dataset of what is left."""
+        latest = self.run.checkpoints.latest()
+        tasks = list(self.spec.plan().tasks(latest.step if latest else 0))
+        rows = [pa.table({name: [getattr(task, name)] for name in WindowTask.__dataclass_fields__}) for task in tasks]
+        return ray.data.from_arrow(rows)  # one block, so one Ray task, per window
+
+
+class GlobalBatches(DataConfig):  # type: ignore[misc]
+    """Turns planned windows into batch parts and deals them out: one row, one block, one rank.
+
+    Ray Data's splitter gives each block to the rank with the fewest rows so far. Blocks of exactly one row in plan
+    order make that round-robin, so every rank gets its own share of every step; the loop checks that it did.
+    """
+
+    def __init__(self, spec: StreamSpec, micro_batch_size: int, cpus_per_task: float) -> None:
+        options = ExecutionOptions(preserve_order=True)
+        super().__init__(execution_options=options, enable_shard_locality=False)
+        self._spec = spec
+        self._micro_batch_size = micro_batch_size
+        self._cpus_per_task = cpus_per_task
+
+    def configure(self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Split each dataset over the ranks; Ray Train calls it at every start of a worker group."""
+        cut = Cut.of(self._spec.global_batch_size, world_size, self._micro_batch_size)
+        read = _read_windows(self._spec, cut)
+        streams = {}
+        for name, plan in datasets.items():
+            stream = plan.map_batches(
+                read,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=self._cpus_per_task,
+                zero_copy_batch=True,
+            )
+            stream.context.target_max_block_size = 1  # every row a block of its own
+            streams[name] = stream
+        return super().configure(streams, world_size, *args, **kwargs)
+
+
+def batch_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
+    """Yield a rank's batch parts from its share of the dataset."""
+    batches = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_PARTS)
+    for table in batches:
+        yield BatchPart.from_table(table)
+
+
+def _read_windows(spec: StreamSpec, cut: Cut) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    def read(windows: pa.Table) -> Iterator[pa.Table]:
+        reader = BatchReader(spec, cut)
+        for row in windows.to_pylist():
+            for part in reader.read(WindowTask(**row)):
+                yield part.to_table()
+
+    return read

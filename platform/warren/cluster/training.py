@@ -1,0 +1,250 @@
+"""One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from warren.cluster.board import Board, Progress
+from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from warren.config import Recipe, Resources, StageConfig
+from warren.data.batch import Cut
+from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.sample import IMAGE_MARK
+from warren.data.stream import StreamSpec, iter_samples
+from warren.data.template import get_template
+from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError
+from warren.storage import Location, download_tree
+from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
+from warren.train.record import Run, describe
+
+Stage = Literal["pretrain", "finetune"]
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_SAMPLES = 20_000
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """Everything a worker needs; it travels to every rank."""
+
+    run: Run
+    recipe: Recipe
+    stage: Stage
+    resources: Resources
+    stream: StreamSpec
+    parent: Run | None
+    tokenizer: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def config(self) -> StageConfig:
+        """The configuration of the stage this task trains."""
+        return getattr(self.recipe, self.stage)  # type: ignore[no-any-return]
+
+
+def run_name(recipe: Recipe, stage: Stage) -> str:
+    """Name a stage's run when nobody named it."""
+    return f"{recipe.name}-{stage}"
+
+
+def train_stage(
+    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, parent: str | None = None
+) -> Run:
+    """Train a stage to its end, resuming it where it stopped.
+
+    Args:
+        name: The run's name; the same name goes on with the same run.
+        parent: The run whose last checkpoint a finetune starts from.
+
+    Raises:
+        WarrenError: The run cannot start or go on; the message says why.
+    """
+    task = _prepare(recipe, stage, resources, root, name, parent)
+    num_steps = task.stream.plan().num_steps
+    latest = task.run.checkpoints.latest()
+    if latest is not None and latest.step >= num_steps:
+        return task.run
+    board = Board.remote()  # type: ignore[attr-defined]
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task, "board": board},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+        ),
+        datasets={DATASET: RemainingPlan(task.run, task.stream)},
+        dataset_config=GlobalBatches(task.stream, resources.micro_batch_size, resources.data_cpus_per_task),
+        run_config=_ray_run_config(task),
+    )
+    with Progress(board, task.run.name, num_steps):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _root_cause(error) from None
+    failed = ray.get(board.error.remote())
+    if failed is not None:
+        raise failed
+    return task.run
+
+
+def _prepare(
+    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, parent: str | None
+) -> TrainingTask:
+    config: StageConfig = getattr(recipe, stage)
+    manifest = read_manifest(root, config.dataset)
+    run = Run(root / "runs" / name)
+    record = run.begin(describe(recipe, stage, resources, manifest))
+    parent_run = Run(root / "runs" / parent) if parent else None
+    folder = dataset_folder(root, config.dataset)
+    if parent_run is None:
+        tokenizer, inputs = _make_tokenizer(recipe, run, root)
+    else:
+        tokenizer, inputs = _inherit_tokenizer(run, parent_run)
+    stream = StreamSpec(
+        folder=folder,
+        manifest=manifest,
+        inputs=inputs.with_template(config.template or recipe.model.template, config.image_padding),
+        tokenizer_json=tokenizer["json"],
+        global_batch_size=config.global_batch_size,
+        max_length_tokens=config.max_length_tokens,
+        seed=config.seed,
+        window_samples=config.shuffle_window_samples,
+        num_steps=config.duration.steps,
+        epochs=config.duration.epochs,
+    )
+    return TrainingTask(run, recipe, stage, resources, stream, parent_run, tokenizer, record)
+
+
+def _make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
+    """Read the tokenizer of the run's first attempt, or train it."""
+    from warren.models import TrainedTokenizer, inputs_of, train_tokenizer
+
+    vocab_size = recipe.model.tokenizer.train_vocab_size
+    if vocab_size is None:
+        raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
+    stored = run.folder / TOKENIZER
+    try:
+        trained = TrainedTokenizer(**stored.read_json())
+    except NotFoundError:
+        trained = train_tokenizer(_texts(recipe, root), vocab_size)
+        stored.create_json(trained.__dict__)
+    return trained.__dict__, inputs_of(recipe.model, trained)
+
+
+def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
+    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
+    for config in (recipe.pretrain, recipe.finetune):
+        template = get_template(config.template or recipe.model.template)
+        folder, manifest = dataset_folder(root, config.dataset), read_manifest(root, config.dataset)
+        for sample in itertools.islice(iter_samples(folder, manifest), _TOKENIZER_SAMPLES):
+            for segment in template.training(sample.turns, eos=""):
+                yield segment.text.replace(IMAGE_MARK, "")
+
+
+def _inherit_tokenizer(run: Run, parent: Run) -> tuple[dict[str, Any], Inputs]:
+    """Take tokenizer and inputs from the parent's last checkpoint."""
+    latest = _last_checkpoint(parent)
+    folder = parent.checkpoints.at(latest.step)
+    entry = next(e for e in latest.files if e.path.endswith(f"/{MODEL_FOLDER}/{INPUTS_FILE}"))
+    inputs = Inputs.from_json((folder / entry.path).read_json())
+    return (parent.folder / TOKENIZER).read_json(), inputs
+
+
+def _last_checkpoint(run: Run) -> CheckpointManifest:
+    latest = run.checkpoints.latest()
+    if latest is None:
+        raise CheckpointError(f"run {run.name!r} at {run.folder} has no complete checkpoint: run its stage first")
+    return latest
+
+
+def _ray_run_config(task: TrainingTask) -> RunConfig:
+    """Give Ray Train a folder of its own for each attempt: Warren's checkpoints are the only state that resumes."""
+    attempts = task.run.folder / "attempts"
+    return RunConfig(
+        name=uuid.uuid4().hex[:8],
+        storage_path=attempts.key,
+        storage_filesystem=attempts.filesystem,
+        failure_config=FailureConfig(max_failures=task.resources.max_failures),
+    )
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Run on every rank. An error that Warren understands ends the run; anything else Ray Train may retry."""
+    task, board = config["task"], config["board"]
+    try:
+        _train_on_this_rank(task, board)
+    except Exception as error:
+        known = _root_cause(error)
+        if not isinstance(known, WarrenError) or isinstance(known, ServiceError):
+            raise
+        ray.get(board.fail.remote(known))
+        if dist.is_initialized():
+            dist.destroy_process_group()  # ranks that still wait for this one see a closed connection, and end
+
+
+def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
+    from warren.models import TrainedTokenizer, build_model, freeze_all_but
+    from warren.train.loop import TrainingLoop
+
+    context = ray.train.get_context()
+    cut = Cut.of(task.config.global_batch_size, context.get_world_size(), task.resources.micro_batch_size)
+    batches = batch_parts(ray.train.get_dataset_shard(DATASET))
+    start = task.run.checkpoints.latest()
+    model = build_model(task.recipe.model, TrainedTokenizer(**task.tokenizer), task.config.seed)
+    if start is None and task.parent is not None:
+        _load_weights(model, task.parent)
+    freeze_all_but(model, task.config.trainable)
+    loop = TrainingLoop(
+        run=task.run,
+        stage=task.config,
+        resources=task.resources,
+        cut=cut,
+        num_steps=task.stream.plan().num_steps,
+        num_epoch_samples=task.stream.manifest.rows,
+        rank=context.get_world_rank(),
+        inputs=task.stream.inputs,
+        tokenizer_json=task.tokenizer["json"],
+        record=task.record,
+        on_step=board.pin.remote,
+    )
+    loop.train(model, batches, start)
+
+
+def _load_weights(model: Any, parent: Run) -> None:
+    """Start from the weights of a run's last checkpoint."""
+    from warren.models import load_bundle
+
+    latest = _last_checkpoint(parent)
+    with TemporaryDirectory(prefix="warren-parent-") as folder:
+        entries = latest.below(MODEL_FOLDER)
+        download_tree(parent.checkpoints.at(latest.step), entries, Path(folder))
+        attempt = entries[0].path.split("/")[0]
+        trained, _, _ = load_bundle(Path(folder) / attempt / MODEL_FOLDER)
+    model.load_state_dict(trained.state_dict())
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Find the Warren error inside what Ray wrapped around it, or return the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, WarrenError):
+            # A RayTaskError is also an instance of its cause's class; the plain error is the readable one.
+            return getattr(seen, "cause", None) or seen
+        failures = getattr(seen, "worker_failures", None) or {}
+        for failure in failures.values():
+            if isinstance(found := _root_cause(failure), WarrenError):
+                return found
+        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    return error

@@ -1,0 +1,149 @@
+"""The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from warren.config.tree import Config
+
+Part = Literal["vision_tower", "projector", "language_model"]
+PositiveInt = Field(gt=0)
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class VisionTowerConfig(Config):
+    """The image encoder. Give `pretrained`, or a `config` to start from random weights."""
+
+    family: Literal["siglip", "clip"]
+    pretrained: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class ProjectorConfig(Config):
+    """The map from patch features to language-model embeddings."""
+
+    type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+
+
+class LanguageModelConfig(Config):
+    """The decoder. Give `pretrained`, or a transformers `model_type` with a `config` for random weights."""
+
+    pretrained: str | None = None
+    model_type: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "LanguageModelConfig":
+        if (self.pretrained is None) == (self.model_type is None):
+            raise ValueError("give exactly one of 'pretrained' and 'model_type'")
+        return self
+
+
+class TokenizerConfig(Config):
+    """Where the tokenizer comes from: the language model's own, or one trained on the stage's dataset."""
+
+    train_vocab_size: int | None = Field(default=None, ge=300)
+
+
+class ModelConfig(Config):
+    """The whole vision-language model."""
+
+    vision_tower: VisionTowerConfig
+    projector: ProjectorConfig = ProjectorConfig()
+    language_model: LanguageModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    template: str = "bunny"
+
+
+class Duration(Config):
+    """How long a stage trains: a number of passes over its dataset, or of optimizer steps."""
+
+    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Duration":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of 'epochs' and 'steps'")
+        return self
+
+
+class StageConfig(Config):
+    """One training stage. The defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
+
+    dataset: str
+    template: str | None = None  # None: the model's own; "plain" for captions
+    trainable: tuple[Part, ...] = ("projector",)
+    duration: Duration = Duration(epochs=1)
+    global_batch_size: int = PositiveInt
+    max_length_tokens: int = Field(default=2048, gt=0)
+    image_padding: bool = False  # pad to a square with the mean colour before resizing
+    learning_rate: float = Field(gt=0)
+    projector_learning_rate: float | None = Field(default=None, gt=0)
+    vision_tower_learning_rate: float | None = Field(default=None, gt=0)
+    warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    seed: int = 42
+    shuffle_window_samples: int = Field(default=4096, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_quarantined_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+
+    @field_validator("trainable")
+    @classmethod
+    def _something_trains(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if not parts or len(set(parts)) != len(parts):
+            raise ValueError("name each part to train once: vision_tower, projector, language_model")
+        return parts
+
+
+class IngestConfig(Config):
+    """Which raw pairs become which datasets."""
+
+    source: Literal["easy-vqa"]
+    path: str | None = None  # None: the source's own package
+    version: str = "v1"
+    limit_images: int | None = Field(default=None, gt=0)
+    questions_per_conversation: int = Field(default=1, gt=0)
+    samples_per_shard: int = Field(default=2048, gt=0)
+    samples_per_row_group: int = Field(default=64, gt=0)
+    max_quarantined_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class EvaluateConfig(Config):
+    """What a checkpoint is measured on."""
+
+    dataset: str
+    metric: Literal["exact_match"] = "exact_match"
+    batch_size: int = Field(default=64, gt=0)
+    max_new_tokens: int = Field(default=16, gt=0)
+    limit_samples: int | None = Field(default=None, gt=0)
+
+
+class GateConfig(Config):
+    """What a release must reach before it may serve."""
+
+    min_score: float = Fraction
+
+
+class ReleaseConfig(Config):
+    """How the result is published."""
+
+    name: str
+    gate: GateConfig
+
+
+class Recipe(Config):
+    """One model, from raw pairs to a release."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    model: ModelConfig
+    ingest: IngestConfig | None = None
+    pretrain: StageConfig
+    finetune: StageConfig
+    evaluate: EvaluateConfig
+    release: ReleaseConfig

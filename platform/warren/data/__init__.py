@@ -1,0 +1,1 @@
+"""From raw pairs to global batches: samples, datasets, their order, and the stream that feeds training."""

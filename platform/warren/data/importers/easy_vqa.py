@@ -1,0 +1,115 @@
+"""easy-vqa (PyPI, MIT): 5,000 pictures of one coloured shape each, with 48,248 questions and a fixed split.
+
+Its questions become conversations; its colours and shapes, which the answers give away, become captions.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.errors import ConfigError, NotFoundError
+
+LICENCE = "MIT"
+_PACKAGE = "easy_vqa"
+_Planned = tuple[str, int, tuple[Turn, ...]]  # key, picture, conversation
+
+
+@dataclass(frozen=True)
+class EasyVqa:
+    """One dataset made of easy-vqa's pictures.
+
+    Attributes:
+        name: `easy-vqa-captions`, `easy-vqa-train` or `easy-vqa-test`.
+        folder: The package's `data` folder.
+        limit_images: Take only the first pictures; None takes all.
+        questions_per_conversation: Questions about one picture that are asked in one conversation.
+    """
+
+    name: str
+    folder: str
+    limit_images: int | None = None
+    questions_per_conversation: int = 1
+
+    @property
+    def split(self) -> str:
+        """Which of the published splits the dataset is made of."""
+        return "test" if self.name.endswith("-test") else "train"
+
+    def __len__(self) -> int:
+        return len(self._plan())
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        """Yield samples `start` … `stop - 1`; a picture that is missing gives a sample with no bytes."""
+        for key, image, turns in self._plan()[start:stop]:
+            path = Path(self.folder) / self.split / "images" / f"{image}.png"
+            data = path.read_bytes() if path.is_file() else b""
+            yield Sample(key, (data,), turns, source=f"easy-vqa/{self.split}/images/{image}.png")
+
+    def _plan(self) -> list[_Planned]:
+        questions = _questions(self.folder, self.split, self.limit_images)
+        if self.name.endswith("-captions"):
+            return _captions(questions)
+        group = 1 if self.split == "test" else self.questions_per_conversation
+        return _conversations(self.split, questions, group)
+
+
+def easy_vqa(path: str | None, limit_images: int | None, questions_per_conversation: int) -> list[EasyVqa]:
+    """Return the three datasets of easy-vqa.
+
+    Args:
+        path: Its `data` folder; None finds the installed package.
+
+    Raises:
+        ConfigError: Neither is there.
+    """
+    folder = Path(path) if path else _installed()
+    if not (folder / "train" / "questions.json").is_file():
+        raise ConfigError(f"ingest.path {str(folder)!r} holds no train/questions.json of easy-vqa")
+    names = ("easy-vqa-captions", "easy-vqa-train", "easy-vqa-test")
+    return [EasyVqa(name, str(folder), limit_images, questions_per_conversation) for name in names]
+
+
+def _installed() -> Path:
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or found.origin is None:
+        raise NotFoundError("the easy-vqa package is not installed: pip install --no-deps easy-vqa, or set ingest.path")
+    return Path(found.origin).parent / "data"
+
+
+@lru_cache(maxsize=4)
+def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, list[tuple[str, str]]]:
+    """Group (question, answer) by picture, in the order of the file."""
+    rows = json.loads((Path(folder) / split / "questions.json").read_text())
+    grouped: dict[int, list[tuple[str, str]]] = {}
+    for question, answer, image in rows:
+        if limit_images is None or image < limit_images:
+            grouped.setdefault(image, []).append((question, answer))
+    return grouped
+
+
+def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
+    found: list[_Planned] = []
+    for image, asked in questions.items():
+        colour = next((a for q, a in asked if q.startswith("what") and "color" in q), None)
+        shape = next((a for q, a in asked if q.startswith("what") and "color" not in q), None)
+        if colour or shape:
+            words = " ".join(word for word in ("a", colour, shape or "shape") if word)
+            turns = (Turn("user", IMAGE_MARK), Turn("assistant", words))
+            found.append((f"train-{image:05d}-caption", image, turns))
+    return found
+
+
+def _conversations(split: str, questions: dict[int, list[tuple[str, str]]], group: int) -> list[_Planned]:
+    found: list[_Planned] = []
+    for image, asked in questions.items():
+        for first in range(0, len(asked), group):
+            turns: list[Turn] = []
+            for question, answer in asked[first : first + group]:
+                mark = "" if turns else f"{IMAGE_MARK}\n"
+                turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
+            found.append((f"{split}-{image:05d}-{first:02d}", image, tuple(turns)))
+    return found

@@ -1,0 +1,119 @@
+"""What the model expects at its inputs, as one value that travels with every checkpoint and release."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from warren.data.images import ImageSpec, decode_image, to_pixels
+from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.data.template import TokenSpec, encode, get_template
+from warren.errors import BadSampleError, ReleaseError
+
+INPUTS_FILE = "warren_inputs.json"
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as tensors.
+
+    Attributes:
+        input_ids: int32 (length,), image tokens expanded.
+        labels: int32 (length,), -100 where no loss is taken.
+        pixels: uint8 (num_images, 3, size_px, size_px).
+    """
+
+    key: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    pixels: np.ndarray
+
+    @property
+    def num_supervised_tokens(self) -> int:
+        # The first position has no predecessor, so it is never predicted.
+        """Tokens that a loss is taken on."""
+        return int((self.labels[1:] >= 0).sum())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Prompt template, special tokens, image token count and image preprocessing of one model (invariant 12)."""
+
+    template: str
+    tokens: TokenSpec
+    image: ImageSpec
+
+    def with_template(self, template: str, image_padding: bool) -> "Inputs":
+        """Return the same inputs for a stage with its own template and padding."""
+        return replace(self, template=template, image=replace(self.image, padding=image_padding))
+
+    def encode_sample(self, sample: Sample, tokenizer: Tokenizer, max_length_tokens: int) -> EncodedSample:
+        """Turn a sample into ids, labels and pixels.
+
+        Raises:
+            BadSampleError: The conversation or a picture is unusable.
+        """
+        sample.check()
+        segments = get_template(self.template).training(sample.turns, self.tokens.eos_token)
+        input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
+        return EncodedSample(sample.key, input_ids, labels, self.pixels(sample.images))
+
+    def encode_prompt(
+        self, turns: tuple[Turn, ...], tokenizer: Tokenizer, num_images: int, system: str | None = None
+    ) -> np.ndarray:
+        """Turn a conversation that ends with the user into the ids the model continues, int32 (length,).
+
+        Raises:
+            BadSampleError: The image marks in the text are not `num_images`.
+        """
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        if marks != num_images:
+            raise BadSampleError(f"{marks} image marks in the text, but {num_images} images")
+        segments = get_template(self.template).generation(turns, self.tokens.eos_token, system)
+        return encode(segments, tokenizer, self.tokens)[0]
+
+    def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
+        """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px)."""
+        shape = (0, 3, self.image.size_px, self.image.size_px)
+        decoded = [to_pixels(decode_image(data), self.image) for data in images]
+        return np.stack(decoded) if decoded else np.zeros(shape, dtype=np.uint8)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as JSON types."""
+        return {"template": self.template, "tokens": asdict(self.tokens), "image": self.image.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Inputs":
+        """Rebuild what `to_json` returned."""
+        return cls(value["template"], TokenSpec(**value["tokens"]), ImageSpec.from_json(value["image"]))
+
+    def save(self, folder: Path) -> None:
+        """Write the inputs into a model folder."""
+        (folder / INPUTS_FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Inputs":
+        """Read the inputs of a saved model.
+
+        Raises:
+            ReleaseError: The folder has none, or they are not readable.
+        """
+        try:
+            return cls.from_json(json.loads((folder / INPUTS_FILE).read_text()))
+        except FileNotFoundError:
+            raise ReleaseError(f"{folder} has no {INPUTS_FILE}: it was not written by Warren") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReleaseError(f"{folder / INPUTS_FILE} cannot be read: {error!r}") from None
+
+
+@lru_cache(maxsize=8)
+def tokenizer_from_json(text: str) -> Tokenizer:
+    """Build a tokenizer from the text of its `tokenizer.json`, once per process."""
+    return Tokenizer.from_str(text)
+
+
+__all__ = ["INPUTS_FILE", "BadSampleError", "EncodedSample", "Inputs", "tokenizer_from_json"]

@@ -1,0 +1,156 @@
+"""A dataset: immutable Parquet shards, complete once their manifest exists."""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warren.data.sample import SCHEMA, Sample
+from warren.errors import ConfigError, ConflictError, DataError, EmptyDatasetError, NotFoundError
+from warren.storage import FileEntry, Location, digest_bytes
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet object; `row_groups` are its row counts, in order."""
+
+    file: FileEntry
+    row_groups: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The list that makes a dataset complete.
+
+    Attributes:
+        name: Dataset name, for example `easy-vqa-train`.
+        version: Names this immutable content.
+        shards: In order; `Order` shuffles over them.
+        statistics: Counts for people: images, quarantined samples, bytes.
+    """
+
+    name: str
+    version: str
+    shards: tuple[Shard, ...]
+    source: str
+    licence: str
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the content: the same shards give the same digest, whatever the dataset is called."""
+        return digest_bytes("\n".join(shard.file.sha256 for shard in self.shards).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as JSON types."""
+        return {
+            "format": _FORMAT,
+            "name": self.name,
+            "version": self.version,
+            "rows": self.rows,
+            "digest": self.digest,
+            "schema": [f"{f.name}: {f.type}" for f in SCHEMA],
+            "source": self.source,
+            "licence": self.licence,
+            "statistics": self.statistics,
+            "shards": [{**s.file.to_json(), "row_groups": list(s.row_groups)} for s in self.shards],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Manifest":
+        """Rebuild what `to_json` returned."""
+        return cls(
+            name=value["name"],
+            version=value["version"],
+            shards=tuple(Shard(FileEntry.from_json(s), tuple(s["row_groups"])) for s in value["shards"]),
+            source=value["source"],
+            licence=value["licence"],
+            statistics=value["statistics"],
+        )
+
+
+def dataset_folder(root: Location, reference: str) -> Location:
+    """Return the folder of `name@version` below a storage root.
+
+    Raises:
+        ConfigError: The reference is not of that form.
+    """
+    name, at, version = reference.partition("@")
+    if not (name and at and version):
+        raise ConfigError(f"dataset {reference!r}: expected name@version, for example easy-vqa-train@v1")
+    return root / "datasets" / name / version
+
+
+def read_manifest(root: Location, reference: str) -> Manifest:
+    """Read a complete dataset's manifest.
+
+    Raises:
+        NotFoundError: There is no such dataset, or its ingest has not finished.
+        EmptyDatasetError: It holds no sample.
+    """
+    folder = dataset_folder(root, reference)
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_json())
+    except NotFoundError as error:
+        if "bucket" in str(error):
+            raise
+        raise NotFoundError(
+            f"no dataset {reference!r}: {folder / MANIFEST} does not exist; run jobs/ingest.py, or let it finish"
+        ) from None
+    if manifest.rows == 0:
+        raise EmptyDatasetError(f"dataset {reference!r} at {folder} holds no samples")
+    return manifest
+
+
+def write_manifest(root: Location, manifest: Manifest) -> Location:
+    """Write a manifest: from here on the dataset exists, and never changes.
+
+    Raises:
+        DataError: A dataset of that name and version exists with other content.
+    """
+    target = dataset_folder(root, f"{manifest.name}@{manifest.version}") / MANIFEST
+    try:
+        target.create_json(manifest.to_json())
+    except ConflictError:
+        present = Manifest.from_json(target.read_json())
+        if present.digest != manifest.digest:
+            raise DataError(
+                f"{target} exists with other content ({present.rows} rows, {present.digest[:12]}… there; "
+                f"{manifest.rows} rows, {manifest.digest[:12]}… here); give the new data another version"
+            ) from None
+    return target
+
+
+def write_shard(folder: Location, path: str, samples: Iterable[Sample], samples_per_row_group: int) -> Shard:
+    """Write samples as one Parquet object. The same samples give the same bytes.
+
+    Pages carry checksums, so a later read of a few row groups still finds damage.
+    """
+    table = pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(  # pictures are compressed already; zstd is for the text
+        table, buffer, row_group_size=samples_per_row_group, compression="zstd", write_page_checksum=True
+    )
+    data = buffer.getvalue()
+    target = folder / path
+    target.store.delete(target.key)
+    target.create_bytes(data)
+    full, rest = divmod(table.num_rows, samples_per_row_group)
+    row_groups = (samples_per_row_group,) * full + ((rest,) if rest else ())
+    return Shard(FileEntry(path, len(data), digest_bytes(data)), row_groups)

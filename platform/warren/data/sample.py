@@ -1,0 +1,84 @@
+"""A sample: one conversation with its images, and the Arrow schema it is stored in."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from warren.errors import BadSampleError
+
+IMAGE_MARK = "<image>"
+"""Stands in a turn's text where an image belongs; the n-th mark takes the n-th image."""
+
+Role = Literal["user", "assistant"]
+
+# Images use Hugging Face's struct (`bytes`, `path`), so `datasets` decodes them without knowing Warren.
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])), nullable=False),
+        pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())])), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One role's text in a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation with its images.
+
+    Attributes:
+        key: Unique within its dataset; names the sample in reports.
+        images: Encoded pictures (JPEG, PNG, …) in the order of the image marks.
+        turns: Alternating, starting with the user.
+        source: Where it came from: a file, a URL, a package.
+    """
+
+    key: str
+    images: tuple[bytes, ...]
+    turns: tuple[Turn, ...]
+    source: str
+
+    def check(self) -> "Sample":
+        """Return the sample if its conversation is sound.
+
+        Raises:
+            BadSampleError: Roles do not alternate, a text is empty, or marks and images differ in number.
+        """
+        roles = [turn.role for turn in self.turns]
+        expected = ["user", "assistant"] * (len(roles) // 2)
+        if not roles or roles != expected:
+            raise BadSampleError(f"turns must alternate user, assistant, …; given: {', '.join(roles) or 'none'}")
+        if any(turn.role == "assistant" and not turn.text.strip() for turn in self.turns):
+            raise BadSampleError("an assistant turn is empty: there is nothing to learn from it")
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns)
+        if marks != len(self.images):
+            raise BadSampleError(f"{marks} image marks in the text, but {len(self.images)} images")
+        return self
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the sample as a row of `SCHEMA`."""
+        return {
+            "key": self.key,
+            "images": [{"bytes": image, "path": None} for image in self.images],
+            "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Sample":
+        """Rebuild a sample from a row of `SCHEMA`."""
+        return cls(
+            key=row["key"],
+            images=tuple(image["bytes"] or b"" for image in row["images"]),
+            turns=tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"]),
+            source=row["source"],
+        )

@@ -1,0 +1,150 @@
+"""Prompt templates: one conversation → text with its supervised parts marked → token ids and labels.
+
+Text is tokenised in whole pieces between images, as Bunny does, and labels come from the tokenizer's own character
+offsets. So ids and labels cannot drift apart, whatever the tokenizer merges.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from warren.data.sample import IMAGE_MARK, Turn
+from warren.errors import BadSampleError, ConfigError
+
+IGNORED = -100
+"""Label of a position that no loss is taken on (PyTorch's cross-entropy default)."""
+
+_BUNNY_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of text, and whether the model learns to produce it."""
+
+    text: str
+    supervised: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text.
+
+    Attributes:
+        system: Text in front of the first turn; the endpoint's `system` message replaces it.
+        captions_only: Stage 1's plain template: the image, then the caption and a newline; user text is dropped.
+    """
+
+    name: str
+    system: str = ""
+    captions_only: bool = False
+
+    def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
+        """Render a whole conversation; every answer and its end is supervised."""
+        if self.captions_only:
+            images = "".join(IMAGE_MARK * turn.text.count(IMAGE_MARK) for turn in turns)
+            return [Segment(images, False), Segment(turns[-1].text + "\n", True)]
+        segments = [Segment(f"{self.system} " if self.system else "", False)]
+        for turn in turns:
+            if turn.role == "user":
+                segments.append(Segment(f"USER: {turn.text} ASSISTANT:", False))
+            else:
+                segments.append(Segment(f" {turn.text}{eos}", True))
+        return segments
+
+    def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
+        """Render a conversation that the assistant is to continue."""
+        template = self if system is None else Template(self.name, system, self.captions_only)
+        if self.captions_only:
+            return [Segment("".join(IMAGE_MARK * turn.text.count(IMAGE_MARK) for turn in turns), False)]
+        return template.training(turns, eos)
+
+
+_TEMPLATES = {
+    template.name: template
+    for template in (
+        Template("bunny", _BUNNY_SYSTEM),
+        Template("plain", captions_only=True),
+        Template("brief"),  # bunny's turns without its system text: short prompts for tiny models
+    )
+}
+
+
+def get_template(name: str) -> Template:
+    """Return a template by name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in _TEMPLATES:
+        raise ConfigError(f"no template named {name!r}; valid: {', '.join(sorted(_TEMPLATES))}")
+    return _TEMPLATES[name]
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """The special tokens a tokenised conversation needs, and how many image tokens stand for one picture."""
+
+    image_token_id: int
+    tokens_per_image: int
+    eos_token: str
+    pad_token_id: int
+    bos_token_id: int | None = None
+
+
+def encode(
+    segments: Sequence[Segment], tokenizer: Tokenizer, spec: TokenSpec, max_length_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise rendered segments.
+
+    Returns:
+        Token ids and labels, both int32 (length,). Image tokens are expanded to one id per visual feature.
+
+    Raises:
+        BadSampleError: Longer than `max_length_tokens` even without its last answers, or nothing is supervised
+            within that length.
+    """
+    ids: list[int] = [] if spec.bos_token_id is None else [spec.bos_token_id]
+    labels: list[int] = [IGNORED] * len(ids)
+    for number, piece in enumerate(_split_at_images(segments)):
+        if number:
+            ids += [spec.image_token_id] * spec.tokens_per_image
+            labels += [IGNORED] * spec.tokens_per_image
+        _encode_piece(piece, tokenizer, ids, labels)
+    if max_length_tokens is not None and len(ids) > max_length_tokens:
+        if spec.image_token_id in ids[max_length_tokens:]:
+            raise BadSampleError(f"{len(ids)} tokens; the limit of {max_length_tokens} would cut an image in two")
+        ids, labels = ids[:max_length_tokens], labels[:max_length_tokens]
+        if all(label == IGNORED for label in labels):
+            raise BadSampleError(f"nothing is left to learn within {max_length_tokens} tokens")
+    return np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+
+
+def _split_at_images(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Cut the segments at every image mark: n marks give n + 1 pieces."""
+    pieces: list[list[Segment]] = [[]]
+    for segment in segments:
+        first, *rest = segment.text.split(IMAGE_MARK)
+        pieces[-1].append(Segment(first, segment.supervised))
+        pieces.extend([Segment(text, segment.supervised)] for text in rest)
+    return pieces
+
+
+def _encode_piece(piece: Sequence[Segment], tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> None:
+    text = "".join(segment.text for segment in piece)
+    if not text:
+        return
+    supervised = np.zeros(len(text), dtype=bool)
+    start = 0
+    for segment in piece:
+        supervised[start : start + len(segment.text)] = segment.supervised
+        start += len(segment.text)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        ids.append(token)
+        # A token's last character decides: a piece that merges the space before an answer belongs to the answer.
+        labels.append(token if supervised[max(begin, end - 1)] else IGNORED)

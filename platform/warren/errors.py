@@ -1,0 +1,88 @@
+"""The exceptions Warren raises.
+
+Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one cause:
+
+    WarrenError
+    ├── ConfigError                 a recipe, an option or the environment is wrong
+    ├── StorageError                object storage or a disk did not do what was asked
+    │   ├── NotFoundError           no such bucket, object or file
+    │   ├── AccessDeniedError       credentials are missing, wrong or too weak
+    │   └── ConflictError           a conditional write lost: the object is there already, or changed
+    ├── DataError                   a dataset or a sample is wrong
+    │   ├── BadSampleError          one sample cannot be used (it is quarantined)
+    │   ├── QuarantineError         more samples were quarantined than the recipe allows
+    │   ├── EmptyDatasetError       nothing is left to train or evaluate on
+    │   └── CorruptDataError        bytes differ from what the manifest promised
+    ├── TrainingError               a run cannot start, go on or be resumed
+    │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
+    ├── ReleaseError                a release is missing, broken or refused
+    │   └── GateError               a release did not reach what its gate asks for
+    └── ServiceError                a service of the cluster (Ray, S3 server, Serve) did not start or answer
+
+Every message says what was given, what is allowed and what to do next. All of them carry one string, so they
+survive pickling between Ray processes.
+"""
+
+
+class WarrenError(Exception):
+    """Anything Warren knows to be wrong; the message is meant for the person who started the job."""
+
+
+class ConfigError(WarrenError):
+    """A recipe, an option or the environment is wrong."""
+
+
+class StorageError(WarrenError):
+    """Object storage or a disk did not do what was asked."""
+
+
+class NotFoundError(StorageError):
+    """No such bucket, object or file."""
+
+
+class AccessDeniedError(StorageError):
+    """Credentials are missing, wrong or too weak."""
+
+
+class ConflictError(StorageError):
+    """A conditional write lost: the object exists already, or changed since it was read."""
+
+
+class DataError(WarrenError):
+    """A dataset or a sample is wrong."""
+
+
+class BadSampleError(DataError):
+    """One sample cannot be used; whoever reads it quarantines it."""
+
+
+class QuarantineError(DataError):
+    """More samples were quarantined than the recipe allows."""
+
+
+class EmptyDatasetError(DataError):
+    """Nothing is left to train or evaluate on."""
+
+
+class CorruptDataError(DataError):
+    """Bytes differ from what the manifest promised."""
+
+
+class TrainingError(WarrenError):
+    """A run cannot start, go on or be resumed."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is incomplete or does not fit the run."""
+
+
+class ReleaseError(WarrenError):
+    """A release is missing, broken or refused."""
+
+
+class GateError(ReleaseError):
+    """A release did not reach what its gate asks for."""
+
+
+class ServiceError(WarrenError):
+    """A service of the cluster (Ray, S3 server, Serve) did not start or answer."""

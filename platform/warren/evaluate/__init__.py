@@ -1,0 +1,1 @@
+"""Measuring a checkpoint: scorers, statistics and the report."""

@@ -1,0 +1,45 @@
+"""Scores and how sure they are."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers with its 95 % Wilson interval (Wilson 1927).
+
+    Attributes:
+        majority: What always giving the most frequent answer would score.
+    """
+
+    value: float
+    low: float
+    high: float
+    num_samples: int
+    majority: float
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """Tell whether two answers are equal but for case, outer white space and a final full stop."""
+    return _normal(answer) == _normal(truth)
+
+
+def score(correct: Sequence[bool], truths: Sequence[str]) -> Score:
+    """Score a list of judged answers; empty lists score zero."""
+    n = len(correct)
+    if n == 0:
+        return Score(0.0, 0.0, 0.0, 0, 0.0)
+    p = sum(correct) / n
+    centre = (p + _Z_95**2 / (2 * n)) / (1 + _Z_95**2 / n)
+    half = _Z_95 * math.sqrt(p * (1 - p) / n + _Z_95**2 / (4 * n * n)) / (1 + _Z_95**2 / n)
+    majority = Counter(map(_normal, truths)).most_common(1)[0][1] / n
+    return Score(p, max(0.0, centre - half), min(1.0, centre + half), n, majority)
+
+
+def _normal(text: str) -> str:
+    return re.sub(r"\s+", " ", text.strip().rstrip(".").lower())

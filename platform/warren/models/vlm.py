@@ -1,0 +1,156 @@
+"""Building the vision-language model. It is transformers' LLaVA: what Warren saves loads without Warren."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    SiglipVisionConfig,
+)
+
+from warren.config import LanguageModelConfig, ModelConfig, VisionTowerConfig
+from warren.config.recipe import Part
+from warren.data.images import ImageSpec
+from warren.data.inputs import Inputs
+from warren.data.template import TokenSpec
+from warren.errors import ConfigError
+from warren.models.tokenizer import TrainedTokenizer
+
+FEATURE_LAYER = -2
+"""Bunny and LLaVA read the tower before its last block."""
+
+_SIGLIP_MEAN = _SIGLIP_STD = (0.5, 0.5, 0.5)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_MODULES: dict[Part, tuple[str, ...]] = {
+    "vision_tower": ("model.vision_tower.",),
+    "projector": ("model.multi_modal_projector.",),
+    "language_model": ("model.language_model.", "lm_head."),
+}
+
+
+def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> LlavaForConditionalGeneration:
+    """Build the model of a recipe; parts without `pretrained` get random weights from `seed`.
+
+    Raises:
+        ConfigError: A part's configuration is not one transformers knows.
+    """
+    vision = _vision_config(config.vision_tower)
+    text = _text_config(config.language_model, tokenizer)
+    torch.manual_seed(seed)
+    llava = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=num_patches(vision),
+        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="full" if config.vision_tower.family == "siglip" else "default",
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlavaForConditionalGeneration(llava)
+    if config.vision_tower.pretrained:
+        tower = AutoModel.from_pretrained(config.vision_tower.pretrained)
+        model.model.vision_tower.load_state_dict(getattr(tower, "vision_model", tower).state_dict())
+    if config.language_model.pretrained:
+        language_model = AutoModelForCausalLM.from_pretrained(config.language_model.pretrained)
+        language_model.resize_token_embeddings(text.vocab_size)
+        model.model.language_model.load_state_dict(language_model.model.state_dict())
+        model.lm_head.load_state_dict({"weight": language_model.get_output_embeddings().weight})
+    return model
+
+
+def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
+    """Return what the model of a recipe expects at its inputs."""
+    vision = _vision_config(config.vision_tower)
+    siglip = config.vision_tower.family == "siglip"
+    return Inputs(
+        template=config.template,
+        tokens=TokenSpec(
+            image_token_id=tokenizer.image_token_id,
+            tokens_per_image=num_patches(vision),
+            eos_token=tokenizer.eos_token,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        ),
+        image=ImageSpec(
+            size_px=vision.image_size,
+            mean=_SIGLIP_MEAN if siglip else _CLIP_MEAN,
+            std=_SIGLIP_STD if siglip else _CLIP_STD,
+        ),
+    )
+
+
+def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, int]:
+    """Let only the named parts train.
+
+    Blocks of the tower behind the feature layer are never used, so they never train: an optimizer would hold state
+    for them, and no gradient would come.
+
+    Returns:
+        Trainable and total parameter counts.
+    """
+    prefixes = tuple(prefix for part in trainable for prefix in _MODULES[part])
+    unused = _unused_tower_parameters(model)
+    trained = total = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes) and name not in unused)
+        trained += parameter.numel() if parameter.requires_grad else 0
+        total += parameter.numel()
+    return trained, total
+
+
+def part_of(parameter_name: str) -> Part:
+    """Name the part a parameter of the model belongs to."""
+    return next(part for part, prefixes in _MODULES.items() if parameter_name.startswith(prefixes))
+
+
+def num_patches(vision: PretrainedConfig) -> int:
+    """Patch features of one picture, the class token not counted."""
+    return int((vision.image_size // vision.patch_size) ** 2)
+
+
+def _unused_tower_parameters(model: nn.Module) -> set[str]:
+    tower: Any = model.get_submodule("model.vision_tower")
+    used = len(tower.encoder.layers) + 1 + FEATURE_LAYER
+    prefix = "model.vision_tower."
+    layers = tuple(f"{prefix}encoder.layers.{i}." for i in range(used, used - FEATURE_LAYER))
+    names = (name for name, _ in model.named_parameters())
+    return {n for n in names if n.startswith((*layers, f"{prefix}post_layernorm.", f"{prefix}head."))}
+
+
+def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
+    if config.pretrained:
+        whole = AutoConfig.from_pretrained(config.pretrained)
+        return getattr(whole, "vision_config", whole)
+    try:
+        if config.family == "siglip":
+            return SiglipVisionConfig(**{"vision_use_head": False, **config.config})
+        return CLIPVisionConfig(**config.config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.vision_tower.config: {error}") from None
+
+
+def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:
+    if config.pretrained:
+        text = AutoConfig.from_pretrained(config.pretrained)
+        text.vocab_size = max(text.vocab_size, tokenizer.vocab_size)
+    else:
+        try:
+            text = AutoConfig.for_model(config.model_type, **config.config, vocab_size=tokenizer.vocab_size)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.language_model: {error}") from None
+    text.tie_word_embeddings = False
+    text.pad_token_id = tokenizer.pad_token_id
+    return text

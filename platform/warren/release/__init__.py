@@ -1,0 +1,17 @@
+"""Releases: immutable published models with lineage, aliases that move by compare-and-swap, and the gate."""
+
+from warren.release.gate import check_gate
+from warren.release.registry import ALIASES, move_alias, read_alias, resolve_release
+from warren.release.release import Release, fetch_release, publish, release_folder
+
+__all__ = [
+    "ALIASES",
+    "Release",
+    "check_gate",
+    "fetch_release",
+    "move_alias",
+    "publish",
+    "read_alias",
+    "release_folder",
+    "resolve_release",
+]

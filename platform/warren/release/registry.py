@@ -1,0 +1,62 @@
+"""Aliases: movable names of releases. They move by compare-and-swap, so two movers never overwrite each other."""
+
+import json
+from typing import Literal, get_args
+
+from warren.errors import ConflictError, NotFoundError, ReleaseError
+from warren.release.release import read_release
+from warren.storage import Location
+
+Alias = Literal["candidate", "stable"]
+ALIASES: tuple[str, ...] = get_args(Alias)
+
+
+def _alias(root: Location, name: str, alias: str) -> Location:
+    return root / "releases" / name / "aliases" / f"{alias}.json"
+
+
+def read_alias(root: Location, name: str, alias: Alias) -> str | None:
+    """Return the version an alias names, or None where it was never set."""
+    try:
+        return str(_alias(root, name, alias).read_json()["version"])
+    except NotFoundError:
+        return None
+
+
+def move_alias(root: Location, name: str, alias: Alias, version: str, expected: str | None) -> None:
+    """Point an alias at a complete release.
+
+    Args:
+        expected: The version it names now, as `read_alias` said; None if it was not set.
+
+    Raises:
+        ConflictError: Someone else moved it meanwhile.
+        ReleaseError: The release is not complete.
+    """
+    read_release(root / "releases" / name / version)
+    target = _alias(root, name, alias)
+    data = (json.dumps({"version": version}) + "\n").encode()
+    if expected is None:
+        target.create_bytes(data)
+        return
+    present, tag = target.store.read(target.key)
+    if json.loads(present)["version"] != expected:
+        raise ConflictError(f"alias {alias!r} of {name} names {json.loads(present)['version']}, not {expected}")
+    target.store.replace(target.key, data, tag)
+
+
+def resolve_release(uri: str) -> str:
+    """Turn `…/releases/NAME/ALIAS` into the URI of the version it names now; a version's URI stays as it is.
+
+    Raises:
+        ReleaseError: The alias was never set.
+    """
+    location = Location.parse(uri)
+    if location.name not in ALIASES:
+        return location.uri
+    folder = Location(location.uri.rsplit("/", 1)[0])
+    root = Location(folder.uri.rsplit("/", 2)[0])
+    version = read_alias(root, folder.name, location.name)  # type: ignore[arg-type]
+    if version is None:
+        raise ReleaseError(f"{uri}: no release was ever {location.name}; run jobs/release.py")
+    return (folder / version).uri

@@ -1,0 +1,107 @@
+"""A URI that knows its storage. It holds only text, so it pickles, prints and compares as what it is."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+
+from warren.errors import ConfigError
+from warren.storage import s3
+from warren.storage.files import FileStore
+from warren.storage.store import Store
+
+_SCHEMES = ("s3://", "file://")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder or object in storage.
+
+    Attributes:
+        uri: Normalised: `s3://bucket/key` or an absolute path.
+    """
+
+    uri: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Location":
+        """Take `s3://bucket/key`, `file:///path` or a path.
+
+        Raises:
+            ConfigError: Another scheme, or an S3 URI without a bucket.
+        """
+        text = text.strip()
+        if text.startswith("s3://"):
+            if not text.removeprefix("s3://").strip("/"):
+                raise ConfigError(f"{text!r} names no bucket: expected s3://bucket/prefix")
+            return cls("s3://" + text.removeprefix("s3://").strip("/"))
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        elif "://" in text:
+            raise ConfigError(f"{text!r}: storage is one of {', '.join(_SCHEMES)} or a plain path")
+        if not text:
+            raise ConfigError("an empty path names no storage")
+        return cls(os.path.abspath(os.path.expanduser(text)))
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self.uri}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """Last part of the URI."""
+        return self.uri.rsplit("/", 1)[-1]
+
+    @property
+    def key(self) -> str:
+        """The path inside its filesystem: `bucket/key` or an absolute path."""
+        return self.uri.removeprefix("s3://")
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the location is in S3 rather than on a file system."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def filesystem(self) -> pyarrow.fs.FileSystem:
+        """A pyarrow filesystem that opens `key`; safe to pickle to Ray workers."""
+        return s3.filesystem() if self.is_s3 else pyarrow.fs.LocalFileSystem()
+
+    @property
+    def store(self) -> Store:
+        """The store that holds `key`."""
+        return s3.S3Store() if self.is_s3 else FileStore()
+
+    def list(self) -> list["Location"]:
+        """Every object below this folder, at any depth, sorted."""
+        prefix = "s3://" if self.is_s3 else ""
+        return [Location(prefix + key) for key in self.store.list(self.key)]
+
+    def read_bytes(self) -> bytes:
+        """Return the object's bytes."""
+        return self.store.read(self.key)[0]
+
+    def read_json(self) -> Any:
+        """Return the object parsed as JSON."""
+        return json.loads(self.read_bytes())
+
+    def create_bytes(self, data: bytes) -> None:
+        """Write an object that must not exist; atomic.
+
+        Raises:
+            ConflictError: It exists.
+        """
+        self.store.create(self.key, data)
+
+    def create_json(self, value: Any) -> None:
+        """Write `value` as readable JSON to an object that must not exist; atomic."""
+        self.create_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+    def upload(self, source: Path) -> None:
+        """Copy a local file here; a reader sees all of it or nothing."""
+        self.store.upload(source, self.key)

@@ -1,0 +1,51 @@
+"""What Warren asks of storage beyond streaming: conditional writes, whole-file uploads, listings."""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Objects under `/`-separated keys. Both implementations pass the same contract tests.
+
+    A tag identifies one version of an object; it is opaque and changes with every write.
+    """
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """Return an object's bytes and its tag.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not exist yet, atomically.
+
+        Raises:
+            ConflictError: The object exists.
+        """
+
+    def replace(self, key: str, data: bytes, tag: str) -> None:
+        """Write an object only if its tag is still `tag`, atomically.
+
+        Raises:
+            ConflictError: The object changed since it was read.
+        """
+
+    def upload(self, source: Path, key: str) -> None:
+        """Copy a local file; a reader sees the whole object or none."""
+
+    def download(self, key: str, target: Path) -> None:
+        """Copy an object to a local file, retrying broken transfers."""
+
+    def size(self, key: str) -> int:
+        """Return an object's size in bytes.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
+    def list(self, prefix: str) -> list[str]:
+        """Return every key below the folder `prefix`, sorted by UTF-8 bytes, at any depth."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; removing what is gone is not an error."""

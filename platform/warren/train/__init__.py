@@ -1,0 +1,1 @@
+"""Training: the DeepSpeed engine, the step, checkpoints and what a run writes down. No Ray here."""

@@ -1,0 +1,114 @@
+"""The commit protocol: files under unique names, verified, then the manifest. Nothing reads a checkpoint without one.
+
+checkpoints/00000120/ATTEMPT/state/…      every rank's DeepSpeed files and random-number state
+checkpoints/00000120/ATTEMPT/model/…      the servable model, in Hugging Face layout
+checkpoints/00000120/manifest.json        last: from here on the checkpoint exists
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warren.errors import CheckpointError, ConflictError, NotFoundError
+from warren.storage import FileEntry, Location, upload_verified
+
+MANIFEST = "manifest.json"
+MODEL_FOLDER = "model"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What makes a checkpoint complete.
+
+    Attributes:
+        step: Optimizer steps taken; also the cursor: training goes on with this step's batch.
+        world_size: Ranks that wrote it.
+        files: Every file, relative to the checkpoint's folder.
+        run: What the run was (invariant 7): configuration, packages, revision, dataset.
+    """
+
+    step: int
+    world_size: int
+    fingerprint: str
+    files: tuple[FileEntry, ...]
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "CheckpointManifest":
+        """Rebuild what `to_json` returned."""
+        files = tuple(FileEntry.from_json(entry) for entry in value["files"])
+        return cls(value["step"], value["world_size"], value["fingerprint"], files, value["run"])
+
+    def below(self, folder: str) -> tuple[FileEntry, ...]:
+        """Files inside `folder` of whichever attempt wrote them."""
+        return tuple(entry for entry in self.files if entry.path.split("/")[1] == folder)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    folder: Location
+
+    def at(self, step: int) -> Location:
+        """Return the folder of the checkpoint at a step."""
+        return self.folder / f"{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        manifests = (found for found in self.folder.list() if found.name == MANIFEST)
+        return sorted(int(found.uri.split("/")[-2]) for found in manifests)
+
+    def read(self, step: int) -> CheckpointManifest:
+        """Read a complete checkpoint's manifest.
+
+        Raises:
+            CheckpointError: There is none at that step.
+        """
+        try:
+            return CheckpointManifest.from_json((self.at(step) / MANIFEST).read_json())
+        except NotFoundError:
+            complete = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(
+                f"{self.folder}: no complete checkpoint at step {step}; complete: {complete}"
+            ) from None
+
+    def latest(self) -> CheckpointManifest | None:
+        """Return the newest complete checkpoint's manifest, or None."""
+        steps = self.steps()
+        return self.read(steps[-1]) if steps else None
+
+    def upload(self, step: int, attempt: str, local: Path) -> list[FileEntry]:
+        """Upload every file below `local` under names no other attempt uses, and verify them."""
+        files = sorted(path for path in local.rglob("*") if path.is_file())
+        folder = self.at(step)
+        return [upload_verified(path, folder, f"{attempt}/{path.relative_to(local)}") for path in files]
+
+    def commit(self, manifest: CheckpointManifest) -> None:
+        """Write the manifest; from here on the checkpoint exists."""
+        try:
+            (self.at(manifest.step) / MANIFEST).create_json(manifest.to_json())
+        except ConflictError:
+            raise CheckpointError(
+                f"{self.at(manifest.step)} was committed by someone else: two jobs train the same run; "
+                "stop one of them or give it another --run"
+            ) from None
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`. The manifest goes first, so no half checkpoint is ever complete."""
+        for step in self.steps()[:-keep]:
+            manifest = self.at(step) / MANIFEST
+            manifest.store.delete(manifest.key)
+            for found in self.at(step).list():
+                found.store.delete(found.key)
+
+
+def relative_to_attempt(entries: Sequence[FileEntry]) -> list[tuple[FileEntry, str]]:
+    """Pair each entry with its path inside its attempt, for example `state/…`."""
+    return [(entry, entry.path.split("/", 1)[1]) for entry in entries]

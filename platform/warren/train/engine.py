@@ -1,0 +1,116 @@
+"""The DeepSpeed engine. The only module that imports DeepSpeed; its JSON comes from the typed configuration."""
+
+import contextlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from warren.config import Resources, StageConfig
+from warren.data.batch import Cut
+from warren.train.optimization import cosine_schedule, optimizer
+
+STATE_TAG = "state"
+_NEVER = 10**9
+
+
+def deepspeed_config(stage: StageConfig, resources: Resources, cut: Cut) -> dict[str, Any]:
+    """Write DeepSpeed's JSON for a stage."""
+    return {
+        "train_micro_batch_size_per_gpu": resources.micro_batch_size,
+        "gradient_accumulation_steps": cut.num_micro_batches,
+        "gradient_clipping": stage.max_grad_norm,
+        "bf16": {"enabled": resources.precision == "bf16"},
+        "zero_optimization": {
+            "stage": resources.zero_stage,
+            "overlap_comm": resources.gpus_per_worker > 0,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        # torch's own AdamW, on CPU and GPU alike: DeepSpeed's CPU Adam must be compiled and rounds differently.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": _NEVER,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """One rank's DeepSpeed engine, in Warren's words: micro-batches in, one optimizer step out."""
+
+    def __init__(
+        self, objective: nn.Module, stage: StageConfig, resources: Resources, cut: Cut, num_steps: int
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        built = optimizer(objective.model, stage)  # type: ignore[arg-type]
+        schedule = torch.optim.lr_scheduler.LambdaLR(built, cosine_schedule(num_steps, stage.warmup_fraction))
+        with contextlib.redirect_stdout(io.StringIO()):  # its builders print their progress
+            self._engine, *_ = deepspeed.initialize(
+                model=objective,
+                optimizer=built,
+                lr_scheduler=schedule,
+                config=deepspeed_config(stage, resources, cut),
+                dist_init_required=False,
+            )
+        self._scale = cut.world_size * cut.num_micro_batches
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank trains."""
+        return torch.device(self._engine.device)
+
+    def forward_backward(self, batch: dict[str, torch.Tensor], num_supervised_tokens: int) -> torch.Tensor:
+        """Add one micro-batch's share of the global batch's gradient.
+
+        DeepSpeed averages over ranks and micro-batches; multiplying by their number leaves the token-weighted mean
+        over the whole global batch, however it is cut.
+
+        Returns:
+            The micro-batch's summed loss divided by the global token count, detached.
+        """
+        share: torch.Tensor = self._engine(**batch) / max(1, num_supervised_tokens)
+        self._engine.backward(share * self._scale)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only counts the micro-batch
+        return share.detach()
+
+    def step(self) -> tuple[float, float]:
+        """Take the optimizer step.
+
+        Returns:
+            The gradient norm before clipping, and the learning rate that was used.
+        """
+        learning_rate = float(self._engine.get_lr()[0])
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0), learning_rate
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """Gather the model's full weights on rank 0; every rank must call it. Empty on the other ranks."""
+        if self._engine.zero_optimization_stage() == 3:
+            state = self._engine._zero3_consolidated_16bit_state_dict() or {}
+        else:
+            state = self._engine.module.state_dict()
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of weights, optimizer and schedule below `folder`; every rank must call it."""
+        self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, from a folder that holds every rank's files."""
+        self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed late and quietly: it takes seconds, probes compilers and devices, and talks about it."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    deepspeed.utils.logging.logger.setLevel("ERROR")
+    return deepspeed

@@ -1,0 +1,53 @@
+"""Optimizer groups and the learning-rate schedule, by Bunny's rules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from warren.config import StageConfig
+from warren.models.vlm import part_of
+
+
+def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
+    """Group trainable parameters by part and weight decay.
+
+    The projector and the vision tower may have learning rates of their own; biases and norms do not decay.
+    """
+    rates = {
+        "projector": stage.projector_learning_rate or stage.learning_rate,
+        "vision_tower": stage.vision_tower_learning_rate or stage.projector_learning_rate or stage.learning_rate,
+        "language_model": stage.learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rates[part], "weight_decay": stage.weight_decay if decays else 0.0}
+        for (part, decays), parameters in groups.items()
+    ]
+
+
+def optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
+    """Build AdamW over the trainable parameters."""
+    groups = parameter_groups(model, stage)
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.adam_betas, eps=stage.adam_epsilon)
+
+
+def cosine_schedule(num_steps: int, warmup_fraction: float) -> Callable[[int], float]:
+    """Return the factor of the base learning rate at each step: linear warm-up, then half a cosine to zero.
+
+    Warm-up takes `ceil(warmup_fraction × num_steps)` steps and starts at exactly zero, as in Hugging Face's trainer.
+    """
+    warmup = math.ceil(warmup_fraction * num_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        progress = (step - warmup) / max(1, num_steps - warmup)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+    return factor

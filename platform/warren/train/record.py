@@ -1,0 +1,112 @@
+"""What a run was, written down once: configuration, packages, revision, dataset (invariant 7)."""
+
+import importlib.metadata
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from warren import __version__
+from warren.config import Recipe, Resources, fingerprint
+from warren.data.manifest import Manifest
+from warren.errors import ConflictError, TrainingError
+from warren.storage import Location
+from warren.train.checkpoint import Checkpoints
+
+RECORD = "run.json"
+_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
+_IDENTITY = ("stage", "recipe", "dataset")
+_REVISION_VARIABLE = "WARREN_GIT_REVISION"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. The same storage and the same name mean the same run: it goes on where it stopped."""
+
+    folder: Location
+
+    @property
+    def name(self) -> str:
+        """The name that finds the run again."""
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+        return Checkpoints(self.folder / "checkpoints")
+
+    def begin(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Write the run's record, or check that the run that exists is the same one.
+
+        Raises:
+            TrainingError: A run of that name exists with another recipe or dataset.
+        """
+        target = self.folder / RECORD
+        try:
+            target.create_json(record)
+            return record
+        except ConflictError:
+            present: dict[str, Any] = target.read_json()
+        changed = [key for key in _IDENTITY if present.get(key) != record[key]]
+        if changed:
+            details = "; ".join(_differences(present.get(key), record[key], key) for key in changed)
+            raise TrainingError(
+                f"run {self.name!r} exists with another {' and '.join(changed)} ({details}): "
+                "give this one another name with --run, or undo the change to go on with it"
+            )
+        return present
+
+
+def describe(recipe: Recipe, stage: str, resources: Resources, dataset: Manifest) -> dict[str, Any]:
+    """Collect what a later reader needs to know what was trained, on what, with what."""
+    identity = {
+        "model": recipe.model.model_dump(mode="json"),
+        stage: getattr(recipe, stage).model_dump(mode="json"),
+    }
+    return {
+        "stage": stage,
+        "recipe": {"name": recipe.name, **identity},
+        "fingerprint": fingerprint(recipe),
+        "resources": resources.model_dump(mode="json"),
+        "dataset": {
+            "name": dataset.name,
+            "version": dataset.version,
+            "digest": dataset.digest,
+            "rows": dataset.rows,
+        },
+        "packages": {"warren": __version__, **_versions()},
+        "git_revision": git_revision(),
+        "created": int(time.time()),
+    }
+
+
+def git_revision() -> str:
+    """Return the revision of the source tree, `unknown` in an image that was built without saying it."""
+    if _REVISION_VARIABLE in os.environ:
+        return os.environ[_REVISION_VARIABLE]
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        folder = Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _differences(old: Any, new: Any, where: str) -> str:
+    """Name the leaves that differ, as `a.b: 1 → 2`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(_differences(old.get(key), new.get(key), f"{where}.{key}") for key in keys)
+    return f"{where}: {old!r} → {new!r}"
