@@ -4,6 +4,7 @@ Ray Train asks for the dataset anew whenever it starts a group of workers, and t
 Both hooks are used: the first looks up the newest checkpoint, the second cuts the batches for the world size.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,14 @@ import ray.data
 from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
-from warren.data.batch import BatchPart, Cut
+from warren.data.batch import BatchPart, Cut, pack_parts, unpack_parts
 from warren.data.order import WindowTask
 from warren.data.stream import BatchReader, StreamSpec
 from warren.train.record import Run
 
 DATASET = "train"
-_PREFETCHED_PARTS = 2
+_PREFETCHED_ROWS = 2
+_ROW_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,31 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
 
 def batch_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
     """Yield a rank's batch parts from its share of the dataset."""
-    batches = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_PARTS)
+    batches = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_ROWS)
     for table in batches:
-        yield BatchPart.from_table(table)
+        yield from unpack_parts(table)
+
+
+def _steps_per_row(spec: StreamSpec, cut: Cut) -> int:
+    """Return how many steps travel together: handing out a row costs Ray Data milliseconds, whatever its size."""
+    sample_bytes = 3 * spec.inputs.image.size_px**2 + 8 * spec.max_length_tokens
+    return max(1, _ROW_BYTES * cut.world_size // (spec.global_batch_size * sample_bytes))
 
 
 def _read_windows(spec: StreamSpec, cut: Cut) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    steps_per_row = _steps_per_row(spec, cut)
+
     def read(windows: pa.Table) -> Iterator[pa.Table]:
         reader = BatchReader(spec, cut)
         for row in windows.to_pylist():
-            for part in reader.read(WindowTask(**row)):
-                yield part.to_table()
+            steps = _batched(reader.read(WindowTask(**row)), steps_per_row)
+            for parts_of_steps in steps:
+                for rank in range(cut.world_size):
+                    yield pack_parts([parts[rank] for parts in parts_of_steps])
 
     return read
+
+
+def _batched(items: Iterator[list[BatchPart]], size: int) -> Iterator[list[list[BatchPart]]]:
+    while group := list(itertools.islice(items, size)):
+        yield group

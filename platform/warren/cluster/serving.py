@@ -12,16 +12,16 @@ from warren.cluster.session import shipped_packages
 from warren.config import Resources
 from warren.errors import ServiceError
 
-APPLICATION = "warren"
+APPLICATION = "chat"  # as in the RayService manifest
 IMPORT_PATH = "warren_serve.app:build"
 _POLL_S = 1.0
-_PORT_VARIABLE, _DEFAULT_PORT = "WARREN_SERVE_PORT", 8000
+PORT_VARIABLE, _DEFAULT_PORT = "WARREN_SERVE_PORT", 8000
 _HOST_VARIABLE, _DEFAULT_HOST = "WARREN_SERVE_HOST", "127.0.0.1"
 
 
 def serve_port() -> int:
     """Return the endpoint's port, from `WARREN_SERVE_PORT` (8000)."""
-    return int(os.environ.get(_PORT_VARIABLE, _DEFAULT_PORT))
+    return int(os.environ.get(PORT_VARIABLE, _DEFAULT_PORT))
 
 
 def application_config(release_uri: str, model_name: str, resources: Resources) -> dict[str, Any]:
@@ -104,5 +104,5 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ServiceError(
-                f"port {port} on {host} is in use ({error.strerror}): set {_PORT_VARIABLE} to a free one"
+                f"port {port} on {host} is in use ({error.strerror}): set {PORT_VARIABLE} to a free one"
             ) from None

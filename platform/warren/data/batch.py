@@ -1,7 +1,7 @@
 """A global batch, cut into equal parts for the ranks and micro-batches that no loss depends on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,38 +61,46 @@ class BatchPart:
     keys: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = field(default=())
 
-    def to_table(self) -> pa.Table:
-        """Pack the share into one Arrow row: counts in a JSON header, tensors as one safetensors buffer."""
-        header = {
-            "step": self.step,
-            "epoch": self.epoch,
-            "rank": self.rank,
-            "num_supervised_tokens": self.num_supervised_tokens,
-            "num_samples": self.num_samples,
-            "num_micro_batches": len(self.micro_batches),
-            "keys": self.keys,
-            "quarantined": [[q.key, q.source, q.reason] for q in self.quarantined],
-        }
+    def _header(self) -> str:
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        bad = [[q.key, q.source, q.reason] for q in self.quarantined]
+        return json.dumps({**counts, "micro": len(self.micro_batches), "keys": self.keys, "quarantined": bad})
+
+    def _tensors(self) -> bytes:
         tensors = {
             f"{i}.{name}": np.ascontiguousarray(getattr(micro, name))
             for i, micro in enumerate(self.micro_batches)
-            for name in MicroBatch.__dataclass_fields__
+            for name in _TENSORS
         }
-        return pa.table({"header": [json.dumps(header)], "tensors": pa.array([save(tensors)], pa.large_binary())})
+        data: bytes = save(tensors)
+        return data
 
-    @classmethod
-    def from_table(cls, table: pa.Table) -> "BatchPart":
-        """Unpack what `to_table` packed."""
-        header: dict[str, Any] = json.loads(table["header"][0].as_py())
-        tensors = load(table["tensors"][0].as_py())
-        names = MicroBatch.__dataclass_fields__
-        micro_batches = tuple(
-            MicroBatch(**{name: tensors[f"{i}.{name}"] for name in names})
-            for i in range(header.pop("num_micro_batches"))
-        )
-        header["keys"] = tuple(header["keys"])
-        header["quarantined"] = tuple(Quarantined(*entry) for entry in header["quarantined"])
-        return cls(micro_batches=micro_batches, **header)
+
+_COUNTS = ("step", "epoch", "rank", "num_supervised_tokens", "num_samples")
+_TENSORS = ("input_ids", "labels", "lengths", "pixels")
+
+
+def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
+    """Pack one rank's shares of consecutive steps into one Arrow row: JSON headers and safetensors buffers."""
+    headers = pa.array([[part._header() for part in parts]], pa.list_(pa.string()))
+    tensors = pa.array([[part._tensors() for part in parts]], pa.list_(pa.large_binary()))
+    return pa.table({"headers": headers, "tensors": tensors})
+
+
+def unpack_parts(table: pa.Table) -> Iterator[BatchPart]:
+    """Unpack what `pack_parts` packed, one share at a time."""
+    for row in range(table.num_rows):
+        for header, buffer in zip(table["headers"][row], table["tensors"][row], strict=True):
+            facts: dict[str, Any] = json.loads(header.as_py())
+            tensors = load(buffer.as_py())
+            yield BatchPart(
+                **{name: facts[name] for name in _COUNTS},
+                micro_batches=tuple(
+                    MicroBatch(**{name: tensors[f"{i}.{name}"] for name in _TENSORS}) for i in range(facts["micro"])
+                ),
+                keys=tuple(facts["keys"]),
+                quarantined=tuple(Quarantined(*entry) for entry in facts["quarantined"]),
+            )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest
 from warren.data.order import Order, Plan, RowRef, WindowTask, window_multiple
 from warren.data.sample import Sample
-from warren.errors import BadSampleError, CorruptDataError
-from warren.storage import Location
+from warren.errors import BadSampleError
+from warren.storage import Location, read_verified
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class BatchReader:
         self._cut = cut
         self._plan = spec.plan()
 
-    def read(self, task: WindowTask) -> Iterator[BatchPart]:
-        """Yield the parts of every batch of a task: all ranks of a step, then the next step.
+    def read(self, task: WindowTask) -> Iterator[list[BatchPart]]:
+        """Yield each batch of a task as its parts, one a rank.
 
         Raises:
             CorruptDataError: A shard's bytes are damaged.
@@ -57,7 +57,7 @@ class BatchReader:
             for row in rows:
                 if row not in samples:
                     samples.update(self._read_row_group(row))
-            yield from self._assemble(task.first_step + number, task.epoch, [samples.pop(row) for row in rows])
+            yield self._assemble(task.first_step + number, task.epoch, [samples.pop(row) for row in rows])
 
     def _assemble(self, step: int, epoch: int, samples: list[Sample]) -> list[BatchPart]:
         spec = self._spec
@@ -78,11 +78,10 @@ class BatchReader:
         location = self._spec.folder / shard.file.path
         try:
             table = _open(location).read_row_group(ref.row_group)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             _open.cache_clear()
-            if "CRC" in str(error) or "Corrupt" in str(error) or "Parquet" in str(error):
-                raise CorruptDataError(f"shard {location} is damaged: {error}") from None
-            raise
+            read_verified(self._spec.folder, shard.file)  # damaged bytes are said to be so; others read again
+            table = _open(location).read_row_group(ref.row_group)
         rows = table.to_pylist()
         return {RowRef(ref.shard, ref.row_group, i): Sample.from_row(row) for i, row in enumerate(rows)}
 

@@ -6,7 +6,7 @@ completes a multipart upload when its stream is dropped). pyarrow reads ranges a
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,28 @@ def ensure_bucket(bucket: str) -> None:
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
+
+
+def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
+    """Tell whether a server takes an object and gives it back: it is ready when it does, not when its port is open."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name=_region(),
+        config=BotoConfig(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=5),
+    )
+    bucket, key = "ready-probe", "probe"
+    try:
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=key, Body=b"ready")
+        answer: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        client.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError):
+        return False
+    return answer == b"ready"
 
 
 def _endpoint() -> str | None:

@@ -82,9 +82,9 @@ class Engine:
         """Take the optimizer step.
 
         Returns:
-            The gradient norm before clipping, and the learning rate that was used.
+            The gradient norm before clipping, and the largest learning rate that was used.
         """
-        learning_rate = float(self._engine.get_lr()[0])
+        learning_rate = float(max(self._engine.get_lr()))
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or 0.0), learning_rate
 
@@ -114,3 +114,16 @@ def _import_deepspeed() -> Any:
 
     deepspeed.utils.logging.logger.setLevel("ERROR")
     return deepspeed
+
+
+def build_operators() -> None:
+    """Compile the operator that DeepSpeed's CPU communication uses, where it is not cached already."""
+    _import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+
+if __name__ == "__main__":
+    build_operators()

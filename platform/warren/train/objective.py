@@ -62,7 +62,8 @@ class Objective(nn.Module):
         targets = labels[:, 1:]
         supervised = targets != IGNORED
         logits = self.model.lm_head(hidden[:, :-1][supervised])
-        loss = functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = functional.cross_entropy(logits, targets[supervised], reduction="sum")
         return loss + unused
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ Its questions become conversations; its colours and shapes, which the answers gi
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,8 @@ from warren.errors import ConfigError, NotFoundError
 
 LICENCE = "MIT"
 _PACKAGE = "easy_vqa"
+_COLOURS = frozenset(["black", "gray", "red", "green", "blue", "yellow", "teal", "brown"])
+_SHAPES = frozenset(["circle", "rectangle", "triangle"])
 _Planned = tuple[str, int, tuple[Turn, ...]]  # key, picture, conversation
 
 
@@ -92,15 +95,24 @@ def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, l
 
 
 def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
+    """Write what a picture's questions give away of it: `a blue circle`."""
     found: list[_Planned] = []
     for image, asked in questions.items():
-        colour = next((a for q, a in asked if q.startswith("what") and "color" in q), None)
-        shape = next((a for q, a in asked if q.startswith("what") and "color" not in q), None)
-        if colour or shape:
-            words = " ".join(word for word in ("a", colour, shape or "shape") if word)
-            turns = (Turn("user", IMAGE_MARK), Turn("assistant", words))
+        known = {word for question, answer in asked for word in _facts(question, answer)}
+        colour, shape = known & _COLOURS, known & _SHAPES
+        if colour and shape:  # a caption that names only one of them would be noise
+            turns = (Turn("user", IMAGE_MARK), Turn("assistant", " ".join(["a", *colour, *shape])))
             found.append((f"train-{image:05d}-caption", image, turns))
     return found
+
+
+def _facts(question: str, answer: str) -> set[str]:
+    """Return the colour and shape words that a question and its answer say are in the picture."""
+    words = set(re.findall(r"[a-z]+", question))
+    if answer in ("yes", "no"):
+        present = (answer == "yes") != bool(words & {"no", "not"})
+        return words & (_COLOURS | _SHAPES) if present else set()
+    return {answer} | words & (_COLOURS | _SHAPES)
 
 
 def _conversations(split: str, questions: dict[int, list[tuple[str, str]]], group: int) -> list[_Planned]:

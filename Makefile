@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.11+, make and a C++ compiler; they make .venv and install what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+# The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
+TORCH ?= torch==2.13.0
+
+.PHONY: help install demo test check bench clean
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## Make .venv and install Warren and its tools into it
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps easy-vqa
+	$(BIN)/python -m warren.train.engine  # builds DeepSpeed's CPU operator once, so no run waits for the compiler
+	touch $@
+
+demo: install  ## The whole way on this machine: raw pairs to REST answer (KEEP=1 leaves the endpoint up)
+	$(BIN)/python jobs/demo.py $(if $(KEEP),--keep) $(ARGS)
+
+test: install  ## All tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## Format, lint, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## Remove .venv and what the demo wrote
+	rm -rf $(VENV) demo-output

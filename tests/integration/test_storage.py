@@ -1,0 +1,37 @@
+"""Storage on a real S3 server: the same contract as files, and errors that say what to do."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from store_contract import StoreContract
+
+from warren.cluster.laptop import S3Server
+from warren.errors import AccessDeniedError, NotFoundError, StorageError
+from warren.storage import Location
+
+
+class TestS3(StoreContract):
+    @pytest.fixture
+    def folder(self, s3_server: S3Server) -> Iterator[Location]:
+        return Location.parse(f"s3://tests/contract-{uuid.uuid4().hex[:8]}")
+
+
+def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
+    with pytest.raises(NotFoundError, match="bucket 'nowhere' does not exist at http://127.0.0.1"):
+        Location.parse("s3://nowhere/x").read_bytes()
+    with pytest.raises(NotFoundError, match="bucket 'nowhere'"):
+        Location.parse("s3://nowhere/x").create_bytes(b"1")
+
+
+def test_wrong_credentials_say_what_to_check(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(AccessDeniedError, match="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        Location.parse("s3://tests/x").create_bytes(b"1")
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("warren.storage.s3._MAX_ATTEMPTS", 1)
+    with pytest.raises(StorageError, match="no answer from http://127.0.0.1:9: check AWS_ENDPOINT_URL"):
+        Location.parse("s3://tests/x").read_bytes()

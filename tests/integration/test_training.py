@@ -1,0 +1,113 @@
+"""Training on a real cluster: Ray Train, DeepSpeed, S3; killed, resumed, refused."""
+
+import json
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import ray
+from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
+
+from warren.cluster.training import train_stage
+from warren.config import Duration, Recipe, Resources
+from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.errors import CheckpointError, NotFoundError, QuarantineError
+from warren.storage import Location
+from warren.train.checkpoint import METRICS_FILE
+from warren.train.record import Run
+
+RESOURCES = Resources(
+    num_workers=2, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=2, max_failures=1
+)
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
+
+
+def datasets(root: Location, samples: int = 96) -> None:
+    write_dataset(root, "captions", [colour_sample(i, caption=True) for i in range(samples)])
+    write_dataset(root, "train", [colour_sample(i) for i in range(samples)])
+
+
+def losses(run: Run) -> list[float]:
+    latest = run.checkpoints.latest()
+    assert latest is not None
+    entry = next(e for e in latest.files if e.path.endswith(METRICS_FILE))
+    lines = (run.checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+class KillAWorker(threading.Thread):
+    """Kills one training worker with SIGKILL once the run has committed a checkpoint at `step` or later."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        super().__init__(daemon=True)
+        self._run, self._step = run, step
+        self.killed = False
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not self.killed:
+            steps = self._run.checkpoints.steps()
+            if steps and steps[-1] >= self._step:
+                workers = [a for a in ray.util.state.list_actors() if a.class_name == "RayTrainWorker"]  # type: ignore[attr-defined]
+                alive = [a.pid for a in workers if a.state == "ALIVE" and a.pid]
+                if alive:
+                    os.kill(alive[0], signal.SIGKILL)
+                    self.killed = True
+            time.sleep(0.05)
+
+
+def recipe(**changes: Any) -> Recipe:
+    stage = tiny_stage("captions@v1", template="plain", duration=Duration(epochs=3), **changes)
+    return tiny_recipe(pretrain=stage)
+
+
+def test_a_killed_run_ends_with_the_losses_of_an_unbroken_one(s3_root: Location) -> None:
+    import ray.util.state
+
+    datasets(s3_root)
+    whole = train_stage(recipe(), "pretrain", RESOURCES, s3_root, "whole")
+    killer = KillAWorker(Run(s3_root / "runs" / "broken"), step=8)
+    killer.start()
+    broken = train_stage(recipe(), "pretrain", RESOURCES, s3_root, "broken")
+    assert killer.killed
+    assert len(losses(whole)) == 36
+    assert losses(broken) == losses(whole)  # bit by bit
+    assert losses(whole)[-1] < losses(whole)[0]
+    assert broken.checkpoints.steps() == [32, 36]
+    assert train_stage(recipe(), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
+
+
+def test_finetune_starts_from_the_last_checkpoint_of_pretrain(root: Location) -> None:
+    datasets(root, samples=32)
+    one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 0})
+    short = tiny_recipe(pretrain=tiny_stage("captions@v1", template="plain", duration=Duration(steps=2)))
+    with pytest.raises(CheckpointError, match="run its stage first"):
+        train_stage(short, "finetune", one, root, "ft", parent="pre")
+    train_stage(short, "pretrain", one, root, "pre")
+    run = train_stage(short, "finetune", one, root, "ft", parent="pre")
+    latest = run.checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 4
+    assert latest.run["stage"] == "finetune"
+    assert latest.run["dataset"]["name"] == "train"
+
+
+def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(s3_root: Location) -> None:
+    datasets(s3_root)
+    turns = (Turn("user", IMAGE_MARK), Turn("assistant", "red"))
+    bad = [Sample(f"bad-{i}", (picture()[:50],), turns, f"bad-{i}.png") for i in range(8)]
+    write_dataset(s3_root, "mixed", [*bad, *(colour_sample(i, caption=True) for i in range(56))])
+    stage = tiny_stage("mixed@v1", template="plain", max_quarantined_fraction=0.05)
+    with pytest.raises(QuarantineError, match=r"of 64 samples cannot be used.*bad-\d.*cannot be decoded"):
+        train_stage(tiny_recipe(pretrain=stage), "pretrain", RESOURCES, s3_root, "q")
+    assert any("/quarantine/" in found.uri for found in (s3_root / "runs" / "q").list())
+    assert Run(s3_root / "runs" / "q").checkpoints.latest() is None
+
+
+def test_a_dataset_that_is_not_there_is_refused_before_anything_starts(root: Location) -> None:
+    with pytest.raises(NotFoundError, match=r"captions@v1.*ingest"):
+        train_stage(tiny_recipe(), "pretrain", RESOURCES, root, "r")
+    assert (root / "runs").list() == []

@@ -1,0 +1,100 @@
+"""What every store must do; run on files in the unit tests and on a real S3 server in the integration tests."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from warren.errors import ConflictError, CorruptDataError, NotFoundError
+from warren.storage import FileEntry, Location, digest_bytes, download_tree, read_verified, upload_verified
+
+
+class StoreContract:
+    """Subclasses give a `folder` fixture."""
+
+    def test_create_refuses_an_existing_object(self, folder: Location) -> None:
+        target = folder / "once.json"
+        target.create_json({"a": 1})
+        with pytest.raises(ConflictError, match=r"once\.json"):
+            target.create_json({"a": 2})
+        assert target.read_json() == {"a": 1}
+
+    def test_only_one_of_many_creators_wins(self, folder: Location) -> None:
+        target = folder / "race.json"
+
+        def attempt(number: int) -> bool:
+            try:
+                target.create_json(number)
+            except ConflictError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(attempt, range(8))) == 1
+
+    def test_replace_needs_the_tag_that_was_read(self, folder: Location) -> None:
+        target = folder / "alias.json"
+        target.create_bytes(b"one")
+        _, tag = target.store.read(target.key)
+        target.store.replace(target.key, b"two", tag)
+        with pytest.raises(ConflictError):
+            target.store.replace(target.key, b"three", tag)
+        assert target.read_bytes() == b"two"
+
+    def test_only_one_of_many_replacers_wins(self, folder: Location) -> None:
+        target = folder / "swap.json"
+        target.create_bytes(b"start")
+        _, tag = target.store.read(target.key)
+
+        def attempt(number: int) -> bool:
+            try:
+                target.store.replace(target.key, str(number).encode(), tag)
+            except ConflictError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(attempt, range(8))) == 1
+
+    def test_listing_is_sorted_by_bytes_at_any_depth(self, folder: Location) -> None:
+        names = ["a/b", "a-b", "a.b", "a/c/d", "é", "z"]
+        for name in names:
+            (folder / name).create_bytes(b"x")
+        found = [location.uri.removeprefix(f"{folder.uri}/") for location in folder.list()]
+        assert found == sorted(names, key=str.encode)
+
+    def test_a_missing_object_says_so(self, folder: Location) -> None:
+        missing = folder / "missing"
+        with pytest.raises(NotFoundError):
+            missing.read_bytes()
+        with pytest.raises(NotFoundError):
+            missing.store.size(missing.key)
+        assert (folder / "nothing-here").list() == []
+        missing.store.delete(missing.key)
+
+    def test_uploads_are_verified_and_come_back_whole(self, folder: Location, tmp_path: Path) -> None:
+        source = tmp_path / "big.bin"
+        source.write_bytes(bytes(range(256)) * 50_000)  # 12.8 MB: more than one part
+        entry = upload_verified(source, folder, "deep/er/big.bin")
+        assert entry == FileEntry("deep/er/big.bin", 12_800_000, digest_bytes(source.read_bytes()))
+        download_tree(folder, [entry], tmp_path / "back")
+        assert (tmp_path / "back/deep/er/big.bin").read_bytes() == source.read_bytes()
+
+    def test_damage_is_found(self, folder: Location, tmp_path: Path) -> None:
+        source = tmp_path / "file"
+        source.write_bytes(b"right")
+        entry = upload_verified(source, folder, "file")
+        target = folder / "file"
+        target.store.delete(target.key)
+        target.create_bytes(b"wrong")
+        with pytest.raises(CorruptDataError, match="damaged"):
+            download_tree(folder, [entry], tmp_path / "back")
+        with pytest.raises(CorruptDataError, match="damaged"):
+            read_verified(folder, entry)
+
+    def test_pyarrow_reads_the_same_object(self, folder: Location) -> None:
+        target = folder / "stream"
+        target.create_bytes(b"0123456789")
+        with target.filesystem.open_input_file(target.key) as file:
+            file.seek(4)
+            assert file.read(3) == b"456"

@@ -1,0 +1,81 @@
+"""Recipes: strict, with errors that help."""
+
+from pathlib import Path
+
+import pytest
+
+from warren.config import Recipe, Resources, StageConfig, fingerprint, load_config
+from warren.errors import ConfigError
+
+FOLDERS = [Path(__file__).parents[3] / "jobs" / "recipes"]
+RESOURCES = [Path(__file__).parents[3] / "jobs" / "resources"]
+
+
+def load(*overrides: str) -> Recipe:
+    return load_config(Recipe, "demo", FOLDERS, overrides)
+
+
+def test_every_recipe_and_resource_file_is_valid() -> None:
+    for folder, schema in ((FOLDERS[0], Recipe), (RESOURCES[0], Resources)):
+        for path in folder.glob("*.yaml"):
+            assert load_config(schema, path.stem, [folder])
+
+
+def test_stage_one_trains_only_the_projector_unless_a_recipe_says_otherwise() -> None:
+    assert StageConfig.model_fields["trainable"].default == ("projector",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.learnig_rate=1", "'pretrain.learnig_rate'; did you mean 'learning_rate'?"),
+        ("finetun.seed=1", "'finetun'; did you mean 'finetune'?"),
+        ("pretrain.seed=three", "pretrain.seed: Input should be a valid integer (given: 'three')"),
+        ("pretrain.seed=3.5", "pretrain.seed: Input should be a valid integer"),
+        ("pretrain.global_batch_size=0", "greater than 0 (given: 0)"),
+        ("pretrain.duration={epochs: 1, steps: 2}", "give exactly one of 'epochs' and 'steps'"),
+        ("pretrain.trainable=[tower]", "pretrain.trainable.0"),
+        ("model.language_model.pretrained=x", "give exactly one of 'pretrained' and 'model_type'"),
+        ("nonsense", "expected key=value"),
+        ("pretrain.seed.x=1", "'seed' is a value"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused_with_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no recipe named 'dmeo'; did you mean 'demo'"):
+        load_config(Recipe, "dmeo", FOLDERS)
+
+
+def test_overrides_keep_their_yaml_types() -> None:
+    recipe = load("pretrain.learning_rate=1e-4", "pretrain.duration={steps: 5}", "pretrain.trainable=[projector]")
+    assert recipe.pretrain.learning_rate == 1e-4
+    assert recipe.pretrain.duration.steps == 5
+    assert recipe.pretrain.trainable == ("projector",)
+
+
+def test_extends_merges_deeply_and_refuses_circles(tmp_path: Path) -> None:
+    (tmp_path / "child.yaml").write_text("extends: demo\nname: child\npretrain: {seed: 99}\n")
+    child = load_config(Recipe, str(tmp_path / "child.yaml"), FOLDERS)
+    assert (child.name, child.pretrain.seed) == ("child", 99)
+    assert child.pretrain.global_batch_size == load().pretrain.global_batch_size
+    (tmp_path / "loop.yaml").write_text(f"extends: {tmp_path / 'loop.yaml'}\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(Recipe, str(tmp_path / "loop.yaml"), FOLDERS)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\x00"])
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(Recipe, str(tmp_path / "bad.yaml"), FOLDERS)
+
+
+def test_the_fingerprint_follows_every_key() -> None:
+    assert fingerprint(load()) == fingerprint(load())
+    assert fingerprint(load()) != fingerprint(load("finetune.seed=77"))

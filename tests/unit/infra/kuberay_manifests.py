@@ -1,0 +1,86 @@
+"""The manifests under `infra/kuberay`, as written and as kustomize renders them."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+Resource = dict[str, Any]
+Pod = dict[str, Any]
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+KUBERAY = REPOSITORY / "infra" / "kuberay"
+BASE = KUBERAY / "base"
+OVERLAYS = ("base", "overlays/cpu-dev", "overlays/gpu")
+SOURCES = ("files", *OVERLAYS)
+
+# Where the RayCluster is inside each kind.
+CLUSTER_FIELDS = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+
+
+class PodTemplate(NamedTuple):
+    """A pod template and what KubeRay makes of it."""
+
+    role: str  # head, worker or submitter
+    pod: Pod
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """The Ray container: KubeRay takes the first."""
+        container: dict[str, Any] = self.pod["spec"]["containers"][0]
+        return container
+
+
+def load(source: str) -> list[Resource]:
+    """Return the resources of a source: "files" is the base as written, the others are folders to render."""
+    return _base_files() if source == "files" else render(KUBERAY / source)
+
+
+@cache
+def _base_files() -> list[Resource]:
+    paths = [BASE / name for name in yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]]
+    return [yaml.safe_load(path.read_text()) for path in (*paths, BASE / "secret.example.yaml")]
+
+
+@cache
+def render(folder: Path) -> list[Resource]:
+    """Run kustomize on `folder`, or skip the test where there is no kubectl."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not on PATH: overlays cannot be rendered")
+    result = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return list(yaml.load_all(result.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def cluster_spec(resource: Resource) -> dict[str, Any]:
+    """Return the RayCluster's spec inside a RayCluster, RayJob or RayService."""
+    field = CLUSTER_FIELDS[resource["kind"]]
+    spec: dict[str, Any] = resource["spec"] if field is None else resource["spec"][field]
+    return spec
+
+
+def pod_templates(resource: Resource) -> Iterator[PodTemplate]:
+    """Yield every pod template of a KubeRay resource."""
+    cluster = cluster_spec(resource)
+    yield PodTemplate("head", cluster["headGroupSpec"]["template"])
+    for group in cluster["workerGroupSpecs"]:
+        yield PodTemplate("worker", group["template"])
+    if "submitterPodTemplate" in resource["spec"]:
+        yield PodTemplate("submitter", resource["spec"]["submitterPodTemplate"])
+
+
+def ray_resources(resources: list[Resource]) -> list[Resource]:
+    """Return those that KubeRay owns."""
+    return [resource for resource in resources if resource["kind"] in CLUSTER_FIELDS]
+
+
+def find(resources: list[Resource], kind: str) -> Resource:
+    """Return the only resource of `kind`."""
+    (resource,) = (resource for resource in resources if resource["kind"] == kind)
+    return resource

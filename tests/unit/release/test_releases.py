@@ -1,0 +1,100 @@
+"""Invariant 8: releases are immutable, aliases move by compare-and-swap, and the gate holds."""
+
+from pathlib import Path
+
+import pytest
+
+from warren.config import GateConfig
+from warren.errors import ConflictError, CorruptDataError, GateError, ReleaseError
+from warren.release import (
+    check_gate,
+    fetch_release,
+    move_alias,
+    publish,
+    read_alias,
+    release_folder,
+    resolve_release,
+)
+from warren.storage import FileEntry, Location, upload_verified
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Location:
+    return Location.parse(str(tmp_path / "store"))
+
+
+def files(root: Location, tmp_path: Path, text: str) -> tuple[Location, tuple[FileEntry, ...]]:
+    checkpoint = root / f"checkpoint-{text}"
+    local = tmp_path / text
+    local.write_text(text)
+    return checkpoint, (upload_verified(local, checkpoint, "a1/model/config.json"),)
+
+
+def release(root: Location, tmp_path: Path, version: str, text: str) -> Location:
+    source, entries = files(root, tmp_path, text)
+    return publish(root, "demo", version, source, entries, {"run": "r", "step": 3}, {"test/exact_match": 0.8})
+
+
+def test_a_release_comes_back_whole_with_its_lineage(root: Location, tmp_path: Path) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    fetched = fetch_release(folder.uri, tmp_path / "local")
+    assert (tmp_path / "local/config.json").read_text() == "weights"
+    assert (fetched.version, fetched.lineage["step"], fetched.scores) == ("v1", 3, {"test/exact_match": 0.8})
+
+
+def test_publishing_again_changes_nothing_and_other_files_are_refused(root: Location, tmp_path: Path) -> None:
+    first = release(root, tmp_path, "v1", "weights")
+    written = (first / "release.json").read_bytes()
+    release(root, tmp_path, "v1", "weights")
+    assert (first / "release.json").read_bytes() == written
+    with pytest.raises(ReleaseError, match="releases never change"):
+        release(root, tmp_path, "v1", "other")
+
+
+def test_damage_is_found_when_it_is_fetched(root: Location, tmp_path: Path) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    (Path(folder.uri) / "config.json").write_text("weighty")
+    with pytest.raises(CorruptDataError):
+        fetch_release(folder.uri, tmp_path / "local")
+
+
+def test_an_incomplete_release_does_not_exist(root: Location, tmp_path: Path) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    (Path(folder.uri) / "release.json").unlink()
+    with pytest.raises(ReleaseError, match="no release at"):
+        fetch_release(folder.uri, tmp_path / "local")
+    with pytest.raises(ReleaseError):
+        move_alias(root, "demo", "stable", "v1", expected=None)
+
+
+def test_aliases_move_only_from_where_they_were_seen(root: Location, tmp_path: Path) -> None:
+    release(root, tmp_path, "v1", "one")
+    release(root, tmp_path, "v2", "two")
+    assert read_alias(root, "demo", "stable") is None
+    move_alias(root, "demo", "stable", "v1", expected=None)
+    with pytest.raises(ConflictError):
+        move_alias(root, "demo", "stable", "v2", expected=None)
+    move_alias(root, "demo", "stable", "v2", expected="v1")
+    with pytest.raises(ConflictError):
+        move_alias(root, "demo", "stable", "v1", expected="v1")
+    assert read_alias(root, "demo", "stable") == "v2"
+
+
+def test_an_alias_resolves_to_its_version(root: Location, tmp_path: Path) -> None:
+    folder = release(root, tmp_path, "v1", "one")
+    alias = release_folder(root, "demo", "stable").uri
+    with pytest.raises(ReleaseError, match="was ever stable"):
+        resolve_release(alias)
+    move_alias(root, "demo", "stable", "v1", expected=None)
+    assert resolve_release(alias) == folder.uri
+    assert resolve_release(folder.uri) == folder.uri
+
+
+@pytest.mark.parametrize(("score", "samples", "passes"), [(0.75, 10, True), (0.7499, 10, False), (1.0, 0, False)])
+def test_the_gate(score: float, samples: int, passes: bool) -> None:
+    gate = GateConfig(min_score=0.75)
+    if passes:
+        check_gate(gate, "exact_match", score, samples)
+    else:
+        with pytest.raises(GateError, match="not released"):
+            check_gate(gate, "exact_match", score, samples)

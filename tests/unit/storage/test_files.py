@@ -1,0 +1,69 @@
+"""Storage on a file system, and URIs."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from store_contract import StoreContract
+from warren.errors import AccessDeniedError, ConfigError, StorageError
+from warren.storage import Location
+
+
+class TestFiles(StoreContract):
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Location:
+        return Location.parse(str(tmp_path / "store"))
+
+    def test_nothing_temporary_is_left_or_listed(self, folder: Location) -> None:
+        target = folder / "x"
+        target.create_bytes(b"1")
+        _, tag = target.store.read(target.key)
+        target.store.replace(target.key, b"2", tag)
+        assert [found.name for found in folder.list()] == ["x"]
+
+    def test_a_full_disk_is_a_storage_error(self, folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("warren.storage.files.os.link", full)
+        with pytest.raises(StorageError, match="No space left"):
+            (folder / "x").create_bytes(b"1")
+        assert folder.list() == []
+
+    def test_a_denied_write_is_access_denied(self, folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+        def denied(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("warren.storage.files.os.link", denied)
+        with pytest.raises(AccessDeniedError):
+            (folder / "x").create_bytes(b"1")
+
+
+@pytest.mark.parametrize(
+    ("given", "uri", "key"),
+    [
+        ("s3://bucket/a/b/", "s3://bucket/a/b", "bucket/a/b"),
+        ("s3://bucket", "s3://bucket", "bucket"),
+        ("file:///data/x", "/data/x", "/data/x"),
+        ("/data/../x/", "/x", "/x"),
+    ],
+)
+def test_uris_are_normalised(given: str, uri: str, key: str) -> None:
+    location = Location.parse(given)
+    assert (location.uri, location.key) == (uri, key)
+    assert pickle.loads(pickle.dumps(location)) == location
+
+
+@pytest.mark.parametrize("given", ["gs://bucket/x", "s3://", "s3:///", "", "https://host/x"])
+def test_other_storage_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError):
+        Location.parse(given)
+
+
+def test_the_s3_filesystem_keeps_its_retries_when_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    filesystem = Location.parse("s3://bucket/x").filesystem
+    again = pickle.loads(pickle.dumps(filesystem))
+    assert type(again) is type(filesystem)
+    assert b"secret" not in pickle.dumps(filesystem).lower()
