@@ -34,7 +34,6 @@ def repository() -> Path:
 def tiny_inputs() -> "tuple[Inputs, str]":
     """Inputs and tokenizer of the tiny model."""
     from factories import tiny_model_config
-
     from warren.models import inputs_of, train_tokenizer
 
     texts = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4

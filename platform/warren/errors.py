@@ -17,7 +17,8 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
     ├── ReleaseError                a release is missing, broken or refused
     │   └── GateError               a release did not reach what its gate asks for
-    └── ServiceError                a service of the cluster (Ray, S3 server, Serve) did not start or answer
+    └── ServiceError                a service (Ray, S3 server, Serve, an engine) did not start or answer
+        └── EngineError             a generation engine refused or lost a request (warren.inference)
 
 Every message says what was given, what is allowed and what to do next. All of them carry one string, so they
 survive pickling between Ray processes.

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import ray
-from factories import colour_sample, write_dataset
 
+from factories import colour_sample, write_dataset
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder

@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from store_contract import StoreContract
 
+from store_contract import StoreContract
 from warren.cluster.laptop import S3Server
 from warren.errors import AccessDeniedError, NotFoundError, StorageError
 from warren.storage import Location

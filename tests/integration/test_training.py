@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import ray
-from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
 
+from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
 from warren.cluster.training import train_stage
 from warren.config import Duration, Recipe, Resources
 from warren.data.sample import IMAGE_MARK, Sample, Turn
@@ -65,7 +65,6 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def test_a_killed_run_ends_with_the_losses_of_an_unbroken_one(s3_root: Location) -> None:
-    import ray.util.state
 
     datasets(s3_root)
     whole = train_stage(recipe(), "pretrain", RESOURCES, s3_root, "whole")

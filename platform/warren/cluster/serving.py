@@ -77,8 +77,7 @@ def deploy(config: dict[str, Any], timeout_s: float = 300.0) -> None:
 
 def dashboard_url() -> str:
     """Return the address of the cluster's dashboard, which takes jobs and Serve configurations."""
-    url = ray.get_runtime_context().dashboard_url if hasattr(ray.get_runtime_context(), "dashboard_url") else None
-    url = url or ray.worker.get_dashboard_url()  # type: ignore[attr-defined]
+    url = ray.init(ignore_reinit_error=True, logging_level="ERROR").dashboard_url
     if not url:
         raise ServiceError("this Ray cluster has no dashboard: start it with --include-dashboard=true to deploy to it")
     return url if url.startswith("http") else f"http://{url}"

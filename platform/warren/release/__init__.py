@@ -2,7 +2,7 @@
 
 from warren.release.gate import check_gate
 from warren.release.registry import ALIASES, move_alias, read_alias, resolve_release
-from warren.release.release import Release, fetch_release, publish, release_folder
+from warren.release.release import Release, fetch_release, publish, read_release, release_folder
 
 __all__ = [
     "ALIASES",
@@ -12,6 +12,7 @@ __all__ = [
     "move_alias",
     "publish",
     "read_alias",
+    "read_release",
     "release_folder",
     "resolve_release",
 ]

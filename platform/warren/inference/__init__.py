@@ -1,0 +1,46 @@
+"""Generation: one engine protocol, its default engine, and the way batch jobs use it."""
+
+from warren.inference.batch import Batch
+from warren.inference.engine import (
+    Completion,
+    Engine,
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
+    EngineStats,
+    GenerationFailedError,
+    GenerationRequest,
+    RequestRefusedError,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+    TokenStream,
+)
+from warren.inference.limits import EngineOptions
+from warren.inference.offline import OfflineGenerator, completion_of, generate_all
+from warren.inference.prompts import Prompt, encode_request
+from warren.inference.transformers_engine import TransformersEngine
+
+__all__ = [
+    "Batch",
+    "Completion",
+    "Engine",
+    "EngineBusyError",
+    "EngineClosedError",
+    "EngineError",
+    "EngineOptions",
+    "EngineStats",
+    "GenerationFailedError",
+    "GenerationRequest",
+    "OfflineGenerator",
+    "Prompt",
+    "RequestRefusedError",
+    "SamplingParams",
+    "TokenDelta",
+    "TokenLogprob",
+    "TokenStream",
+    "TransformersEngine",
+    "completion_of",
+    "encode_request",
+    "generate_all",
+]

@@ -1,0 +1,195 @@
+"""What an engine is asked and what it answers. Serving and evaluation know only these types.
+
+EngineError (ServiceError)
+├── EngineBusyError             every slot and every waiting place is taken: try again later
+├── EngineClosedError           the engine was closed, or its thread died
+├── RequestRefusedError         the request can never run here: too long, or malformed
+└── GenerationFailedError       this one request failed; the others go on
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from warren.errors import ServiceError
+from warren.storage import digest_bytes
+
+FinishReason = Literal["stop", "length"]
+
+
+class EngineError(ServiceError):
+    """An engine cannot answer."""
+
+
+class EngineBusyError(EngineError):
+    """Every slot and every waiting place is taken."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed, or its thread died."""
+
+
+class RequestRefusedError(EngineError):
+    """The request can never run on this engine."""
+
+
+class GenerationFailedError(EngineError):
+    """One request failed; the engine and its other requests go on."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. The order is transformers': penalties, temperature, top-k, top-p.
+
+    Attributes:
+        max_new_tokens: Generation ends with `length` after so many.
+        temperature: 0 takes the likeliest token.
+        top_p: Smallest set of tokens with this much probability; 1 keeps all.
+        top_k: So many likeliest tokens; 0 keeps all.
+        seed: The same request with the same seed gives the same tokens in any company, up to float rounding.
+        repetition_penalty: Over prompt and answer (arXiv 1909.05858); 1 is none.
+        presence_penalty: Subtracted once from the logit of every token of the answer so far.
+        frequency_penalty: Subtracted per occurrence in the answer so far.
+        stop: Strings that end the answer; they are not part of it.
+        num_logprobs: None for none, else how many alternatives are reported beside the chosen token.
+        ignore_eos: Go on after the end-of-sequence token; for benchmarks.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    num_logprobs: int | None = None
+    ignore_eos: bool = False
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether any penalty changes the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self.temperature == 0.0 and not self.has_penalties and self.num_logprobs is None
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest:
+    """One prompt, its pictures and how to continue it.
+
+    Attributes:
+        prompt_ids: int32 (num_prompt_tokens,), image tokens expanded.
+        pixels: uint8 (num_images, 3, size_px, size_px).
+        digests: SHA-256 of each picture's pixels; features are cached by it.
+    """
+
+    prompt_ids: np.ndarray
+    pixels: np.ndarray
+    sampling: SamplingParams
+    digests: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(self.digests) != len(self.pixels):
+            digests = tuple(digest_bytes(np.ascontiguousarray(image).tobytes()) for image in self.pixels)
+            object.__setattr__(self, "digests", digests)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and its log-probability before temperature, with the likeliest alternatives."""
+
+    token_id: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenDelta:
+    """What one step added to an answer. The last one has a finish reason; its text may be empty."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. `token_ids` includes the end-of-sequence token where one was generated."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Where an engine stands. Counters start at its start and only grow."""
+
+    num_slots: int
+    num_running: int
+    num_waiting: int
+    max_context_tokens: int
+    kv_bytes: int
+    kv_used_tokens: int
+    kv_capacity_tokens: int
+    image_cache_bytes: int
+    image_cache_hits: int
+    image_cache_misses: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_finished: int
+    num_cancelled: int
+    num_failed: int
+
+
+class TokenStream(Protocol):
+    """The answer to one request as it comes. Leaving the loop early needs `abort`."""
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        """Iterate over deltas until one has a finish reason; raises `EngineError` when the request fails."""
+        ...
+
+    def abort(self) -> None:
+        """Free the request's slot now; harmless after the end."""
+        ...
+
+
+class Engine(Protocol):
+    """A running model that answers many requests at once."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are still being worked on; False never becomes True again."""
+        ...
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Queue a request; call it on the event loop that reads the stream.
+
+        Raises:
+            EngineBusyError: Nothing is free; nothing was queued.
+            RequestRefusedError: The request can never run here.
+            EngineClosedError: The engine no longer runs.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Return counts; cheap and callable from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Stop; unfinished requests fail with `EngineClosedError`. Harmless when repeated."""
+        ...

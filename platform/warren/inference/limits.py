@@ -1,0 +1,89 @@
+"""How much one engine holds: its options, and what the model itself allows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import LlavaForConditionalGeneration
+
+from warren.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The size of an engine.
+
+    Attributes:
+        num_slots: Requests that run at the same time; each owns one slot of the cache.
+        max_context_tokens: Prompt and answer together; None for what the model was made for.
+        prefill_budget_tokens: Prompt tokens, padding counted, that one step may read. Running answers wait
+            that long for new ones: small keeps the gap between tokens short, large starts bursts sooner.
+        max_waiting: Requests that wait for a slot; more are refused.
+        image_cache_bytes: Visual features kept for repeated pictures.
+        max_kv_bytes: Upper limit of keys and values; None for none.
+    """
+
+    num_slots: int = 8
+    max_context_tokens: int | None = None
+    prefill_budget_tokens: int = 512
+    max_waiting: int = 64
+    image_cache_bytes: int = 256 << 20
+    max_kv_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "prefill_budget_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_waiting", "image_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+
+
+def context_limit(model: LlavaForConditionalGeneration, asked: int | None) -> int:
+    """Return the most tokens of prompt and answer that a slot holds.
+
+    Beyond a sliding window the engine's mask would be wrong, and beyond the original length a dynamic or long
+    rotary embedding of one row would change its neighbours' (transformers rescales it by the longest row).
+
+    Raises:
+        ConfigError: More is asked for than the model allows.
+    """
+    text: Any = model.config.text_config
+    limit = int(text.max_position_embeddings)
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    if window and "sliding_attention" in kinds and getattr(text, "use_sliding_window", True):
+        limit = min(limit, int(window))
+    limit = min(limit, _fixed_rotary_length(text, limit))
+    if asked is not None and asked > limit:
+        raise ConfigError(f"max_context_tokens is {asked}; this model allows at most {limit}")
+    return asked or limit
+
+
+def kv_bytes_per_token(model: LlavaForConditionalGeneration) -> int:
+    """Return the bytes of keys and values that one token of one request takes."""
+    text: Any = model.config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * dim * model.lm_head.weight.element_size())
+
+
+def check_kv_bytes(model: LlavaForConditionalGeneration, options: EngineOptions, context_tokens: int) -> None:
+    """Refuse options whose slots need more memory than they allow.
+
+    Raises:
+        ConfigError: With both numbers.
+    """
+    needed = kv_bytes_per_token(model) * options.num_slots * (context_tokens + 1)
+    if options.max_kv_bytes is not None and needed > options.max_kv_bytes:
+        raise ConfigError(
+            f"{options.num_slots} slots of {context_tokens} tokens need {needed} bytes of keys and values; "
+            f"max_kv_bytes is {options.max_kv_bytes}: lower num_slots or max_context_tokens"
+        )
+
+
+def _fixed_rotary_length(text: Any, limit: int) -> int:
+    rotary = getattr(text, "rope_parameters", None) or {}
+    if rotary.get("rope_type") not in ("longrope", "dynamic"):
+        return limit
+    original = rotary.get("original_max_position_embeddings")
+    return int(original or getattr(text, "original_max_position_embeddings", None) or limit)

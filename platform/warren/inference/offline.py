@@ -1,0 +1,106 @@
+"""Generation for batch jobs: everything is known at once, so nothing waits and no thread is needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from warren.data.inputs import tokenizer_from_json
+from warren.inference.batch import Batch
+from warren.inference.engine import (
+    Completion,
+    EngineError,
+    GenerationFailedError,
+    GenerationRequest,
+    SamplingParams,
+    TokenDelta,
+)
+from warren.inference.limits import EngineOptions, context_limit, kv_bytes_per_token
+from warren.inference.prompts import Prompt, encode_request
+from warren.models import load_bundle
+
+_MAX_SLOTS = 64
+_KV_BYTES = 1 << 30
+_PREFILL_BUDGET_TOKENS = 8192
+_CONTEXT_STEP = 64  # contexts are rounded up to it, so that batches of about one length share a cache
+
+
+def generate_all(batch: Batch, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    """Run requests to their end, longest prompts first; returns their answers in the order given.
+
+    Raises:
+        EngineError: A request cannot run on this batch, or failed. What the others gave is lost.
+    """
+    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
+    for index in order:
+        batch.add(index, requests[index])
+    deltas: list[list[TokenDelta]] = [[] for _ in requests]
+    failure: EngineError | None = None
+    while batch.has_work:
+        for key, event in batch.step():
+            if isinstance(event, TokenDelta):
+                deltas[key].append(event)
+            else:
+                failure = failure or event
+    if failure:
+        raise failure
+    return [completion_of(parts) for parts in deltas]
+
+
+def completion_of(deltas: Sequence[TokenDelta]) -> Completion:
+    """Join the deltas of one finished answer."""
+    reason = deltas[-1].finish_reason
+    if reason is None:
+        raise GenerationFailedError("the answer has no end")
+    return Completion(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        finish_reason=reason,
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+    )
+
+
+class OfflineGenerator:
+    """A model that answers batches of prompts greedily; made for one actor of a batch job.
+
+    Args:
+        folder: A model folder that Warren wrote.
+        num_threads: Compute threads of this process.
+
+    Raises:
+        ReleaseError: The folder does not load.
+    """
+
+    def __init__(self, folder: Path, num_threads: int = 1) -> None:
+        torch.set_num_threads(max(1, num_threads))
+        model, self.inputs, tokenizer_json = load_bundle(folder)
+        self._model = model.to("cuda") if torch.cuda.is_available() else model
+        self._tokenizer = tokenizer_from_json(tokenizer_json)
+        self._batch: Batch | None = None
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+        """Return one answer per prompt, white space around it removed.
+
+        Raises:
+            BadSampleError: A prompt's pictures cannot be used.
+            EngineError: A prompt is too long for the model, or the model failed.
+        """
+        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        requests = [encode_request(p, self.inputs, self._tokenizer, sampling) for p in prompts]
+        if not requests:
+            return []
+        longest = max(len(request.prompt_ids) for request in requests) + max_new_tokens
+        return [done.text.strip() for done in generate_all(self._batch_for(longest), requests)]
+
+    def _batch_for(self, num_tokens: int) -> Batch:
+        if self._batch is None or self._batch.max_context_tokens < num_tokens:
+            limit = context_limit(self._model, None)
+            context = min(limit, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
+            affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * (context + 1))
+            options = EngineOptions(
+                num_slots=max(1, min(_MAX_SLOTS, affordable)),
+                max_context_tokens=context,
+                prefill_budget_tokens=_PREFILL_BUDGET_TOKENS,
+            )
+            self._batch = Batch(self._model, self.inputs, self._tokenizer, options)
+        return self._batch

@@ -1,0 +1,34 @@
+"""From a conversation to a generation request, the same way for serving and evaluation."""
+
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from warren.data.inputs import Inputs
+from warren.data.sample import Turn
+from warren.inference.engine import GenerationRequest, SamplingParams
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that the model is to continue.
+
+    Attributes:
+        turns: Alternating, from user to user; the n-th image mark takes the n-th image.
+        images: Encoded pictures.
+        system: Replaces the template's system text; None keeps it.
+    """
+
+    turns: tuple[Turn, ...]
+    images: tuple[bytes, ...] = ()
+    system: str | None = None
+
+
+def encode_request(prompt: Prompt, inputs: Inputs, tokenizer: Tokenizer, sampling: SamplingParams) -> GenerationRequest:
+    """Tokenise a prompt and decode its pictures.
+
+    Raises:
+        BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
+    """
+    ids = inputs.encode_prompt(prompt.turns, tokenizer, len(prompt.images), prompt.system)
+    return GenerationRequest(ids, inputs.pixels(prompt.images), sampling)

@@ -1,0 +1,86 @@
+"""API keys: only their SHA-256 digests are known here, and they rotate without a restart."""
+
+import hmac
+import os
+from pathlib import Path
+
+from warren.errors import ConfigError
+from warren.storage import digest_bytes
+from warren_serve.errors import ApiError
+from warren_serve.settings import ServeSettings
+
+_HEX = frozenset("0123456789abcdef")
+
+
+class KeyRing:
+    """The digests of the keys that may ask. Without any source every request is let in.
+
+    Args:
+        settings: Names the variable or the file.
+
+    Raises:
+        ConfigError: A source was named and holds no digests: serving openly then would be a mistake.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._variable = settings.api_keys_env
+        self._path = Path(settings.api_keys_file) if settings.api_keys_file else None
+        self._stamp: tuple[int, int] | None = None
+        self._from_file: frozenset[str] = frozenset()
+        self._from_env: frozenset[str] = frozenset()
+        if self._variable:
+            self._from_env = _digests(os.environ.get(self._variable, "").replace(",", "\n"), self._variable)
+        if self._path:
+            self._read_file(self._path)
+        if self.is_closed and not self._from_env | self._from_file:
+            sources = " and ".join(str(source) for source in (self._variable, self._path) if source)
+            raise ConfigError(f"API keys are asked for, but {sources} hold no SHA-256 digest")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a key is needed at all."""
+        return self._variable is not None or self._path is not None
+
+    def check(self, authorization: str | None) -> None:
+        """Let a request in by its `Authorization` header.
+
+        Raises:
+            ApiError: 401; no key, or an unknown one.
+        """
+        if not self.is_closed:
+            return
+        if self._path:
+            self._read_file(self._path)
+        scheme, _, key = (authorization or "").partition(" ")
+        given = digest_bytes(key.strip().encode("utf-8", "surrogateescape"))
+        # Every digest is compared, in constant time: the answer's time tells nothing.
+        known = [hmac.compare_digest(given, digest) for digest in self._from_env | self._from_file]
+        if scheme.lower() != "bearer" or not any(known):
+            raise ApiError(
+                401,
+                "A valid API key is needed: Authorization: Bearer …",
+                code="invalid_api_key",
+                kind="authentication_error",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            status = path.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            if stamp != self._stamp:
+                self._from_file = _digests(path.read_text(), str(path))
+                self._stamp = stamp
+        except OSError as error:
+            if self._stamp is None:
+                raise ConfigError(f"the file of API keys cannot be read: {error}") from None
+            # It is being replaced: the keys read last stay valid.
+
+
+def _digests(text: str, source: str) -> frozenset[str]:
+    lines = {line.strip().lower() for line in text.splitlines()} - {""}
+    for line in lines:
+        if len(line) != 64 or not _HEX.issuperset(line):
+            # The line itself is not shown: it may be a key that was put there by mistake.
+            raise ConfigError(f"{source}: every entry must be the 64 hex digits of a SHA-256 digest")
+    return frozenset(lines)

@@ -1,0 +1,177 @@
+"""From chat messages to a prompt the model may see.
+
+User text never becomes a special token. A text that holds one literally (`<image>`, the end of sequence) is
+refused rather than changed: escaping would alter what the user asked about. The same check covers what only
+the tokenizer's normalisation turns into a special token.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from warren.data.inputs import Inputs
+from warren.data.sample import IMAGE_MARK, Turn
+from warren.errors import BadSampleError
+from warren.inference import GenerationRequest, Prompt, SamplingParams, encode_request
+from warren_serve.errors import bad_request
+from warren_serve.images import check_image, decode_data_uri
+from warren_serve.settings import ServeSettings
+from warren_serve.wire import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    SystemMessage,
+    TextPart,
+    UserMessage,
+)
+
+
+class PromptBuilder:
+    """Builds generation requests for one model under one set of limits. Thread-safe.
+
+    Args:
+        inputs: What the model was trained on.
+        tokenizer: Its tokenizer.
+        max_context_tokens: Of the engine.
+        settings: The limits.
+    """
+
+    def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
+        self._inputs = inputs
+        self._tokenizer = tokenizer
+        self._max_context_tokens = max_context_tokens
+        self._settings = settings
+        added = tokenizer.get_added_tokens_decoder()
+        special = {number: str(token.content) for number, token in added.items() if token.special}
+        self._special_ids = frozenset(special)
+        self._special_texts = (IMAGE_MARK, inputs.tokens.eos_token, *special.values())
+
+    def check_shape(self, request: ChatRequest) -> None:
+        """Refuse what is too much or out of order, by counting only; safe on the event loop.
+
+        Raises:
+            ApiError: 400.
+        """
+        messages, limits = request.messages, self._settings
+        if len(messages) > limits.max_messages:
+            message = f"{len(messages)} messages; at most {limits.max_messages} are allowed."
+            raise bad_request(message, "too_many_messages", "messages")
+        if request.n > limits.max_choices:
+            raise bad_request(f"'n' is at most {limits.max_choices}.", "invalid_value", "n")
+        parts = [part for m in messages if not isinstance(m.content, str) for part in m.content]
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
+        if num_images > limits.max_images:
+            message = f"{num_images} images; at most {limits.max_images} are allowed."
+            raise bad_request(message, "too_many_images", "messages")
+        num_chars = sum(len(m.content) for m in messages if isinstance(m.content, str))
+        num_chars += sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        if num_chars > limits.max_text_chars:
+            message = f"{num_chars} characters of text; at most {limits.max_text_chars} are allowed."
+            raise bad_request(message, "text_too_long", "messages")
+        _check_roles(request)
+
+    def build(self, request: ChatRequest) -> GenerationRequest:
+        """Decode pictures and tokenise; slow, so call it off the event loop.
+
+        Raises:
+            ApiError: 400.
+        """
+        prompt = self._prompt(request)
+        try:
+            encoded = encode_request(prompt, self._inputs, self._tokenizer, SamplingParams(max_new_tokens=1))
+        except BadSampleError as error:
+            raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
+        new = self._new_tokens(request, len(encoded.prompt_ids))
+        return GenerationRequest(encoded.prompt_ids, encoded.pixels, _sampling(request, new), encoded.digests)
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token, special ones included; an unfinished character is U+FFFD."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def _prompt(self, request: ChatRequest) -> Prompt:
+        system: str | None = None
+        turns: list[Turn] = []
+        images: list[bytes] = []
+        for index, message in enumerate(request.messages):
+            param = f"messages.{index}.content"
+            text = self._text(message.content, param)
+            if isinstance(message, SystemMessage):
+                system = text
+            elif isinstance(message, AssistantMessage):
+                turns.append(Turn("assistant", text))
+            else:
+                own = self._images(message, param)
+                if not own and not text.strip():
+                    raise bad_request("The message is empty.", "invalid_value", param)
+                images += own
+                turns.append(Turn("user", f"{IMAGE_MARK}\n" * len(own) + text))
+        return Prompt(tuple(turns), tuple(images), system)
+
+    def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
+        if not isinstance(content, str):
+            content = "\n".join(part.text for part in content if isinstance(part, TextPart))
+        found = next((special for special in self._special_texts if special in content), None)
+        if found is None and self._special_ids:
+            ids = self._tokenizer.encode(content, add_special_tokens=False).ids
+            hidden = next((number for number in ids if number in self._special_ids), None)
+            found = None if hidden is None else self._tokenizer.id_to_token(hidden)
+        if found is not None:
+            message = f"The text holds {found!r}, which has a special meaning to the model; remove it."
+            raise bad_request(message, "special_token_in_text", param)
+        return content
+
+    def _images(self, message: UserMessage, param: str) -> list[bytes]:
+        images: list[bytes] = []
+        for index, part in enumerate(() if isinstance(message.content, str) else message.content):
+            if isinstance(part, ImagePart):
+                where = f"{param}.{index}.image_url.url"
+                data = decode_data_uri(part.image_url.url, where)
+                check_image(data, self._settings.max_image_pixels, where)
+                images.append(data)
+        return images
+
+    def _new_tokens(self, request: ChatRequest, num_prompt_tokens: int) -> int:
+        room = self._max_context_tokens - num_prompt_tokens
+        name = "max_completion_tokens" if request.max_tokens is None else "max_tokens"
+        asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+        if asked is not None and asked > self._settings.max_new_tokens:
+            message = f"'{name}' is {asked}; at most {self._settings.max_new_tokens} are allowed."
+            raise bad_request(message, "invalid_value", name)
+        if room < (asked or 1):
+            message = (
+                f"The model's context is {self._max_context_tokens} tokens; the messages take "
+                f"{num_prompt_tokens} and the answer {asked or 1}. Send less, or ask for fewer tokens."
+            )
+            raise bad_request(message, "context_length_exceeded", "messages" if asked is None else name)
+        return asked or min(room, self._settings.default_max_new_tokens, self._settings.max_new_tokens)
+
+
+def _check_roles(request: ChatRequest) -> None:
+    """Allow an optional system message, then user and assistant in turn, the user last."""
+    talk = [(index, m.role) for index, m in enumerate(request.messages) if not isinstance(m, SystemMessage)]
+    systems = [index for index, m in enumerate(request.messages) if isinstance(m, SystemMessage)]
+    if systems not in ([], [0]):
+        message = "One system message is allowed, and it comes first."
+        raise bad_request(message, "invalid_role_order", f"messages.{systems[-1]}.role")
+    for position, (index, role) in enumerate(talk):
+        if role != ("user", "assistant")[position % 2]:
+            message = "After the system message, user and assistant take turns; the user begins."
+            raise bad_request(message, "invalid_role_order", f"messages.{index}.role")
+    if len(talk) % 2 == 0:
+        message = "The last message must be the user's."
+        raise bad_request(message, "invalid_role_order", f"messages.{len(request.messages) - 1}.role")
+
+
+def _sampling(request: ChatRequest, max_new_tokens: int) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=max(0, request.top_k),
+        seed=request.seed,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        stop=request.stop_strings,
+        num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )

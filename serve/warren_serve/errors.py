@@ -1,0 +1,87 @@
+"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from warren.errors import WarrenError
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(WarrenError):
+    """An answer other than 200. The message is for the client: it names nothing of the server's inside."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.kind = kind
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of OpenAI's error object."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        """Return the HTTP answer."""
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
+    """400: the request itself is wrong."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """413: the body is longer than this endpoint reads."""
+    return ApiError(
+        413,
+        f"The request body is larger than {limit_bytes} bytes.",
+        code="request_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def overloaded(message: str) -> ApiError:
+    """429: nothing is free now."""
+    return ApiError(
+        429, message, code="overloaded", kind="rate_limit_error", headers={"retry-after": str(RETRY_AFTER_S)}
+    )
+
+
+def unavailable(message: str) -> ApiError:
+    """503: this replica does not answer; another may."""
+    return ApiError(503, message, code="unavailable", kind="server_error", headers={"retry-after": str(RETRY_AFTER_S)})
+
+
+def deadline_exceeded(timeout_s: float) -> ApiError:
+    """504: the answer took longer than it may."""
+    return ApiError(
+        504,
+        f"The answer was not complete within {timeout_s:g} s.",
+        code="deadline_exceeded",
+        kind="timeout_error",
+    )
+
+
+def internal_error() -> ApiError:
+    """500: details are in the log, under the request id."""
+    return ApiError(
+        500,
+        "The server had an error; quote the x-request-id header when you report it.",
+        code="internal_error",
+        kind="server_error",
+    )

@@ -1,0 +1,97 @@
+"""What every request passes first: an id, a counted body, a log line, an answer even when the code fails."""
+
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from warren_serve.errors import ApiError, internal_error, too_large
+
+logger = logging.getLogger("warren_serve.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware. No header but the request id is ever logged.
+
+    Args:
+        app: What is behind the gate.
+        max_body_bytes: Longer bodies end in 413, counted as they arrive.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        passage = _Passage(scope, receive, send, self._max_body_bytes)
+        try:
+            passage.check_length()
+            await self._app(scope, passage.receive, passage.send)
+        except ApiError as error:
+            await passage.fail(error)
+        except Exception:
+            logger.exception("request %s failed", passage.request_id)
+            await passage.fail(internal_error())
+        finally:
+            passage.log()
+
+
+class _Passage:
+    """One request on its way."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body_bytes = max_body_bytes
+        self._num_bytes = 0
+        self._status: int | None = None
+        self._start = time.perf_counter()
+        self._headers = Headers(scope=scope)
+        given = self._headers.get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+    def check_length(self) -> None:
+        """Refuse by the announced length, before a byte is read."""
+        length = self._headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            if self._num_bytes > self._max_body_bytes:
+                raise too_large(self._max_body_bytes)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        await self._send(message)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer has begun: that one can only be cut."""
+        if self._status is None:
+            await error.response()(self._scope, self._receive, self.send)
+
+    def log(self) -> None:
+        """Write one line of JSON."""
+        line = {
+            "request_id": self.request_id,
+            "method": self._scope["method"],
+            "path": self._scope["path"],
+            "status": self._status,
+            "body_bytes": self._num_bytes,
+            "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
+        }
+        logger.info(json.dumps(line))

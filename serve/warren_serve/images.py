@@ -1,0 +1,74 @@
+"""Pictures that come over HTTP, hostile until checked: bytes, then format, then size, then pixels."""
+
+import base64
+import binascii
+import io
+import re
+
+from PIL import Image
+
+from warren_serve.errors import ApiError, bad_request
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]{1,64};base64,")
+
+
+def decode_data_uri(url: str, param: str) -> bytes:
+    """Return the bytes of a `data:image/…;base64,` URI.
+
+    The endpoint fetches nothing: a URL would let clients reach whatever the server reaches.
+
+    Raises:
+        ApiError: 400; another kind of URL, or base64 that is not exact.
+    """
+    match = _DATA_URI.match(url[:100])
+    if not match:
+        scheme = url[:32].split(":", 1)[0]
+        if scheme in ("http", "https"):
+            message = "This endpoint does not fetch URLs; send the picture as data:image/…;base64,… instead."
+            raise bad_request(message, "image_url_not_allowed", param)
+        raise bad_request("The picture must be a data:image/…;base64,… URI.", "invalid_image_url", param)
+    try:
+        return base64.b64decode(url[match.end() :].encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise bad_request(f"The picture is not valid base64: {error}.", "invalid_base64", param) from None
+
+
+def check_image(data: bytes, max_pixels: int, param: str) -> None:
+    """Check format, stillness and size from a picture's header; nothing is decoded.
+
+    Raises:
+        ApiError: 400.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):  # the latter where warnings are errors
+        raise _too_many_pixels(max_pixels, param) from None
+    except Exception:  # Pillow's parsers raise many kinds on broken headers
+        formats = ", ".join(FORMATS)
+        message = f"The picture cannot be read; {formats} are understood."
+        raise bad_request(message, "invalid_image", param) from None
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise _too_many_pixels(max_pixels, param)
+        if width < 1 or height < 1:
+            raise bad_request("The picture has no pixels.", "invalid_image", param)
+        # MPO is a JPEG with a depth map or preview behind it, as phones write: its first frame counts.
+        if image.format != "MPO" and _is_animated(image):
+            raise bad_request("The picture is animated; send a still one.", "animated_image", param)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # broken frames behind the first: decoding decides
+        return False
+
+
+def _too_many_pixels(max_pixels: int, param: str) -> ApiError:
+    return bad_request(f"The picture has more than {max_pixels} pixels.", "image_too_large", param)

@@ -1,0 +1,116 @@
+"""What a deployment of the endpoint is told: strict, typed, and passed as `args` of the Serve application."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from warren.config import Config
+from warren.errors import ConfigError
+from warren.inference import EngineOptions
+
+_MIB = 1 << 20
+_DRAIN_MARGIN_S = 10.0
+
+
+class ServeSettings(Config):
+    """The endpoint's settings; each has a default but the release.
+
+    Attributes:
+        release: URI of a release's version, or of an alias, which is resolved once when the application is
+            built: so replicas that start later serve the same version.
+        model_name: What clients call it; None for the release's name.
+        num_slots: Requests that generate at the same time in one replica.
+        max_context_tokens: Prompt and answer together; None for what the model allows.
+        prefill_budget_tokens: Prompt tokens read between two tokens of running answers.
+        image_cache_bytes: Visual features kept for repeated pictures.
+        max_kv_bytes: Refuse to start with slots that need more.
+        max_ongoing_requests: HTTP requests that one replica takes at a time, waiting ones included.
+        max_queued_requests: Requests that wait at the proxy when all replicas are full; more get 503.
+        max_new_tokens: Highest `max_tokens` a client may ask for.
+        default_max_new_tokens: Used when a client gives none; less where the context is nearly full.
+        request_timeout_s: From the last byte of the request to the last of the answer.
+        body_timeout_s: For the body to arrive.
+        max_body_bytes: Counted as it arrives.
+        max_image_pixels: Width times height of one picture, checked before it is decoded.
+        max_text_chars: Of all messages together, checked before they are tokenised.
+        api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
+            no keys.
+        api_keys_file: File with one such digest a line; read again when it changes.
+        num_cpus: Per replica; also bounds its compute threads.
+        num_gpus: Per replica.
+        min_replicas: Never fewer; 0 scales to zero.
+        max_replicas: Never more.
+        target_ongoing_requests: Per replica, what autoscaling aims at; None for `num_slots`.
+    """
+
+    release: str = Field(min_length=1)
+    model_name: str | None = Field(default=None, min_length=1, max_length=200)
+    num_slots: int = Field(default=8, ge=1, le=256)
+    max_context_tokens: int | None = Field(default=None, ge=2)
+    prefill_budget_tokens: int = Field(default=512, ge=1)
+    image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
+    max_kv_bytes: int | None = Field(default=None, ge=1)
+    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_queued_requests: int = Field(default=128, ge=0)
+    max_new_tokens: int = Field(default=1024, ge=1)
+    default_max_new_tokens: int = Field(default=256, ge=1)
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    max_body_bytes: int = Field(default=20 * _MIB, ge=1024)
+    max_messages: int = Field(default=64, ge=1)
+    max_images: int = Field(default=8, ge=0)
+    max_image_pixels: int = Field(default=20_000_000, ge=1)
+    max_text_chars: int = Field(default=100_000, ge=1)
+    max_choices: int = Field(default=4, ge=1)
+    api_keys_env: str | None = Field(default=None, min_length=1)
+    api_keys_file: str | None = Field(default=None, min_length=1)
+    num_cpus: float = Field(default=1.0, gt=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+
+    @classmethod
+    def parse(cls, args: Mapping[str, Any]) -> "ServeSettings":
+        """Validate the application's `args`.
+
+        Raises:
+            ConfigError: A key is unknown or a value does not fit. One line.
+        """
+        try:
+            # Through JSON: strict mode then takes what YAML gives, but never "3" for 3.
+            settings = cls.model_validate_json(json.dumps(dict(args)))
+        except (ValidationError, TypeError, ValueError) as error:
+            raise ConfigError(f"the endpoint's args: {_explain(error)}") from None
+        if settings.min_replicas > settings.max_replicas:
+            raise ConfigError(
+                f"min_replicas ({settings.min_replicas}) is more than max_replicas ({settings.max_replicas})"
+            )
+        return settings
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """The size of one replica's engine."""
+        return EngineOptions(
+            num_slots=self.num_slots,
+            max_context_tokens=self.max_context_tokens,
+            prefill_budget_tokens=self.prefill_budget_tokens,
+            max_waiting=self.max_ongoing_requests,
+            image_cache_bytes=self.image_cache_bytes,
+            max_kv_bytes=self.max_kv_bytes,
+        )
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a replica that is removed may finish its answers: longer than any of them can take."""
+        return self.request_timeout_s + self.body_timeout_s + _DRAIN_MARGIN_S
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
