@@ -34,7 +34,7 @@ class RayHead:
         folder: Path,
         num_cpus: int,
         environment: Mapping[str, str],
-        object_store_bytes: int = 1_000_000_000,
+        object_store_bytes: int = 2_500_000_000,
         token: str | None = None,
     ) -> None:
         self.folder = folder

@@ -1,0 +1,45 @@
+"""Raw pairs to REST answer: the demo on a smaller slice, on the session's cluster, through `ray job submit`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warren.cluster.demo import Demo
+from warren.config import Recipe, load_config
+from warren.release import fetch_release, read_alias, release_folder
+from warren.storage import Location
+
+SLICE = [
+    "ingest.limit_images=60",
+    "pretrain.duration={epochs: 2}",
+    "finetune.duration={epochs: 1}",
+    "evaluate.limit_samples=null",
+    "release.gate={min_score: 0.0}",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_raw_pairs_become_a_rest_answer(
+    repository: Path,
+    ray_cluster: Any,
+    storage_root: Location,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(repository)
+    recipe = load_config(Recipe, "demo", [repository / "jobs" / "recipes"], SLICE)
+    demo = Demo(recipe, SLICE, tmp_path, num_questions=4)
+    figures = demo.walk(storage_root, ray_cluster.env, ray_cluster.serve_port)
+
+    assert figures["asked"] == 4
+    assert 0.0 <= figures["accuracy"] <= 1.0
+    assert (tmp_path / "demo.png").stat().st_size > 20_000
+    version = read_alias(storage_root, "demo", "stable")
+    assert version is not None
+    release = fetch_release(release_folder(storage_root, "demo", version).uri, tmp_path / "release")
+    assert release.lineage["dataset"]["name"] == "easy-vqa-train"
+    assert release.lineage["stage"] == "finetune"
+    assert release.scores["easy-vqa-test@v1/exact_match"] == figures["accuracy"]
+    assert (tmp_path / "release" / "model.safetensors").is_file()

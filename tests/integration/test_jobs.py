@@ -1,0 +1,104 @@
+"""The jobs as people run them: bad input gives one line, a non-zero exit code and the status FAILED."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.job_submission import JobSubmissionClient
+
+CONFIG_ERRORS: list[tuple[str, list[str], dict[str, str], str]] = [
+    ("pretrain", ["--recipe", "dmeo"], {}, "no recipe named 'dmeo'; did you mean 'demo'?"),
+    ("pretrain", ["--set", "pretrain.sed=1"], {}, "unknown key 'pretrain.sed'; did you mean 'seed'?"),
+    ("pretrain", ["--set", "pretrain.seed=one"], {}, "pretrain.seed: Input should be a valid integer (given: 'one')"),
+    ("pretrain", ["--resources", "lapto"], {}, "did you mean 'laptop'?"),
+    ("ingest", [], {"WARREN_STORAGE": ""}, "WARREN_STORAGE is not set"),
+    ("ingest", [], {"WARREN_STORAGE": "gs://bucket"}, "storage is one of s3://, file://"),
+]
+CLUSTER_ERRORS: list[tuple[str, list[str], dict[str, str], str]] = [
+    ("ingest", ["--set", "ingest.path=/nowhere"], {}, "ingest.path '/nowhere' holds no train/questions.json"),
+    ("ingest", ["--set", "ingest.limit_images=3"], {"WARREN_STORAGE": "s3://nowhere/x"}, "bucket 'nowhere' does not"),
+    ("pretrain", [], {"WARREN_STORAGE": "s3://nowhere/x"}, "bucket 'nowhere' does not exist"),
+    ("pretrain", [], {"AWS_SECRET_ACCESS_KEY": "wrong"}, "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("pretrain", ["--set", "pretrain.dataset=none@v1"], {}, "no dataset 'none@v1'"),
+    ("finetune", ["--set", "finetune.dataset=none"], {}, "expected name@version"),
+    ("evaluate", ["--run", "never"], {}, "run 'never'"),
+    ("release", ["--run", "never"], {}, "run 'never'"),
+]
+
+
+def run(repository: Path, job: str, arguments: list[str], environment: dict[str, str]) -> Any:
+    command = [sys.executable, f"jobs/{job}.py", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=repository, env=env, capture_output=True, text=True, timeout=120)
+
+
+def assert_one_line(found: Any, message: str) -> None:
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
+    assert found.returncode == 1, found.stderr
+    assert len(lines) == 1, found.stderr
+    assert message in lines[0]
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(("job", "arguments", "environment", "message"), CONFIG_ERRORS)
+def test_wrong_settings_are_refused_before_ray_starts(
+    repository: Path, tmp_path: Path, job: str, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    environment = {"WARREN_STORAGE": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1", **environment}
+    assert_one_line(run(repository, job, arguments, environment), message)
+
+
+@pytest.mark.parametrize(("job", "arguments", "environment", "message"), CLUSTER_ERRORS)
+def test_wrong_input_is_one_line(
+    repository: Path, ray_cluster: Any, job: str, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    assert_one_line(run(repository, job, arguments, {**ray_cluster.driver_env, **environment}), message)
+
+
+@pytest.mark.parametrize("job", ["ingest", "pretrain", "finetune", "evaluate", "release"])
+def test_help_is_short_and_shows_how_to_submit(repository: Path, job: str) -> None:
+    found = run(repository, job, ["--help"], {})
+    assert found.returncode == 0
+    assert f"python jobs/{job}.py" in found.stdout
+    assert len(found.stdout.splitlines()) < 30
+
+
+def test_a_job_that_fails_has_the_status_failed(repository: Path, ray_cluster: Any) -> None:
+    client = JobSubmissionClient(ray_cluster.dashboard_url)
+    program = str(Path(sys.executable).parent / "ray")
+    command = [program, "job", "submit", "--working-dir", ".", "--submission-id", "fails", "--"]
+    command += ["python", "jobs/pretrain.py", "--set", "pretrain.dataset=none@v1"]
+    found = subprocess.run(
+        command, cwd=repository, env={**os.environ, **ray_cluster.env}, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode != 0
+    assert client.get_job_status("fails") == "FAILED"
+    assert "error: no dataset 'none@v1'" in client.get_job_logs("fails")
+
+
+def test_an_unreadable_picture_stops_the_ingest_and_nothing_is_complete(
+    repository: Path, ray_cluster: Any, tmp_path: Path
+) -> None:
+    import json
+
+    from factories import picture
+
+    for split in ("train", "test"):
+        (tmp_path / "raw" / split / "images").mkdir(parents=True)
+        rows = [["what color is the circle?", "red", 0], ["what color is the circle?", "blue", 1]]
+        (tmp_path / "raw" / split / "questions.json").write_text(json.dumps(rows))
+        (tmp_path / "raw" / split / "images" / "0.png").write_bytes(picture())
+        (tmp_path / "raw" / split / "images" / "1.png").write_bytes(picture()[:70])
+    store = tmp_path / "store"
+    arguments = ["--set", f"ingest.path={tmp_path / 'raw'}"]
+    environment = {**ray_cluster.driver_env, "WARREN_STORAGE": str(store)}
+    found = run(repository, "ingest", arguments, environment)
+    assert_one_line(found, "train-00001-caption': the image cannot be decoded")
+    assert not list(store.rglob("manifest.json"))
+    assert list(store.rglob("quarantine/*.parquet"))
+    allowed = run(repository, "ingest", [*arguments, "--set", "ingest.max_quarantined_fraction=0.5"], environment)
+    assert allowed.returncode == 0, allowed.stderr
+    assert len(list(store.rglob("manifest.json"))) == 3
