@@ -90,12 +90,8 @@ def deployment(settings: ServeSettings) -> serve.Deployment:
             upscale_delay_s=settings.upscale_delay_s,
             downscale_delay_s=settings.downscale_delay_s,
         ),
-        ray_actor_options={
-            "num_cpus": settings.num_cpus,
-            "num_gpus": settings.num_gpus,
-            # Waiting compute threads must not spin: on shared cores that is ten times slower.
-            "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-        },
+        # No runtime_env here: it would replace the application's, and with it the packages that a job shipped.
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     return configured
 

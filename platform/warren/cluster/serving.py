@@ -30,6 +30,7 @@ def application_config(release_uri: str, model_name: str, resources: Resources) 
     The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`), and
     Serve keeps the old ones until the new are healthy.
     """
+    # Waiting compute threads must not spin: on shared cores that is ten times slower.
     runtime_env: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
     if packages := shipped_packages():
         runtime_env["py_modules"] = packages
