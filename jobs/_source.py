@@ -1,9 +1,8 @@
-"""Importing this makes `warren` importable from the source tree, where it is not installed."""
+"""Importing this lets a job import `warren` from the source tree it lies in; in the image, from the installation."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("warren") is None:
-    tree = Path(__file__).resolve().parent.parent
+tree = Path(__file__).resolve().parent.parent
+if (tree / "platform" / "warren").is_dir():
     sys.path[:0] = [str(tree / "platform"), str(tree / "serve")]

@@ -86,14 +86,16 @@ def ray_cluster(s3_server: S3Server, storage_root: Location, repository: Path) -
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": sources,  # as in the image, where Warren is installed on every node
     }
-    with TemporaryDirectory(prefix="warren-ray-") as folder:
-        with RayHead(Path(folder), num_cpus=6, environment=environment, object_store_bytes=600_000_000) as head:
-            cluster = Cluster(head, port)
-            os.environ.update({"WARREN_SERVE_PORT": str(port), "RAY_ADDRESS": cluster.address})
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            quieten()
-            try:
-                yield cluster
-            finally:
-                ray.shutdown()
-                os.environ.pop("RAY_ADDRESS")
+    with (
+        TemporaryDirectory(prefix="warren-ray-", ignore_cleanup_errors=True) as folder,
+        RayHead(Path(folder), num_cpus=6, environment=environment, object_store_bytes=600_000_000) as head,
+    ):
+        cluster = Cluster(head, port)
+        os.environ.update({"WARREN_SERVE_PORT": str(port), "RAY_ADDRESS": cluster.address})
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        quieten()
+        try:
+            yield cluster
+        finally:
+            ray.shutdown()
+            os.environ.pop("RAY_ADDRESS")

@@ -66,7 +66,11 @@ def test_no_file_names_a_path_of_one_machine(repository: Path) -> None:
 def test_platform_is_the_standard_library_when_the_repository_is_on_the_path(repository: Path) -> None:
     code = "import platform; print(platform.__file__); platform.system()"
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, env={"PYTHONPATH": str(repository)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=repository,
+        env={"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.strip()).parent == Path(sysconfig.get_paths()["stdlib"])

@@ -18,7 +18,7 @@ class TestS3(StoreContract):
 
 
 def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
-    with pytest.raises(NotFoundError, match="bucket 'nowhere' does not exist at http://127.0.0.1"):
+    with pytest.raises(NotFoundError, match=r"bucket 'nowhere' does not exist at http://127\.0\.0\.1"):
         Location.parse("s3://nowhere/x").read_bytes()
     with pytest.raises(NotFoundError, match="bucket 'nowhere'"):
         Location.parse("s3://nowhere/x").create_bytes(b"1")
@@ -33,5 +33,5 @@ def test_wrong_credentials_say_what_to_check(s3_server: S3Server, monkeypatch: p
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("warren.storage.s3._MAX_ATTEMPTS", 1)
-    with pytest.raises(StorageError, match="no answer from http://127.0.0.1:9: check AWS_ENDPOINT_URL"):
+    with pytest.raises(StorageError, match=r"no answer from http://127\.0\.0\.1:9: check AWS_ENDPOINT_URL"):
         Location.parse("s3://tests/x").read_bytes()

@@ -35,5 +35,6 @@ def test_platform_is_the_standard_librarys_and_warren_travels_along(
         timeout=180,
     )
     [line] = [line for line in found.stdout.splitlines() if line.startswith("SEEN")]
-    _, standard, *_ = line.split()
+    _, standard, *shipped = line.split()
     assert Path(standard).parent == Path(sysconfig.get_paths()["stdlib"])
+    assert all("py_modules_files" in path for path in shipped)  # not this machine's copy

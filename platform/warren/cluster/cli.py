@@ -1,6 +1,7 @@
 """The command line of the jobs: options, errors as one line, exit codes."""
 
 import argparse
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,10 +65,29 @@ def run_job(
     return 0
 
 
+def main() -> int:
+    """Run a job by name: `warren pretrain --recipe demo` is `python jobs/pretrain.py --recipe demo`."""
+    folder = next(folder for folder in _job_folders() if folder.is_dir())
+    jobs = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    parser = argparse.ArgumentParser(
+        prog="warren", description="Run one of Warren's jobs; JOB --help tells its options."
+    )
+    parser.add_argument("job", choices=jobs)
+    job = parser.parse_args(sys.argv[1:2]).job
+    sys.argv = [f"warren {job}", *sys.argv[2:]]
+    sys.path.insert(0, str(folder))
+    runpy.run_path(str(folder / f"{job}.py"), run_name="__main__")
+    return 0
+
+
 def config_folders(kind: str) -> list[Path]:
     """Return where configurations of a kind are: beside the jobs of a source tree, and in the installed package."""
+    return [folder / kind for folder in _job_folders()]
+
+
+def _job_folders() -> list[Path]:
     package = Path(warren.__file__).parent
-    return [package.parent.parent / "jobs" / kind, package / kind]
+    return [package.parent.parent / "jobs", package / "jobs"]
 
 
 def _load(options: argparse.Namespace) -> Job:

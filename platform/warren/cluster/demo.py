@@ -32,7 +32,19 @@ from warren.train.record import Run, git_revision
 
 _BUCKET = "warren-demo"
 _CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
-_CHATTER = ("Job submission server", "Next steps", "Query the", "Request the", "Tailing logs", "Submitted", "----")
+_NOISE = ("PYTHON worker processes have been started", "core_worker.cc")  # Ray's own, of no consequence
+_CHATTER = (
+    "ray job ",
+    "Job '",
+    "Running entrypoint",
+    "Job submission server",
+    "Next steps",
+    "Query the",
+    "Request the",
+    "Tailing logs",
+    "Submitted",
+    "----",
+)
 
 
 @dataclass(frozen=True)
@@ -226,4 +238,4 @@ def _message(question: str, image: bytes) -> dict[str, Any]:
 def _is_chatter(line: str) -> bool:
     """Tell Ray's own submission messages from what a job prints."""
     text = line.strip()
-    return text.startswith(_CHATTER) or " -- " in text or text.startswith(("ray job ", "Job '"))
+    return text.startswith(_CHATTER) or " -- " in text or any(word in text for word in _NOISE)
