@@ -2,15 +2,25 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from warren.errors import BadSampleError
+from warren.errors import BadSampleError, ConfigError
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: a few bytes can claim gigapixels."""
+MAX_SIDE_PX = 65_535
+"""Longer pictures are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
+
+Resize = Literal["stretch", "crop", "crop_even"]
+"""How a picture that is no square is brought to one, always bicubic.
+
+`stretch` ignores the aspect: SigLIP's processor. `crop` scales the shortest side and cuts the middle out; half of an
+odd surplus is rounded down: transformers' CLIPImageProcessor. `crop_even` rounds it to the even number: torchvision's
+CenterCrop, which EVA-CLIP's processor is made of.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,13 +31,19 @@ class ImageSpec:
         size_px: Height and width of the result.
         mean: Per channel, of values in [0, 1].
         std: Per channel, of values in [0, 1].
-        padding: Pad to a square with the mean colour first, as Bunny's stage 2 does; else aspect is not kept.
+        padding: Pad to a square with the mean colour first, as Bunny's stage 2 does; `resize` then only scales.
+        resize: What is done with a picture that is no square.
     """
 
     size_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     padding: bool = False
+    resize: Resize = "stretch"
+
+    def __post_init__(self) -> None:
+        if self.resize not in get_args(Resize):
+            raise ConfigError(f"no way to resize named {self.resize!r}; valid: {', '.join(get_args(Resize))}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
@@ -36,20 +52,21 @@ class ImageSpec:
             "mean": list(self.mean),
             "std": list(self.std),
             "padding": self.padding,
+            "resize": self.resize,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ImageSpec":
         """Rebuild what `to_json` returned."""
         mean, std = (tuple(float(v) for v in value[key]) for key in ("mean", "std"))
-        return cls(value["size_px"], mean, std, value["padding"])  # type: ignore[arg-type]
+        return cls(value["size_px"], mean, std, value["padding"], value.get("resize", "stretch"))  # type: ignore[arg-type]
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture to RGB.
+    """Decode a picture to RGB as it is stored: alpha is dropped and EXIF orientation ignored, as Bunny was trained.
 
     Raises:
-        BadSampleError: Empty, truncated, larger than `max_pixels`, or no picture at all.
+        BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no picture at all.
     """
     if not data:
         raise BadSampleError("the image is empty (0 bytes)")
@@ -58,6 +75,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadSampleError(f"the image has {width}×{height} pixels; at most {max_pixels} are decoded")
+            if max(width, height) > MAX_SIDE_PX:
+                raise BadSampleError(f"the image is {width}×{height} pixels; a side may have {MAX_SIDE_PX}")
+            image.info.pop("transparency", None)  # to be dropped anyway; palettes would warn of it
             return image.convert("RGB")
     except UnidentifiedImageError:
         raise BadSampleError(f"{len(data)} bytes that are no known image format") from None
@@ -66,23 +86,52 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Resize an RGB picture for the vision tower.
+    """Resize an RGB picture of any size and aspect for the vision tower.
 
     Returns:
         uint8 (3, size_px, size_px). Normalising happens on the training device: bytes travel four times lighter.
     """
     if spec.padding:
-        image = _pad_to_square(image, spec.mean)
-    if image.size != (spec.size_px, spec.size_px):
-        image = image.resize((spec.size_px, spec.size_px), Image.Resampling.BICUBIC)
+        image = _scale(_pad_to_square(image, spec), (spec.size_px, spec.size_px))
+    elif spec.resize == "stretch":
+        image = _scale(image, (spec.size_px, spec.size_px))
+    else:
+        image = _crop(image, spec)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    canvas = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+def _scale(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Centre a picture on a square of the mean colour.
+
+    The square of a thin strip can be gigapixels. Beyond `MAX_PIXELS` the longer side is scaled to `size_px` before the
+    shorter one is padded: the pixels are the same for wide pictures, and within rounding for tall ones.
+    """
+    side = max(image.size)
+    width, height = side, side
+    if side * side > MAX_PIXELS:
+        wide = image.width == side
+        width, height = (spec.size_px, side) if wide else (side, spec.size_px)
+        image = _scale(image, (spec.size_px, image.height) if wide else (image.width, spec.size_px))
+    canvas = Image.new("RGB", (width, height), tuple(int(channel * 255) for channel in spec.mean))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
+
+
+def _crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Scale the shortest side to `size_px` and cut the middle out.
+
+    Sides round as in transformers 4.41 (`get_resize_output_image_size`) and torchvision's Resize.
+    """
+    size, short = spec.size_px, min(image.size)
+    scaled = (int(size * image.width / short), int(size * image.height / short))
+    left, top = ((n - size) // 2 if spec.resize == "crop" else round((n - size) / 2) for n in scaled)
+    if scaled[0] * scaled[1] <= MAX_PIXELS:
+        return _scale(image, scaled).crop((left, top, left + size, top + size))
+    # Only the middle of a very thin strip is computed: equal but for the rounding of its edges.
+    across, down = image.width / scaled[0], image.height / scaled[1]
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from warren.data.images import ImageSpec, decode_image, to_pixels
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import TokenSpec, encode, get_template
-from warren.errors import BadSampleError, ReleaseError
+from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
 
@@ -41,11 +41,18 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Prompt template, special tokens, image token count and image preprocessing of one model (invariant 12)."""
+    """Prompt template, special tokens, image token count and image preprocessing of one model (invariant 12).
+
+    Raises:
+        ConfigError: The template is unknown, or made for another eos than the tokens'.
+    """
 
     template: str
     tokens: TokenSpec
     image: ImageSpec
+
+    def __post_init__(self) -> None:
+        get_template(self.template).check_eos(self.tokens.eos_token)
 
     def with_template(self, template: str, image_padding: bool) -> "Inputs":
         """Return the same inputs for a stage with its own template and padding."""
@@ -57,7 +64,7 @@ class Inputs:
         Raises:
             BadSampleError: The conversation or a picture is unusable.
         """
-        sample.check()
+        sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
         segments = get_template(self.template).training(sample.turns, self.tokens.eos_token)
         input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
         return EncodedSample(sample.key, input_ids, labels, self.pixels(sample.images))
@@ -106,14 +113,20 @@ class Inputs:
             return cls.from_json(json.loads((folder / INPUTS_FILE).read_text()))
         except FileNotFoundError:
             raise ReleaseError(f"{folder} has no {INPUTS_FILE}: it was not written by Warren") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise ReleaseError(f"{folder / INPUTS_FILE} cannot be read: {error!r}") from None
 
 
 @lru_cache(maxsize=8)
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """Build a tokenizer from the text of its `tokenizer.json`, once per process."""
-    return Tokenizer.from_str(text)
+    """Build a tokenizer from the text of its `tokenizer.json`, once per process.
+
+    Cutting and padding that the file asks for are switched off: both are Warren's.
+    """
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 __all__ = ["INPUTS_FILE", "BadSampleError", "EncodedSample", "Inputs", "tokenizer_from_json"]

@@ -47,18 +47,21 @@ class Sample:
     turns: tuple[Turn, ...]
     source: str
 
-    def check(self) -> "Sample":
+    def check(self, allow_empty_answers: bool = False) -> "Sample":
         """Return the sample if its conversation is sound.
 
+        Args:
+            allow_empty_answers: Take a conversation in which no answer says anything; only its ends can be learnt.
+
         Raises:
-            BadSampleError: Roles do not alternate, a text is empty, or marks and images differ in number.
+            BadSampleError: Roles do not alternate, every answer is empty, or marks and images differ in number.
         """
         roles = [turn.role for turn in self.turns]
         expected = ["user", "assistant"] * (len(roles) // 2)
         if not roles or roles != expected:
             raise BadSampleError(f"turns must alternate user, assistant, …; given: {', '.join(roles) or 'none'}")
-        if any(turn.role == "assistant" and not turn.text.strip() for turn in self.turns):
-            raise BadSampleError("an assistant turn is empty: there is nothing to learn from it")
+        if not allow_empty_answers and not any(t.role == "assistant" and t.text.strip() for t in self.turns):
+            raise BadSampleError("every assistant turn is empty: there is nothing to learn from them")
         marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns)
         if marks != len(self.images):
             raise BadSampleError(f"{marks} image marks in the text, but {len(self.images)} images")

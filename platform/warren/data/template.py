@@ -1,11 +1,17 @@
 """Prompt templates: one conversation → text with its supervised parts marked → token ids and labels.
 
 Text is tokenised in whole pieces between images, as Bunny does, and labels come from the tokenizer's own character
-offsets. So ids and labels cannot drift apart, whatever the tokenizer merges.
+offsets. So ids and labels cannot drift apart, whatever the tokenizer merges. One rule holds for every conversation:
+each answer, with the space in front of it, and the eos behind it are supervised; nothing else is. Bunny's labels follow
+it too, except where an answer is empty or contains ` ASSISTANT: ` or the eos text: there Bunny drops the eos or ignores
+part of the sample, or all of it.
+
+Special tokens written in a message are taken for those tokens, as Bunny takes them; only the image token is refused,
+because no picture would stand behind it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -36,18 +42,35 @@ class Template:
 
     Attributes:
         system: Text in front of the first turn; the endpoint's `system` message replaces it.
-        captions_only: Stage 1's plain template: the image, then the caption and a newline; user text is dropped.
+        captions_only: Stage 1's plain template: the image, then the caption and a newline; user text is dropped and
+            there is no eos.
+        eos_token: What must end an answer; None takes whatever the model's tokenizer has.
     """
 
     name: str
     system: str = ""
     captions_only: bool = False
+    eos_token: str | None = None
+
+    def check_eos(self, eos: str) -> None:
+        """Refuse a model whose answers end otherwise than the template's.
+
+        Raises:
+            ConfigError: `eos` is not the template's own.
+        """
+        if self.eos_token not in (None, eos):
+            raise ConfigError(
+                f"template {self.name!r} ends answers with {self.eos_token!r}, the model's tokens say {eos!r}: "
+                "choose the template the model was trained on"
+            )
 
     def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
         """Render a whole conversation; every answer and its end is supervised."""
         if self.captions_only:
-            images = "".join(IMAGE_MARK * turn.text.count(IMAGE_MARK) for turn in turns)
-            return [Segment(images, False), Segment(turns[-1].text + "\n", True)]
+            return [
+                Segment(_marks(turn), False) if turn.role == "user" else Segment(f"{turn.text}\n", True)
+                for turn in turns
+            ]
         segments = [Segment(f"{self.system} " if self.system else "", False)]
         for turn in turns:
             if turn.role == "user":
@@ -58,20 +81,28 @@ class Template:
 
     def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
         """Render a conversation that the assistant is to continue."""
-        template = self if system is None else Template(self.name, system, self.captions_only)
-        if self.captions_only:
-            return [Segment("".join(IMAGE_MARK * turn.text.count(IMAGE_MARK) for turn in turns), False)]
+        template = self if system is None else replace(self, system=system)
         return template.training(turns, eos)
 
 
+def _marks(turn: Turn) -> str:
+    return IMAGE_MARK * turn.text.count(IMAGE_MARK)
+
+
+# Bunny's `--version`s. They differ in nothing but the eos text. `bunny` takes the tokenizer's, which is <|endoftext|>
+# for every model published with it, so it fits any other language model as well.
 _TEMPLATES = {
     template.name: template
     for template in (
         Template("bunny", _BUNNY_SYSTEM),
+        Template("phi3", _BUNNY_SYSTEM, eos_token="<|endoftext|>"),
+        Template("minicpm", _BUNNY_SYSTEM, eos_token="</s>"),
+        Template("llama", _BUNNY_SYSTEM, eos_token="<|end_of_text|>"),
         Template("plain", captions_only=True),
         Template("brief"),  # bunny's turns without its system text: short prompts for tiny models
     )
 }
+_TEMPLATES["default"] = _TEMPLATES["bunny"]
 
 
 def get_template(name: str) -> Template:
@@ -101,12 +132,18 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokenise rendered segments.
 
+    The BOS, if the model has one, stands once at the start. Tokenizers that put a dummy prefix in front of their input
+    do so for every piece, as they do in Bunny.
+
+    Truncation: the first `max_length_tokens` ids are kept, BOS and expanded image tokens counted, and the labels are
+    cut with them. An image is never cut, nor dropped together with the turn that shows it: such a sample is refused,
+    and so is one that keeps no supervised token. Bunny cuts through images and trains on what is left, or on nothing.
+
     Returns:
         Token ids and labels, both int32 (length,). Image tokens are expanded to one id per visual feature.
 
     Raises:
-        BadSampleError: Longer than `max_length_tokens` even without its last answers, or nothing is supervised
-            within that length.
+        BadSampleError: Longer than `max_length_tokens` and not to be cut, or the text contains the image token.
     """
     ids: list[int] = [] if spec.bos_token_id is None else [spec.bos_token_id]
     labels: list[int] = [IGNORED] * len(ids)
@@ -114,7 +151,7 @@ def encode(
         if number:
             ids += [spec.image_token_id] * spec.tokens_per_image
             labels += [IGNORED] * spec.tokens_per_image
-        _encode_piece(piece, tokenizer, ids, labels)
+        _encode_piece(piece, tokenizer, spec, ids, labels)
     if max_length_tokens is not None and len(ids) > max_length_tokens:
         if spec.image_token_id in ids[max_length_tokens:]:
             raise BadSampleError(f"{len(ids)} tokens; the limit of {max_length_tokens} would cut an image in two")
@@ -134,7 +171,9 @@ def _split_at_images(segments: Sequence[Segment]) -> list[list[Segment]]:
     return pieces
 
 
-def _encode_piece(piece: Sequence[Segment], tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> None:
+def _encode_piece(
+    piece: Sequence[Segment], tokenizer: Tokenizer, spec: TokenSpec, ids: list[int], labels: list[int]
+) -> None:
     text = "".join(segment.text for segment in piece)
     if not text:
         return
@@ -144,6 +183,8 @@ def _encode_piece(piece: Sequence[Segment], tokenizer: Tokenizer, ids: list[int]
         supervised[start : start + len(segment.text)] = segment.supervised
         start += len(segment.text)
     encoding = tokenizer.encode(text, add_special_tokens=False)
+    if spec.image_token_id in encoding.ids:
+        raise BadSampleError(f"the text contains the image token itself (id {spec.image_token_id}); write {IMAGE_MARK}")
     for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
         ids.append(token)
         # A token's last character decides: a piece that merges the space before an answer belongs to the answer.

@@ -1,11 +1,17 @@
 """Prompts: ids and labels come from the same text."""
 
+import json
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from warren.data.sample import IMAGE_MARK, Turn
+from warren.data.images import ImageSpec
+from warren.data.inputs import INPUTS_FILE, Inputs, tokenizer_from_json
+from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import IGNORED, TokenSpec, encode, get_template
-from warren.errors import BadSampleError, ConfigError
+from warren.errors import BadSampleError, ConfigError, ReleaseError
 from warren.models.tokenizer import END_OF_TEXT, train_tokenizer
 
 TEXTS = ["USER: what colour is it? ASSISTANT: a deep blue circle", "a curious user ASSISTANT USER:"]
@@ -52,6 +58,64 @@ def test_plain_supervises_caption_and_newline_and_drops_the_question() -> None:
     ids, labels = encode(get_template("plain").training(turns, END_OF_TEXT), TOKENIZER, SPEC)
     assert ids[:3].tolist() == [SPEC.image_token_id] * 3
     assert TOKENIZER.decode([int(t) for t in labels if t != IGNORED]) == "a blue circle\n"
+
+
+def test_plain_learns_every_caption_of_a_conversation_and_takes_no_marks_from_it() -> None:
+    first = (Turn("user", IMAGE_MARK), Turn("assistant", "a circle"))
+    segments = get_template("plain").training(
+        (*first, Turn("user", f"{IMAGE_MARK}?{IMAGE_MARK}"), Turn("assistant", "")), END_OF_TEXT
+    )
+    assert [s.text for s in segments] == [IMAGE_MARK, "a circle\n", IMAGE_MARK * 2, "\n"]
+    assert [s.supervised for s in segments] == [False, True, False, True]
+
+
+def test_published_versions_differ_in_their_eos_alone() -> None:
+    ends = {"bunny": "<x>", "default": "<x>", "phi3": "<|endoftext|>", "minicpm": "</s>", "llama": "<|end_of_text|>"}
+    for name, eos in ends.items():
+        template = get_template(name)
+        template.check_eos(eos)
+        assert template.training(TURNS, eos) == get_template("bunny").training(TURNS, eos)
+    with pytest.raises(ConfigError, match=r"'llama' ends answers with '<\|end_of_text\|>'.*'<\|endoftext\|>'"):
+        get_template("llama").check_eos(END_OF_TEXT)
+
+
+def test_a_model_saved_with_the_wrong_template_is_not_loaded(tmp_path: Path) -> None:
+    inputs = Inputs("bunny", SPEC, ImageSpec(32, (0.5,) * 3, (0.5,) * 3, resize="crop"))
+    inputs.save(tmp_path)
+    assert Inputs.load(tmp_path) == inputs
+    for template in ("llama", "vicuna-13"):
+        (tmp_path / INPUTS_FILE).write_text(json.dumps({**inputs.to_json(), "template": template}))
+        with pytest.raises(ReleaseError, match=template):
+            Inputs.load(tmp_path)
+
+
+def test_an_empty_answer_in_a_stored_sample_teaches_its_end() -> None:
+    inputs = Inputs("brief", SPEC, ImageSpec(32, (0.5,) * 3, (0.5,) * 3))
+    turns = (Turn("user", "say nothing"), Turn("assistant", ""), Turn("user", "why?"), Turn("assistant", "blue"))
+    labels = inputs.encode_sample(Sample("k", (), turns, "tests"), TOKENIZER, 64).labels
+    learnt = TOKENIZER.decode([int(t) for t in labels if t != IGNORED], skip_special_tokens=False)
+    assert learnt == " <|endoftext|> blue<|endoftext|>"
+    assert Sample("k", (), turns, "tests").check()
+    silent = inputs.encode_sample(Sample("k", (), turns[:2], "tests"), TOKENIZER, 64)
+    assert silent.num_supervised_tokens == 2
+
+
+def test_a_tokenizer_file_that_asks_for_cutting_is_not_obeyed() -> None:
+    cutting = Tokenizer.from_str(TRAINED.json)
+    cutting.enable_truncation(3)
+    cutting.enable_padding(length=50)
+    text = "a deep blue circle a deep blue circle"
+    assert tokenizer_from_json(cutting.to_str()).encode(text).ids == TOKENIZER.encode(text).ids
+
+
+def test_a_token_that_merges_the_border_of_an_answer_belongs_to_the_answer() -> None:
+    text = "USER: x ASSISTANT: y"
+    vocabulary = {token: number for number, token in enumerate([*sorted(set(text)), ": "])}
+    tokenizer = Tokenizer(BPE(vocabulary, [(":", " ")]))
+    segments = get_template("brief").training((Turn("user", "x"), Turn("assistant", "y")), eos="")
+    ids, labels = encode(segments, tokenizer, TokenSpec(-200, 1, "", 0))
+    assert ids.tolist().count(vocabulary[": "]) == 2
+    assert labels[labels != IGNORED].tolist() == [vocabulary[": "], vocabulary["y"]]
 
 
 def test_training_on_a_prompt_and_generating_from_it_agree() -> None:
