@@ -27,9 +27,9 @@ from warren.models.tokenizer import TrainedTokenizer
 FEATURE_LAYER = -2
 """Bunny and LLaVA read the tower before its last block."""
 
-_SIGLIP_MEAN = _SIGLIP_STD = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _MODULES: dict[Part, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
@@ -86,8 +86,8 @@ def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
         ),
         image=ImageSpec(
             size_px=vision.image_size,
-            mean=_SIGLIP_MEAN if siglip else _CLIP_MEAN,
-            std=_SIGLIP_STD if siglip else _CLIP_STD,
+            mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
+            std=SIGLIP_STD if siglip else CLIP_STD,
         ),
     )
 
