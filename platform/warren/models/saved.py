@@ -4,6 +4,8 @@ Names and processor fields that vLLM needs and transformers' own `save_pretraine
 `vision_tower.vision_model.*` (transformers 5 drops `vision_model`), and `crop_size` in the image processor.
 """
 
+import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from transformers import (
 
 from warren.data.inputs import Inputs
 from warren.errors import ModelError, ReleaseError
+from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -78,7 +81,7 @@ def save_tensors(
 def expected_shapes(config: Any) -> dict[str, torch.Size]:
     """Return the names on disk and shapes of a model, without allocating it."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = MODEL_CLASSES[config.model_type](config)
     return {_disk_name(name): tensor.shape for name, tensor in model.state_dict().items()}
 
 
@@ -104,7 +107,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _save_rest(config: Any, inputs: Inputs, tokenizer_json: str, folder: Path) -> None:
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config.architectures = [MODEL_CLASSES[config.model_type].__name__]
     config.save_pretrained(folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json)
     _processor(inputs, config, folder).save_pretrained(folder)
@@ -112,19 +115,6 @@ def _save_rest(config: Any, inputs: Inputs, tokenizer_json: str, folder: Path) -
     end = Tokenizer.from_str(tokenizer_json).token_to_id(inputs.tokens.eos_token)
     GenerationConfig(eos_token_id=end, pad_token_id=inputs.tokens.pad_token_id).save_pretrained(folder)
     inputs.save(folder)
-
-
-def load(folder: str | Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Load a model and its processor from a local folder that Warren wrote.
-
-    The model takes `input_ids` with one image token per visual feature, `pixel_values` and `attention_mask`.
-
-    Raises:
-        ReleaseError: The folder is no such model.
-    """
-    folder = Path(folder)
-    model, _, _ = load_bundle(folder)
-    return model, LlavaProcessor.from_pretrained(folder)
 
 
 def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, str]:
@@ -136,8 +126,8 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     inputs = Inputs.load(folder)
     try:
         tokenizer_json = (folder / TOKENIZER_FILE).read_text()
-        model, found = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        model, found = _class_of(folder).from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ReleaseError(f"{folder} does not load: {error}") from None
     if found["missing_keys"]:
         raise ReleaseError(f"{folder} lacks {', '.join(sorted(found['missing_keys'])[:4])}: it is not complete")
@@ -145,7 +135,7 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     expected = {
         "image token id": (config.image_token_index, inputs.tokens.image_token_id),
         "tokens per image": (config.image_seq_length, inputs.tokens.tokens_per_image),
-        "image size": (config.vision_config.image_size, inputs.image.size_px),
+        "image size": (image_size_px(config), inputs.image.size_px),
     }
     wrong = [f"{what}: model {a}, inputs {b}" for what, (a, b) in expected.items() if a != b]
     largest = max(Tokenizer.from_str(tokenizer_json).get_vocab(with_added_tokens=True).values())
@@ -156,8 +146,39 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     return model.eval(), inputs, tokenizer_json
 
 
+def image_size_px(config: Any) -> int:
+    """Return the height and width of a model's pictures: the largest scale where there are several."""
+    return int(max(getattr(config, "vision_scales", None) or [config.vision_config.image_size]))
+
+
+def read_model_config(folder: Path) -> Any:
+    """Read the configuration of a model that Warren wrote.
+
+    Raises:
+        ReleaseError: There is none, or it is of another kind.
+    """
+    return _class_of(folder).config_class.from_pretrained(folder)
+
+
+def _class_of(folder: Path) -> type[LlavaForConditionalGeneration]:
+    try:
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{folder} has no readable config.json: {error}") from None
+    if model_type not in MODEL_CLASSES:
+        raise ReleaseError(f"{folder}: model_type is {model_type!r}; Warren writes {', '.join(MODEL_CLASSES)}")
+    return MODEL_CLASSES[model_type]
+
+
 def _disk_name(name: str) -> str:
     return next((new + name.removeprefix(old) for old, new in _DISK_NAMES if name.startswith(old)), name)
+
+
+def _patch_px(config: Any) -> int:
+    """Return what the processor must divide the picture's side by to count its image tokens."""
+    if isinstance(config, ExtendedLlavaConfig):
+        return int(image_size_px(config) // math.isqrt(config.image_seq_length))
+    return int(config.vision_config.patch_size)
 
 
 def _processor(inputs: Inputs, config: Any, folder: Path) -> LlavaProcessor:
@@ -179,7 +200,7 @@ def _processor(inputs: Inputs, config: Any, folder: Path) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
+        patch_size=_patch_px(config),
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=0 if config.vision_feature_select_strategy == "full" else 1,
         image_token="<image>",

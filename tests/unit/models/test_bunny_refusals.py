@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (without("model.safetensors"), "has no weights"),
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer"),
     "no end of answer": (without_eos, "has no '<|endoftext|>'"),
-    "unknown tower": (changed_config(mm_vision_tower="nobody/tower"), "'nobody/tower', which is no folder here"),
+    "unknown tower": (changed_config(mm_vision_tower="nobody/tower"), "'nobody/tower', which is nowhere here"),
     "quantised": (changed_config(quantization_config={"bits": 4}), "is quantised"),
 }
 

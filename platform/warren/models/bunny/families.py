@@ -4,7 +4,8 @@ Facts: the published configurations and `bunny/conversation.py` at BAAI-DCAI/Bun
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from warren.errors import ModelError
 
@@ -39,12 +40,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(model_type: object) -> Family:
-    """Return the family of a Bunny `model_type`.
+PROMPT_KEY = "warren_prompt"
+"""Where Warren's export says in config.json which template and end of answer a model was trained with."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family of a Bunny config.json.
 
     Raises:
-        ModelError: There is none of that name.
+        ModelError: Its `model_type` is none of Bunny's.
     """
+    model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise ModelError(f"config.json: model_type is {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[str(model_type)]
+    return replace(FAMILIES[model_type], **config.get(PROMPT_KEY, {}))

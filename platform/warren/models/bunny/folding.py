@@ -11,7 +11,6 @@ from warren.models.bunny.names import EMBEDDINGS, HEAD
 from warren.models.tensors import LazyTensors
 
 _BRANCHES = (".self_attn.o_proj.weight", ".mlp.down_proj.weight")
-_PROJECTOR_END = ("multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias")
 
 
 def untied(tensors: LazyTensors) -> LazyTensors:
@@ -28,23 +27,24 @@ def with_vocabulary(tensors: LazyTensors, num_text_tokens: int, vocab_size: int)
     return _changed(tensors, dict.fromkeys((EMBEDDINGS, HEAD), change))
 
 
-def folded(tensors: LazyTensors, scales: tuple[float, float, float]) -> LazyTensors:
+def folded(tensors: LazyTensors, scales: tuple[float, float, float], projector: tuple[str, ...]) -> LazyTensors:
     """Fold MiniCPM's factors into the weights: the result is a plain Llama with the same logits (exact in theory).
 
     Args:
         tensors: By LLaVA names.
         scales: Of embeddings (image features too), of residual branches, divisor of logits; see `scales_of`.
+        projector: The weight and bias that decide the scale of image features.
     """
     embeddings, branch, logits = scales
     factors = {name: branch for name in tensors if name.endswith(_BRANCHES) and name.startswith("language_model.")}
-    factors |= dict.fromkeys((EMBEDDINGS, *_PROJECTOR_END), embeddings) | {HEAD: 1.0 / logits}
+    factors |= dict.fromkeys((EMBEDDINGS, *projector), embeddings) | {HEAD: 1.0 / logits}
     return _changed(tensors, {name: partial(_scale, factor) for name, factor in factors.items()})
 
 
-def unfolded(tensors: LazyTensors, scales: tuple[float, float, float]) -> LazyTensors:
+def unfolded(tensors: LazyTensors, scales: tuple[float, float, float], projector: tuple[str, ...]) -> LazyTensors:
     """Undo `folded`."""
     embeddings, branch, logits = scales
-    return folded(tensors, (1.0 / embeddings, 1.0 / branch, 1.0 / logits))
+    return folded(tensors, (1.0 / embeddings, 1.0 / branch, 1.0 / logits), projector)
 
 
 def _scale(factor: float, tensor: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 
 from warren.errors import ModelError
 from warren.models.bunny.configuration import inputs_of_bunny, llava_config, read_config, scales_of, text_config
-from warren.models.bunny.families import family_of
+from warren.models.bunny.families import FAMILIES, family_of
 from warren.models.bunny.folding import folded, untied, with_vocabulary
-from warren.models.bunny.names import to_llava
+from warren.models.bunny.names import projector_end, to_llava
 from warren.models.bunny.tokenizer import has_tokenizer, read_tokenizer
 from warren.models.bunny.tower import read_tower
 from warren.models.lora import ADAPTER_CONFIG, merged
@@ -48,7 +48,7 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     if not source.is_dir():
         raise ModelError(f"{source} is no folder")
     config = read_config(source)
-    family_of(config.get("model_type"))
+    family_of(config)
     lora = (source / ADAPTER_CONFIG).is_file()
     stage_1 = any((source / f"mm_projector.{ending}").is_file() for ending in ("bin", "safetensors"))
     if not lora and not stage_1:
@@ -65,6 +65,11 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     else:
         tensors = {**tensors, **read_either(source, "mm_projector")}
     return Checkpoint(config, tensors, source if has_tokenizer(source) else base)
+
+
+def is_bunny(folder: Path) -> bool:
+    """Tell whether a folder's config.json names a Bunny family."""
+    return (folder / "config.json").is_file() and read_config(folder).get("model_type") in FAMILIES
 
 
 def import_bunny(
@@ -89,14 +94,15 @@ def import_bunny(
         ModelError: Anything is missing, unknown or of the wrong shape.
     """
     checkpoint = read_checkpoint(source, base)
-    family = family_of(checkpoint.config["model_type"])
+    family = family_of(checkpoint.config)
     tokenizer, num_text_tokens = read_tokenizer(checkpoint.tokenizer, family)
     tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
     text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
     config = llava_config(checkpoint.config, tower.config, text, tokenizer)
-    tensors = untied(to_llava({n: read for n, read in checkpoint.tensors.items() if not n.startswith(_COPY)}))
+    without_tower = {n: read for n, read in checkpoint.tensors.items() if not n.startswith(_COPY)}
+    tensors = untied(to_llava(without_tower, config))
     if family.scaled:
-        tensors = folded(tensors, scales_of(checkpoint.config))
+        tensors = folded(tensors, scales_of(checkpoint.config), projector_end(config))
     tensors = with_vocabulary(tensors, num_text_tokens, tokenizer.vocab_size)
     tensors |= {f"vision_tower.vision_model.{name}": read for name, read in tower.tensors.items()}
     inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer)

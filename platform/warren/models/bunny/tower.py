@@ -12,7 +12,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from warren.errors import ModelError
-from warren.models.tensors import LazyTensors, read_folder
+from warren.models.eva_clip import EvaClipVisionConfig
+from warren.models.tensors import LazyTensors, read_file, read_folder
 
 OWN_FOLDER = "vision_tower"
 """Where Warren's Bunny export puts the tower, so that the folder is complete without a hub."""
@@ -39,6 +40,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {  # towers whose weights every merged c
     },
 }
 
+_KNOWN = ("siglip_vision_model", "clip_vision_model", EvaClipVisionConfig.model_type)
+_EVA_WEIGHTS = ("eva_clip.safetensors", "eva_clip.pt")
 _COPY = "model.vision_tower.vision_tower."  # of the tower, in a checkpoint
 _UNUSED = ("position_ids",)  # buffers that old versions saved
 
@@ -74,42 +77,81 @@ def read_tower(source: Path, config: dict[str, Any], checkpoint: LazyTensors, gi
     if folder is None:
         if name not in _PUBLISHED or not copy:
             raise ModelError(
-                f"config.json names the vision tower {name!r}, which is no folder here; give it as --vision-tower DIR"
+                f"config.json names the vision tower {name!r}, which is nowhere here; give it as --vision-tower DIR"
             )
         return Tower(_auto_config(dict(_PUBLISHED[name])), _named(copy))
-    if not folder.is_dir():
-        raise ModelError(f"the vision tower {folder} is no folder")
     trained = bool(config.get("unfreeze_vision_tower"))
     if trained and not copy:
         raise ModelError("config.json says unfreeze_vision_tower, but the checkpoint holds no vision tower")
-    return Tower(_config(folder), _named(copy if trained else read_folder(folder)))
+    return Tower(_config(folder), _named(copy if trained else _read_tensors(folder)))
+
+
+def _read_tensors(place: Path) -> LazyTensors:
+    if place.is_file():
+        return read_file(place)
+    own = [place / name for name in _EVA_WEIGHTS if (place / name).is_file()]
+    return read_file(own[0]) if own else read_folder(place)
 
 
 def _find(source: Path, name: str) -> Path | None:
+    """Look for the tower in and above the checkpoint; EVA-CLIP's `NAME.pt` may be a folder NAME."""
     source = source.resolve()
-    places = [source / OWN_FOLDER, Path(name), *(folder / name for folder in (source, *list(source.parents)[:3]))]
-    return next((place for place in places if place.is_dir()), None)
+    names = [name, name.removesuffix(".pt")]
+    roots = [Path(), source, *list(source.parents)[:3]]
+    places = [source / OWN_FOLDER, *(root / name for name in names for root in roots)]
+    return next((place for place in places if place.exists()), None)
 
 
-def _config(folder: Path) -> PretrainedConfig:
-    try:
-        fields = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the vision tower {folder} has no readable config.json: {error}") from None
-    return _auto_config(fields.get("vision_config", fields))
+def _config(place: Path) -> PretrainedConfig:
+    folder = place if place.is_dir() else place.parent
+    for file in (folder / "config.json", folder / "eva_config.json"):
+        if file.is_file():
+            try:
+                fields = json.loads(file.read_text())
+            except ValueError as error:
+                raise ModelError(f"{file} is no JSON: {error}") from None
+            if "vision_cfg" in fields:
+                return _eva_config(fields["vision_cfg"])
+            return _auto_config(fields.get("vision_config", fields))
+    if place.is_file():
+        return EvaClipVisionConfig()  # the published file: EVA02_CLIP_L_336_psz14_s6B.pt
+    raise ModelError(f"the vision tower {place} is no folder with a config.json")
+
+
+def _eva_config(fields: dict[str, Any]) -> EvaClipVisionConfig:
+    """Read the `vision_cfg` of an EVA-CLIP configuration file."""
+    missing = [key for key in ("rope", "naiveswiglu", "subln", "intp_freq") if not fields.get(key)]
+    if missing:
+        raise ModelError(f"this EVA-CLIP tower is of another kind than EVA-02's: {', '.join(missing)} not set")
+    return EvaClipVisionConfig(
+        hidden_size=fields["width"],
+        intermediate_size=int(fields["width"] * fields["mlp_ratio"]),
+        num_hidden_layers=fields["layers"],
+        num_attention_heads=fields["width"] // fields["head_width"],
+        image_size=fields["image_size"],
+        patch_size=fields["patch_size"],
+        pretrained_grid=fields["pt_hw_seq_len"],
+    )
 
 
 def _auto_config(fields: dict[str, Any]) -> PretrainedConfig:
     model_type = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(
         str(fields.get("model_type")), fields.get("model_type")
     )
-    if model_type not in ("siglip_vision_model", "clip_vision_model"):
-        raise ModelError(f"the vision tower is a {model_type!r}; known are siglip_vision_model, clip_vision_model")
+    if model_type not in _KNOWN:
+        raise ModelError(f"the vision tower is a {model_type!r}; known are {', '.join(_KNOWN)}")
     dropped = ("model_type", "torch_dtype", "dtype", "transformers_version", "architectures")
     return AutoConfig.for_model(model_type, **{k: v for k, v in fields.items() if k not in dropped})
 
 
 def _named(tensors: LazyTensors) -> LazyTensors:
-    """Names below `vision_model.`, which transformers 5 leaves out; a text tower beside it is left behind."""
-    inner = {k.removeprefix("vision_model."): read for k, read in tensors.items() if k.startswith("vision_model.")}
-    return {k: read for k, read in (inner or tensors).items() if not k.endswith(_UNUSED)}
+    """Names below the tower's own prefix; a text tower beside it is left behind."""
+    for prefix in ("vision_model.", "visual.", "model."):  # transformers 4; EVA-CLIP's file; EVA-CLIP in a checkpoint
+        inner = {k.removeprefix(prefix): read for k, read in tensors.items() if k.startswith(prefix)}
+        if inner:
+            break
+    return {k: read for k, read in (inner or tensors).items() if not k.endswith(_UNUSED) and not _eva_extra(k)}
+
+
+def _eva_extra(name: str) -> bool:
+    return "rope." in name or name in ("head.weight", "head.bias")
