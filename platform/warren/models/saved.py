@@ -38,6 +38,7 @@ _DISK_NAMES = (  # in memory (transformers 5) → on disk
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
+_FLAT_TOWERS = ("dinov2",)  # plain LLaVA in transformers takes `vision_model.` off for SigLIP and CLIP only
 
 
 def save_model(state: dict[str, torch.Tensor], config: Any, inputs: Inputs, tokenizer_json: str, folder: Path) -> None:
@@ -51,7 +52,7 @@ def save_model(state: dict[str, torch.Tensor], config: Any, inputs: Inputs, toke
         folder: An existing local folder.
     """
     save_file(
-        {_disk_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        {_disk_name(name, config): tensor.detach().cpu().contiguous() for name, tensor in state.items()},
         folder / WEIGHTS_FILE,
         metadata={"format": "pt"},
     )
@@ -82,7 +83,7 @@ def expected_shapes(config: Any) -> dict[str, torch.Size]:
     """Return the names on disk and shapes of a model, without allocating it."""
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
-    return {_disk_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    return {_disk_name(name, config): tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -170,7 +171,10 @@ def _class_of(folder: Path) -> type[LlavaForConditionalGeneration]:
     return MODEL_CLASSES[model_type]
 
 
-def _disk_name(name: str) -> str:
+def _disk_name(name: str, config: Any) -> str:
+    flat = config.vision_config.model_type in _FLAT_TOWERS and not isinstance(config, ExtendedLlavaConfig)
+    if flat and name.startswith("model.vision_tower."):
+        return name.removeprefix("model.")
     return next((new + name.removeprefix(old) for old, new in _DISK_NAMES if name.startswith(old)), name)
 
 
