@@ -7,7 +7,7 @@ each. Converting, merging and averaging are functions from such a dictionary to 
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -94,28 +94,32 @@ def write_tensors(
         _check_names(tensors.keys(), expected.keys())
     written: dict[str, str] = {}
     shards: list[Path] = []
-    pending: dict[str, Tensor] = {}
-    size = total = 0
-
-    def close() -> None:
+    total = 0
+    for shard in _packed(tensors, dtype, expected, max_shard_bytes):
         shards.append(folder / f"shard-{len(shards)}.partial")
-        save_file(pending, shards[-1], metadata={"format": "pt"})
-        written.update(dict.fromkeys(pending, shards[-1].name))
-        pending.clear()
+        save_file(shard, shards[-1], metadata={"format": "pt"})
+        written.update(dict.fromkeys(shard, shards[-1].name))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    _name_shards(folder, shards, written, total)
 
+
+def _packed(
+    tensors: LazyTensors, dtype: torch.dtype | None, expected: Mapping[str, torch.Size] | None, max_shard_bytes: int
+) -> Iterator[dict[str, Tensor]]:
+    """Read tensors into dictionaries of at most `max_shard_bytes`; a larger tensor gets one of its own."""
+    shard: dict[str, Tensor] = {}
+    size = 0
     for name, read in tensors.items():
-        tensor = read()
+        tensor = read().detach().cpu()
         if expected is not None and tensor.shape != expected[name]:
             raise ModelError(f"{name} has shape {list(tensor.shape)}, the model needs {list(expected[name])}")
         tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        if pending and size + tensor.nbytes > max_shard_bytes:
-            close()
-            size = 0
-        pending[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.clone(memory_format=torch.contiguous_format)
         size += tensor.nbytes
-        total += tensor.nbytes
-    close()
-    _name_shards(folder, shards, written, total)
+    yield shard
 
 
 def _name_shards(folder: Path, shards: list[Path], written: dict[str, str], total_bytes: int) -> None:
@@ -132,9 +136,8 @@ def _name_shards(folder: Path, shards: list[Path], written: dict[str, str], tota
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _check_names(found: object, expected: object) -> None:
-    missing = sorted(set(expected) - set(found))  # type: ignore[call-overload]
-    unexpected = sorted(set(found) - set(expected))  # type: ignore[call-overload]
+def _check_names(found: Set[str], expected: Set[str]) -> None:
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         parts = [
             f"{len(names)} {what}: {', '.join(names[:4])}"

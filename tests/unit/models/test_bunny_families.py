@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from warren.errors import ModelError
 from warren.models import load, train_tokenizer
-from warren.models.bunny import FAMILIES, Family, import_bunny
+from warren.models.bunny import FAMILIES, Family, export_bunny, import_bunny
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {**SMALL, "image_size": 16, "patch_size": 8}
@@ -117,6 +117,19 @@ def test_imported_logits_are_those_of_the_decoder(name: str, tmp_path: Path) -> 
     scale = float(expected.std())
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < 1e-5 * max(1.0, scale)
+
+
+@pytest.mark.parametrize("name", ["bunny-minicpm", "bunny-stablelm"])
+def test_what_was_folded_or_renamed_unfolds_on_the_way_back(name: str, tmp_path: Path) -> None:
+    bunny_fields, model_type, native_fields = DECODERS[name]
+    write_bunny(native(model_type, native_fields), name, bunny_fields, tmp_path / "bunny")
+    import_bunny(tmp_path / "bunny", tmp_path / "m")
+    export_bunny(tmp_path / "m", tmp_path / "back")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("bunny", "back"))
+    assert all(torch.allclose(after[key], before[key], rtol=1e-5, atol=1e-7) for key in before)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {key: config[key] for key in bunny_fields} == bunny_fields
+    assert config["model_type"] == name
 
 
 def test_a_minicpm_without_its_factors_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from bunny_oracle import checkpoint
 from factories import tiny_model_config
 from warren.cluster.converting import main
 from warren.errors import ModelError
-from warren.models import average_models, build_model, export_model, inputs_of, load, merge_adapter, save_model
+from warren.models import (
+    average_models,
+    build_model,
+    export_model,
+    import_bunny,
+    inputs_of,
+    load,
+    merge_adapter,
+    save_model,
+)
 from warren.models.tokenizer import train_tokenizer
 
 TOWER = "model.vision_tower."
@@ -65,6 +74,20 @@ def test_a_model_of_warren_goes_to_bunny_and_both_load_the_same(tmp_path: Path) 
         expected = load(source)[0](input_ids=ids, pixel_values=pixels).logits
         found = load(tmp_path / "bunny")[0](input_ids=ids, pixel_values=pixels).logits
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bunny-qwen2-s2", "bunny-phi-eva", "projectors/bunny-phi-sppv1"])
+def test_an_extended_checkpoint_comes_back_too(name: str, tmp_path: Path) -> None:
+    source = checkpoint(name)
+    import_bunny(source, tmp_path / "llava")
+    export_model("bunny", tmp_path / "llava", tmp_path / "bunny")
+    before, after = weights(source), weights(tmp_path / "bunny")
+    computed = {n for n in before if ".rope." in n or (".head." in n and "eva" in name)}  # not the tower's to keep
+    assert before.keys() - computed == after.keys()
+    # A frozen tower was taken from its folder; what came of it is compared below.
+    assert all(torch.equal(before[n], after[n]) for n in after if not n.startswith(TOWER))
+    import_bunny(tmp_path / "bunny", tmp_path / "again")
+    assert all(torch.equal(t, weights(tmp_path / "again")[n]) for n, t in weights(tmp_path / "llava").items())
 
 
 def test_an_average_is_the_weighted_sum_of_every_tensor(tmp_path: Path) -> None:

@@ -34,10 +34,7 @@ def read_tokenizer(folder: Path, family: Family) -> tuple[TrainedTokenizer, int]
     tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, **_NO_STRIP)])  # takes the next id, or its own if it has one
     # Bunny's own test for "starts with BOS": what an empty text becomes.
     prefix = tokenizer.encode("", add_special_tokens=True).ids
-    pad = next((t for t in (settings.get("pad_token"), settings.get("unk_token")) if t), family.end_of_answer)
-    pad_id = tokenizer.token_to_id(pad)
-    if pad_id is None:
-        raise ModelError(f"the tokenizer in {folder} names {pad!r} for padding, but has no such token")
+    pad_id = _pad_id(folder, tokenizer, settings, family)
     return (
         TrainedTokenizer(
             json=tokenizer.to_str(pretty=True),
@@ -49,6 +46,14 @@ def read_tokenizer(folder: Path, family: Family) -> tuple[TrainedTokenizer, int]
         ),
         size,
     )
+
+
+def _pad_id(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], family: Family) -> int:
+    pad = next((t for t in (settings.get("pad_token"), settings.get("unk_token")) if t), family.end_of_answer)
+    pad_id: int | None = tokenizer.token_to_id(pad)
+    if pad_id is None:
+        raise ModelError(f"the tokenizer in {folder} names {pad!r} for padding, but has no such token")
+    return pad_id
 
 
 def without_image_token(tokenizer_json: str) -> str:
