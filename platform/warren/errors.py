@@ -13,6 +13,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   ├── QuarantineError         more samples were quarantined than the recipe allows
     │   ├── EmptyDatasetError       nothing is left to train or evaluate on
     │   └── CorruptDataError        bytes differ from what the manifest promised
+    ├── ModelError                  a model folder cannot be read, converted or written
     ├── TrainingError               a run cannot start, go on or be resumed
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
     ├── ReleaseError                a release is missing, broken or refused
@@ -67,6 +68,10 @@ class EmptyDatasetError(DataError):
 
 class CorruptDataError(DataError):
     """Bytes differ from what the manifest promised."""
+
+
+class ModelError(WarrenError):
+    """A model folder cannot be read, converted or written."""
 
 
 class TrainingError(WarrenError):

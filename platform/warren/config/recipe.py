@@ -14,15 +14,25 @@ Fraction = Field(ge=0.0, le=1.0)
 class VisionTowerConfig(Config):
     """The image encoder. Give `pretrained`, or a `config` to start from random weights."""
 
-    family: Literal["siglip", "clip"]
+    family: Literal["siglip", "clip", "eva-clip", "dinov2"]  # "siglip" is SigLIP 2's fixed-size towers too
     pretrained: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+    scales_px: tuple[int, ...] | None = None  # S²: ascending multiples of the tower's size; Bunny's are 384, 768, 1152
+
+    @field_validator("scales_px")
+    @classmethod
+    def _ascending_multiples(cls, scales: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if scales is not None and (
+            not scales or scales[0] < 1 or list(scales) != sorted(set(scales)) or any(s % scales[0] for s in scales)
+        ):
+            raise ValueError(f"{list(scales)} are not ascending multiples of the first")
+        return scales
 
 
 class ProjectorConfig(Config):
     """The map from patch features to language-model embeddings."""
 
-    type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    type: str = Field(default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]x_gelu|sppv[123]|ldp|vanilla|minigpt|identity)$")
 
 
 class LanguageModelConfig(Config):

@@ -1,16 +1,24 @@
 """The vision-language model: built from a recipe, saved and loaded in the Hugging Face LLaVA layout."""
 
-from warren.models.saved import load, load_bundle, save_model
+from warren.models.bunny import export_bunny, import_bunny
+from warren.models.conversion import average_models, export_model, merge_adapter
+from warren.models.loading import load
+from warren.models.saved import load_bundle, save_model
 from warren.models.tokenizer import TrainedTokenizer, train_tokenizer
 from warren.models.vlm import build_model, freeze_all_but, inputs_of
 
 __all__ = [
     "TrainedTokenizer",
+    "average_models",
     "build_model",
+    "export_bunny",
+    "export_model",
     "freeze_all_but",
+    "import_bunny",
     "inputs_of",
     "load",
     "load_bundle",
+    "merge_adapter",
     "save_model",
     "train_tokenizer",
 ]

@@ -1,6 +1,7 @@
 """Building the vision-language model. It is transformers' LLaVA: what Warren saves loads without Warren."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionConfig,
+    Dinov2Config,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -22,14 +24,31 @@ from warren.data.images import ImageSpec
 from warren.data.inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError
+from warren.models.eva_clip import EvaClipVisionConfig
+from warren.models.extended import MODEL_CLASSES, config_class
+from warren.models.projectors import num_projected
 from warren.models.tokenizer import TrainedTokenizer
 
 FEATURE_LAYER = -2
 """Bunny and LLaVA read the tower before its last block."""
 
-_SIGLIP_MEAN = _SIGLIP_STD = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Channels = tuple[float, float, float]
+_NORMALISATION: dict[str, tuple[Channels, Channels]] = {  # mean and standard deviation each family was trained with
+    "siglip": (SIGLIP_MEAN, SIGLIP_STD),
+    "clip": (CLIP_MEAN, CLIP_STD),
+    "eva-clip": (CLIP_MEAN, CLIP_STD),
+    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+}
+_TOWERS: dict[str, Callable[..., PretrainedConfig]] = {
+    "siglip": partial(SiglipVisionConfig, vision_use_head=False),
+    "clip": CLIPVisionConfig,
+    "eva-clip": EvaClipVisionConfig,
+    "dinov2": Dinov2Config,
+}
 
 _MODULES: dict[Part, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
@@ -42,24 +61,27 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
     """Build the model of a recipe; parts without `pretrained` get random weights from `seed`.
 
     Raises:
-        ConfigError: A part's configuration is not one transformers knows.
+        ConfigError: A part's configuration is not one transformers knows, or the parts do not fit each other.
     """
     vision = _vision_config(config.vision_tower)
     text = _text_config(config.language_model, tokenizer)
     torch.manual_seed(seed)
-    llava = LlavaConfig(
+    scales = list(config.vision_tower.scales_px) if config.vision_tower.scales_px else None
+    chosen = config_class(vision, config.projector.type, scales)
+    llava = chosen(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.image_token_id,
-        image_seq_length=num_patches(vision),
+        image_seq_length=num_projected(config.projector.type, num_patches(vision)),
         vision_feature_layer=FEATURE_LAYER,
         vision_feature_select_strategy="full" if config.vision_tower.family == "siglip" else "default",
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
+        **({} if chosen is LlavaConfig else {"projector_type": config.projector.type, "vision_scales": scales}),
     )
-    model = LlavaForConditionalGeneration(llava)
+    model = MODEL_CLASSES[llava.model_type](llava)
     if config.vision_tower.pretrained:
         tower = AutoModel.from_pretrained(config.vision_tower.pretrained)
         model.model.vision_tower.load_state_dict(getattr(tower, "vision_model", tower).state_dict())
@@ -74,20 +96,20 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
 def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
     """Return what the model of a recipe expects at its inputs."""
     vision = _vision_config(config.vision_tower)
-    siglip = config.vision_tower.family == "siglip"
+    mean, std = _NORMALISATION[config.vision_tower.family]
     return Inputs(
         template=config.template,
         tokens=TokenSpec(
             image_token_id=tokenizer.image_token_id,
-            tokens_per_image=num_patches(vision),
+            tokens_per_image=num_projected(config.projector.type, num_patches(vision)),
             eos_token=tokenizer.eos_token,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
         ),
         image=ImageSpec(
-            size_px=vision.image_size,
-            mean=_SIGLIP_MEAN if siglip else _CLIP_MEAN,
-            std=_SIGLIP_STD if siglip else _CLIP_STD,
+            size_px=max(config.vision_tower.scales_px or [vision.image_size]),
+            mean=mean,
+            std=std,
         ),
     )
 
@@ -123,23 +145,29 @@ def num_patches(vision: PretrainedConfig) -> int:
 
 def _unused_tower_parameters(model: nn.Module) -> set[str]:
     tower: Any = model.get_submodule("model.vision_tower")
-    used = len(tower.encoder.layers) + 1 + FEATURE_LAYER
+    lists = [(name, module) for name, module in tower.named_modules() if isinstance(module, nn.ModuleList)]
+    name, layers = next((name, module) for name, module in lists if len(module) == tower.config.num_hidden_layers)
     prefix = "model.vision_tower."
-    layers = tuple(f"{prefix}encoder.layers.{i}." for i in range(used, used - FEATURE_LAYER))
-    names = (name for name, _ in model.named_parameters())
-    return {n for n in names if n.startswith((*layers, f"{prefix}post_layernorm.", f"{prefix}head."))}
+    used = len(layers) + 1 + FEATURE_LAYER
+    behind = tuple(f"{prefix}{name}.{i}." for i in range(used, len(layers)))
+    ends = tuple(f"{prefix}{end}." for end in ("post_layernorm", "head", "norm", "layernorm"))
+    return {n for n, _ in model.named_parameters() if n.startswith((*behind, *ends))}
 
 
 def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
     if config.pretrained:
         whole = AutoConfig.from_pretrained(config.pretrained)
-        return getattr(whole, "vision_config", whole)
-    try:
-        if config.family == "siglip":
-            return SiglipVisionConfig(**{"vision_use_head": False, **config.config})
-        return CLIPVisionConfig(**config.config)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.vision_tower.config: {error}") from None
+        vision = getattr(whole, "vision_config", whole)
+    else:
+        try:
+            vision = _TOWERS[config.family](**config.config)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.vision_tower.config: {error}") from None
+    if config.scales_px and config.scales_px[0] != vision.image_size:
+        raise ConfigError(
+            f"model.vision_tower.scales_px starts with {config.scales_px[0]}; the tower takes {vision.image_size} px"
+        )
+    return vision
 
 
 def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:

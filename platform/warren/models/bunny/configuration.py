@@ -1,0 +1,165 @@
+"""Bunny's config.json to a `LlavaConfig`, and what its model expects at the inputs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, LlavaConfig, PretrainedConfig
+
+from warren.data.images import ImageSpec
+from warren.data.inputs import Inputs
+from warren.data.template import TokenSpec
+from warren.errors import ConfigError, ModelError
+from warren.models.bunny.families import PROMPT_KEY, Family
+from warren.models.extended import PLAIN_PROJECTOR, config_class
+from warren.models.projectors import num_projected
+from warren.models.saved import image_size_px
+from warren.models.tokenizer import TrainedTokenizer
+from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, SIGLIP_MEAN, SIGLIP_STD, num_patches
+
+SIGLIP = "siglip_vision_model"
+
+_NOT_THE_DECODERS = {
+    "architectures",
+    "auto_map",
+    "continuous_training",
+    "freeze_mm_mlp_adapter",
+    "image_aspect_ratio",
+    "model_type",
+    "s2_scales",
+    "tie_word_embeddings",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+    "torch_dtype",
+    "transformers_version",
+    "tune_mm_mlp_adapter",
+    "unfreeze_vision_tower",
+    "use_mm_proj",
+    "use_s2",
+    "_name_or_path",
+    PROMPT_KEY,
+}
+_SCALES = ("scale_emb", "scale_depth", "dim_model_base")  # MiniCPM's
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        ModelError: There is none, or it is no JSON object.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no readable config.json: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} is no JSON object")
+    if config.get("quantization_config"):
+        raise ModelError(f"{folder} is quantised; import the checkpoint it was made from")
+    return config
+
+
+def text_config(
+    config: dict[str, Any], family: Family, vocab_size: int, tokenizer: TrainedTokenizer
+) -> PretrainedConfig:
+    """Return the decoder's own configuration, without what Bunny adds."""
+    fields = {
+        family.renamed.get(key, key): value
+        for key, value in config.items()
+        if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in _SCALES)
+    }
+    fields |= {"vocab_size": vocab_size, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        return AutoConfig.for_model(family.model_type, **fields)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"config.json does not describe a {family.model_type}: {error}") from None
+
+
+def llava_config(
+    source: dict[str, Any], vision: PretrainedConfig, text: PretrainedConfig, tokenizer: TrainedTokenizer
+) -> LlavaConfig:
+    """Return the configuration of the whole model; `bunny_config` keeps the original for the way back.
+
+    Raises:
+        ModelError: The projector is unknown, or S² is asked of a tower other than SigLIP.
+    """
+    projector = source.get("mm_projector_type", PLAIN_PROJECTOR)
+    projector = f"sppv{version}" if (version := _spp_version(projector)) else projector
+    scales = _scales(source, vision)
+    chosen = config_class(vision, projector, scales)
+    extended = {} if chosen is LlavaConfig else {"projector_type": projector, "vision_scales": scales}
+    try:
+        num_tokens = num_projected(projector, num_patches(vision))
+    except ConfigError as error:
+        raise ModelError(f"config.json: {error}") from None
+    return chosen(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=num_tokens,
+        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="full" if vision.model_type == SIGLIP else "default",
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bunny_config=source,
+        **extended,
+    )
+
+
+def _scales(source: dict[str, Any], vision: PretrainedConfig) -> list[int] | None:
+    if not source.get("use_s2"):
+        return None
+    if vision.model_type != SIGLIP:
+        raise ModelError(f"config.json says use_s2, which Bunny has for SigLIP only, not for {vision.model_type}")
+    scales = source.get("s2_scales", "384,768,1152")
+    scales = sorted(int(scale) for scale in (scales.split(",") if isinstance(scales, str) else scales))
+    if scales[0] != vision.image_size or any(scale % scales[0] for scale in scales):
+        raise ModelError(f"S² scales {scales} are not multiples of the tower's {vision.image_size} px")
+    return scales
+
+
+def _spp_version(projector: str) -> int | None:
+    """Bunny takes any name that starts with `spp` and holds v1, v2 or v3."""
+    if not projector.startswith("spp"):
+        return None
+    return next((version for version in (1, 2, 3) if f"v{version}" in projector), None)
+
+
+def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig, tokenizer: TrainedTokenizer) -> Inputs:
+    """Return the prompt template, special tokens and preprocessing the checkpoint was trained with."""
+    siglip = config.vision_config.model_type == SIGLIP
+    return Inputs(
+        template=family.template,
+        tokens=TokenSpec(
+            image_token_id=tokenizer.image_token_id,
+            tokens_per_image=config.image_seq_length,
+            eos_token=tokenizer.eos_token,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        ),
+        image=ImageSpec(
+            size_px=image_size_px(config),
+            mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
+            std=SIGLIP_STD if siglip else CLIP_STD,
+            padding=source.get("image_aspect_ratio") == "pad",
+        ),
+    )
+
+
+def scales_of(source: dict[str, Any]) -> tuple[float, float, float]:
+    """Return MiniCPM's factors: of embeddings, of each residual branch, and the divisor of the logits.
+
+    Raises:
+        ModelError: The configuration lacks one.
+    """
+    missing = [key for key in _SCALES if key not in source]
+    if missing:
+        raise ModelError(f"config.json of a MiniCPM lacks {', '.join(missing)}")
+    return (
+        float(source["scale_emb"]),
+        float(source["scale_depth"]) / math.sqrt(source["num_hidden_layers"]),
+        source["hidden_size"] / source["dim_model_base"],
+    )

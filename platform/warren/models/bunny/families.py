@@ -1,0 +1,56 @@
+"""The Bunny families: one entry each. Another backbone of transformers is one more entry.
+
+Facts: the published configurations and `bunny/conversation.py` at BAAI-DCAI/Bunny 08273ac.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from warren.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one Bunny backbone maps to transformers.
+
+    Attributes:
+        model_type: transformers' own name of the decoder.
+        template: Warren's prompt template.
+        end_of_answer: Text that ends every answer.
+        renamed: Configuration fields that Bunny spells differently, to transformers' spelling.
+        scaled: The decoder scales embeddings, residuals and logits (MiniCPM); the factors fold into its weights.
+    """
+
+    model_type: str
+    template: str = "bunny"
+    end_of_answer: str = "<|endoftext|>"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    scaled: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "bunny-phi": Family("phi"),
+    "bunny-phi3": Family("phi3"),
+    "bunny-llama": Family("llama", end_of_answer="<|end_of_text|>"),
+    "bunny-qwen2": Family("qwen2"),
+    "bunny-qwen": Family("qwen2"),
+    "bunny-stablelm": Family("stablelm", renamed={"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}),
+    "bunny-minicpm": Family("llama", end_of_answer="</s>", scaled=True),
+}
+
+
+PROMPT_KEY = "warren_prompt"
+"""Where Warren's export says in config.json which template and end of answer a model was trained with."""
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family of a Bunny config.json.
+
+    Raises:
+        ModelError: Its `model_type` is none of Bunny's.
+    """
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ModelError(f"config.json: model_type is {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
+    return replace(FAMILIES[model_type], **config.get(PROMPT_KEY, {}))

@@ -1,0 +1,115 @@
+"""A published Bunny checkpoint to the Hugging Face LLaVA layout, tensor by tensor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from warren.errors import ModelError
+from warren.models.bunny.configuration import inputs_of_bunny, llava_config, read_config, scales_of, text_config
+from warren.models.bunny.families import FAMILIES, family_of
+from warren.models.bunny.folding import folded, untied, with_vocabulary
+from warren.models.bunny.names import projector_end, to_llava
+from warren.models.bunny.tokenizer import has_tokenizer, read_tokenizer
+from warren.models.bunny.tower import read_tower
+from warren.models.lora import ADAPTER_CONFIG, merged
+from warren.models.saved import new_folder, save_tensors
+from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
+
+_COPY = "model.vision_tower."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Bunny checkpoint of any kind, as if it were merged.
+
+    Attributes:
+        config: Its config.json.
+        tensors: By the names of a merged checkpoint.
+        tokenizer: The folder that holds its tokenizer.
+    """
+
+    config: dict[str, Any]
+    tensors: LazyTensors
+    tokenizer: Path
+
+
+def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
+    """Read a checkpoint; its files tell its kind: LoRA (`adapter_config.json`), stage 1 (`mm_projector`) or whole.
+
+    Args:
+        source: The checkpoint's folder.
+        base: The language model (or Bunny) that a LoRA or stage-1 checkpoint was trained from.
+
+    Raises:
+        ModelError: A file is missing or damaged, or `base` is missing or too much.
+    """
+    if not source.is_dir():
+        raise ModelError(f"{source} is no folder")
+    config = read_config(source)
+    family_of(config)
+    lora = (source / ADAPTER_CONFIG).is_file()
+    stage_1 = any((source / f"mm_projector.{ending}").is_file() for ending in ("bin", "safetensors"))
+    if not lora and not stage_1:
+        if base is not None:
+            raise ModelError(f"{source} is a whole checkpoint: it needs no --base")
+        return Checkpoint(config, read_folder(source), source)
+    if base is None:
+        kind = "a LoRA adapter" if lora else "a stage-1 projector"
+        raise ModelError(f"{source} is {kind}; give the model it was trained from as --base DIR")
+    tensors = read_folder(base)
+    if lora:
+        trained = read_either(source, "non_lora_trainables")
+        tensors = merged({**tensors, **{_plain(name): read for name, read in trained.items()}}, source)
+    else:
+        tensors = {**tensors, **read_either(source, "mm_projector")}
+    return Checkpoint(config, tensors, source if has_tokenizer(source) else base)
+
+
+def is_bunny(folder: Path) -> bool:
+    """Tell whether a folder's config.json names a Bunny family."""
+    return (folder / "config.json").is_file() and read_config(folder).get("model_type") in FAMILIES
+
+
+def import_bunny(
+    source: Path,
+    target: Path,
+    base: Path | None = None,
+    vision_tower: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Convert a checkpoint. Nothing appears at `target` unless everything fits.
+
+    Args:
+        source: Merged or full, LoRA, or stage 1.
+        target: A folder that does not exist yet.
+        base: For LoRA and stage 1, the model they were trained from.
+        vision_tower: A tower folder, instead of the one in the checkpoint's configuration.
+        dtype: Of the weights written. Float32 keeps every bit of a half-precision checkpoint and of its tower.
+        max_shard_bytes: Weights are split into files of at most this.
+
+    Raises:
+        ModelError: Anything is missing, unknown or of the wrong shape.
+    """
+    checkpoint = read_checkpoint(source, base)
+    family = family_of(checkpoint.config)
+    tokenizer, num_text_tokens = read_tokenizer(checkpoint.tokenizer, family)
+    tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
+    text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
+    config = llava_config(checkpoint.config, tower.config, text, tokenizer)
+    without_tower = {n: read for n, read in checkpoint.tensors.items() if not n.startswith(_COPY)}
+    tensors = untied(to_llava(without_tower, config))
+    if family.scaled:
+        tensors = folded(tensors, scales_of(checkpoint.config), projector_end(config))
+    tensors = with_vocabulary(tensors, num_text_tokens, tokenizer.vocab_size)
+    tensors |= {f"vision_tower.vision_model.{name}": read for name, read in tower.tensors.items()}
+    inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer)
+    with new_folder(target) as folder:
+        save_tensors(tensors, config, inputs, tokenizer.json, folder, dtype, max_shard_bytes)
+
+
+def _plain(name: str) -> str:
+    """Strip what PEFT puts in front: `base_model.` and one `model.`."""
+    return name.removeprefix("base_model.model.")

@@ -1,0 +1,46 @@
+"""Model folders on S3 for code that works on local ones: down before, up after."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from warren.errors import ConflictError, NotFoundError
+from warren.storage import Location, upload_verified
+
+
+def with_local_folders(work: Callable[..., None], sources: Sequence[str | None], target: str) -> None:
+    """Call `work(*source folders, target folder)` with local folders; what is on S3 is copied around the call.
+
+    A target on S3 gets config.json last, so that nobody takes a half-uploaded folder for a model.
+
+    Raises:
+        NotFoundError: A source on S3 holds nothing.
+        ConflictError: The target on S3 holds something already.
+    """
+    with tempfile.TemporaryDirectory(prefix="warren-convert-") as temporary:
+        scratch = Path(temporary)
+        local = [None if uri is None else _down(uri, scratch / str(n)) for n, uri in enumerate(sources)]
+        location = Location.parse(target)
+        if not location.is_s3:
+            work(*local, Path(location.uri))
+            return
+        if location.list():
+            raise ConflictError(f"{location} holds something already; nothing is overwritten, name a new folder")
+        work(*local, scratch / "target")
+        files = [path for path in (scratch / "target").rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: (path.name == "config.json", path)):
+            upload_verified(file, location, file.relative_to(scratch / "target").as_posix())
+
+
+def _down(uri: str, folder: Path) -> Path:
+    location = Location.parse(uri)
+    if not location.is_s3:
+        return Path(location.uri)
+    found = location.list()
+    if not found:
+        raise NotFoundError(f"{location} holds no files")
+    for entry in found:
+        file = folder / entry.uri.removeprefix(f"{location.uri}/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        entry.store.download(entry.key, file)
+    return folder

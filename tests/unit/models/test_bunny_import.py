@@ -1,0 +1,99 @@
+"""Bunny checkpoints imported: the logits are Bunny's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bunny_oracle import Compared, checkpoint
+from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.models.bunny import import_bunny
+
+TOLERANCE = 1e-5
+NAMES = ["bunny-phi", "bunny-llama", "bunny-qwen2", "bunny-phi-clip", "bunny-lora-qwen2", "bunny-pretrain-qwen2"]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compared]:
+    found: dict[str, Compared] = {}
+
+    def get(name: str) -> Compared:
+        if name not in found:
+            needs_base = name in ("bunny-lora-qwen2", "bunny-pretrain-qwen2")
+            options = {"base": checkpoint("base-llm-qwen2")} if needs_base else {}
+            found[name] = Compared(name, tmp_path_factory.mktemp("imported") / name, **options)
+        return found[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_greedy_tokens_are_bunnys(name: str, imported: Callable[[str], Compared]) -> None:
+    compared = imported(name)
+    assert compared.single_difference() < TOLERANCE
+    assert compared.text_difference() < TOLERANCE
+    assert compared.batch_difference() < TOLERANCE
+    found, expected = compared.greedy()
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["bunny-phi", "bunny-llama", "bunny-qwen2"])
+def test_inputs_carry_the_template_and_give_bunnys_ids(name: str, imported: Callable[[str], Compared]) -> None:
+    compared = imported(name)
+    inputs = Inputs.load(compared.folder)
+    facts = json.loads((compared.source / "expected.json").read_text())
+    assert inputs.template == "bunny"
+    assert inputs.image.padding
+    assert inputs.tokens.pad_token_id == facts["pad_token_id_for_training"]
+    tokenizer = tokenizer_from_json((compared.folder / "tokenizer.json").read_text())
+    assert tokenizer.token_to_id(inputs.tokens.eos_token) == facts["eos_token_id"]
+    text = compared.processor(text=facts["text_prompt"])["input_ids"][0]
+    assert text == compared.expected["text_input_ids"].tolist()
+
+
+def test_a_trained_tower_comes_from_the_checkpoint_and_a_frozen_one_from_its_folder(
+    imported: Callable[[str], Compared],
+) -> None:
+    name = "vision_tower.vision_model.embeddings.patch_embedding.weight"
+    folder = load_file(checkpoint("towers/siglip-tiny") / "model.safetensors")[name.removeprefix("vision_tower.")]
+    frozen = load_file(imported("bunny-qwen2").folder / "model.safetensors")[name]
+    trained = load_file(imported("bunny-llama").folder / "model.safetensors")[name]
+    assert torch.equal(frozen, folder)
+    assert not torch.equal(trained, folder)
+
+
+def test_small_shards_hold_the_same_and_load_the_same(tmp_path: Path, imported: Callable[[str], Compared]) -> None:
+    import_bunny(checkpoint("bunny-phi"), tmp_path / "m", max_shard_bytes=200_000)
+    shards = sorted((tmp_path / "m").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(shard.stat().st_size < 220_000 for shard in shards)
+    whole = load_file(imported("bunny-phi").folder / "model.safetensors")
+    parts = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_pickles_with_tensors_only_import_like_safetensors(tmp_path: Path, imported: Callable[[str], Compared]) -> None:
+    source = tmp_path / "lora"
+    source.mkdir()
+    for file in checkpoint("bunny-lora-qwen2").iterdir():
+        if file.name.startswith(("adapter_config", "config")):
+            (source / file.name).write_bytes(file.read_bytes())
+        elif file.suffix == ".safetensors":
+            torch.save(load_file(file), source / f"{file.stem}.bin")
+    tower = checkpoint("towers/siglip-tiny")
+    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
+    one = load_file(tmp_path / "m" / "model.safetensors")
+    other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_the_merged_adapter_is_bunnys_merge(tmp_path: Path, imported: Callable[[str], Compared]) -> None:
+    import_bunny(checkpoint("bunny-lora-qwen2/merged"), tmp_path / "m")
+    one = load_file(tmp_path / "m" / "model.safetensors")
+    other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-6
