@@ -20,7 +20,7 @@ from transformers import (
 
 from warren.config import LanguageModelConfig, ModelConfig, VisionTowerConfig
 from warren.config.recipe import Part
-from warren.data.images import ImageSpec
+from warren.data.images import ImageSpec, Resize
 from warren.data.inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError
@@ -43,6 +43,9 @@ _NORMALISATION: dict[str, tuple[Channels, Channels]] = {  # mean and standard de
     "eva-clip": (CLIP_MEAN, CLIP_STD),
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
 }
+RESIZE: dict[str, Resize] = {"clip": "crop", "eva-clip": "crop_even", "dinov2": "crop"}
+"""How families other than SigLIP, which stretches, make a picture square."""
+
 _TOWERS: dict[str, Callable[..., PretrainedConfig]] = {
     "siglip": partial(SiglipVisionConfig, vision_use_head=False),
     "clip": CLIPVisionConfig,
@@ -110,6 +113,7 @@ def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
             size_px=max(config.vision_tower.scales_px or [vision.image_size]),
             mean=mean,
             std=std,
+            resize=RESIZE.get(config.vision_tower.family, "stretch"),
         ),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
-from warren.data.images import ImageSpec
+from warren.data.images import ImageSpec, Resize
 from warren.data.inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
@@ -16,7 +16,7 @@ from warren.models.extended import PLAIN_PROJECTOR, config_class
 from warren.models.projectors import num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
-from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, SIGLIP_MEAN, SIGLIP_STD, num_patches
+from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
 
 SIGLIP = "siglip_vision_model"
 
@@ -128,6 +128,9 @@ def _spp_version(projector: str) -> int | None:
     return next((version for version in (1, 2, 3) if f"v{version}" in projector), None)
 
 
+_RESIZE: dict[str, Resize] = {"clip_vision_model": RESIZE["clip"], "eva_clip_vision_model": RESIZE["eva-clip"]}
+
+
 def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig, tokenizer: TrainedTokenizer) -> Inputs:
     """Return the prompt template, special tokens and preprocessing the checkpoint was trained with."""
     siglip = config.vision_config.model_type == SIGLIP
@@ -145,6 +148,7 @@ def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig,
             mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
             std=SIGLIP_STD if siglip else CLIP_STD,
             padding=source.get("image_aspect_ratio") == "pad",
+            resize=_RESIZE.get(config.vision_config.model_type, "stretch"),
         ),
     )
 
