@@ -84,6 +84,7 @@ def ray_cluster(s3_server: S3Server, storage_root: Location, repository: Path) -
         "WARREN_STORAGE": storage_root.uri,
         "WARREN_SERVE_PORT": str(port),
         "OMP_NUM_THREADS": "1",
+        "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a bad release need not fail three times with pauses
         "PYTHONPATH": sources,  # as in the image, where Warren is installed on every node
     }
     with (

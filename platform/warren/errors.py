@@ -92,3 +92,17 @@ class GateError(ReleaseError):
 
 class ServiceError(WarrenError):
     """A service of the cluster (Ray, S3 server, Serve) did not start or answer."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Find the Warren error inside what Ray wrapped around it, or return the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, WarrenError):
+            # A Ray task error is also an instance of its cause's class; the plain error is the readable one.
+            return getattr(seen, "cause", None) or seen
+        for failure in (getattr(seen, "worker_failures", None) or {}).values():
+            if isinstance(found := root_cause(failure), WarrenError):
+                return found
+        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    return error

@@ -55,5 +55,5 @@ def test_batches_are_the_same_for_every_number_of_ranks_and_after_a_resume(
     assert sorted(k for step in range(9) for k in whole[step]) == sorted(f"sample-{i:05d}" for i in range(70))
     assert batches(run, spec, 2) == whole
     assert batches(run, spec, 3) == whole
-    run.checkpoints.commit(CheckpointManifest(7, 2, "f", (), {}))
+    run.checkpoints.commit(CheckpointManifest(7, 2, 2, "f", (), {}))
     assert batches(run, spec, 2) == {step: keys for step, keys in whole.items() if step >= 7}

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dat
 from warren.cluster.training import train_stage
 from warren.config import Duration, Recipe, Resources
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.errors import CheckpointError, NotFoundError, QuarantineError
+from warren.errors import CheckpointError, NotFoundError, QuarantineError, TrainingError
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE
 from warren.train.record import Run
@@ -51,7 +52,7 @@ class KillAWorker(threading.Thread):
         while time.monotonic() < deadline and not self.killed:
             steps = self._run.checkpoints.steps()
             if steps and steps[-1] >= self._step:
-                workers = [a for a in ray.util.state.list_actors() if a.class_name == "RayTrainWorker"]  # type: ignore[attr-defined]
+                workers = [a for a in ray.util.state.list_actors() if a.class_name == "RayTrainWorker"]
                 alive = [a.pid for a in workers if a.state == "ALIVE" and a.pid]
                 if alive:
                     os.kill(alive[0], signal.SIGKILL)
@@ -64,22 +65,55 @@ def recipe(**changes: Any) -> Recipe:
     return tiny_recipe(pretrain=stage)
 
 
-def test_a_killed_run_ends_with_the_losses_of_an_unbroken_one(s3_root: Location) -> None:
+CHANGES = {"keep_checkpoints": 9, "projector_learning_rate": 3e-4, "weight_decay": 0.1}
 
+
+def interrupt(run: Run, step: int) -> None:
+    """Leave the run as if it had been interrupted after `step`, while its learning rate was high."""
+    for later in run.checkpoints.steps():
+        if later > step:
+            manifest = run.checkpoints.at(later) / "manifest.json"
+            manifest.store.delete(manifest.key)
+
+
+def assert_equal_to_rounding(resumed: list[float], whole: list[float], step: int) -> None:
+    assert resumed[:step] == whole[:step]
+    assert resumed[step:] != whole[step:]  # it was trained anew, and rounds differently
+    assert resumed == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(s3_root: Location) -> None:
     datasets(s3_root)
-    whole = train_stage(recipe(), "pretrain", RESOURCES, s3_root, "whole")
+    whole = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole")
     killer = KillAWorker(Run(s3_root / "runs" / "broken"), step=8)
     killer.start()
-    broken = train_stage(recipe(), "pretrain", RESOURCES, s3_root, "broken")
+    broken = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "broken")
     assert killer.killed
     assert len(losses(whole)) == 36
     assert losses(broken) == losses(whole)  # bit by bit
     assert losses(whole)[-1] < losses(whole)[0]
-    assert broken.checkpoints.steps() == [32, 36]
-    assert train_stage(recipe(), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
+    assert train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
+
+    interrupt(broken, step=8)
+    alone = RESOURCES.model_copy(update={"num_workers": 1})
+    train_stage(recipe(**CHANGES), "pretrain", alone, s3_root, "broken")
+    assert_equal_to_rounding(losses(broken), losses(whole), step=8)
 
 
-def test_finetune_starts_from_the_last_checkpoint_of_pretrain(root: Location) -> None:
+def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location) -> None:
+    datasets(s3_root, samples=64)
+    one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 3})
+    run = train_stage(recipe(**CHANGES), "pretrain", one, s3_root, "r")
+    whole = losses(run)
+    interrupt(run, step=8)
+    with pytest.raises(TrainingError, match=r"written with ZeRO stage 3.*zero_stage=3"):
+        train_stage(recipe(**CHANGES), "pretrain", one.model_copy(update={"zero_stage": 2}), s3_root, "r")
+    train_stage(recipe(**CHANGES), "pretrain", one.model_copy(update={"num_workers": 3}), s3_root, "r")
+    assert_equal_to_rounding(losses(run), whole, step=8)
+
+
+def test_finetune_starts_from_the_last_checkpoint_of_pretrain(tmp_path: Path) -> None:
+    root = Location.parse(str(tmp_path / "store"))  # on files; the other tests train from S3
     datasets(root, samples=32)
     one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 0})
     short = tiny_recipe(pretrain=tiny_stage("captions@v1", template="plain", duration=Duration(steps=2)))
@@ -103,7 +137,7 @@ def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(s3_root: 
     with pytest.raises(QuarantineError, match=r"of 64 samples cannot be used.*bad-\d.*cannot be decoded"):
         train_stage(tiny_recipe(pretrain=stage), "pretrain", RESOURCES, s3_root, "q")
     assert any("/quarantine/" in found.uri for found in (s3_root / "runs" / "q").list())
-    assert Run(s3_root / "runs" / "q").checkpoints.latest() is None
+    assert 8 not in Run(s3_root / "runs" / "q").checkpoints.steps()
 
 
 def test_a_dataset_that_is_not_there_is_refused_before_anything_starts(root: Location) -> None:

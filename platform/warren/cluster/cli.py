@@ -10,7 +10,7 @@ from pathlib import Path
 import warren
 from warren.config import Recipe, Resources, load_config
 from warren.config.environment import STORAGE_VARIABLE, storage_root
-from warren.errors import WarrenError
+from warren.errors import WarrenError, root_cause
 from warren.storage import Location
 
 _INTERRUPTED = 130
@@ -57,11 +57,14 @@ def run_job(
 
         connect(options.verbose)
         main(job)
-    except WarrenError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except Exception as error:
+        known = root_cause(error)
+        if not isinstance(known, WarrenError):
+            raise
+        print(f"error: {' '.join(str(known).split())}", file=sys.stderr)
+        return 1
     return 0
 
 

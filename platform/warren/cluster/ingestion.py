@@ -8,14 +8,21 @@ import pyarrow as pa
 import ray.data
 from tqdm import tqdm
 
-from warren.config import IngestConfig
+from warren.config import IngestConfig, fingerprint
 from warren.data.batch import Quarantined
 from warren.data.images import decode_image
 from warren.data.importers import easy_vqa
-from warren.data.manifest import Manifest, Shard, dataset_folder, write_manifest, write_shard
+from warren.data.manifest import MANIFEST, Manifest, Shard, dataset_folder, write_manifest, write_shard
 from warren.data.quarantine import Quarantine
 from warren.data.sample import Sample
-from warren.errors import BadSampleError, ConflictError, EmptyDatasetError, QuarantineError
+from warren.errors import (
+    BadSampleError,
+    ConflictError,
+    DataError,
+    EmptyDatasetError,
+    NotFoundError,
+    QuarantineError,
+)
 from warren.storage import FileEntry, Location
 
 
@@ -46,6 +53,9 @@ def ingest(config: IngestConfig, root: Location) -> list[Manifest]:
 
 def _ingest_one(source: Source, config: IngestConfig, root: Location) -> Manifest:
     folder = dataset_folder(root, f"{source.name}@{config.version}")
+    present = _present(folder, config)
+    if present is not None:
+        return present
     starts = range(0, len(source), config.samples_per_shard)
     if not starts:
         raise EmptyDatasetError(f"{source.name}: the source has no samples")
@@ -64,12 +74,33 @@ def _ingest_one(source: Source, config: IngestConfig, root: Location) -> Manifes
     statistics = {
         "images": sum(row["images"] for row in rows),
         "quarantined": sum(len(row["bad_keys"]) for row in rows),
+        "ingest": fingerprint(config),
         "bytes": sum(shard.file.bytes for shard in shards),
     }
     manifest = Manifest(source.name, config.version, shards, config.source, easy_vqa.LICENCE, statistics)
     if manifest.rows == 0:
         raise EmptyDatasetError(f"{source.name}: none of its {len(source)} samples can be used")
     write_manifest(root, manifest)
+    return manifest
+
+
+def _present(folder: Location, config: IngestConfig) -> Manifest | None:
+    """Return the dataset if an earlier ingest completed it: it never changes, so there is nothing to do again.
+
+    Raises:
+        DataError: It was made with another configuration.
+    """
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_json())
+    except NotFoundError as error:
+        if "bucket" in str(error):
+            raise
+        return None
+    if manifest.statistics.get("ingest") != fingerprint(config):
+        raise DataError(
+            f"{folder} exists and was made with another ingest configuration: give this one another "
+            "version (--set ingest.version=v2), or undo the change"
+        )
     return manifest
 
 

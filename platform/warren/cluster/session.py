@@ -67,4 +67,4 @@ def quieten() -> None:
     context.print_on_execution_start = False
     for name in ("ray", "ray.train", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs every exception that it also raises

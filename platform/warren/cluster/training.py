@@ -23,7 +23,7 @@ from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import StreamSpec, iter_samples
 from warren.data.template import get_template
-from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError
+from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError, root_cause
 from warren.storage import Location, download_tree
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run, describe
@@ -92,7 +92,7 @@ def train_stage(
         try:
             trainer.fit()
         except Exception as error:
-            raise _root_cause(error) from None
+            raise root_cause(error) from None
     failed = ray.get(board.error.remote())
     if failed is not None:
         raise failed
@@ -186,7 +186,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     try:
         _train_on_this_rank(task, board)
     except Exception as error:
-        known = _root_cause(error)
+        known = root_cause(error)
         if not isinstance(known, WarrenError) or isinstance(known, ServiceError):
             raise
         ray.get(board.fail.remote(known))
@@ -214,6 +214,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         num_steps=task.stream.plan().num_steps,
         num_epoch_samples=task.stream.manifest.rows,
         rank=context.get_world_rank(),
+        local_rank=context.get_local_rank(),
         inputs=task.stream.inputs,
         tokenizer_json=task.tokenizer["json"],
         record=task.record,
@@ -233,18 +234,3 @@ def _load_weights(model: Any, parent: Run) -> None:
         attempt = entries[0].path.split("/")[0]
         trained, _, _ = load_bundle(Path(folder) / attempt / MODEL_FOLDER)
     model.load_state_dict(trained.state_dict())
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Find the Warren error inside what Ray wrapped around it, or return the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, WarrenError):
-            # A RayTaskError is also an instance of its cause's class; the plain error is the readable one.
-            return getattr(seen, "cause", None) or seen
-        failures = getattr(seen, "worker_failures", None) or {}
-        for failure in failures.values():
-            if isinstance(found := _root_cause(failure), WarrenError):
-                return found
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return error

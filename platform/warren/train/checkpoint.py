@@ -1,6 +1,7 @@
 """The commit protocol: files under unique names, verified, then the manifest. Nothing reads a checkpoint without one.
 
-checkpoints/00000120/ATTEMPT/state/…      every rank's DeepSpeed files and random-number state
+checkpoints/00000120/ATTEMPT/state/…      every rank's DeepSpeed files
+checkpoints/00000120/ATTEMPT/ranks/…      every rank's random-number state, and the metrics so far
 checkpoints/00000120/ATTEMPT/model/…      the servable model, in Hugging Face layout
 checkpoints/00000120/manifest.json        last: from here on the checkpoint exists
 """
@@ -15,6 +16,8 @@ from warren.storage import FileEntry, Location, upload_verified
 
 MANIFEST = "manifest.json"
 MODEL_FOLDER = "model"
+STATE_FOLDER = "state"  # DeepSpeed's alone: its converter reads every file there
+RANKS_FOLDER = "ranks"
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -25,12 +28,14 @@ class CheckpointManifest:
     Attributes:
         step: Optimizer steps taken; also the cursor: training goes on with this step's batch.
         world_size: Ranks that wrote it.
+        zero_stage: How DeepSpeed partitioned the state.
         files: Every file, relative to the checkpoint's folder.
         run: What the run was (invariant 7): configuration, packages, revision, dataset.
     """
 
     step: int
     world_size: int
+    zero_stage: int
     fingerprint: str
     files: tuple[FileEntry, ...]
     run: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +48,7 @@ class CheckpointManifest:
     def from_json(cls, value: dict[str, Any]) -> "CheckpointManifest":
         """Rebuild what `to_json` returned."""
         files = tuple(FileEntry.from_json(entry) for entry in value["files"])
-        return cls(value["step"], value["world_size"], value["fingerprint"], files, value["run"])
+        return cls(**{**value, "files": files})
 
     def below(self, folder: str) -> tuple[FileEntry, ...]:
         """Files inside `folder` of whichever attempt wrote them."""

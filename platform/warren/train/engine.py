@@ -1,8 +1,10 @@
 """The DeepSpeed engine. The only module that imports DeepSpeed; its JSON comes from the typed configuration."""
 
+import argparse
 import contextlib
 import io
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,20 +42,37 @@ def deepspeed_config(stage: StageConfig, resources: Resources, cut: Cut) -> dict
 
 
 class Engine:
-    """One rank's DeepSpeed engine, in Warren's words: micro-batches in, one optimizer step out."""
+    """One rank's DeepSpeed engine, in Warren's words: micro-batches in, one optimizer step out.
+
+    Args:
+        objective: What is trained: its forward is the loss.
+        cut: How the global batch is cut.
+        num_steps: Length of the schedule.
+        universal: `load` will be given what `to_universal` wrote.
+    """
 
     def __init__(
-        self, objective: nn.Module, stage: StageConfig, resources: Resources, cut: Cut, num_steps: int
+        self,
+        objective: nn.Module,
+        stage: StageConfig,
+        resources: Resources,
+        cut: Cut,
+        num_steps: int,
+        universal: bool = False,
     ) -> None:
         deepspeed = _import_deepspeed()
         built = optimizer(objective.model, stage)  # type: ignore[arg-type]
-        schedule = torch.optim.lr_scheduler.LambdaLR(built, cosine_schedule(num_steps, stage.warmup_fraction))
+        config = deepspeed_config(stage, resources, cut)
+        if universal:
+            config["checkpoint"] = {"load_universal": True}
+        self._universal = universal
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(built, cosine_schedule(num_steps, stage.warmup_fraction))
         with contextlib.redirect_stdout(io.StringIO()):  # its builders print their progress
             self._engine, *_ = deepspeed.initialize(
                 model=objective,
                 optimizer=built,
-                lr_scheduler=schedule,
-                config=deepspeed_config(stage, resources, cut),
+                lr_scheduler=self._schedule,
+                config=config,
                 dist_init_required=False,
             )
         self._scale = cut.world_size * cut.num_micro_batches
@@ -102,7 +121,27 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, from a folder that holds every rank's files."""
-        self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        groups = self._engine.optimizer.param_groups
+        own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        if self._universal:
+            self._mend_universal_load(own)
+
+    def _mend_universal_load(self, own: list[dict[str, Any]]) -> None:
+        """Undo what DeepSpeed 0.19's universal load gets wrong for ZeRO-3 with several parameter groups.
+
+        It gives every group the first one's rates and decay, and all of them one step counter, which then counts
+        once a group.
+        """
+        optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for group, kept, rate in zip(
+            self._engine.optimizer.param_groups, own, self._schedule.get_last_lr(), strict=True
+        ):
+            group.update(kept, lr=rate)
+        for state in optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
 
 def _import_deepspeed() -> Any:
@@ -114,6 +153,31 @@ def _import_deepspeed() -> Any:
 
     deepspeed.utils.logging.logger.setLevel("ERROR")
     return deepspeed
+
+
+def to_universal(folder: Path) -> None:
+    """Turn the state in `folder`, of any number of ranks, into one that every number of ranks can load, in place.
+
+    DeepSpeed refuses to load ZeRO's partitioned optimizer state at another world size; its universal layout has one
+    file a parameter instead.
+    """
+    _import_deepspeed()
+    from deepspeed.checkpoint import ds_to_universal
+
+    source, target = folder / STATE_TAG, folder / "universal"
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # Warren's modules do not write it, and the converter asserts it
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(arguments)
+    shutil.rmtree(source)
+    target.rename(source)
 
 
 def build_operators() -> None:

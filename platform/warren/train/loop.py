@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -21,8 +22,15 @@ from warren.data.quarantine import Quarantine
 from warren.errors import QuarantineError, TrainingError, WarrenError
 from warren.models.saved import save_model
 from warren.storage import FileEntry, Location, download_tree
-from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER, CheckpointManifest, relative_to_attempt
-from warren.train.engine import Engine
+from warren.train.checkpoint import (
+    METRICS_FILE,
+    MODEL_FOLDER,
+    RANKS_FOLDER,
+    STATE_FOLDER,
+    CheckpointManifest,
+    relative_to_attempt,
+)
+from warren.train.engine import Engine, to_universal
 from warren.train.objective import Objective, to_tensors
 from warren.train.record import Run
 
@@ -45,6 +53,7 @@ class TrainingLoop:
     num_steps: int
     num_epoch_samples: int
     rank: int
+    local_rank: int
     inputs: Inputs
     tokenizer_json: str
     record: Row
@@ -59,10 +68,15 @@ class TrainingLoop:
         if self.resources.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         seed_everything(self.stage.seed + self.rank)
-        self._engine = Engine(Objective(model, self.inputs), self.stage, self.resources, self.cut, self.num_steps)
+        folder = self._fetch(start) if start else None
+        objective = Objective(model, self.inputs)
+        universal = self._resizes(start)
+        self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps, universal)
         step = 0
-        if start is not None:
-            self._restore(start)
+        if start is not None and folder is not None:
+            self._restore(start, folder)
+            self._together(lambda: [])  # all ranks of the node have read it
+            shutil.rmtree(folder, ignore_errors=True)
             step = start.step
         model.train()
         while step < self.num_steps:
@@ -128,19 +142,27 @@ class TrainingLoop:
         with tempfile.TemporaryDirectory(prefix="warren-checkpoint-") as folder:
             local = Path(folder)
             self._engine.save(local)
-            torch.save(_random_state(), local / "state" / f"random-rank-{self.rank:05d}.pt")
+            (local / RANKS_FOLDER).mkdir()
+            torch.save(_random_state(), local / RANKS_FOLDER / f"random-{self.rank:05d}.pt")
             if self.rank == 0:
                 (local / MODEL_FOLDER).mkdir()
                 save_model(model_state, self._config, self.inputs, self.tokenizer_json, local / MODEL_FOLDER)
                 lines = "".join(json.dumps(row) + "\n" for row in self.history)
-                (local / "state" / METRICS_FILE).write_text(lines)
+                (local / RANKS_FOLDER / METRICS_FILE).write_text(lines)
             files = self._together(lambda: self.run.checkpoints.upload(step, self._attempt, local))
         self._together(lambda: self._commit(step, files) if self.rank == 0 else [])
 
     def _commit(self, step: int, files: list[FileEntry]) -> list[FileEntry]:
         self._quarantine.write(step)
         self.run.checkpoints.commit(
-            CheckpointManifest(step, self.cut.world_size, self.record["fingerprint"], tuple(files), self.record)
+            CheckpointManifest(
+                step,
+                self.cut.world_size,
+                self.resources.zero_stage,
+                self.record["fingerprint"],
+                tuple(files),
+                self.record,
+            )
         )
         self.run.checkpoints.prune(self.stage.keep_checkpoints)
         return files
@@ -159,20 +181,43 @@ class TrainingLoop:
                 raise result
         return [entry for entries in everyone for entry in entries]
 
-    def _restore(self, checkpoint: CheckpointManifest) -> None:
-        """Load weights, optimizer, schedule, random state and metrics of the same number of ranks."""
-        if checkpoint.world_size != self.cut.world_size:
+    def _restore(self, checkpoint: CheckpointManifest, folder: Path) -> None:
+        """Load weights, optimizer, schedule, random state and metrics."""
+        self._engine.load(folder)
+        mine = folder / RANKS_FOLDER / f"random-{self.rank:05d}.pt"
+        if mine.is_file() and checkpoint.world_size == self.cut.world_size:
+            _set_random_state(torch.load(mine, weights_only=False))
+        lines = (folder / RANKS_FOLDER / METRICS_FILE).read_text().splitlines()
+        self.history[:] = [json.loads(line) for line in lines]
+
+    def _fetch(self, checkpoint: CheckpointManifest) -> Path:
+        """Download a checkpoint's state once a node, for all of its ranks, and fit it to their number.
+
+        Raises:
+            TrainingError: It was written with another ZeRO stage.
+        """
+        if checkpoint.zero_stage != self.resources.zero_stage:
             raise TrainingError(
-                f"the checkpoint at step {checkpoint.step} was written by {checkpoint.world_size} workers, this "
-                f"attempt has {self.cut.world_size}: resume with --set resources.num_workers={checkpoint.world_size}"
+                f"the checkpoint at step {checkpoint.step} was written with ZeRO stage {checkpoint.zero_stage}: "
+                f"resume with --set resources.zero_stage={checkpoint.zero_stage}"
             )
-        with tempfile.TemporaryDirectory(prefix="warren-resume-") as folder:
-            local = Path(folder)
-            _fetch_attempt(self.run.checkpoints.at(checkpoint.step), checkpoint, local)
-            self._engine.load(local)
-            _set_random_state(torch.load(local / "state" / f"random-rank-{self.rank:05d}.pt", weights_only=False))
-            lines = (local / "state" / METRICS_FILE).read_text().splitlines()
-            self.history[:] = [json.loads(line) for line in lines]
+        folder = Path(tempfile.gettempdir()) / f"warren-resume-{self._attempt}"
+
+        def fetch() -> list[FileEntry]:
+            if self.local_rank == 0:
+                _fetch_state(self.run.checkpoints.at(checkpoint.step), checkpoint, folder)
+                if self._resizes(checkpoint):
+                    to_universal(folder)
+            return []
+
+        self._together(fetch)
+        return folder
+
+    def _resizes(self, checkpoint: CheckpointManifest | None) -> bool:
+        """Whether the optimizer state must be partitioned anew; without ZeRO every rank has all of it."""
+        if checkpoint is None or self.resources.zero_stage == 0:
+            return False
+        return checkpoint.world_size != self.cut.world_size
 
     def _same_everywhere(self, value: str) -> str:
         box = [value]
@@ -187,14 +232,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _fetch_attempt(folder: Location, checkpoint: CheckpointManifest, local: Path) -> None:
-    """Download a checkpoint's state, with the attempt's name taken out of the paths."""
-    state = checkpoint.below("state")
-    download_tree(folder, state, local)
-    for entry, inside in relative_to_attempt(state):
-        target = local / inside
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (local / entry.path).rename(target)
+def _fetch_state(source: Location, checkpoint: CheckpointManifest, target: Path) -> None:
+    """Download what resuming needs, with the attempt's name taken out of the paths."""
+    entries = (*checkpoint.below(STATE_FOLDER), *checkpoint.below(RANKS_FOLDER))
+    download_tree(source, entries, target)
+    for entry, inside in relative_to_attempt(entries):
+        (target / inside).parent.mkdir(parents=True, exist_ok=True)
+        (target / entry.path).rename(target / inside)
 
 
 def _random_state() -> dict[str, Any]:

@@ -25,7 +25,7 @@ def local_files(tmp_path: Path, text: str) -> Path:
 
 def commit(checkpoints: Checkpoints, tmp_path: Path, step: int, attempt: str = "a1") -> CheckpointManifest:
     files = tuple(checkpoints.upload(step, attempt, local_files(tmp_path, f"{step}{attempt}")))
-    manifest = CheckpointManifest(step, 1, "f", files, {"stage": "pretrain"})
+    manifest = CheckpointManifest(step, 1, 2, "f", files, {"stage": "pretrain"})
     checkpoints.commit(manifest)
     return manifest
 
