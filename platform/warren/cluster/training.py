@@ -74,6 +74,11 @@ def train_stage(
     latest = task.run.checkpoints.latest()
     if latest is not None and latest.step >= num_steps:
         return task.run
+    if latest is not None and latest.zero_stage != resources.zero_stage:
+        raise CheckpointError(
+            f"the checkpoint at step {latest.step} was written with ZeRO stage {latest.zero_stage}: "
+            f"resume with --set resources.zero_stage={latest.zero_stage}"
+        )
     board = Board.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         _train_worker,

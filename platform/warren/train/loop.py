@@ -191,16 +191,7 @@ class TrainingLoop:
         self.history[:] = [json.loads(line) for line in lines]
 
     def _fetch(self, checkpoint: CheckpointManifest) -> Path:
-        """Download a checkpoint's state once a node, for all of its ranks, and fit it to their number.
-
-        Raises:
-            TrainingError: It was written with another ZeRO stage.
-        """
-        if checkpoint.zero_stage != self.resources.zero_stage:
-            raise TrainingError(
-                f"the checkpoint at step {checkpoint.step} was written with ZeRO stage {checkpoint.zero_stage}: "
-                f"resume with --set resources.zero_stage={checkpoint.zero_stage}"
-            )
+        """Download a checkpoint's state once a node, for all of its ranks, and fit it to their number."""
         folder = Path(tempfile.gettempdir()) / f"warren-resume-{self._attempt}"
 
         def fetch() -> list[FileEntry]:
