@@ -1,10 +1,10 @@
 """What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
 
+from warren.config.ingest import IngestConfig
 from warren.config.recipe import (
     Duration,
     EvaluateConfig,
     GateConfig,
-    IngestConfig,
     LanguageModelConfig,
     ModelConfig,
     ProjectorConfig,
