@@ -5,6 +5,8 @@ import os
 from warren.errors import ConfigError
 
 STORAGE_VARIABLE = "WARREN_STORAGE"
+STORAGE_DEADLINE_VARIABLE = "WARREN_STORAGE_DEADLINE_S"
+_DEFAULT_DEADLINE_S = 120.0
 
 
 def storage_root() -> str:
@@ -20,3 +22,21 @@ def storage_root() -> str:
             f"for example {STORAGE_VARIABLE}=s3://my-bucket/warren or {STORAGE_VARIABLE}=/data/warren"
         )
     return root
+
+
+def storage_deadline_s() -> float:
+    """Return how long storage may be away, in seconds, before what waits for it fails.
+
+    Raises:
+        ConfigError: `WARREN_STORAGE_DEADLINE_S` is no number of seconds.
+    """
+    given = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
+    if not given:
+        return _DEFAULT_DEADLINE_S
+    try:
+        deadline_s = float(given)
+    except ValueError:
+        deadline_s = -1.0
+    if not 0 <= deadline_s < float("inf"):
+        raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={given!r}: expected seconds, for example 120")
+    return deadline_s

@@ -77,7 +77,7 @@ class BatchReader:
         shard = self._spec.manifest.shards[ref.shard]
         location = self._spec.folder / shard.file.path
         try:
-            table = _open(location).read_row_group(ref.row_group)
+            table = location.patiently(lambda: _open(location).read_row_group(ref.row_group))
         except (OSError, ValueError):
             _open.cache_clear()
             read_verified(self._spec.folder, shard.file)  # damaged bytes are said to be so; others read again

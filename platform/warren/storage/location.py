@@ -2,17 +2,19 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs
 
 from warren.errors import ConfigError
-from warren.storage import s3
+from warren.storage import arrow_s3, s3
 from warren.storage.files import FileStore
 from warren.storage.store import Store
 
+ResultT = TypeVar("ResultT")
 _SCHEMES = ("s3://", "file://")
 
 
@@ -70,7 +72,7 @@ class Location:
     @property
     def filesystem(self) -> pyarrow.fs.FileSystem:
         """A pyarrow filesystem that opens `key`; safe to pickle to Ray workers."""
-        return s3.filesystem() if self.is_s3 else pyarrow.fs.LocalFileSystem()
+        return arrow_s3.filesystem() if self.is_s3 else pyarrow.fs.LocalFileSystem()
 
     @property
     def store(self) -> Store:
@@ -85,6 +87,14 @@ class Location:
     def read_bytes(self) -> bytes:
         """Return the object's bytes."""
         return self.store.read(self.key)[0]
+
+    def patiently(self, read: Callable[[], ResultT]) -> ResultT:
+        """Run a read through `filesystem`, waiting for storage that is away until the deadline.
+
+        Raises:
+            StorageError: The deadline has passed.
+        """
+        return arrow_s3.read_patiently(self.uri, read) if self.is_s3 else read()
 
     def read_json(self) -> Any:
         """Return the object parsed as JSON."""

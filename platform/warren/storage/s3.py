@@ -1,28 +1,45 @@
-"""`Store` on S3, and the pyarrow filesystem for streams. The only module that imports boto3.
+"""`Store` on S3. The only module that imports boto3.
 
 boto3 does what pyarrow cannot: conditional puts, and uploads that never publish a truncated object (pyarrow
-completes a multipart upload when its stream is dropped). pyarrow reads ranges and Parquet.
+completes a multipart upload when its stream is dropped). pyarrow reads ranges and Parquet (`arrow_s3`).
+
+A server that is away, answers 5xx or cuts a connection is waited for: every operation is repeated until the deadline
+of `Patience`, and a read goes on at the byte where it broke. boto3's own retries are too short for that, and do not
+cover an answer's body.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
-import pyarrow.fs
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    SSLError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from warren.errors import AccessDeniedError, ConflictError, NotFoundError, StorageError
+from warren.storage.patience import Patience, patiently
 
-_MAX_ATTEMPTS = 10
-_CONNECT_TIMEOUT_S = 5
-_READ_TIMEOUT_S = 60
+ResultT = TypeVar("ResultT")
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+_UPLOAD_ATTEMPTS = 10  # of one part: a broken connection need not start a large file anew
+_CHUNK_BYTES = 1 << 20
+_PART_BYTES = 16 << 20
+_PARALLEL_PARTS = 4
+_BROKEN_BODY = {"IncompleteBody", "RequestTimeout", "BadDigest", "SlowDown", "TooManyRequests"}  # not all are 5xx
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403", "401"}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -32,76 +49,87 @@ class S3Store:
     """Keys are `bucket/key`. Endpoint, region and credentials come from the `AWS_*` environment."""
 
     def read(self, key: str) -> tuple[bytes, str]:
-        with _errors(key):
-            answer = _client().get_object(**_split(key))
-            return answer["Body"].read(), answer["ETag"]
+        data = bytearray()
+        tag = _fetch(key, lambda chunk, _: data.extend(chunk))
+        return bytes(data), tag
 
     def create(self, key: str, data: bytes) -> None:
-        with _errors(key):
-            _client().put_object(**_split(key), Body=data, IfNoneMatch="*")
+        self._put(key, data, IfNoneMatch="*")
 
     def replace(self, key: str, data: bytes, tag: str) -> None:
-        with _errors(key):
-            _client().put_object(**_split(key), Body=data, IfMatch=tag)
+        self._put(key, data, IfMatch=tag)
+
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        patience = _patience(key)
+        try:
+            _persist(key, lambda: _client().put_object(**_split(key), Body=data, **condition), patience)
+        except ConflictError:
+            # An attempt whose answer was lost may have written the object: then the condition failed on our own bytes.
+            if not (patience.was_tried and self.read(key)[0] == data):
+                raise
 
     def upload(self, source: Path, key: str) -> None:
-        with _errors(key):
-            _client().upload_file(str(source), *key.split("/", 1), Config=TransferConfig(max_concurrency=4))
+        bucket, name = key.split("/", 1)
+        config = TransferConfig(max_concurrency=_PARALLEL_PARTS)
+        _persist(key, lambda: _client(_UPLOAD_ATTEMPTS).upload_file(str(source), bucket, name, Config=config))
 
     def download(self, key: str, target: Path) -> None:
-        with _errors(key):
-            _client().download_file(*key.split("/", 1), str(target), Config=TransferConfig(max_concurrency=4))
+        size = self.size(key)
+        with target.open("wb") as file, ThreadPoolExecutor(_PARALLEL_PARTS) as pool:
+            parts = (
+                pool.submit(
+                    _fetch, key, lambda chunk, at: os.pwrite(file.fileno(), chunk, at), start, start + _PART_BYTES
+                )
+                for start in range(0, size, _PART_BYTES)
+            )
+            tags = {part.result() for part in list(parts)}
+        if len(tags) > 1:
+            raise ConflictError(f"s3://{key} changed while it was read; read it again")
 
     def size(self, key: str) -> int:
-        with _errors(key):
-            return int(_client().head_object(**_split(key))["ContentLength"])
+        return int(_persist(key, lambda: _client().head_object(**_split(key)))["ContentLength"])
 
     def list(self, prefix: str) -> list[str]:
         bucket, _, folder = prefix.rstrip("/").partition("/")
-        with _errors(prefix):
-            pages = (
-                _client()
-                .get_paginator("list_objects_v2")
-                .paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
-            )
-            # Servers differ in their order (a tree walk is not UTF-8 order), so sort here.
-            keys = [f"{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ())]
-        return sorted((k for k in keys if not k.endswith("/")), key=str.encode)
+
+        def keys() -> list[str]:
+            pages = _client().get_paginator("list_objects_v2")
+            found = pages.paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
+            return [f"{bucket}/{entry['Key']}" for page in found for entry in page.get("Contents", ())]
+
+        # Servers differ in their order (a tree walk is not UTF-8 order), so sort here.
+        return sorted((k for k in _persist(prefix, keys) if not k.endswith("/")), key=str.encode)
 
     def delete(self, key: str) -> None:
-        with _errors(key):
-            _client().delete_object(**_split(key))
+        _persist(key, lambda: _client().delete_object(**_split(key)))
 
 
-class RetryingS3FileSystem(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's S3 filesystem with retries that survive pickling into Ray processes.
+def _fetch(key: str, sink: Callable[[bytes, int], object], start: int = 0, stop: int | None = None) -> str:
+    """Pass bytes `start` … `stop - 1` of an object to `sink(chunk, position)`, each once, and return its tag."""
+    patience = _patience(key)
+    position, tag = start, ""
 
-    pyarrow 26 drops `retry_strategy` when it is pickled; rebuilding from the environment keeps it, and keeps
-    credentials out of pickles.
-    """
+    def rest() -> None:
+        nonlocal position, tag
+        wanted: dict[str, str] = {"IfMatch": tag} if tag else {}
+        if position or stop is not None:
+            wanted["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
+        answer = _client().get_object(**_split(key), **wanted)
+        tag = answer["ETag"]
+        for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
+            sink(chunk, position)
+            position += len(chunk)
+            patience.progressed()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return filesystem, ()
-
-
-def filesystem() -> RetryingS3FileSystem:
-    """Build the S3 filesystem that the `AWS_*` environment describes."""
-    endpoint = _endpoint()
-    return RetryingS3FileSystem(
-        endpoint_override=endpoint,
-        scheme="http" if endpoint and endpoint.startswith("http://") else "https",
-        region=_region(),
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        request_timeout=_READ_TIMEOUT_S,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
-    )
+    _persist(key, rest, patience)
+    return tag
 
 
 def ensure_bucket(bucket: str) -> None:
     """Create a bucket if it is not there (for local servers and tests; production buckets are made by people)."""
     with _errors(bucket):
         try:
-            _client().create_bucket(Bucket=bucket)
+            _client(_UPLOAD_ATTEMPTS).create_bucket(Bucket=bucket)
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
@@ -114,7 +142,7 @@ def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
         endpoint_url=endpoint,
         aws_access_key_id=access_key,
         aws_secret_access_key=secret_key,
-        region_name=_region(),
+        region_name=region(),
         config=BotoConfig(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=5),
     )
     bucket, key = "ready-probe", "probe"
@@ -129,32 +157,58 @@ def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
     return answer == b"ready"
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
+    """Return the server's URL; None is AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def _region() -> str:
+def region() -> str:
+    """Return the region; servers of one's own take any."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-def _client() -> Any:
+def _client(attempts: int = 1) -> Any:
     # Keyed by what may change between tests, so a new server is seen at once.
-    return _cached_client(_endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY"))
+    keys = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    return _cached_client(endpoint(), *keys, attempts)
 
 
-@lru_cache(maxsize=4)
-def _cached_client(endpoint: str | None, _key: str | None, _secret: str | None) -> Any:
+@lru_cache(maxsize=8)
+def _cached_client(endpoint: str | None, _key: str | None, _secret: str | None, attempts: int) -> Any:
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,
-        region_name=_region(),
+        region_name=region(),
         config=BotoConfig(
-            retries={"mode": "standard", "max_attempts": _MAX_ATTEMPTS},
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
             s3={"addressing_style": "path" if endpoint else "auto"},
         ),
     )
+
+
+def _patience(key: str) -> Patience:
+    return Patience(f"s3://{key}", endpoint() or "AWS")
+
+
+def _persist(key: str, action: Callable[[], ResultT], patience: Patience | None = None) -> ResultT:
+    with _errors(key):
+        return patiently(patience or _patience(key), action, _is_passing)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell what a server that is away, overloaded or cut off raises from what it means."""
+    if isinstance(error, boto3.exceptions.Boto3Error):
+        cause = error.__cause__ or error.__context__
+        return isinstance(cause, Exception) and _is_passing(cause)
+    if isinstance(error, ClientError):
+        answer = error.response
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429 or answer.get("Error", {}).get("Code") in _BROKEN_BODY
+    if isinstance(error, SSLError):
+        return False
+    return isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError)
 
 
 def _split(key: str) -> dict[str, str]:
@@ -173,7 +227,7 @@ def _errors(key: str) -> Iterator[None]:
         status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         if code == "NoSuchBucket":
             raise NotFoundError(
-                f"bucket {key.split('/', 1)[0]!r} does not exist at {_endpoint() or 'AWS'}: "
+                f"bucket {key.split('/', 1)[0]!r} does not exist at {endpoint() or 'AWS'}: "
                 "create it, or point WARREN_STORAGE at another"
             ) from None
         if code in _MISSING:
@@ -187,10 +241,6 @@ def _errors(key: str) -> Iterator[None]:
         raise StorageError(f"{where}: {error}") from error
     except NoCredentialsError:
         raise AccessDeniedError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-    except BotoConnectionError as error:
-        raise StorageError(
-            f"{where}: no answer from {_endpoint() or 'AWS'}: check AWS_ENDPOINT_URL ({error})"
-        ) from None
     except (BotoCoreError, boto3.exceptions.Boto3Error) as error:
         _reraise_cause(where, error)
 
