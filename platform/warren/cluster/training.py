@@ -133,19 +133,28 @@ def _prepare(
 
 
 def _make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
-    """Read the tokenizer of the run's first attempt, or train it."""
-    from warren.models import TrainedTokenizer, inputs_of, train_tokenizer
+    """Read the tokenizer of the run's first attempt; else take the language model's own, or train one."""
+    from warren.models import TrainedTokenizer, inputs_of
 
+    stored = run.folder / TOKENIZER
+    try:
+        tokenizer = TrainedTokenizer(**stored.read_json())
+    except NotFoundError:
+        tokenizer = _first_tokenizer(recipe, root)
+        stored.create_json(tokenizer.__dict__)
+    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+
+
+def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
+    from warren.models import folder_of, read_tokenizer, train_tokenizer
+
+    source = recipe.model.language_model
+    if source.pretrained is not None:
+        return read_tokenizer(folder_of(source.pretrained, weights=False), source.eos_token, source.pad_token)[0]
     vocab_size = recipe.model.tokenizer.train_vocab_size
     if vocab_size is None:
         raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
-    stored = run.folder / TOKENIZER
-    try:
-        trained = TrainedTokenizer(**stored.read_json())
-    except NotFoundError:
-        trained = train_tokenizer(_texts(recipe, root), vocab_size)
-        stored.create_json(trained.__dict__)
-    return trained.__dict__, inputs_of(recipe.model, trained)
+    return train_tokenizer(_texts(recipe, root), vocab_size)
 
 
 def _texts(recipe: Recipe, root: Location) -> Iterator[str]:

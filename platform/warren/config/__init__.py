@@ -1,18 +1,21 @@
 """What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
 
 from warren.config.ingest import IngestConfig
+from warren.config.model import (
+    LanguageModelConfig,
+    ModelConfig,
+    Part,
+    ProjectorConfig,
+    TokenizerConfig,
+    VisionTowerConfig,
+)
 from warren.config.recipe import (
     Duration,
     EvaluateConfig,
     GateConfig,
-    LanguageModelConfig,
-    ModelConfig,
-    ProjectorConfig,
     Recipe,
     ReleaseConfig,
     StageConfig,
-    TokenizerConfig,
-    VisionTowerConfig,
 )
 from warren.config.resources import Resources
 from warren.config.tree import Config, fingerprint, load_config
@@ -25,6 +28,7 @@ __all__ = [
     "IngestConfig",
     "LanguageModelConfig",
     "ModelConfig",
+    "Part",
     "ProjectorConfig",
     "Recipe",
     "ReleaseConfig",

@@ -1,69 +1,15 @@
 """The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.ingest import IngestConfig
+from warren.config.model import ModelConfig, Part
 from warren.config.tree import Config
 
-Part = Literal["vision_tower", "projector", "language_model"]
 PositiveInt = Field(gt=0)
 Fraction = Field(ge=0.0, le=1.0)
-
-
-class VisionTowerConfig(Config):
-    """The image encoder. Give `pretrained`, or a `config` to start from random weights."""
-
-    family: Literal["siglip", "clip", "eva-clip", "dinov2"]  # "siglip" is SigLIP 2's fixed-size towers too
-    pretrained: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-    scales_px: tuple[int, ...] | None = None  # S²: ascending multiples of the tower's size; Bunny's are 384, 768, 1152
-
-    @field_validator("scales_px")
-    @classmethod
-    def _ascending_multiples(cls, scales: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if scales is not None and (
-            not scales or scales[0] < 1 or list(scales) != sorted(set(scales)) or any(s % scales[0] for s in scales)
-        ):
-            raise ValueError(f"{list(scales)} are not ascending multiples of the first")
-        return scales
-
-
-class ProjectorConfig(Config):
-    """The map from patch features to language-model embeddings."""
-
-    type: str = Field(default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]x_gelu|sppv[123]|ldp|vanilla|minigpt|identity)$")
-
-
-class LanguageModelConfig(Config):
-    """The decoder. Give `pretrained`, or a transformers `model_type` with a `config` for random weights."""
-
-    pretrained: str | None = None
-    model_type: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "LanguageModelConfig":
-        if (self.pretrained is None) == (self.model_type is None):
-            raise ValueError("give exactly one of 'pretrained' and 'model_type'")
-        return self
-
-
-class TokenizerConfig(Config):
-    """Where the tokenizer comes from: the language model's own, or one trained on the stage's dataset."""
-
-    train_vocab_size: int | None = Field(default=None, ge=300)
-
-
-class ModelConfig(Config):
-    """The whole vision-language model."""
-
-    vision_tower: VisionTowerConfig
-    projector: ProjectorConfig = ProjectorConfig()
-    language_model: LanguageModelConfig
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    template: str = "bunny"
 
 
 class Duration(Config):

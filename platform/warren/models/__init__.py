@@ -3,8 +3,9 @@
 from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
 from warren.models.loading import load
+from warren.models.pretrained import folder_of
 from warren.models.saved import load_bundle, save_model
-from warren.models.tokenizer import TrainedTokenizer, train_tokenizer
+from warren.models.tokenizer import TrainedTokenizer, read_tokenizer, train_tokenizer
 from warren.models.vlm import build_model, freeze_all_but, inputs_of
 
 __all__ = [
@@ -13,12 +14,14 @@ __all__ = [
     "build_model",
     "export_bunny",
     "export_model",
+    "folder_of",
     "freeze_all_but",
     "import_bunny",
     "inputs_of",
     "load",
     "load_bundle",
     "merge_adapter",
+    "read_tokenizer",
     "save_model",
     "train_tokenizer",
 ]

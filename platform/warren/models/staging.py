@@ -36,6 +36,16 @@ def _down(uri: str, folder: Path) -> Path:
     location = Location.parse(uri)
     if not location.is_s3:
         return Path(location.uri)
+    download_folder(location, folder)
+    return folder
+
+
+def download_folder(location: Location, folder: Path) -> None:
+    """Copy every object of a folder on S3.
+
+    Raises:
+        NotFoundError: It holds nothing.
+    """
     found = location.list()
     if not found:
         raise NotFoundError(f"{location} holds no files")
@@ -43,4 +53,3 @@ def _down(uri: str, folder: Path) -> Path:
         file = folder / entry.uri.removeprefix(f"{location.uri}/")
         file.parent.mkdir(parents=True, exist_ok=True)
         entry.store.download(entry.key, file)
-    return folder

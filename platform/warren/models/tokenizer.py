@@ -1,14 +1,19 @@
-"""Tokenizers: one trained on a dataset's own text, for models that start from nothing."""
+"""Tokenizers: a pretrained model's own, and one trained on a dataset's text for models that start from nothing."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from warren.data.sample import IMAGE_MARK
+from warren.errors import ModelError
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+_NO_STRIP: dict[str, Any] = {"special": True, "normalized": False}
 _SPECIAL = [END_OF_TEXT, PAD, IMAGE_MARK]  # the trainer gives them the first ids, in this order
 
 
@@ -52,3 +57,95 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TrainedTokenizer:
         image_token_id=_SPECIAL.index(IMAGE_MARK),
         pad_token_id=_SPECIAL.index(PAD),
     )
+
+
+def read_tokenizer(
+    folder: Path, eos_token: str | None = None, pad_token: str | None = None
+) -> tuple[TrainedTokenizer, int]:
+    """Read a model's tokenizer and append `<image>` where it has none.
+
+    Args:
+        folder: Has `tokenizer.json`, `tokenizer.model` or `vocab.json`.
+        eos_token: What ends an answer; None takes the tokenizer's own.
+        pad_token: None takes the tokenizer's own, else its unk, else the eos, as Bunny does.
+
+    Returns:
+        The tokenizer with its image token, and how many tokens it had before: Bunny cuts embeddings to that.
+
+    Raises:
+        ModelError: There is no tokenizer, it lacks eos or pad, or it adds more than a BOS to a text.
+    """
+    settings = _settings(folder)
+    tokenizer = _load(folder)
+    for _, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        if tokenizer.token_to_id(token["content"]) is None:
+            tokenizer.add_tokens([AddedToken(**token)])
+    eos = eos_token or settings.get("eos_token")
+    if eos is None:
+        raise ModelError(f"the tokenizer in {folder} names no eos_token: give one as language_model.eos_token")
+    pad = pad_token or settings.get("pad_token") or settings.get("unk_token") or eos
+    _token_id(folder, tokenizer, "eos", eos)
+    pad_id = _token_id(folder, tokenizer, "pad", pad)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, **_NO_STRIP)])  # takes the next id, or its own if it has one
+    return (
+        TrainedTokenizer(
+            json=tokenizer.to_str(pretty=True),
+            vocab_size=tokenizer.get_vocab_size(with_added_tokens=True),
+            image_token_id=_token_id(folder, tokenizer, "image", IMAGE_MARK),
+            pad_token_id=pad_id,
+            eos_token=eos,
+            bos_token_id=_bos_id(folder, tokenizer),
+        ),
+        size,
+    )
+
+
+def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """Return the id a tokenizer puts in front of every text. Phi-3's revisions differ, so it is asked."""
+    probe = tokenizer.encode("a", add_special_tokens=False).ids
+    added = tokenizer.encode("a").ids
+    if added == probe:
+        return None
+    if added[1:] == probe:
+        return int(added[0])
+    raise ModelError(
+        f"the tokenizer in {folder} makes {added} of a text with the ids {probe}: only a BOS in front is understood"
+    )
+
+
+def _token_id(folder: Path, tokenizer: Tokenizer, role: str, text: str) -> int:
+    token_id: int | None = tokenizer.token_to_id(text)
+    if token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no token {text!r}, which is to be its {role}")
+    return token_id
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a tokenizer of its own."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def _load(folder: Path) -> Tokenizer:
+    if not has_tokenizer(folder):
+        raise ModelError(f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        from transformers import AutoTokenizer  # converts SentencePiece and vocab.json + merges.txt
+
+        converted: Tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        return converted
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            merged |= {k: v for k, v in json.loads((folder / name).read_text()).items() if v is not None}
+    for key in ("eos_token", "pad_token", "unk_token"):
+        if isinstance(merged.get(key), dict):
+            merged[key] = merged[key]["content"]
+    return merged

@@ -1,33 +1,28 @@
 """Building the vision-language model. It is transformers' LLaVA: what Warren saves loads without Warren."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    Dinov2Config,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
-    SiglipVisionConfig,
 )
 
-from warren.config import LanguageModelConfig, ModelConfig, VisionTowerConfig
-from warren.config.recipe import Part
+from warren.config import LanguageModelConfig, ModelConfig, Part, VisionTowerConfig
 from warren.data.images import ImageSpec, Resize
 from warren.data.inputs import Inputs
 from warren.data.template import TokenSpec
-from warren.errors import ConfigError
-from warren.models.eva_clip import EvaClipVisionConfig
+from warren.errors import ConfigError, ModelError
 from warren.models.extended import MODEL_CLASSES, config_class
+from warren.models.minicpm import granite_fields
+from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
 from warren.models.projectors import num_projected
 from warren.models.tokenizer import TrainedTokenizer
+from warren.models.towers import MODEL_TYPES, known_config, tower_config
 
 FEATURE_LAYER = -2
 """Bunny and LLaVA read the tower before its last block."""
@@ -46,12 +41,7 @@ _NORMALISATION: dict[str, tuple[Channels, Channels]] = {  # mean and standard de
 RESIZE: dict[str, Resize] = {"clip": "crop", "eva-clip": "crop_even", "dinov2": "crop"}
 """How families other than SigLIP, which stretches, make a picture square."""
 
-_TOWERS: dict[str, Callable[..., PretrainedConfig]] = {
-    "siglip": partial(SiglipVisionConfig, vision_use_head=False),
-    "clip": CLIPVisionConfig,
-    "eva-clip": EvaClipVisionConfig,
-    "dinov2": Dinov2Config,
-}
+_NOT_SIZES = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
 _MODULES: dict[Part, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
@@ -86,14 +76,24 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
     )
     model = MODEL_CLASSES[llava.model_type](llava)
     if config.vision_tower.pretrained:
-        tower = AutoModel.from_pretrained(config.vision_tower.pretrained)
-        model.model.vision_tower.load_state_dict(getattr(tower, "vision_model", tower).state_dict())
+        load_tower(model.model.vision_tower, folder_of(config.vision_tower.pretrained))
     if config.language_model.pretrained:
-        language_model = AutoModelForCausalLM.from_pretrained(config.language_model.pretrained)
-        language_model.resize_token_embeddings(text.vocab_size)
-        model.model.language_model.load_state_dict(language_model.model.state_dict())
-        model.lm_head.load_state_dict({"weight": language_model.get_output_embeddings().weight})
+        model_type, fields = _text_fields(config.language_model)
+        base = AutoConfig.for_model(model_type, **fields)
+        folder = folder_of(config.language_model.pretrained)
+        load_language_model(
+            model.model.language_model, model.lm_head, folder, base.vocab_size, base.tie_word_embeddings
+        )
+        _reset(model.model.multi_modal_projector)
     return model
+
+
+def _reset(projector: nn.Module) -> None:
+    """Give a new projector PyTorch's own initial weights, as Bunny does; transformers' are for whole new models."""
+    for module in projector.modules():
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
 
 
 def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
@@ -159,14 +159,19 @@ def _unused_tower_parameters(model: nn.Module) -> set[str]:
 
 
 def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
-    if config.pretrained:
-        whole = AutoConfig.from_pretrained(config.pretrained)
-        vision = getattr(whole, "vision_config", whole)
-    else:
-        try:
-            vision = _TOWERS[config.family](**config.config)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model.vision_tower.config: {error}") from None
+    fields = {"vision_use_head": False} if config.family == "siglip" else {}
+    try:
+        if config.config or not config.pretrained:
+            vision = known_config({"model_type": config.family, **fields, **config.config})
+        else:
+            vision = tower_config(folder_of(config.pretrained, weights=False))
+            vision.update(fields)
+    except ModelError as error:
+        raise ConfigError(f"model.vision_tower: {error}") from None
+    if vision.model_type != MODEL_TYPES[config.family]:
+        raise ConfigError(
+            f"model.vision_tower.family is {config.family!r}, but {config.pretrained} is {vision.model_type}"
+        )
     if config.scales_px and config.scales_px[0] != vision.image_size:
         raise ConfigError(
             f"model.vision_tower.scales_px starts with {config.scales_px[0]}; the tower takes {vision.image_size} px"
@@ -175,14 +180,22 @@ def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
 
 
 def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:
-    if config.pretrained:
-        text = AutoConfig.from_pretrained(config.pretrained)
-        text.vocab_size = max(text.vocab_size, tokenizer.vocab_size)
-    else:
-        try:
-            text = AutoConfig.for_model(config.model_type, **config.config, vocab_size=tokenizer.vocab_size)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model.language_model: {error}") from None
+    model_type, fields = _text_fields(config)
+    rows = max(fields.get("vocab_size", 0), tokenizer.vocab_size) if config.pretrained else tokenizer.vocab_size
+    try:
+        text = AutoConfig.for_model(model_type, **{**fields, "vocab_size": rows})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.language_model: {error}") from None
     text.tie_word_embeddings = False
     text.pad_token_id = tokenizer.pad_token_id
     return text
+
+
+def _text_fields(config: LanguageModelConfig) -> tuple[str | None, dict[str, Any]]:
+    """Return the decoder's kind and sizes: the recipe's, or those in its pretrained folder."""
+    model_type, fields = config.model_type, dict(config.config)
+    if config.pretrained and not fields:
+        found = read_config(folder_of(config.pretrained, weights=False))
+        model_type = found.pop("model_type", model_type)
+        fields = {key: value for key, value in found.items() if key not in _NOT_SIZES}
+    return ("granite", granite_fields(fields)) if model_type == "minicpm" else (model_type, fields)

@@ -35,7 +35,7 @@ def test_stage_one_trains_only_the_projector_unless_a_recipe_says_otherwise() ->
         ("pretrain.global_batch_size=0", "greater than 0 (given: 0)"),
         ("pretrain.duration={epochs: 1, steps: 2}", "give exactly one of 'epochs' and 'steps'"),
         ("pretrain.trainable=[tower]", "pretrain.trainable.0"),
-        ("model.language_model.pretrained=x", "give exactly one of 'pretrained' and 'model_type'"),
+        ("model.language_model.pretrained=x", "a pretrained one has its own tokenizer"),
         ("nonsense", "expected key=value"),
         ("pretrain.seed.x=1", "'seed' is a value"),
     ],

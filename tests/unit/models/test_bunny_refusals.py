@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated file": (cut_short, "model.safetensors is damaged or cut short"),
     "no weights": (without("model.safetensors"), "has no weights"),
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer"),
-    "no end of answer": (without_eos, "has no '<|endoftext|>'"),
+    "no end of answer": (without_eos, "has no token '<|endoftext|>'"),
     "unknown tower": (changed_config(mm_vision_tower="nobody/tower"), "'nobody/tower', which is nowhere here"),
     "quantised": (changed_config(quantization_config={"bits": 4}), "is quantised"),
 }

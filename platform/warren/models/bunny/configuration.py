@@ -1,8 +1,5 @@
 """Bunny's config.json to a `LlavaConfig`, and what its model expects at the inputs."""
 
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, LlavaConfig, PretrainedConfig
@@ -13,6 +10,7 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
 from warren.models.extended import PLAIN_PROJECTOR, config_class
+from warren.models.minicpm import SCALES
 from warren.models.projectors import num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
@@ -40,24 +38,6 @@ _NOT_THE_DECODERS = {
     "_name_or_path",
     PROMPT_KEY,
 }
-_SCALES = ("scale_emb", "scale_depth", "dim_model_base")  # MiniCPM's
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a folder's config.json.
-
-    Raises:
-        ModelError: There is none, or it is no JSON object.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no readable config.json: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'config.json'} is no JSON object")
-    if config.get("quantization_config"):
-        raise ModelError(f"{folder} is quantised; import the checkpoint it was made from")
-    return config
 
 
 def text_config(
@@ -67,7 +47,7 @@ def text_config(
     fields = {
         family.renamed.get(key, key): value
         for key, value in config.items()
-        if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in _SCALES)
+        if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in SCALES)
     }
     fields |= {"vocab_size": vocab_size, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id}
     try:
@@ -150,20 +130,4 @@ def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig,
             padding=source.get("image_aspect_ratio") == "pad",
             resize=_RESIZE.get(config.vision_config.model_type, "stretch"),
         ),
-    )
-
-
-def scales_of(source: dict[str, Any]) -> tuple[float, float, float]:
-    """Return MiniCPM's factors: of embeddings, of each residual branch, and the divisor of the logits.
-
-    Raises:
-        ModelError: The configuration lacks one.
-    """
-    missing = [key for key in _SCALES if key not in source]
-    if missing:
-        raise ModelError(f"config.json of a MiniCPM lacks {', '.join(missing)}")
-    return (
-        float(source["scale_emb"]),
-        float(source["scale_depth"]) / math.sqrt(source["num_hidden_layers"]),
-        source["hidden_size"] / source["dim_model_base"],
     )

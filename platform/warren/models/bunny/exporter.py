@@ -10,15 +10,15 @@ from transformers import PretrainedConfig
 
 from warren.data.inputs import Inputs
 from warren.errors import ModelError
-from warren.models.bunny.configuration import scales_of
 from warren.models.bunny.families import FAMILIES, PROMPT_KEY, Family, family_of
-from warren.models.bunny.folding import unfolded, with_vocabulary
 from warren.models.bunny.names import projector_end, to_bunny
 from warren.models.bunny.tokenizer import without_image_token
 from warren.models.bunny.tower import OWN_FOLDER
 from warren.models.extended import PLAIN_PROJECTOR
+from warren.models.minicpm import scales_of, unfolded
 from warren.models.saved import TOKENIZER_FILE, new_folder, read_model_config
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_folder, write_tensors
+from warren.models.vocabulary import with_vocabulary
 
 _TOWER = "vision_tower.vision_model."
 _CLASS_NAMES = {"phi": "Phi", "phi3": "Phi3", "llama": "Llama", "qwen2": "Qwen2", "stablelm": "StableLM"}

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 
 from warren.errors import ModelError
-from warren.models.bunny.configuration import inputs_of_bunny, llava_config, read_config, scales_of, text_config
+from warren.models.bunny.configuration import inputs_of_bunny, llava_config, text_config
 from warren.models.bunny.families import FAMILIES, family_of
-from warren.models.bunny.folding import folded, untied, with_vocabulary
 from warren.models.bunny.names import projector_end, to_llava
-from warren.models.bunny.tokenizer import has_tokenizer, read_tokenizer
 from warren.models.bunny.tower import read_tower
 from warren.models.lora import ADAPTER_CONFIG, merged
+from warren.models.minicpm import folded, scales_of
+from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
+from warren.models.tokenizer import has_tokenizer, read_tokenizer
+from warren.models.vocabulary import untied, with_vocabulary
 
 _COPY = "model.vision_tower."
 
@@ -95,7 +97,7 @@ def import_bunny(
     """
     checkpoint = read_checkpoint(source, base)
     family = family_of(checkpoint.config)
-    tokenizer, num_text_tokens = read_tokenizer(checkpoint.tokenizer, family)
+    tokenizer, num_text_tokens = read_tokenizer(checkpoint.tokenizer, family.end_of_answer)
     tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
     text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
     config = llava_config(checkpoint.config, tower.config, text, tokenizer)

@@ -18,9 +18,6 @@ _TOWER = (("model.vision_tower.vision_tower.vision_model.", "vision_tower.vision
 _EVA_TOWER = (("model.vision_tower.vision_tower.model.", "vision_tower.vision_model."),)
 _DROPPED = ("rotary_emb.inv_freq", "position_ids")  # buffers that old versions saved, computed anew at load
 
-EMBEDDINGS = "language_model.model.embed_tokens.weight"
-HEAD = "language_model.lm_head.weight"
-
 
 def names_of(config: Any) -> tuple[tuple[str, str], ...]:
     """Return the pairs of prefixes (Bunny's, LLaVA's) of a model."""

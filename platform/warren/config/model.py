@@ -1,0 +1,112 @@
+"""The model of a recipe: vision tower, projector, language model, tokenizer and prompt template."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from warren.config.catalog import BACKBONES, TOWERS, entry
+from warren.config.tree import Config
+
+Part = Literal["vision_tower", "projector", "language_model"]
+
+
+class VisionTowerConfig(Config):
+    """The image encoder: one of the catalog by `name`, or a `family`.
+
+    A family's weights come from `pretrained`, or start random with the sizes in `config`.
+    """
+
+    name: str | None = None
+    family: Literal["siglip", "clip", "eva-clip", "dinov2"]  # "siglip" is SigLIP 2's fixed-size towers too
+    pretrained: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    scales_px: tuple[int, ...] | None = None  # S²: ascending multiples of the tower's size; Bunny's are 384, 768, 1152
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_catalog(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("name") is None:
+            return given
+        tower = entry("vision tower", TOWERS, given["name"])
+        known = {"family": tower.family, "pretrained": tower.pretrained, "config": dict(tower.config)}
+        return {**known, **given}
+
+    @field_validator("scales_px", mode="before")
+    @classmethod
+    def _tuple(cls, scales: Any) -> Any:
+        return tuple(scales) if isinstance(scales, list) else scales  # behind a "before" validator a list is no tuple
+
+    @field_validator("scales_px")
+    @classmethod
+    def _ascending_multiples(cls, scales: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if scales is not None and (
+            not scales or scales[0] < 1 or list(scales) != sorted(set(scales)) or any(s % scales[0] for s in scales)
+        ):
+            raise ValueError(f"{list(scales)} are not ascending multiples of the first")
+        return scales
+
+
+class ProjectorConfig(Config):
+    """The map from patch features to language-model embeddings."""
+
+    type: str = Field(default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]x_gelu|sppv[123]|ldp|vanilla|minigpt|identity)$")
+
+
+class LanguageModelConfig(Config):
+    """The decoder: one of the catalog by `name`, weights from `pretrained`, or a `model_type` to start from nothing.
+
+    `pretrained` is a hub id, a local folder or an S3 folder. Its sizes are read there, unless `config` has them.
+    """
+
+    name: str | None = None
+    pretrained: str | None = None
+    model_type: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    eos_token: str | None = None  # None: the tokenizer's own
+    pad_token: str | None = None  # None: the tokenizer's own, else its unk, else the eos
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_catalog(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("name") is None:
+            return given
+        backbone = entry("language model", BACKBONES, given["name"])
+        known = {key: getattr(backbone, key) for key in ("pretrained", "model_type", "eos_token", "pad_token")}
+        return {**known, "config": dict(backbone.config), **given}
+
+    @model_validator(mode="after")
+    def _some_source(self) -> "LanguageModelConfig":
+        if self.pretrained is None and self.model_type is None:
+            raise ValueError("give 'name', 'pretrained' or 'model_type'")
+        return self
+
+
+class TokenizerConfig(Config):
+    """Where the tokenizer comes from: the language model's own, or one trained on the datasets of both stages."""
+
+    train_vocab_size: int | None = Field(default=None, ge=300)
+
+
+class ModelConfig(Config):
+    """The whole vision-language model."""
+
+    vision_tower: VisionTowerConfig
+    projector: ProjectorConfig = ProjectorConfig()
+    language_model: LanguageModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    template: str = "bunny"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_the_backbone(cls, given: Any) -> Any:
+        backbone = given.get("language_model") if isinstance(given, dict) else None
+        name = backbone.get("name") if isinstance(backbone, dict) else None
+        return {"template": BACKBONES[name].template, **given} if name in BACKBONES else given
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> "ModelConfig":
+        if (self.language_model.pretrained is None) == (self.tokenizer.train_vocab_size is None):
+            raise ValueError(
+                "a language model from nothing needs tokenizer.train_vocab_size, a pretrained one has its own tokenizer"
+            )
+        return self
