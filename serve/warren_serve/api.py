@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from warren_serve.admission import Admission, OwnAccounts, visit_of
 from warren_serve.chat import Answer, Item
 from warren_serve.errors import ApiError, bad_request, unavailable
 from warren_serve.gate import Gate
@@ -49,12 +51,28 @@ def create_api(service: ChatService) -> FastAPI:
     app.include_router(_health_routes(service))
     app.include_router(_model_routes(service))
     app.include_router(_chat_routes(service))
-    app.add_middleware(Gate, max_body_bytes=service.settings.max_body_bytes)
+    _add_middleware(app, service)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     describe(app)
     return app
+
+
+def _add_middleware(app: FastAPI, service: ChatService) -> None:
+    settings = service.settings
+    limits = settings.limits
+    # The last one added is the outermost.
+    app.add_middleware(Admission, keys=service.keys, accounts=OwnAccounts(limits), limits=limits)
+    app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
 
 
 def _health_routes(service: ChatService) -> APIRouter:
@@ -74,7 +92,7 @@ def _health_routes(service: ChatService) -> APIRouter:
 
 
 def _model_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["models"], dependencies=[Depends(_key_check(service))])
+    router = APIRouter(prefix="/v1", tags=["models"])
     release = service.release
     card = {
         "id": service.model_name,
@@ -101,7 +119,7 @@ def _model_routes(service: ChatService) -> APIRouter:
 
 
 def _chat_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["chat"], dependencies=[Depends(_key_check(service))])
+    router = APIRouter(prefix="/v1", tags=["chat"])
 
     @router.post("/chat/completions", summary="Continue a conversation", response_model=None)
     async def chat_completions(request: Request) -> Response:
@@ -109,20 +127,14 @@ def _chat_routes(service: ChatService) -> APIRouter:
         _check_model(service, chat.model)
         if not service.engine.is_alive:
             raise unavailable("The engine does not run.")
-        generation = await service.prepare(chat)
-        answer = Answer(service, chat, generation)
+        visit = visit_of(request.scope)
+        generation = await _unless_gone(request, service.prepare(chat, visit))
+        answer = Answer(service, chat, generation, visit)
         if not chat.stream:
             return JSONResponse(await _unless_gone(request, answer.whole()))
         return _Stream(answer, await _unless_gone(request, answer.first()))
 
     return router
-
-
-def _key_check(service: ChatService) -> Any:
-    async def check(request: Request) -> None:
-        service.keys.check(request.headers.get("authorization"))
-
-    return check
 
 
 def _check_model(service: ChatService, name: str) -> None:

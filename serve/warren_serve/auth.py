@@ -1,6 +1,7 @@
 """API keys: only their SHA-256 digests are known here, and they rotate without a restart."""
 
 import hmac
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from warren.storage import digest_bytes
 from warren_serve.errors import ApiError
 from warren_serve.settings import ServeSettings
 
+logger = logging.getLogger(__name__)
+
+ANONYMOUS = "anonymous"
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -41,14 +45,14 @@ class KeyRing:
         """Whether a key is needed at all."""
         return self._variable is not None or self._path is not None
 
-    def check(self, authorization: str | None) -> None:
-        """Let a request in by its `Authorization` header.
+    def check(self, authorization: str | None) -> str:
+        """Let a request in by its `Authorization` header; returns the key's digest, or `anonymous`.
 
         Raises:
             ApiError: 401; no key, or an unknown one.
         """
         if not self.is_closed:
-            return
+            return ANONYMOUS
         if self._path:
             self._read_file(self._path)
         scheme, _, key = (authorization or "").partition(" ")
@@ -63,6 +67,7 @@ class KeyRing:
                 kind="authentication_error",
                 headers={"www-authenticate": "Bearer"},
             )
+        return given
 
     def _read_file(self, path: Path) -> None:
         try:
@@ -71,10 +76,11 @@ class KeyRing:
             if stamp != self._stamp:
                 self._from_file = _digests(path.read_text(), str(path))
                 self._stamp = stamp
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             if self._stamp is None:
                 raise ConfigError(f"the file of API keys cannot be read: {error}") from None
-            # It is being replaced: the keys read last stay valid.
+            # It is being replaced, or was written wrongly: the keys read last stay valid.
+            logger.error("the file of API keys cannot be read: %s", error)
 
 
 def _digests(text: str, source: str) -> frozenset[str]:

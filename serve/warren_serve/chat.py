@@ -20,6 +20,7 @@ from warren.inference import (
     TokenLogprob,
     TokenStream,
 )
+from warren_serve.admission import Visit
 from warren_serve.errors import (
     ApiError,
     bad_request,
@@ -43,13 +44,15 @@ class Answer:
         service: What answers.
         request: What was asked.
         generation: The same, for the engine.
+        visit: Told of the tokens that were used.
 
     Raises:
         ApiError: The engine does not take it.
     """
 
-    def __init__(self, service: ChatService, request: ChatRequest, generation: GenerationRequest) -> None:
+    def __init__(self, service: ChatService, request: ChatRequest, generation: GenerationRequest, visit: Visit) -> None:
         self._service = service
+        self._visit = visit
         self._request = request
         self._num_prompt_tokens = len(generation.prompt_ids)
         self._num_tokens = 0
@@ -62,6 +65,7 @@ class Answer:
             self.close()
             raise _api_error(error) from None
         self._items = _merged(self._streams)
+        visit.use(self._num_prompt_tokens)
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -140,6 +144,7 @@ class Answer:
         except EngineError as error:
             raise _api_error(error) from None
         self._num_tokens += len(delta.token_ids)
+        self._visit.use(len(delta.token_ids))
         return index, delta
 
     def _choice(self, index: int, deltas: Sequence[TokenDelta]) -> dict[str, Any]:

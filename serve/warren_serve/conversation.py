@@ -6,14 +6,17 @@ the tokenizer's normalisation turns into a special token.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from warren.data.inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import BadSampleError
-from warren.inference import GenerationRequest, Prompt, SamplingParams, encode_request
+from warren.inference import GenerationRequest, SamplingParams
 from warren_serve.errors import bad_request
+from warren_serve.fetching import ImageSource
 from warren_serve.images import check_image, decode_data_uri
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import (
@@ -24,6 +27,20 @@ from warren_serve.wire import (
     TextPart,
     UserMessage,
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A request that fits the model, before its pictures are looked at.
+
+    Attributes:
+        prompt_ids: int32 (num_prompt_tokens,), image tokens expanded.
+        images: In the order of their places in the prompt.
+    """
+
+    prompt_ids: np.ndarray
+    images: tuple[ImageSource, ...]
+    sampling: SamplingParams
 
 
 class PromptBuilder:
@@ -70,28 +87,42 @@ class PromptBuilder:
             raise bad_request(message, "text_too_long", "messages")
         _check_roles(request)
 
-    def build(self, request: ChatRequest) -> GenerationRequest:
-        """Decode pictures and tokenise; slow, so call it off the event loop.
+    def plan(self, request: ChatRequest) -> Plan:
+        """Tokenise and count, before any picture is fetched or decoded; call it off the event loop.
 
         Raises:
             ApiError: 400.
         """
-        prompt = self._prompt(request)
+        turns, system, images = self._conversation(request)
+        prompt_ids = self._inputs.encode_prompt(turns, self._tokenizer, len(images), system)
+        new = self._new_tokens(request, len(prompt_ids))
+        return Plan(prompt_ids, images, _sampling(request, new))
+
+    def decode(self, plan: Plan, images: Sequence[ImageSource]) -> GenerationRequest:
+        """Decode the pictures of a plan, now fetched; slow, so call it off the event loop.
+
+        Raises:
+            ApiError: 400.
+        """
+        pictures = []
+        for source in images:
+            data = decode_data_uri(source.url, source.param) if source.data is None else source.data
+            check_image(data, self._settings.max_image_pixels, source.param)
+            pictures.append(data)
         try:
-            encoded = encode_request(prompt, self._inputs, self._tokenizer, SamplingParams(max_new_tokens=1))
+            pixels = self._inputs.pixels(tuple(pictures))
         except BadSampleError as error:
             raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
-        new = self._new_tokens(request, len(encoded.prompt_ids))
-        return GenerationRequest(encoded.prompt_ids, encoded.pixels, _sampling(request, new), encoded.digests)
+        return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, special ones included; an unfinished character is U+FFFD."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
-    def _prompt(self, request: ChatRequest) -> Prompt:
+    def _conversation(self, request: ChatRequest) -> tuple[tuple[Turn, ...], str | None, tuple[ImageSource, ...]]:
         system: str | None = None
         turns: list[Turn] = []
-        images: list[bytes] = []
+        images: list[ImageSource] = []
         for index, message in enumerate(request.messages):
             param = f"messages.{index}.content"
             text = self._text(message.content, param)
@@ -100,12 +131,12 @@ class PromptBuilder:
             elif isinstance(message, AssistantMessage):
                 turns.append(Turn("assistant", text))
             else:
-                own = self._images(message, param)
+                own = _images(message, param)
                 if not own and not text.strip():
                     raise bad_request("The message is empty.", "invalid_value", param)
                 images += own
                 turns.append(Turn("user", f"{IMAGE_MARK}\n" * len(own) + text))
-        return Prompt(tuple(turns), tuple(images), system)
+        return tuple(turns), system, tuple(images)
 
     def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
         if not isinstance(content, str):
@@ -119,16 +150,6 @@ class PromptBuilder:
             message = f"The text holds {found!r}, which has a special meaning to the model; remove it."
             raise bad_request(message, "special_token_in_text", param)
         return content
-
-    def _images(self, message: UserMessage, param: str) -> list[bytes]:
-        images: list[bytes] = []
-        for index, part in enumerate(() if isinstance(message.content, str) else message.content):
-            if isinstance(part, ImagePart):
-                where = f"{param}.{index}.image_url.url"
-                data = decode_data_uri(part.image_url.url, where)
-                check_image(data, self._settings.max_image_pixels, where)
-                images.append(data)
-        return images
 
     def _new_tokens(self, request: ChatRequest, num_prompt_tokens: int) -> int:
         room = self._max_context_tokens - num_prompt_tokens
@@ -144,6 +165,15 @@ class PromptBuilder:
             )
             raise bad_request(message, "context_length_exceeded", "messages" if asked is None else name)
         return asked or min(room, self._settings.default_max_new_tokens, self._settings.max_new_tokens)
+
+
+def _images(message: UserMessage, param: str) -> list[ImageSource]:
+    parts = () if isinstance(message.content, str) else message.content
+    return [
+        ImageSource(part.image_url.url, f"{param}.{index}.image_url.url")
+        for index, part in enumerate(parts)
+        if isinstance(part, ImagePart)
+    ]
 
 
 def _check_roles(request: ChatRequest) -> None:

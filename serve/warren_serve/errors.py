@@ -62,6 +62,12 @@ def overloaded(message: str) -> ApiError:
     )
 
 
+def rate_limited(message: str, wait_s: int) -> ApiError:
+    """429: this key has used what it may for now."""
+    headers = {"retry-after": str(wait_s)}
+    return ApiError(429, message, code="rate_limit_exceeded", kind="rate_limit_error", headers=headers)
+
+
 def unavailable(message: str) -> ApiError:
     """503: this replica does not answer; another may."""
     return ApiError(503, message, code="unavailable", kind="server_error", headers={"retry-after": str(RETRY_AFTER_S)})

@@ -9,6 +9,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from warren_serve.admission import key_of
 from warren_serve.errors import ApiError, internal_error, too_large
 
 logger = logging.getLogger("warren_serve.access")
@@ -17,7 +18,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Gate:
-    """ASGI middleware. No header but the request id is ever logged.
+    """ASGI middleware. Of the request's headers only its id is ever logged, and never a key.
 
     Args:
         app: What is behind the gate.
@@ -91,6 +92,7 @@ class _Passage:
             "method": self._scope["method"],
             "path": self._scope["path"],
             "status": self._status,
+            "key": key_of(self._scope),
             "body_bytes": self._num_bytes,
             "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
         }

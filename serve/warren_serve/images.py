@@ -17,18 +17,13 @@ _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]{1,64};base64,")
 def decode_data_uri(url: str, param: str) -> bytes:
     """Return the bytes of a `data:image/…;base64,` URI.
 
-    The endpoint fetches nothing: a URL would let clients reach whatever the server reaches.
-
     Raises:
-        ApiError: 400; another kind of URL, or base64 that is not exact.
+        ApiError: 400; another kind of URI, or base64 that is not exact.
     """
     match = _DATA_URI.match(url[:100])
     if not match:
-        scheme = url[:32].split(":", 1)[0]
-        if scheme in ("http", "https"):
-            message = "This endpoint does not fetch URLs; send the picture as data:image/…;base64,… instead."
-            raise bad_request(message, "image_url_not_allowed", param)
-        raise bad_request("The picture must be a data:image/…;base64,… URI.", "invalid_image_url", param)
+        message = "The picture must be a data:image/…;base64,… URI, or an http(s) URL where the endpoint fetches those."
+        raise bad_request(message, "invalid_image_url", param)
     try:
         return base64.b64decode(url[match.end() :].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:

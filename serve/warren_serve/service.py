@@ -18,8 +18,10 @@ from warren.inference import (
     TransformersEngine,
 )
 from warren.release import Release, fetch_release
+from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
 from warren_serve.conversation import PromptBuilder
+from warren_serve.fetching import ImageFetcher
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import ChatRequest
 
@@ -46,19 +48,23 @@ class ChatService:
         self.settings = settings
         self.model_name = settings.model_name or release.name
         self.keys = KeyRing(settings)
+        self._fetcher = ImageFetcher(settings)
         self._prompts = prompts
         # Few threads: a picture is large while it is decoded, and decoding competes with the model for cores.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
-    async def prepare(self, request: ChatRequest) -> GenerationRequest:
-        """Turn a chat request into the engine's, off the event loop.
+    async def prepare(self, request: ChatRequest, visit: Visit) -> GenerationRequest:
+        """Turn a chat request into the engine's: counted and paid for first, then fetched and decoded.
 
         Raises:
-            ApiError: 400; something in it cannot be used.
+            ApiError: 400; something in it cannot be used. 429; the key's tokens are used up.
         """
         self._prompts.check_shape(request)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparing, self._prompts.build, request)
+        plan = await loop.run_in_executor(self._preparing, self._prompts.plan, request)
+        await visit.charge(len(plan.prompt_ids) + request.n * plan.sampling.max_new_tokens)
+        images = await self._fetcher.fetch_all(plan.images)
+        return await loop.run_in_executor(self._preparing, self._prompts.decode, plan, images)
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, special ones included."""

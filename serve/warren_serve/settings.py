@@ -1,17 +1,21 @@
 """What a deployment of the endpoint is told: strict, typed, and passed as `args` of the Serve application."""
 
 import json
+import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from warren.config import Config
 from warren.errors import ConfigError
 from warren.inference import EngineOptions
+from warren_serve.ratelimit import Limits
 
 _MIB = 1 << 20
 _DRAIN_MARGIN_S = 10.0
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
 class ServeSettings(Config):
@@ -38,6 +42,15 @@ class ServeSettings(Config):
         api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
             no keys.
         api_keys_file: File with one such digest a line; read again when it changes.
+        requests_per_minute: Of one key (of everybody together where no keys are asked for); None for no limit.
+        tokens_per_minute: The same, prompts and answers together; reserved before work, the unused given back.
+        max_concurrent_requests: Of one key at a time; more get 429.
+        image_hosts: Hosts that pictures may be fetched from: `host`, `host:port`, `*.domain`, or `*` for every public
+            one. Empty: URLs are refused. Redirects are checked too.
+        image_networks: CIDR blocks that may be fetched from although they are not public, as of an own picture store.
+        image_fetch_timeout_s: For one picture, redirects included.
+        max_image_bytes: Of one fetched picture.
+        cors_origins: Origins whose pages may call the endpoint from a browser; `*` for all. Empty: none.
         num_cpus: Per replica; also bounds its compute threads.
         num_gpus: Per replica.
         min_replicas: Never fewer; 0 scales to zero.
@@ -66,6 +79,14 @@ class ServeSettings(Config):
     max_choices: int = Field(default=4, ge=1)
     api_keys_env: str | None = Field(default=None, min_length=1)
     api_keys_file: str | None = Field(default=None, min_length=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    max_concurrent_requests: int | None = Field(default=None, ge=1)
+    image_hosts: tuple[str, ...] = ()
+    image_networks: tuple[str, ...] = ()
+    image_fetch_timeout_s: float = Field(default=5.0, gt=0)
+    max_image_bytes: int = Field(default=10 * _MIB, ge=1024)
+    cors_origins: tuple[str, ...] = ()
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
     min_replicas: int = Field(default=1, ge=0)
@@ -73,6 +94,21 @@ class ServeSettings(Config):
     target_ongoing_requests: float | None = Field(default=None, gt=0)
     upscale_delay_s: float = Field(default=10.0, ge=0)
     downscale_delay_s: float = Field(default=300.0, ge=0)
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            if entry != "*" and not _HOST.fullmatch(entry):
+                raise ValueError(f"{entry!r} is not a host, host:port, *.domain or *")
+        return entries
+
+    @field_validator("image_networks")
+    @classmethod
+    def _are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            ip_network(entry)
+        return entries
 
     @classmethod
     def parse(cls, args: Mapping[str, Any]) -> "ServeSettings":
@@ -102,6 +138,16 @@ class ServeSettings(Config):
             max_waiting=self.max_ongoing_requests,
             image_cache_bytes=self.image_cache_bytes,
             max_kv_bytes=self.max_kv_bytes,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """What one key may use."""
+        return Limits(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            concurrent_requests=self.max_concurrent_requests,
+            lease_s=self.drain_timeout_s,
         )
 
     @property

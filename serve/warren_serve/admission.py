@@ -1,0 +1,144 @@
+"""Who may ask, and how much: keys and limits, before a byte of the body is read."""
+
+import math
+from collections.abc import Awaitable
+from typing import Protocol
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from warren_serve.auth import KeyRing
+from warren_serve.errors import bad_request, rate_limited
+from warren_serve.ratelimit import Accounts, Limits, Verdict
+
+_GUARDED = ("/v1/", "/metrics")
+_SHOWN_CHARS = 12  # of a digest: enough to tell keys apart, useless to guess one
+_VISIT = "visit"  # in the ASGI scope's state
+
+
+class SharedAccounts(Protocol):
+    """`Accounts`, wherever they are kept."""
+
+    def enter(self, key: str) -> Awaitable[Verdict]:
+        """See `Accounts.enter`."""
+        ...
+
+    def charge(self, key: str, num_tokens: int) -> Awaitable[Verdict]:
+        """See `Accounts.charge`."""
+        ...
+
+    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
+        """See `Accounts.leave`; returns before it is done."""
+        ...
+
+
+class OwnAccounts:
+    """Accounts of this process alone.
+
+    Args:
+        limits: Of every key.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._accounts = Accounts(limits)
+
+    async def enter(self, key: str) -> Verdict:
+        """See `Accounts.enter`."""
+        return self._accounts.enter(key)
+
+    async def charge(self, key: str, num_tokens: int) -> Verdict:
+        """See `Accounts.charge`."""
+        return self._accounts.charge(key, num_tokens)
+
+    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
+        """See `Accounts.leave`."""
+        self._accounts.leave(key, lease, num_unused_tokens)
+
+
+class Visit:
+    """One admitted request and what it holds of its key's limits.
+
+    Attributes:
+        key: The key's digest, or `anonymous`.
+    """
+
+    def __init__(self, key: str, lease: int, accounts: SharedAccounts, limits: Limits) -> None:
+        self.key = key
+        self._lease, self._accounts, self._limits = lease, accounts, limits
+        self._num_charged = 0
+        self._num_used = 0
+
+    async def charge(self, num_tokens: int) -> None:
+        """Reserve what the request can use at most.
+
+        Raises:
+            ApiError: 429; 400 when it would never fit.
+        """
+        most = self._limits.tokens_per_minute
+        if most is None:
+            return
+        if num_tokens > most:
+            message = f"The request can use {num_tokens} tokens; a key may use {most} in a minute."
+            raise bad_request(message, "token_budget_exceeded", "max_tokens")
+        _check(await self._accounts.charge(self.key, num_tokens), self._limits)
+        self._num_charged += num_tokens
+
+    def use(self, num_tokens: int) -> None:
+        """Note what was in fact used; the rest goes back to the key."""
+        self._num_used += num_tokens
+
+    def close(self) -> None:
+        """Give back the place and the unused tokens."""
+        self._accounts.leave(self.key, self._lease, max(0, self._num_charged - self._num_used))
+
+
+class Admission:
+    """ASGI middleware: lets a request in by its key and the key's limits, and closes its visit whatever happens.
+
+    Args:
+        app: What is behind it.
+        keys: Who may ask.
+        accounts: What each has used.
+        limits: What each may use.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, accounts: SharedAccounts, limits: Limits) -> None:
+        self._app = app
+        self._keys, self._accounts, self._limits = keys, accounts, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED) or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+            return
+        key = self._keys.check(Headers(scope=scope).get("authorization"))
+        lease = 0
+        if scope["method"] == "POST":  # looking at the model or the figures is not counted
+            verdict = await self._accounts.enter(key)
+            _check(verdict, self._limits)
+            lease = verdict.lease
+        visit = Visit(key, lease, self._accounts, self._limits)
+        scope.setdefault("state", {})[_VISIT] = visit
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            visit.close()
+
+
+def visit_of(scope: Scope) -> Visit:
+    """Return the visit that a guarded request was admitted with."""
+    visit: Visit = scope["state"][_VISIT]
+    return visit
+
+
+def key_of(scope: Scope) -> str | None:
+    """Return the start of the digest of the key that a request came with; None before or without admission."""
+    visit: Visit | None = scope.get("state", {}).get(_VISIT)
+    return visit.key[:_SHOWN_CHARS] if visit else None
+
+
+def _check(verdict: Verdict, limits: Limits) -> None:
+    if verdict.limit:
+        most = getattr(limits, verdict.limit)
+        what = verdict.limit.replace("_", " ")
+        raise rate_limited(f"A key may have {most} {what}; try again later.", math.ceil(verdict.wait_s))

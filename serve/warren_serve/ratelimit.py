@@ -1,0 +1,112 @@
+"""What one key may use: requests and tokens in a minute, and requests at a time. Pure accounting with a given clock."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_MINUTE_S = 60.0
+_ROUNDING_S = 1e-6
+_MAX_IDLE_ACCOUNTS = 10_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of every key alike; None is no limit.
+
+    Attributes:
+        requests_per_minute: A whole minute's worth may come at once.
+        tokens_per_minute: Of prompts and answers together.
+        concurrent_requests: From the first byte to the last of the answer.
+        lease_s: A request that was not closed (its process died) stops counting after so long.
+    """
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent_requests: int | None
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something may go on.
+
+    Attributes:
+        limit: Name of the limit that was reached, a field of `Limits`; empty for yes.
+        wait_s: When to ask again.
+        lease: Number of the place that was taken.
+    """
+
+    wait_s: float = 0.0
+    limit: str = ""
+    lease: int = 0
+
+
+@dataclass
+class _Account:
+    """The times at which each budget would be full again (GCRA: ITU-T I.371), and the open requests."""
+
+    requests_full_at_s: float = 0.0
+    tokens_full_at_s: float = 0.0
+    leases: dict[int, float] = field(default_factory=dict)
+
+    def is_idle(self, now: float) -> bool:
+        return not self.leases and max(self.requests_full_at_s, self.tokens_full_at_s) <= now
+
+
+class Accounts:
+    """The accounts of all keys. Not thread-safe: one event loop, or one actor, owns them.
+
+    Args:
+        limits: Of every key.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._accounts: dict[str, _Account] = {}
+        self._numbers = itertools.count(1)
+
+    def enter(self, key: str) -> Verdict:
+        """Count one request and open a lease for it; a refused request costs nothing."""
+        now = self._clock()
+        account = self._account(key, now)
+        most = self._limits.concurrent_requests
+        account.leases = {number: end for number, end in account.leases.items() if end > now}
+        if most is not None and len(account.leases) >= most:
+            return Verdict(1.0, "concurrent_requests")  # nobody knows when one of them ends
+        if rate := self._limits.requests_per_minute:
+            full_at = max(account.requests_full_at_s, now) + _MINUTE_S / rate
+            if full_at - now > _MINUTE_S + _ROUNDING_S:
+                return Verdict(full_at - now - _MINUTE_S, "requests_per_minute")
+            account.requests_full_at_s = full_at
+        lease = next(self._numbers)
+        account.leases[lease] = now + self._limits.lease_s
+        return Verdict(lease=lease)
+
+    def charge(self, key: str, num_tokens: int) -> Verdict:
+        """Take tokens from the key's budget, all or none; what is not used comes back with `leave`."""
+        if not (rate := self._limits.tokens_per_minute):
+            return Verdict()
+        now = self._clock()
+        account = self._account(key, now)
+        full_at = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
+        if full_at - now > _MINUTE_S + _ROUNDING_S:
+            return Verdict(full_at - now - _MINUTE_S, "tokens_per_minute")
+        account.tokens_full_at_s = full_at
+        return Verdict()
+
+    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
+        """Close a lease and give tokens back. Harmless when repeated with 0 tokens."""
+        account = self._accounts.get(key)
+        if account is None:
+            return
+        account.leases.pop(lease, None)
+        if rate := self._limits.tokens_per_minute:
+            account.tokens_full_at_s -= num_unused_tokens * _MINUTE_S / rate
+
+    def _account(self, key: str, now: float) -> _Account:
+        if key not in self._accounts and len(self._accounts) >= _MAX_IDLE_ACCOUNTS:
+            self._accounts = {name: one for name, one in self._accounts.items() if not one.is_idle(now)}
+        return self._accounts.setdefault(key, _Account())

@@ -1,0 +1,131 @@
+"""Keys and their limits, other sites' pages, and the access log."""
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from warren.inference import GenerationRequest, TokenDelta
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}]}
+PATH = "/v1/chat/completions"
+
+
+def hello(_: GenerationRequest) -> list[TokenDelta]:
+    return [TokenDelta("Hel", (5,)), TokenDelta("lo", (7,), finish_reason="stop")]
+
+
+@pytest.fixture
+def two_keys(tmp_path: Path) -> dict[str, Any]:
+    keys = tmp_path / "keys"
+    keys.write_text("\n".join(hashlib.sha256(key).hexdigest() for key in (b"alice", b"bob")))
+    return {"api_keys_file": str(keys)}
+
+
+def ask(endpoint: Any, key: str, **changes: Any) -> Any:
+    return endpoint.request("POST", PATH, json=ASK | changes, headers={"authorization": f"Bearer {key}"})
+
+
+def test_a_key_that_asks_too_often_waits_and_others_do_not(scripted: Any, two_keys: Any) -> None:
+    endpoint, engine = scripted(hello, two_keys | {"requests_per_minute": 2})
+    assert [ask(endpoint, "alice").status_code for _ in range(3)] == [200, 200, 429]
+    refused = ask(endpoint, "alice")
+    error = refused.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert "2 requests per minute" in error["message"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 30
+    assert ask(endpoint, "bob").status_code == 200
+    authorization = {"authorization": "Bearer alice"}
+    assert endpoint.request("GET", "/v1/models", headers=authorization).status_code == 200, "looking is free"
+    assert len(engine.requests) == 3
+
+
+def test_tokens_are_reserved_before_work_and_given_back_after(scripted: Any, two_keys: Any) -> None:
+    long = TokenDelta("x", tuple(range(20)), finish_reason="stop")
+    endpoint, engine = scripted(lambda _: [long], two_keys | {"tokens_per_minute": 200, "max_new_tokens": 199})
+    words = [{"role": "user", "content": "what shape is there? " * 5}]
+    prompt = ask(endpoint, "alice", messages=words, max_tokens=99).json()["usage"]["prompt_tokens"]
+    assert prompt > 28
+    left = 200 - prompt - 20  # and what seconds give back, far fewer than the 25 too many
+    answer = ask(endpoint, "alice", messages=words, max_tokens=left - prompt + 25)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert ask(endpoint, "alice", messages=words, max_tokens=left - prompt).status_code == 200, (
+        "a refused charge takes nothing"
+    )
+    never = ask(endpoint, "bob", n=3, max_tokens=99)
+    assert (never.status_code, never.json()["error"]["code"]) == (400, "token_budget_exceeded")
+    assert len(engine.requests) == 2, "what is refused never reaches the engine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_key_has_so_many_places_and_gets_them_back(scripted: Any, two_keys: Any, stream: bool) -> None:
+    endpoint, engine = scripted(hello, two_keys | {"max_concurrent_requests": 1}, delay_s=0.05)
+    body = ASK | {"stream": stream}
+
+    async def main() -> list[int]:
+        async with endpoint.http() as http:
+
+            async def one(key: str) -> int:
+                headers = {"authorization": f"Bearer {key}"}
+                return (await http.post(PATH, json=body, headers=headers)).status_code
+
+            statuses = await asyncio.gather(one("alice"), one("alice"), one("bob"))
+            return [*statuses, await one("alice")]
+
+    assert asyncio.run(main()) == [200, 429, 200, 200]
+    assert engine.num_running == 0
+
+
+@pytest.mark.parametrize("body", [{"messages": []}, {"model": "other"}, {"messages": "x"}])
+def test_a_refused_request_frees_its_place(scripted: Any, body: Any) -> None:
+    endpoint, _ = scripted(hello, {"max_concurrent_requests": 1})
+    assert endpoint.chat(**body).status_code in (400, 404)
+    assert endpoint.raw(b"{").status_code == 400
+    assert endpoint.chat().status_code == 200
+
+
+def test_a_key_file_written_wrongly_keeps_the_keys_that_were_valid(
+    scripted: Any, two_keys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, _ = scripted(hello, two_keys)
+    Path(two_keys["api_keys_file"]).write_text("carol-in-clear")
+    assert [ask(endpoint, key).status_code for key in ("alice", "carol-in-clear")] == [200, 401]
+    assert "carol" not in caplog.text
+    assert "SHA-256" in caplog.text
+
+
+def test_pages_of_other_sites_are_let_in_only_where_asked(scripted: Any) -> None:
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    closed, _ = scripted(hello)
+    answer = closed.request("OPTIONS", PATH, headers=preflight)
+    assert answer.status_code == 405
+    assert "access-control-allow-origin" not in answer.headers
+    answer = closed.request("POST", PATH, json=ASK, headers={"origin": "https://a.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+    opened, _ = scripted(hello, {"cors_origins": ["https://a.example"], "max_concurrent_requests": 1})
+    assert opened.request("OPTIONS", PATH, headers=preflight).status_code == 200
+    assert opened.request("OPTIONS", PATH, headers=preflight | {"origin": "https://b.example"}).status_code == 400
+    for body in (ASK, ASK | {"model": "other"}):
+        answer = opened.request("POST", PATH, json=body, headers={"origin": "https://a.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_one_line_of_json_a_request_without_content_or_key(scripted: Any, two_keys: Any, caplog: Any) -> None:
+    caplog.set_level("INFO", "warren_serve")
+    endpoint, _ = scripted(hello, two_keys)
+    secret = [{"role": "user", "content": "a private question"}]
+    ask(endpoint, "alice", messages=secret)
+    ask(endpoint, "mallory", messages=secret)
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "warren_serve.access"]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", PATH, 200),
+        ("POST", PATH, 401),
+    ]
+    assert lines[0]["key"] == hashlib.sha256(b"alice").hexdigest()[:12]
+    assert lines[1]["key"] is None
+    for word in ("private", "alice", "mallory", "Hel"):
+        assert word not in caplog.text
