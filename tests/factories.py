@@ -20,6 +20,7 @@ from warren.config import (
 )
 from warren.data.manifest import Manifest, Shard, dataset_folder, write_manifest, write_shard
 from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.data.stream import Source
 from warren.storage import Location
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "black": (10, 10, 10)}
@@ -40,6 +41,12 @@ def colour_sample(number: int, caption: bool = False) -> Sample:
     return Sample(f"sample-{number:05d}", (picture(COLOURS[name]),), turns, source="tests")
 
 
+def text_sample(number: int, words: int = 3) -> Sample:
+    """Return a sample without a picture."""
+    turns = (Turn("user", f"say number {number}"), Turn("assistant", " ".join(["red"] * words)))
+    return Sample(f"text-{number:05d}", (), turns, source="tests")
+
+
 def write_dataset(
     root: Location, name: str, samples: Sequence[Sample], per_shard: int = 40, per_group: int = 8
 ) -> Manifest:
@@ -52,6 +59,12 @@ def write_dataset(
     manifest = Manifest(name, "v1", tuple(shards), "tests", "CC0")
     write_manifest(root, manifest)
     return manifest
+
+
+def source_of(root: Location, manifest: Manifest, samples_per_epoch: int | None = None) -> Source:
+    """Return a dataset as a run reads it."""
+    folder = dataset_folder(root, f"{manifest.name}@{manifest.version}")
+    return Source(folder, manifest, manifest.rows if samples_per_epoch is None else samples_per_epoch)
 
 
 def tiny_model_config(**language_model: Any) -> ModelConfig:

@@ -39,7 +39,7 @@ def test_raw_pairs_become_a_rest_answer(
     version = read_alias(storage_root, "demo", "stable")
     assert version is not None
     release = fetch_release(release_folder(storage_root, "demo", version).uri, tmp_path / "release")
-    assert release.lineage["dataset"]["name"] == "easy-vqa-train"
+    assert list(release.lineage["datasets"]) == ["easy-vqa-train@v1"]
     assert release.lineage["stage"] == "finetune"
     assert release.scores["easy-vqa-test@v1/exact_match"] == figures["accuracy"]
     assert (tmp_path / "release" / "model.safetensors").is_file()

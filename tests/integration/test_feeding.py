@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import ray
 
-from factories import colour_sample, write_dataset
+from factories import colour_sample, source_of, text_sample, write_dataset
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.data.inputs import Inputs
-from warren.data.manifest import dataset_folder
-from warren.data.stream import StreamSpec
+from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.record import Run
 
 BATCH = 8
+EPOCH = [f"sample-{i:05d}" for i in range(60)] + 2 * [f"text-{i:05d}" for i in range(5)]
 
 
 @ray.remote(num_cpus=0)
@@ -24,9 +24,10 @@ def consume(iterator: Any) -> list[tuple[int, int, tuple[str, ...]]]:
 
 def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
     inputs, tokenizer = tiny_inputs
-    manifest = write_dataset(root, "d", [colour_sample(i) for i in range(70)])
-    folder = dataset_folder(root, "d@v1")
-    return StreamSpec(folder, manifest, inputs, tokenizer, BATCH, 96, seed=5, window_samples=24, epochs=2)
+    pictures = write_dataset(root, "d", [colour_sample(i) for i in range(60)])
+    texts = write_dataset(root, "t", [text_sample(i) for i in range(5)])
+    sources = (source_of(root, pictures), source_of(root, texts, samples_per_epoch=10))
+    return StreamSpec(sources, Encoding(inputs, tokenizer, 96), BATCH, seed=5, window_samples=24, epochs=2)
 
 
 def batches(run: Run, spec: StreamSpec, world: int) -> dict[int, list[str]]:
@@ -52,7 +53,7 @@ def test_batches_are_the_same_for_every_number_of_ranks_and_after_a_resume(
     monkeypatch.setattr("warren.cluster.feeding._ROW_BYTES", 2 * BATCH * (3 * 32 * 32 + 8 * 96))
     whole = batches(run, spec, 1)
     assert list(whole) == list(range(18))
-    assert sorted(k for step in range(9) for k in whole[step]) == sorted(f"sample-{i:05d}" for i in range(70))
+    assert sorted(k for step in range(9) for k in whole[step]) == sorted(EPOCH)
     assert batches(run, spec, 2) == whole
     assert batches(run, spec, 3) == whole
     run.checkpoints.commit(CheckpointManifest(7, 2, 2, "f", (), {}))

@@ -125,7 +125,7 @@ def test_finetune_starts_from_the_last_checkpoint_of_pretrain(tmp_path: Path) ->
     assert latest is not None
     assert latest.step == 4
     assert latest.run["stage"] == "finetune"
-    assert latest.run["dataset"]["name"] == "train"
+    assert list(latest.run["datasets"]) == ["train@v1"]
 
 
 def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(s3_root: Location) -> None:

@@ -15,18 +15,21 @@ from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
 from warren.data.batch import BatchPart, Cut, pack_parts, unpack_parts
-from warren.data.order import WindowTask
-from warren.data.stream import BatchReader, StreamSpec
+from warren.data.stream import StreamSpec, WindowRead
 from warren.train.record import Run
 
 DATASET = "train"
 _PREFETCHED_ROWS = 2
 _ROW_BYTES = 4 << 20
+_PLANNER_CPUS = 0.001  # next to nothing; unlike the readers', or Ray Data would run both as one task
 
 
 @dataclass(frozen=True)
 class RemainingPlan:
-    """The windows a run has yet to train on, one row each; evaluated at every start of a worker group."""
+    """The windows a run has yet to train on, one row each; evaluated at every start of a worker group.
+
+    One Ray task plans, and streams the windows as they are needed: neither the driver nor a reader holds the plan.
+    """
 
     run: Run
     spec: StreamSpec
@@ -34,9 +37,13 @@ class RemainingPlan:
     def __call__(self) -> ray.data.Dataset:
         """Build the dataset of what is left."""
         latest = self.run.checkpoints.latest()
-        tasks = list(self.spec.plan().tasks(latest.step if latest else 0))
-        rows = [pa.table({name: [getattr(task, name)] for name in WindowTask.__dataclass_fields__}) for task in tasks]
-        return ray.data.from_arrow(rows)  # one block, so one Ray task, per window
+        start = pa.table({"start_step": [latest.step if latest else 0]})
+        return ray.data.from_arrow(start).map_batches(
+            _plan_windows(self.spec),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=_PLANNER_CPUS,
+        )
 
 
 class GlobalBatches(DataConfig):  # type: ignore[misc]
@@ -80,17 +87,25 @@ def batch_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
 
 def _steps_per_row(spec: StreamSpec, cut: Cut) -> int:
     """Return how many steps travel together: handing out a row costs Ray Data milliseconds, whatever its size."""
-    sample_bytes = 3 * spec.inputs.image.size_px**2 + 8 * spec.max_length_tokens
+    sample_bytes = 3 * spec.inputs.image.size_px**2 + 8 * spec.encoding.max_length_tokens
     return max(1, _ROW_BYTES * cut.world_size // (spec.global_batch_size * sample_bytes))
 
 
+def _plan_windows(spec: StreamSpec) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    def plan(start: pa.Table) -> Iterator[pa.Table]:
+        for read in spec.reads(start["start_step"][0].as_py()):
+            yield pa.Table.from_pylist([read.to_row()])
+
+    return plan
+
+
 def _read_windows(spec: StreamSpec, cut: Cut) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    reader = spec.reader(cut)
     steps_per_row = _steps_per_row(spec, cut)
 
     def read(windows: pa.Table) -> Iterator[pa.Table]:
-        reader = BatchReader(spec, cut)
         for row in windows.to_pylist():
-            steps = _batched(reader.read(WindowTask(**row)), steps_per_row)
+            steps = _batched(reader.read(WindowRead.from_row(row)), steps_per_row)
             for parts_of_steps in steps:
                 for rank in range(cut.world_size):
                     yield pack_parts([parts[rank] for parts in parts_of_steps])

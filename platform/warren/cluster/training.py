@@ -20,8 +20,9 @@ from warren.config import Recipe, Resources, StageConfig
 from warren.data.batch import Cut
 from warren.data.inputs import INPUTS_FILE, Inputs
 from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.mixture import samples_per_epoch
 from warren.data.sample import IMAGE_MARK
-from warren.data.stream import StreamSpec, iter_samples
+from warren.data.stream import Encoding, Source, StreamSpec, iter_samples
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError, root_cause
 from warren.storage import Location, download_tree
@@ -108,28 +109,33 @@ def _prepare(
     recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, parent: str | None
 ) -> TrainingTask:
     config: StageConfig = getattr(recipe, stage)
-    manifest = read_manifest(root, config.dataset)
+    sources = _sources(config, root)
     run = Run(root / "runs" / name)
-    record = run.begin(describe(recipe, stage, resources, manifest))
+    record = run.begin(describe(recipe, stage, resources, sources))
     parent_run = Run(root / "runs" / parent) if parent else None
-    folder = dataset_folder(root, config.dataset)
     if parent_run is None:
         tokenizer, inputs = _make_tokenizer(recipe, run, root)
     else:
         tokenizer, inputs = _inherit_tokenizer(run, parent_run)
+    inputs = inputs.with_template(config.template or recipe.model.template, config.image_padding)
     stream = StreamSpec(
-        folder=folder,
-        manifest=manifest,
-        inputs=inputs.with_template(config.template or recipe.model.template, config.image_padding),
-        tokenizer_json=tokenizer["json"],
+        sources=sources,
+        encoding=Encoding(inputs, tokenizer["json"], config.max_length_tokens),
         global_batch_size=config.global_batch_size,
-        max_length_tokens=config.max_length_tokens,
         seed=config.seed,
         window_samples=config.shuffle_window_samples,
         num_steps=config.duration.steps,
         epochs=config.duration.epochs,
     )
     return TrainingTask(run, recipe, stage, resources, stream, parent_run, tokenizer, record)
+
+
+def _sources(config: StageConfig, root: Location) -> tuple[Source, ...]:
+    """Look up the datasets of a stage, and how much of each makes an epoch."""
+    manifests = [read_manifest(root, component.name) for component in config.mixture]
+    counts = samples_per_epoch(config.mixture, [manifest.rows for manifest in manifests])
+    folders = [dataset_folder(root, component.name) for component in config.mixture]
+    return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
 
 
 def _make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
@@ -161,10 +167,10 @@ def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
     """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
     for config in (recipe.pretrain, recipe.finetune):
         template = get_template(config.template or recipe.model.template)
-        folder, manifest = dataset_folder(root, config.dataset), read_manifest(root, config.dataset)
-        for sample in itertools.islice(iter_samples(folder, manifest), _TOKENIZER_SAMPLES):
-            for segment in template.training(sample.turns, eos=""):
-                yield segment.text.replace(IMAGE_MARK, "")
+        for source in _sources(config, root):
+            for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
+                for segment in template.training(sample.turns, eos=""):
+                    yield segment.text.replace(IMAGE_MARK, "")
 
 
 def _inherit_tokenizer(run: Run, parent: Run) -> tuple[dict[str, Any], Inputs]:
@@ -226,7 +232,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         resources=task.resources,
         cut=cut,
         num_steps=task.stream.plan().num_steps,
-        num_epoch_samples=task.stream.manifest.rows,
+        num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
         rank=context.get_world_rank(),
         local_rank=context.get_local_rank(),
         inputs=task.stream.inputs,

@@ -1,6 +1,7 @@
 """What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
 
 from warren.config.ingest import IngestConfig
+from warren.config.mixture import MixtureComponent
 from warren.config.model import (
     LanguageModelConfig,
     ModelConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "GateConfig",
     "IngestConfig",
     "LanguageModelConfig",
+    "MixtureComponent",
     "ModelConfig",
     "Part",
     "ProjectorConfig",

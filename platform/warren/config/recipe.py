@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.ingest import IngestConfig
+from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, Part
 from warren.config.tree import Config
 
@@ -26,9 +27,10 @@ class Duration(Config):
 
 
 class StageConfig(Config):
-    """One training stage. The defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
+    """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
 
-    dataset: str
+    dataset: str | None = None  # the short form of `datasets: [{name: …}]`
+    datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[Part, ...] = ("projector",)
     duration: Duration = Duration(epochs=1)
@@ -55,6 +57,16 @@ class StageConfig(Config):
         if not parts or len(set(parts)) != len(parts):
             raise ValueError("name each part to train once: vision_tower, projector, language_model")
         return parts
+
+    @model_validator(mode="after")
+    def _sound_mixture(self) -> "StageConfig":
+        check_mixture(self.dataset, self.datasets)
+        return self
+
+    @property
+    def mixture(self) -> tuple[MixtureComponent, ...]:
+        """What the stage trains on."""
+        return self.datasets or (MixtureComponent(name=self.dataset or ""),)
 
 
 class EvaluateConfig(Config):

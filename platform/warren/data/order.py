@@ -1,95 +1,122 @@
-"""The order of samples: a pure function of (dataset, seed, epoch), with no state and no memory of its own.
+"""The order of samples: a pure function of (datasets, mixture, seed, epoch), with no state and no memory of its own.
 
-An epoch is shuffled on two levels. Row groups of all shards are permuted; the resulting stream is cut into windows,
-and samples are permuted inside each window. So a reader of one window reads whole row groups once, in few requests,
-and holds one window in memory, while a window's samples come from all over the dataset.
+An epoch is shuffled on two levels. Row groups of all shards of all datasets are permuted; the resulting stream is cut
+into windows, and samples are permuted inside each window. So a reader of one window reads whole row groups once, in few
+requests, and holds one window in memory, while a window's samples come from all over the datasets.
 
-A global batch never spans two windows, except that a window is a whole number of global batches; so one window is the
-unit of work that Ray Data hands out, and resuming is leaving out the windows (and batches) already trained on.
+A global batch never spans two windows: a window is a whole number of global batches; so one window is the unit of work
+that Ray Data hands out, and resuming is leaving out the windows (and batches) already trained on.
+
+Who plans an epoch holds some 16 bytes a row group; who reads a window holds what is in the window (`make bench-order`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from warren.errors import EmptyDatasetError
+from warren.data.mixture import Mixture
 
 _GROUPS, _WINDOW = 0, 1  # domain separation of the two shuffles' random streams
 
 
 @dataclass(frozen=True)
-class RowRef:
-    """Where one sample is stored."""
+class Slice:
+    """A run of rows of one row group: what a reader reads at once."""
 
+    dataset: int
     shard: int
     row_group: int
+    first_row: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class RowRef:
+    """Where one sample is: a row of the n-th slice of its window."""
+
+    slice: int
     row: int
 
 
 class Order:
-    """Sample order of a dataset.
+    """Sample order of a mixture of datasets.
 
     Args:
-        row_groups: Per shard, the row counts of its row groups.
-        seed: Names the order.
+        mixture: What an epoch is made of; its seed names the order.
         window_samples: Samples shuffled together; memory of a reader, and quality of mixing, grow with it.
     """
 
-    def __init__(self, row_groups: Sequence[Sequence[int]], seed: int, window_samples: int) -> None:
-        self._rows = np.array([rows for shard in row_groups for rows in shard], dtype=np.int64)
-        self._shard = np.repeat(np.arange(len(row_groups)), [len(shard) for shard in row_groups])
-        self._group = np.concatenate([np.arange(len(shard)) for shard in row_groups] or [np.zeros(0, np.int64)])
-        self._seed = seed
+    def __init__(self, mixture: Mixture, window_samples: int) -> None:
+        self._mixture = mixture
+        self.seed = mixture.seed
         self.window_samples = window_samples
-        self.num_samples = int(self._rows.sum())
-        if self.num_samples == 0:
-            raise EmptyDatasetError("the dataset holds no samples, so there is no order of them")
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.num_samples = mixture.num_samples
+        self._epoch: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @property
     def num_windows(self) -> int:
         """Windows of one epoch."""
         return -(-self.num_samples // self.window_samples)
 
-    def window(self, epoch: int, window: int) -> list[RowRef]:
-        """Return one window's samples in training order."""
-        groups, ends = self._epoch_groups(epoch)
-        start = window * self.window_samples
-        stop = min(start + self.window_samples, self.num_samples)
-        shuffled = start + np.random.default_rng([self._seed, epoch, _WINDOW, window]).permutation(stop - start)
-        position = np.searchsorted(ends, shuffled, side="right")
-        group = groups[position]
-        row = shuffled - (ends[position] - self._rows[group])
-        return [
-            RowRef(int(s), int(g), int(r)) for s, g, r in zip(self._shard[group], self._group[group], row, strict=True)
-        ]
+    def window(self, epoch: int, window: int) -> tuple[Slice, ...]:
+        """Return what one window holds, before its samples are shuffled."""
+        group, start, ends = self._shuffled_slices(epoch)
+        begin = window * self.window_samples
+        end = min(begin + self.window_samples, self.num_samples)
+        slices = []
+        position = int(np.searchsorted(ends, begin, side="right"))
+        while begin < end:
+            until = min(int(ends[position]), end)
+            before = int(ends[position - 1]) if position else 0
+            place = self._mixture.groups.locate(int(group[position]))
+            slices.append(Slice(*place, int(start[position]) + begin - before, until - begin))
+            begin, position = until, position + 1
+        return tuple(slices)
 
-    def _epoch_groups(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the epoch's permuted row groups and the running end of each in the sample stream."""
+    def _shuffled_slices(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return row group and first row of the epoch's permuted slices, and each one's end in the sample stream."""
         if self._epoch is None or self._epoch[0] != epoch:
-            groups = np.random.default_rng([self._seed, epoch, _GROUPS]).permutation(len(self._rows))
-            self._epoch = (epoch, groups, np.cumsum(self._rows[groups]))
-        return self._epoch[1], self._epoch[2]
+            self._epoch = None  # before the next one takes its place in memory
+            slices = self._mixture.slices(epoch)
+            shuffled = np.arange(len(slices.group), dtype=np.int32)
+            np.random.default_rng([self.seed, epoch, _GROUPS]).shuffle(shuffled)
+            ends = np.cumsum(slices.rows[shuffled], dtype=np.int64)
+            self._epoch = (epoch, slices.group[shuffled], slices.start[shuffled], ends)
+        return self._epoch[1], self._epoch[2], self._epoch[3]
 
 
 @dataclass(frozen=True)
 class WindowTask:
-    """The part of one window that a reader turns into global batches.
+    """The part of one window that a reader turns into global batches. It is all that the reader must know.
 
     Attributes:
-        epoch: Which pass over the dataset.
+        seed: Names the order within the window.
+        epoch: Which pass over the mixture.
         window: Which window of that epoch.
         first_step: Global step of the first batch to produce.
         skip_batches: Batches at the window's start that were trained on already.
         num_batches: Batches to produce.
+        slices: What the whole window holds.
     """
 
+    seed: int
     epoch: int
     window: int
     first_step: int
     skip_batches: int
     num_batches: int
+    slices: tuple[Slice, ...]
+
+    def batches(self, global_batch_size: int) -> list[list[RowRef]]:
+        """Return the rows of each global batch to produce."""
+        ends = np.cumsum([each.num_rows for each in self.slices])
+        shuffled = np.random.default_rng([self.seed, self.epoch, _WINDOW, self.window]).permutation(int(ends[-1]))
+        chosen = shuffled[self.skip_batches * global_batch_size :][: self.num_batches * global_batch_size]
+        position = np.searchsorted(ends, chosen, side="right")
+        first = np.array([each.first_row for each in self.slices]) - np.concatenate([[0], ends[:-1]])
+        rows = [RowRef(int(s), int(r)) for s, r in zip(position, chosen + first[position], strict=True)]
+        return [rows[start : start + global_batch_size] for start in range(0, len(rows), global_batch_size)]
 
 
 class Plan:
@@ -101,7 +128,7 @@ class Plan:
         order: Its `window_samples` must be a multiple of `global_batch_size`.
         global_batch_size: Samples per optimizer step.
         num_steps: Steps of the run; None with `epochs`.
-        epochs: Passes over the dataset; None with `num_steps`.
+        epochs: Passes over the mixture; None with `num_steps`.
     """
 
     def __init__(
@@ -123,15 +150,8 @@ class Plan:
             window, skip = divmod(batch, per_window)
             left_in_window = min(per_window, self.steps_per_epoch - window * per_window) - skip
             count = min(left_in_window, self.num_steps - step)
-            yield WindowTask(epoch, window, step, skip, count)
+            yield WindowTask(self.order.seed, epoch, window, step, skip, count, self.order.window(epoch, window))
             step += count
-
-    def batches(self, task: WindowTask) -> list[list[RowRef]]:
-        """Return the rows of each global batch of a task."""
-        rows = self.order.window(task.epoch, task.window)
-        size = self.global_batch_size
-        starts = range(task.skip_batches * size, (task.skip_batches + task.num_batches) * size, size)
-        return [rows[start : start + size] for start in starts]
 
 
 def window_multiple(window_samples: int, global_batch_size: int) -> int:

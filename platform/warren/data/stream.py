@@ -1,89 +1,152 @@
 """From a plan to batch parts: what one Ray Data task does. No Ray here; it is a plain generator."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch
 from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest
-from warren.data.order import Order, Plan, RowRef, WindowTask, window_multiple
+from warren.data.mixture import Mixture
+from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_multiple
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
-from warren.storage import Location, read_verified
+from warren.storage import FileEntry, Location, read_verified
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that a run trains on, and how many of its samples an epoch takes."""
+
+    folder: Location
+    manifest: Manifest
+    samples_per_epoch: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How stored samples become tensors."""
+
+    inputs: Inputs
+    tokenizer_json: str
+    max_length_tokens: int
 
 
 @dataclass(frozen=True)
 class StreamSpec:
     """Everything that decides the global batches of a run, and nothing that only decides their speed."""
 
-    folder: Location
-    manifest: Manifest
-    inputs: Inputs
-    tokenizer_json: str
+    sources: tuple[Source, ...]
+    encoding: Encoding
     global_batch_size: int
-    max_length_tokens: int
     seed: int
     window_samples: int
     num_steps: int | None = None
     epochs: int | None = None
 
+    @property
+    def inputs(self) -> Inputs:
+        """What the model expects at its inputs."""
+        return self.encoding.inputs
+
     def plan(self) -> Plan:
-        """Build the run's plan; cheap, so every process makes its own."""
+        """Build the run's plan."""
         window = window_multiple(self.window_samples, self.global_batch_size)
-        order = Order([shard.row_groups for shard in self.manifest.shards], self.seed, window)
+        row_groups = [[shard.row_groups for shard in source.manifest.shards] for source in self.sources]
+        mixture = Mixture(row_groups, self.seed, [source.samples_per_epoch for source in self.sources])
+        order = Order(mixture, window)
         return Plan(order, self.global_batch_size, num_steps=self.num_steps, epochs=self.epochs)
+
+    def reader(self, cut: Cut) -> "BatchReader":
+        """Build what turns windows into batch parts; it holds no manifest, which may be large."""
+        folders = [source.folder for source in self.sources]
+        return BatchReader(folders, self.encoding, self.global_batch_size, cut)
+
+    def reads(self, start_step: int = 0) -> Iterator["WindowRead"]:
+        """Yield what is left to read from `start_step` on, in order."""
+        for task in self.plan().tasks(start_step):
+            files = [self.sources[each.dataset].manifest.shards[each.shard].file for each in task.slices]
+            yield WindowRead(task, tuple(files))
+
+
+@dataclass(frozen=True)
+class WindowRead:
+    """One window's task with the files it reads: a few kilobytes, whatever the size of the datasets.
+
+    Attributes:
+        files: The shard of each of the task's slices.
+    """
+
+    task: WindowTask
+    files: tuple[FileEntry, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the read as an Arrow row."""
+        return {**asdict(self.task), "files": [file.to_json() for file in self.files]}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "WindowRead":
+        """Rebuild what `to_row` returned."""
+        facts = {key: value for key, value in row.items() if key not in ("files", "slices")}
+        task = WindowTask(**facts, slices=tuple(Slice(**each) for each in row["slices"]))
+        return cls(task, tuple(FileEntry.from_json(file) for file in row["files"]))
 
 
 class BatchReader:
-    """Reads one window's rows, each row group once, and yields its batch parts in order."""
+    """Reads one window's rows, each slice at once when its first row is needed, and yields batch parts in order.
 
-    def __init__(self, spec: StreamSpec, cut: Cut) -> None:
-        self._spec = spec
+    Args:
+        folders: Of the datasets that slices are numbered by.
+    """
+
+    def __init__(self, folders: Sequence[Location], encoding: Encoding, global_batch_size: int, cut: Cut) -> None:
+        self._folders = folders
+        self._encoding = encoding
+        self._global_batch_size = global_batch_size
         self._cut = cut
-        self._plan = spec.plan()
 
-    def read(self, task: WindowTask) -> Iterator[list[BatchPart]]:
+    def read(self, read: WindowRead) -> Iterator[list[BatchPart]]:
         """Yield each batch of a task as its parts, one a rank.
 
         Raises:
             CorruptDataError: A shard's bytes are damaged.
         """
-        batches = self._plan.batches(task)
         samples: dict[RowRef, Sample] = {}
-        for number, rows in enumerate(batches):
+        for number, rows in enumerate(read.task.batches(self._global_batch_size)):
             for row in rows:
                 if row not in samples:
-                    samples.update(self._read_row_group(row))
-            yield self._assemble(task.first_step + number, task.epoch, [samples.pop(row) for row in rows])
+                    samples.update(self._read_slice(row.slice, read.task.slices[row.slice], read.files[row.slice]))
+            step = read.task.first_step + number
+            yield self._assemble(step, read.task.epoch, [samples.pop(row) for row in rows])
 
     def _assemble(self, step: int, epoch: int, samples: list[Sample]) -> list[BatchPart]:
-        spec = self._spec
-        tokenizer = tokenizer_from_json(spec.tokenizer_json)
+        encoding = self._encoding
+        tokenizer = tokenizer_from_json(encoding.tokenizer_json)
         good: list[EncodedSample] = []
         bad: list[Quarantined] = []
         for sample in samples:
             try:
-                good.append(spec.inputs.encode_sample(sample, tokenizer, spec.max_length_tokens))
+                good.append(encoding.inputs.encode_sample(sample, tokenizer, encoding.max_length_tokens))
             except BadSampleError as error:
                 bad.append(Quarantined(sample.key, sample.source, str(error)))
         return cut_global_batch(
-            step, epoch, good, bad, self._cut, spec.inputs.tokens.pad_token_id, spec.inputs.image.size_px
+            step, epoch, good, bad, self._cut, encoding.inputs.tokens.pad_token_id, encoding.inputs.image.size_px
         )
 
-    def _read_row_group(self, ref: RowRef) -> dict[RowRef, Sample]:
-        shard = self._spec.manifest.shards[ref.shard]
-        location = self._spec.folder / shard.file.path
+    def _read_slice(self, number: int, wanted: Slice, file: FileEntry) -> dict[RowRef, Sample]:
+        folder = self._folders[wanted.dataset]
+        location = folder / file.path
         try:
-            table = location.patiently(lambda: _open(location).read_row_group(ref.row_group))
+            table = location.patiently(lambda: _open(location).read_row_group(wanted.row_group))
         except (OSError, ValueError):
             _open.cache_clear()
-            read_verified(self._spec.folder, shard.file)  # damaged bytes are said to be so; others read again
-            table = _open(location).read_row_group(ref.row_group)
-        rows = table.to_pylist()
-        return {RowRef(ref.shard, ref.row_group, i): Sample.from_row(row) for i, row in enumerate(rows)}
+            read_verified(folder, file)  # damaged bytes are said to be so; others read again
+            table = _open(location).read_row_group(wanted.row_group)
+        rows = table.slice(wanted.first_row, wanted.num_rows).to_pylist()
+        return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(rows)}
 
 
 def iter_samples(folder: Location, manifest: Manifest) -> Iterator[Sample]:

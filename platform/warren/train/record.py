@@ -4,20 +4,21 @@ import importlib.metadata
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from warren import __version__
 from warren.config import Recipe, Resources, fingerprint
-from warren.data.manifest import Manifest
+from warren.data.stream import Source
 from warren.errors import ConflictError, TrainingError
 from warren.storage import Location
 from warren.train.checkpoint import Checkpoints
 
 RECORD = "run.json"
 _PACKAGES = ("ray", "torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
-_IDENTITY = ("stage", "recipe", "dataset")
+_IDENTITY = ("stage", "recipe", "datasets")
 _REVISION_VARIABLE = "WARREN_GIT_REVISION"
 
 
@@ -59,7 +60,7 @@ class Run:
         return present
 
 
-def describe(recipe: Recipe, stage: str, resources: Resources, dataset: Manifest) -> dict[str, Any]:
+def describe(recipe: Recipe, stage: str, resources: Resources, sources: Sequence[Source]) -> dict[str, Any]:
     """Collect what a later reader needs to know what was trained, on what, with what."""
     identity = {
         "model": recipe.model.model_dump(mode="json"),
@@ -70,15 +71,19 @@ def describe(recipe: Recipe, stage: str, resources: Resources, dataset: Manifest
         "recipe": {"name": recipe.name, **identity},
         "fingerprint": fingerprint(recipe),
         "resources": resources.model_dump(mode="json"),
-        "dataset": {
-            "name": dataset.name,
-            "version": dataset.version,
-            "digest": dataset.digest,
-            "rows": dataset.rows,
-        },
+        "datasets": {f"{s.manifest.name}@{s.manifest.version}": _dataset(s) for s in sources},
         "packages": {"warren": __version__, **_versions()},
         "git_revision": git_revision(),
         "created": int(time.time()),
+    }
+
+
+def _dataset(source: Source) -> dict[str, Any]:
+    manifest = source.manifest
+    return {
+        "digest": manifest.digest,
+        "rows": manifest.rows,
+        "samples_per_epoch": source.samples_per_epoch,
     }
 
 

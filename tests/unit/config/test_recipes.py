@@ -79,3 +79,25 @@ def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> Non
 def test_the_fingerprint_follows_every_key() -> None:
     assert fingerprint(load()) == fingerprint(load())
     assert fingerprint(load()) != fingerprint(load("finetune.seed=77"))
+
+
+def test_a_stage_trains_on_one_dataset_or_on_several() -> None:
+    assert [component.name for component in load().finetune.mixture] == ["easy-vqa-train@v1"]
+    two = load("finetune.dataset=null", "finetune.datasets=[{name: a@v1, weight: 3}, {name: b@v1, weight: 1}]")
+    assert [(component.name, component.weight) for component in two.finetune.mixture] == [("a@v1", 3.0), ("b@v1", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ("[]", "exactly one of 'dataset' and 'datasets'"),
+        ("[{name: a@v1}, {name: a@v1}]", "name each dataset once"),
+        ("[{name: a@v1, weight: 1}, {name: b@v1}]", "a 'weight' to all of them or to none"),
+        ("[{name: a@v1, epochs: 1, samples: 5}]", "at most one of 'epochs', 'samples' and 'weight'"),
+        ("[{name: a@v1, epochs: 0}]", "greater than 0 (given: 0)"),
+    ],
+)
+def test_mixtures_that_make_no_sense_are_refused(datasets: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("finetune.dataset=null", f"finetune.datasets={datasets}")
+    assert message in str(caught.value)

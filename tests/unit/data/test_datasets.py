@@ -5,13 +5,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from factories import colour_sample, picture, write_dataset
+from factories import colour_sample, picture, source_of, write_dataset
 from warren.data.batch import Cut
 from warren.data.inputs import Inputs
 from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_manifest
 from warren.data.quarantine import Quarantine
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.stream import BatchReader, StreamSpec, iter_samples
+from warren.data.stream import Encoding, StreamSpec, iter_samples
 from warren.errors import (
     BadSampleError,
     ConfigError,
@@ -31,8 +31,8 @@ def root(tmp_path: Path) -> Location:
 
 def stream(root: Location, manifest: Manifest, tiny_inputs: tuple[Inputs, str], batch: int = 8) -> StreamSpec:
     inputs, tokenizer = tiny_inputs
-    folder = dataset_folder(root, f"{manifest.name}@{manifest.version}")
-    return StreamSpec(folder, manifest, inputs, tokenizer, batch, 96, seed=5, window_samples=32, epochs=2)
+    encoding = Encoding(inputs, tokenizer, 96)
+    return StreamSpec((source_of(root, manifest),), encoding, batch, seed=5, window_samples=32, epochs=2)
 
 
 def test_samples_come_back_in_order(root: Location) -> None:
@@ -86,8 +86,8 @@ def test_a_damaged_shard_is_named(root: Location, tiny_inputs: tuple[Inputs, str
     data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40
     shard.write_bytes(bytes(data))
     spec = stream(root, manifest, tiny_inputs)
-    reader = BatchReader(spec, Cut(1, 1))
-    everything = (parts for task in spec.plan().tasks() for parts in reader.read(task))
+    reader = spec.reader(Cut(1, 1))
+    everything = (parts for read in spec.reads() for parts in reader.read(read))
     with pytest.raises(CorruptDataError, match="shard-00000"):
         list(everything)
 
@@ -98,29 +98,13 @@ def test_bad_samples_keep_their_place_with_weight_zero(root: Location, tiny_inpu
     bad = Sample("broken", (b"junk",), turns, "tests/broken.png")
     manifest = write_dataset(root, "d", [*good[:5], bad, *good[5:]])
     spec = stream(root, manifest, tiny_inputs)
-    reader = BatchReader(spec, Cut(2, 1))
-    steps = [parts for task in spec.plan().tasks() for parts in reader.read(task)][:3]
+    reader = spec.reader(Cut(2, 1))
+    steps = [parts for read in spec.reads() for parts in reader.read(read)][:3]
     assert sum(parts[0].num_samples for parts in steps) == 17
     found = [q for parts in steps for q in parts[0].quarantined]
     assert [(q.key, q.source) for q in found] == [("broken", "tests/broken.png")]
     assert "no known image format" in found[0].reason
     assert sorted(k for parts in steps for p in parts for k in p.keys) == sorted(s.key for s in good)
-
-
-def test_batches_do_not_depend_on_the_number_of_workers(root: Location, tiny_inputs: tuple[Inputs, str]) -> None:
-    manifest = write_dataset(root, "d", [colour_sample(i) for i in range(70)])
-    spec = stream(root, manifest, tiny_inputs)
-
-    def keys(world: int, start: int = 0) -> list[list[str]]:
-        reader = BatchReader(spec, Cut.of(8, world, 2))
-        return [
-            sorted(k for part in parts for k in part.keys)
-            for task in spec.plan().tasks(start)
-            for parts in reader.read(task)
-        ]
-
-    assert keys(1) == keys(2) == keys(3) == keys(4)
-    assert keys(3, start=7) == keys(1)[7:]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""Several datasets as one: how much of each makes an epoch."""
+
+from pydantic import Field, model_validator
+
+from warren.config.tree import Config
+
+
+class MixtureComponent(Config):
+    """One dataset of a mixture, and its share of an epoch: passes, samples, or a weight relative to the others.
+
+    Without any of the three it is taken once.
+    """
+
+    name: str  # name@version
+    epochs: float | None = Field(default=None, gt=0)
+    samples: int | None = Field(default=None, gt=0)
+    weight: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_share(self) -> "MixtureComponent":
+        if sum(share is not None for share in (self.epochs, self.samples, self.weight)) > 1:
+            raise ValueError("give at most one of 'epochs', 'samples' and 'weight'")
+        return self
+
+
+def check_mixture(dataset: str | None, datasets: tuple[MixtureComponent, ...]) -> None:
+    """Refuse what is neither one dataset nor a sound mixture.
+
+    Raises:
+        ValueError: Both or none are given, a dataset twice, or weights for some of them only.
+    """
+    if (dataset is None) == (not datasets):
+        raise ValueError("give exactly one of 'dataset' and 'datasets'")
+    names = [component.name for component in datasets]
+    if len(set(names)) != len(names):
+        raise ValueError("datasets: name each dataset once; to repeat one, give it 'epochs'")
+    if len({component.weight is None for component in datasets}) > 1:
+        raise ValueError("datasets: give a 'weight' to all of them or to none; a weight is relative to the others")

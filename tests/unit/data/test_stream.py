@@ -1,0 +1,104 @@
+"""Invariants 1 and 2 over real shards: whatever the cluster and however often killed, the same global batches."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factories import colour_sample, source_of, text_sample, write_dataset
+from warren.data.batch import Cut
+from warren.data.inputs import Inputs
+from warren.data.stream import Encoding, StreamSpec, WindowRead
+from warren.storage import Location
+
+Batches = dict[int, tuple[list[str], int]]  # keys and supervised tokens of each step
+
+
+@st.composite
+def specs(draw: st.DrawFn, root: Location, encoding: Encoding) -> StreamSpec:
+    sources = []
+    for number in range(draw(st.integers(1, 3))):
+        make = draw(st.sampled_from([colour_sample, text_sample]))
+        rows = draw(st.integers(1, 24))
+        samples = [make(1000 * number + i) for i in range(rows)]
+        per_shard, per_group = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+        manifest = write_dataset(root, f"d{number}", samples, per_shard, per_group)
+        sources.append(source_of(root, manifest, draw(st.integers(1, 2 * rows))))
+    return StreamSpec(
+        tuple(sources),
+        encoding,
+        global_batch_size=draw(st.integers(1, 6)),
+        seed=draw(st.integers(0, 2**31)),
+        window_samples=draw(st.integers(1, 20)),
+        epochs=draw(st.integers(1, 2)),
+    )
+
+
+def batches(spec: StreamSpec, cut: Cut, start: int = 0, until: int | None = None) -> Batches:
+    """What the ranks get from step `start` on, through the rows that travel between processes."""
+    reader = spec.reader(cut)
+    reads = (WindowRead.from_row(read.to_row()) for read in spec.reads(start))
+    steps = itertools.islice((parts for read in reads for parts in reader.read(read)), until)
+    found = {}
+    for step, parts in enumerate(steps, start):
+        assert [(part.step, part.rank) for part in parts] == [(step, rank) for rank in range(cut.world_size)]
+        found[step] = sorted(key for part in parts for key in part.keys), parts[0].num_supervised_tokens
+    return found
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_the_same_global_batches_on_any_cluster_and_after_any_kills(
+    tiny_inputs: tuple[Inputs, str], data: st.DataObject
+) -> None:
+    with TemporaryDirectory(prefix="warren-stream-") as folder:
+        spec = data.draw(specs(Location.parse(folder), Encoding(*tiny_inputs, 96)))
+        whole = batches(spec, Cut(1, 1))
+        assert list(whole) == list(range(spec.plan().num_steps))
+        lived: Batches = {}
+        cursor = 0  # the newest checkpoint
+        while cursor < len(whole):  # attempts: some steps are trained, some of them are lost again
+            cut = Cut.of(spec.global_batch_size, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3)))
+            trained = data.draw(st.integers(1, len(whole) - cursor))
+            lived |= batches(spec, cut, cursor, trained)
+            cursor += data.draw(st.integers(0 if trained < len(whole) - cursor else trained, trained))
+        assert lived == whole
+        given_out = Counter(key for keys, _ in whole.values() for key in keys)
+        assert sum(given_out.values()) == (spec.epochs or 0) * sum(s.samples_per_epoch for s in spec.sources)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Every row group that is read from now on: (file, number)."""
+    found = []
+    real = pq.ParquetFile.read_row_group
+
+    def read(file: pq.ParquetFile, number: int) -> object:
+        found.append((id(file), number))
+        return real(file, number)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read)
+    return found
+
+
+def test_the_first_batch_after_a_resume_reads_what_it_needs_and_a_window_reads_nothing_twice(
+    tmp_path: Path, tiny_inputs: tuple[Inputs, str], reads: list[tuple[int, int]]
+) -> None:
+    root = Location.parse(str(tmp_path))
+    manifest = write_dataset(root, "d", [text_sample(i) for i in range(400)], per_shard=80, per_group=8)
+    encoding = Encoding(*tiny_inputs, 96)
+    spec = StreamSpec((source_of(root, manifest),), encoding, 4, seed=1, window_samples=80, epochs=1)
+    reader = spec.reader(Cut(1, 1))
+    resumed = next(spec.reads(start_step=50))
+    assert resumed.task.skip_batches == 10
+    steps = reader.read(resumed)
+    next(steps)
+    needed = {row.slice for row in resumed.task.batches(4)[0]}
+    assert len(reads) == len(needed) <= 4  # of 50 row groups
+    list(steps)
+    assert len(reads) == len(set(reads)) <= len(resumed.task.slices)
