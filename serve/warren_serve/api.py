@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from warren_serve.admission import Admission, OwnAccounts, visit_of
-from warren_serve.chat import Answer, Item
+from warren_serve.backend import Piece
+from warren_serve.chat import Answer
 from warren_serve.errors import ApiError, bad_request, unavailable
 from warren_serve.gate import Gate
 from warren_serve.openapi import describe
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class _Stream(StreamingResponse):
     """An answer as server-sent events; its slots are free whenever the response ends, also before it began."""
 
-    def __init__(self, answer: Answer, first: Item | None) -> None:
+    def __init__(self, answer: Answer, first: Piece | None) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(answer.events(first), media_type="text/event-stream", headers=headers)
         self._answer = answer
@@ -38,7 +39,7 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answer.close()
+            await self._answer.close()
 
 
 def create_api(service: ChatService) -> FastAPI:
@@ -84,7 +85,7 @@ def _health_routes(service: ChatService) -> APIRouter:
 
     @router.get("/readyz", summary="Does the model answer?")
     async def readyz() -> dict[str, str]:
-        if not service.engine.is_alive:
+        if not service.backend.is_alive:
             raise unavailable("The engine does not run.")
         return {"status": "ready", "model": service.model_name, "version": service.release.version}
 
@@ -103,7 +104,7 @@ def _model_routes(service: ChatService) -> APIRouter:
         "version": release.version,
         "lineage": release.lineage,
         "scores": release.scores,
-        "max_context_tokens": service.engine.max_context_tokens,
+        "max_context_tokens": service.max_context_tokens,
     }
 
     @router.get("/models", summary="The model served here, with its lineage and scores")
@@ -125,11 +126,11 @@ def _chat_routes(service: ChatService) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         chat = parse_chat_request(await _read_body(request, service.settings.body_timeout_s))
         _check_model(service, chat.model)
-        if not service.engine.is_alive:
+        if not service.backend.is_alive:
             raise unavailable("The engine does not run.")
         visit = visit_of(request.scope)
-        generation = await _unless_gone(request, service.prepare(chat, visit))
-        answer = Answer(service, chat, generation, visit)
+        question = await _unless_gone(request, service.prepare(chat, visit))
+        answer = Answer(service, question, visit)
         if not chat.stream:
             return JSONResponse(await _unless_gone(request, answer.whole()))
         return _Stream(answer, await _unless_gone(request, answer.first()))

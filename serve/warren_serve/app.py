@@ -1,32 +1,39 @@
 """The Ray Serve application. Deploy it declaratively with `import_path: warren_serve.app:build` and `args`.
 
-A release rolls in as new `args`: Serve starts replicas of the new version beside the old ones
-(`max_surge_percent: 100`), and one that does not load or warm up leaves the old ones serving. There is no
-`user_config` and so no `reconfigure()`: an exception in one kills a healthy replica.
+    proxy → Ingress (routes, keys, checks) → Engine (tokens, slots, model)
+
+Two deployments, because they run out of different things: one of connections, the other of slots and memory. A
+release rolls in as new `args`: Serve starts replicas of the new version beside the old ones (`max_surge_percent:
+100`), and one that does not load or warm up leaves the old ones serving. There is no `user_config` and so no
+`reconfigure()`: an exception in one kills a healthy replica.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
 
 from warren.errors import ServiceError
 from warren.release import read_release, resolve_release
 from warren.storage import Location
 from warren_serve.api import create_api
-from warren_serve.errors import RETRY_AFTER_S
-from warren_serve.service import load_service
+from warren_serve.backend import Piece, Question
+from warren_serve.errors import ApiError
+from warren_serve.remote import RemoteBackend
+from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
+INGRESS, ENGINE = "Ingress", "Engine"
 
-@serve.deployment(name="ChatServer", max_surge_percent=100, health_check_period_s=5.0)
-@serve.ingress()
-class ChatServer:
-    """One replica: the routes, and the engine in the same process. A hop between costs 4x per token.
+
+@serve.deployment(name=ENGINE, max_surge_percent=100, health_check_period_s=5.0)
+class EngineServer:
+    """One replica of the model.
 
     Args:
         settings: `ServeSettings` as JSON values; the release is an immutable version.
@@ -38,11 +45,18 @@ class ChatServer:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         _log_as_serve_does()
         parsed = ServeSettings.parse(settings)
-        self._service = load_service(parsed, _compute_threads(parsed))
+        self._backend = load_backend(parsed, _compute_threads(parsed))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the routes; Serve asks once, after the constructor."""
-        return create_api(self._service)
+    async def answer(self, question: Question) -> AsyncGenerator[Piece | ApiError]:
+        """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way."""
+        pieces = self._backend.ask(question)
+        try:
+            async for piece in pieces:
+                yield piece
+        except ApiError as error:
+            yield error
+        finally:
+            await pieces.aclose()
 
     def check_health(self) -> None:
         """Raise when the engine's thread is dead, so that Serve replaces the replica.
@@ -50,13 +64,35 @@ class ChatServer:
         Raises:
             ServiceError: The engine does not run.
         """
-        if not self._service.engine.is_alive:
+        if not self._backend.is_alive:
             raise ServiceError("the engine does not run")
 
     def __del__(self) -> None:
-        service = getattr(self, "_service", None)
-        if service is not None:
-            service.close()
+        backend = getattr(self, "_backend", None)
+        if backend is not None:
+            backend.close()
+
+
+@serve.deployment(name=INGRESS, max_surge_percent=100, health_check_period_s=5.0)
+@serve.ingress()
+class IngressServer:
+    """One replica of the routes.
+
+    Args:
+        settings: `ServeSettings` as JSON values; the release is an immutable version.
+        engines: The engine deployment.
+
+    Raises:
+        WarrenError: The release cannot be read, or the keys cannot.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], engines: DeploymentHandle) -> None:
+        _log_as_serve_does()
+        self._service = open_service(ServeSettings.parse(settings), RemoteBackend(engines))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the routes; Serve asks once, after the constructor."""
+        return create_api(self._service)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -72,28 +108,54 @@ def build(args: dict[str, Any]) -> serve.Application:
     settings = ServeSettings.parse(args)
     pinned = settings.model_copy(update={"release": resolve_release(settings.release)})
     read_release(Location.parse(pinned.release))
-    return deployment(pinned).bind(pinned.model_dump(mode="json"))
+    return assemble(pinned, cast(serve.Deployment, EngineServer))
 
 
-def deployment(settings: ServeSettings) -> serve.Deployment:
-    """Return the deployment with the options that the settings ask for."""
-    configured: serve.Deployment = cast(serve.Deployment, ChatServer).options(
-        max_ongoing_requests=settings.max_ongoing_requests,
+def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Application:
+    """Put the ingress in front of an engine deployment, with the options that the settings ask for.
+
+    Args:
+        settings: Its release is an immutable version.
+        engine: Takes the settings, and has `answer` as `EngineServer` has.
+    """
+    values = settings.model_dump(mode="json")
+    engines = engine.options(
+        max_ongoing_requests=settings.requests_per_engine,
         max_queued_requests=settings.max_queued_requests,
-        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
             target_ongoing_requests=settings.target_ongoing_requests or settings.num_slots,
-            upscale_delay_s=settings.upscale_delay_s,
-            downscale_delay_s=settings.downscale_delay_s,
+            downscale_to_zero_delay_s=settings.downscale_to_zero_delay_s,
+            **_pace(settings),
         ),
         # No runtime_env here: it would replace the application's, and with it the packages that a job shipped.
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    return configured
+    ingress = cast(serve.Deployment, IngressServer).options(
+        max_ongoing_requests=settings.ingress_max_ongoing_requests,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.ingress_min_replicas,
+            max_replicas=settings.ingress_max_replicas,
+            target_ongoing_requests=settings.ingress_max_ongoing_requests / 4,
+            **_pace(settings),
+        ),
+        ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+    )
+    return ingress.bind(values, engines.bind(values))
+
+
+def _pace(settings: ServeSettings) -> dict[str, Any]:
+    return {
+        "upscale_delay_s": settings.upscale_delay_s,
+        "downscale_delay_s": settings.downscale_delay_s,
+        "look_back_period_s": settings.load_window_s,
+        "metrics_interval_s": min(10.0, settings.load_window_s / 2),
+    }
 
 
 def _log_as_serve_does() -> None:

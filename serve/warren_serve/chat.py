@@ -1,40 +1,20 @@
 """Answers to chat requests: whole or streamed, one or several choices, never longer than the deadline."""
 
 import asyncio
-import dataclasses
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from typing import Any
 
-from warren.inference import (
-    EngineBusyError,
-    EngineClosedError,
-    EngineError,
-    GenerationRequest,
-    RequestRefusedError,
-    TokenDelta,
-    TokenLogprob,
-    TokenStream,
-)
+from warren.inference import TokenDelta, TokenLogprob, join_deltas
 from warren_serve.admission import Visit
-from warren_serve.errors import (
-    ApiError,
-    bad_request,
-    deadline_exceeded,
-    internal_error,
-    overloaded,
-    unavailable,
-)
+from warren_serve.backend import Piece, Question
+from warren_serve.errors import ApiError, deadline_exceeded, internal_error
 from warren_serve.service import ChatService
-from warren_serve.wire import ChatRequest
 
 logger = logging.getLogger(__name__)
-
-Item = tuple[int, TokenDelta]
 
 
 class Answer:
@@ -42,30 +22,19 @@ class Answer:
 
     Args:
         service: What answers.
-        request: What was asked.
-        generation: The same, for the engine.
+        question: What was asked.
         visit: Told of the tokens that were used.
-
-    Raises:
-        ApiError: The engine does not take it.
     """
 
-    def __init__(self, service: ChatService, request: ChatRequest, generation: GenerationRequest, visit: Visit) -> None:
-        self._service = service
+    def __init__(self, service: ChatService, question: Question, visit: Visit) -> None:
+        self._request = question.request
         self._visit = visit
-        self._request = request
-        self._num_prompt_tokens = len(generation.prompt_ids)
+        self._timeout_s = service.settings.request_timeout_s
+        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._pieces = service.backend.ask(question)
+        self._num_prompt_tokens = 0
         self._num_tokens = 0
-        self._deadline = asyncio.get_running_loop().time() + service.settings.request_timeout_s
-        self._streams: list[TokenStream] = []
-        try:
-            for number in range(request.n):
-                self._streams.append(service.engine.submit(_with_own_seed(generation, number)))
-        except EngineError as error:
-            self.close()
-            raise _api_error(error) from None
-        self._items = _merged(self._streams)
-        visit.use(self._num_prompt_tokens)
+        self._token_texts: dict[int, str] = {}
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -73,10 +42,9 @@ class Answer:
             "system_fingerprint": service.release.version,
         }
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Free the slots; harmless after the end."""
-        for stream in self._streams:
-            stream.abort()
+        await self._pieces.aclose()
 
     async def whole(self) -> dict[str, Any]:
         """Wait for all choices; returns a `chat.completion`.
@@ -84,17 +52,18 @@ class Answer:
         Raises:
             ApiError: Generation failed or took too long.
         """
-        deltas: list[list[TokenDelta]] = [[] for _ in self._streams]
+        deltas: list[list[TokenDelta]] = [[] for _ in range(self._request.n)]
         try:
-            while (item := await self._next()) is not None:
-                deltas[item[0]].append(item[1])
+            while (piece := await self._next()) is not None:
+                for index, delta in piece.items:
+                    deltas[index].append(delta)
         finally:
-            self.close()
-        choices = [self._choice(index, parts) for index, parts in enumerate(deltas)]
+            await self.close()
+        choices = [self._choice(index, join_deltas(parts)) for index, parts in enumerate(deltas)]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage()}
 
-    async def first(self) -> Item | None:
-        """Wait for the first delta, so that early failures still become a status code.
+    async def first(self) -> Piece | None:
+        """Wait for the first piece, so that early failures still become a status code.
 
         Raises:
             ApiError: Generation failed or took too long.
@@ -102,23 +71,23 @@ class Answer:
         try:
             return await self._next()
         except BaseException:
-            self.close()
+            await self.close()
             raise
 
-    async def events(self, first: Item | None) -> AsyncIterator[bytes]:
+    async def events(self, first: Piece | None) -> AsyncIterator[bytes]:
         """Yield server-sent events: a chunk per delta, the usage where asked, `[DONE]`."""
         try:
-            for index in range(len(self._streams)):
+            for index in range(self._request.n):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
-            item = first
-            while item is not None:
-                index, delta = item
-                logprobs = self._logprobs([delta])
-                if delta.text or logprobs:
-                    yield self._chunk(index, {"content": delta.text}, logprobs=logprobs)
-                if delta.finish_reason:
-                    yield self._chunk(index, {}, delta.finish_reason)
-                item = await self._next()
+            piece = first
+            while piece is not None:
+                for index, delta in piece.items:
+                    logprobs = self._logprobs(delta)
+                    if delta.text or logprobs:
+                        yield self._chunk(index, {"content": delta.text}, logprobs=logprobs)
+                    if delta.finish_reason:
+                        yield self._chunk(index, {}, delta.finish_reason)
+                piece = await self._next()
             options = self._request.stream_options
             if options and options.include_usage:
                 head = {**self._head, "object": "chat.completion.chunk"}
@@ -130,30 +99,31 @@ class Answer:
             logger.exception("a stream failed")
             yield _event(internal_error().body())
         finally:
-            self.close()
+            await self.close()
 
-    async def _next(self) -> Item | None:
-        """Return the next delta of any choice; None after the last."""
+    async def _next(self) -> Piece | None:
+        """Return the next piece; None after the last."""
         try:
             async with asyncio.timeout_at(self._deadline):
-                index, delta = await anext(self._items)
+                piece = await anext(self._pieces)
         except StopAsyncIteration:
             return None
         except TimeoutError:
-            raise deadline_exceeded(self._service.settings.request_timeout_s) from None
-        except EngineError as error:
-            raise _api_error(error) from None
-        self._num_tokens += len(delta.token_ids)
-        self._visit.use(len(delta.token_ids))
-        return index, delta
+            raise deadline_exceeded(self._timeout_s) from None
+        self._head["system_fingerprint"] = piece.version
+        new = sum(len(delta.token_ids) for _, delta in piece.items)
+        self._visit.use(new + piece.num_prompt_tokens - self._num_prompt_tokens)
+        self._num_prompt_tokens = piece.num_prompt_tokens
+        self._num_tokens += new
+        self._token_texts |= piece.token_texts
+        return piece
 
-    def _choice(self, index: int, deltas: Sequence[TokenDelta]) -> dict[str, Any]:
-        text = "".join(delta.text for delta in deltas)
+    def _choice(self, index: int, whole: TokenDelta) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "finish_reason": deltas[-1].finish_reason,
-            "logprobs": self._logprobs(deltas),
+            "message": {"role": "assistant", "content": whole.text, "refusal": None},
+            "finish_reason": whole.finish_reason,
+            "logprobs": self._logprobs(whole),
         }
 
     def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
@@ -164,13 +134,10 @@ class Answer:
         prompt, answer = self._num_prompt_tokens, self._num_tokens
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
-    def _logprobs(self, deltas: Sequence[TokenDelta]) -> dict[str, Any] | None:
+    def _logprobs(self, delta: TokenDelta) -> dict[str, Any] | None:
         if not self._request.logprobs:
             return None
-        return {
-            "content": [self._logprob(one) for delta in deltas for one in delta.logprobs],
-            "refusal": None,
-        }
+        return {"content": [self._logprob(one) for one in delta.logprobs], "refusal": None}
 
     def _logprob(self, one: TokenLogprob) -> dict[str, Any]:
         return {
@@ -179,62 +146,9 @@ class Answer:
         }
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._service.token_text(token_id)
+        text = self._token_texts[token_id]
         # JSON has no infinity; OpenAI's documentation gives -9999 for tokens that are all but impossible.
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
-
-
-async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Item]:
-    """Yield the deltas of all streams as they come."""
-    if len(streams) == 1:
-        async for delta in streams[0]:
-            yield 0, delta
-        return
-    queue: asyncio.Queue[Item | EngineError | None] = asyncio.Queue()
-
-    async def pump(index: int, stream: TokenStream) -> None:
-        try:
-            async for delta in stream:
-                queue.put_nowait((index, delta))
-            queue.put_nowait(None)
-        except EngineError as error:
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
-    try:
-        ended = 0
-        while ended < len(streams):
-            item = await queue.get()
-            if isinstance(item, EngineError):
-                raise item
-            if item is None:
-                ended += 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-def _with_own_seed(generation: GenerationRequest, number: int) -> GenerationRequest:
-    sampling = generation.sampling
-    if number == 0 or sampling.seed is None:
-        return generation
-    return dataclasses.replace(generation, sampling=dataclasses.replace(sampling, seed=sampling.seed + number))
-
-
-def _api_error(error: EngineError) -> ApiError:
-    if isinstance(error, EngineBusyError):
-        return overloaded("All slots are taken; try again shortly.")
-    if isinstance(error, EngineClosedError):
-        return unavailable("This replica is stopping; try again.")
-    if isinstance(error, RequestRefusedError):
-        return bad_request(f"The request does not fit the model: {error}.", "invalid_value", "messages")
-    logger.error("generation failed: %s", error)
-    return internal_error()
 
 
 def _event(value: dict[str, Any]) -> bytes:

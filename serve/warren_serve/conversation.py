@@ -56,7 +56,7 @@ class PromptBuilder:
     def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
         self._inputs = inputs
         self._tokenizer = tokenizer
-        self._max_context_tokens = max_context_tokens
+        self.max_context_tokens = max_context_tokens
         self._settings = settings
         added = tokenizer.get_added_tokens_decoder()
         special = {number: str(token.content) for number, token in added.items() if token.special}
@@ -98,8 +98,8 @@ class PromptBuilder:
         new = self._new_tokens(request, len(prompt_ids))
         return Plan(prompt_ids, images, _sampling(request, new))
 
-    def decode(self, plan: Plan, images: Sequence[ImageSource]) -> GenerationRequest:
-        """Decode the pictures of a plan, now fetched; slow, so call it off the event loop.
+    def pictures(self, images: Sequence[ImageSource]) -> tuple[bytes, ...]:
+        """Return the encoded pictures of a plan, now fetched, checked by their headers; call it off the event loop.
 
         Raises:
             ApiError: 400.
@@ -109,8 +109,16 @@ class PromptBuilder:
             data = decode_data_uri(source.url, source.param) if source.data is None else source.data
             check_image(data, self._settings.max_image_pixels, source.param)
             pictures.append(data)
+        return tuple(pictures)
+
+    def decode(self, plan: Plan, pictures: tuple[bytes, ...]) -> GenerationRequest:
+        """Decode the pictures of a plan; slow, so call it off the event loop.
+
+        Raises:
+            ApiError: 400.
+        """
         try:
-            pixels = self._inputs.pixels(tuple(pictures))
+            pixels = self._inputs.pixels(pictures)
         except BadSampleError as error:
             raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
         return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)
@@ -152,7 +160,7 @@ class PromptBuilder:
         return content
 
     def _new_tokens(self, request: ChatRequest, num_prompt_tokens: int) -> int:
-        room = self._max_context_tokens - num_prompt_tokens
+        room = self.max_context_tokens - num_prompt_tokens
         name = "max_completion_tokens" if request.max_tokens is None else "max_tokens"
         asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
         if asked is not None and asked > self._settings.max_new_tokens:
@@ -160,11 +168,20 @@ class PromptBuilder:
             raise bad_request(message, "invalid_value", name)
         if room < (asked or 1):
             message = (
-                f"The model's context is {self._max_context_tokens} tokens; the messages take "
+                f"The model's context is {self.max_context_tokens} tokens; the messages take "
                 f"{num_prompt_tokens} and the answer {asked or 1}. Send less, or ask for fewer tokens."
             )
             raise bad_request(message, "context_length_exceeded", "messages" if asked is None else name)
         return asked or min(room, self._settings.default_max_new_tokens, self._settings.max_new_tokens)
+
+
+def without_pictures(request: ChatRequest) -> ChatRequest:
+    """Empty a request's picture URLs, which may be megabytes: what they named travels beside it."""
+    for message in request.messages:
+        for part in () if isinstance(message.content, str) else message.content:
+            if isinstance(part, ImagePart):
+                part.image_url.url = ""
+    return request
 
 
 def _images(message: UserMessage, param: str) -> list[ImageSource]:

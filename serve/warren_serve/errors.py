@@ -1,5 +1,6 @@
 """Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`."""
 
+from functools import partial
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -29,6 +30,10 @@ class ApiError(WarrenError):
         self.param = param
         self.kind = kind
         self.headers = headers or {}
+
+    def __reduce__(self) -> Any:
+        build = partial(ApiError, code=self.code, param=self.param, kind=self.kind, headers=self.headers)
+        return build, (self.status, self.message)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON of OpenAI's error object."""

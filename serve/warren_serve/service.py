@@ -1,4 +1,4 @@
-"""One release, loaded and warm: what the endpoint's routes work with."""
+"""What the endpoint's routes work with, and how each side of the seam comes up."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,19 +8,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError
-from warren.inference import (
-    Engine,
-    EngineError,
-    GenerationRequest,
-    SamplingParams,
-    TransformersEngine,
-)
+from warren.inference import EngineError, GenerationRequest, SamplingParams, TransformersEngine, context_limit
+from warren.models import TOKENIZER_FILE, read_model_config
 from warren.release import Release, fetch_release
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
-from warren_serve.conversation import PromptBuilder
+from warren_serve.backend import Backend, LocalBackend, Question
+from warren_serve.conversation import PromptBuilder, without_pictures
 from warren_serve.fetching import ImageFetcher
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import ChatRequest
@@ -33,28 +30,28 @@ Fetch = Callable[[str, Path], Release]
 
 
 class ChatService:
-    """A running engine with its release, limits and keys.
+    """A backend with what is known about it, limits and keys.
 
     Args:
-        engine: Running.
-        prompts: Builds requests for it.
-        release: What it serves.
+        backend: What answers; closed with the service.
+        prompts: Checks requests before they are passed on.
+        release: What it is to serve. While another rolls in, answers name the version they are from.
         settings: The endpoint's.
     """
 
-    def __init__(self, engine: Engine, prompts: PromptBuilder, release: Release, settings: ServeSettings) -> None:
-        self.engine = engine
+    def __init__(self, backend: Backend, prompts: PromptBuilder, release: Release, settings: ServeSettings) -> None:
+        self.backend = backend
         self.release = release
         self.settings = settings
         self.model_name = settings.model_name or release.name
         self.keys = KeyRing(settings)
         self._fetcher = ImageFetcher(settings)
         self._prompts = prompts
-        # Few threads: a picture is large while it is decoded, and decoding competes with the model for cores.
+        # Few threads: tokenising, base64 and image headers are all that is slow here.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
-    async def prepare(self, request: ChatRequest, visit: Visit) -> GenerationRequest:
-        """Turn a chat request into the engine's: counted and paid for first, then fetched and decoded.
+    async def prepare(self, request: ChatRequest, visit: Visit) -> Question:
+        """Check what needs no engine: counted and paid for first, then pictures are fetched and their headers read.
 
         Raises:
             ApiError: 400; something in it cannot be used. 429; the key's tokens are used up.
@@ -64,19 +61,21 @@ class ChatService:
         plan = await loop.run_in_executor(self._preparing, self._prompts.plan, request)
         await visit.charge(len(plan.prompt_ids) + request.n * plan.sampling.max_new_tokens)
         images = await self._fetcher.fetch_all(plan.images)
-        return await loop.run_in_executor(self._preparing, self._prompts.decode, plan, images)
+        pictures = await loop.run_in_executor(self._preparing, self._prompts.pictures, images)
+        return Question(without_pictures(request), pictures)
 
-    def token_text(self, token_id: int) -> str:
-        """Return the text of one token, special ones included."""
-        return self._prompts.token_text(token_id)
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self._prompts.max_context_tokens
 
     def close(self) -> None:
-        """Stop the engine; unfinished answers fail."""
-        self.engine.close()
+        """Stop the backend; unfinished answers fail."""
+        self.backend.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
 
 
-def load_service(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch_release) -> ChatService:
+def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch_release) -> LocalBackend:
     """Fetch a release, load it and generate once. The local copy is deleted after that.
 
     Raises:
@@ -89,10 +88,26 @@ def load_service(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch
         try:
             _warm_up(engine)
             prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
-            return ChatService(engine, prompts, release, settings)
+            return LocalBackend(engine, prompts, release.version, settings)
         except BaseException:
             engine.close()
             raise
+
+
+def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
+    """Put the routes' service in front of a backend; of the release everything but the weights is fetched.
+
+    Raises:
+        ReleaseError: There is no such release.
+    """
+    with TemporaryDirectory(prefix="warren-ingress-") as name:
+        folder = Path(name)
+        release = fetch_release(settings.release, folder, weights=False)
+        context = context_limit(read_model_config(folder), settings.max_context_tokens)
+        inputs = Inputs.load(folder)
+        tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
+    prompts = PromptBuilder(inputs, tokenizer, context, settings)
+    return ChatService(backend, prompts, release, settings)
 
 
 def _warm_up(engine: TransformersEngine) -> None:

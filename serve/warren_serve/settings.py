@@ -30,8 +30,10 @@ class ServeSettings(Config):
         prefill_budget_tokens: Prompt tokens read between two tokens of running answers.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.
-        max_ongoing_requests: HTTP requests that one replica takes at a time, waiting ones included.
-        max_queued_requests: Requests that wait at the proxy when all replicas are full; more get 503.
+        stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
+        max_ongoing_requests: Requests that one engine replica takes at a time; None for a few more than its slots, so
+            that the rest waits where a new replica can take it.
+        max_queued_requests: Requests that wait in one ingress replica when all engines are full; more get 429.
         max_new_tokens: Highest `max_tokens` a client may ask for.
         default_max_new_tokens: Used when a client gives none; less where the context is nearly full.
         request_timeout_s: From the last byte of the request to the last of the answer.
@@ -51,11 +53,20 @@ class ServeSettings(Config):
         image_fetch_timeout_s: For one picture, redirects included.
         max_image_bytes: Of one fetched picture.
         cors_origins: Origins whose pages may call the endpoint from a browser; `*` for all. Empty: none.
-        num_cpus: Per replica; also bounds its compute threads.
-        num_gpus: Per replica.
-        min_replicas: Never fewer; 0 scales to zero.
-        max_replicas: Never more.
-        target_ongoing_requests: Per replica, what autoscaling aims at; None for `num_slots`.
+        num_cpus: Per engine replica, may be a fraction; its whole part bounds the compute threads.
+        num_gpus: Per engine replica, may be a fraction.
+        min_replicas: Never fewer engines; 0 scales to zero.
+        max_replicas: Never more engines.
+        target_ongoing_requests: Running and waiting ones per engine replica, what autoscaling aims at; None for
+            `num_slots`.
+        upscale_delay_s: Load must be higher for so long; of both deployments.
+        downscale_delay_s: Load must be lower for so long; of both deployments.
+        downscale_to_zero_delay_s: For the last engine, where `min_replicas` is 0; None for `downscale_delay_s`.
+        load_window_s: Load is averaged over so long.
+        ingress_num_cpus: Per ingress replica.
+        ingress_min_replicas: Never fewer; at least 1, for something must hold the connections.
+        ingress_max_replicas: Never more.
+        ingress_max_ongoing_requests: HTTP requests that one ingress replica holds; autoscaling aims at a quarter.
     """
 
     release: str = Field(min_length=1)
@@ -65,7 +76,8 @@ class ServeSettings(Config):
     prefill_budget_tokens: int = Field(default=512, ge=1)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     max_kv_bytes: int | None = Field(default=None, ge=1)
-    max_ongoing_requests: int = Field(default=32, ge=1)
+    stream_interval_s: float = Field(default=0.04, ge=0)
+    max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int = Field(default=128, ge=0)
     max_new_tokens: int = Field(default=1024, ge=1)
     default_max_new_tokens: int = Field(default=256, ge=1)
@@ -94,6 +106,12 @@ class ServeSettings(Config):
     target_ongoing_requests: float | None = Field(default=None, gt=0)
     upscale_delay_s: float = Field(default=10.0, ge=0)
     downscale_delay_s: float = Field(default=300.0, ge=0)
+    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
+    load_window_s: float = Field(default=30.0, gt=0)
+    ingress_num_cpus: float = Field(default=0.25, ge=0)
+    ingress_min_replicas: int = Field(default=1, ge=1)
+    ingress_max_replicas: int = Field(default=1, ge=1)
+    ingress_max_ongoing_requests: int = Field(default=512, ge=1)
 
     @field_validator("image_hosts")
     @classmethod
@@ -122,10 +140,10 @@ class ServeSettings(Config):
             settings = cls.model_validate_json(json.dumps(dict(args)))
         except (ValidationError, TypeError, ValueError) as error:
             raise ConfigError(f"the endpoint's args: {_explain(error)}") from None
-        if settings.min_replicas > settings.max_replicas:
-            raise ConfigError(
-                f"min_replicas ({settings.min_replicas}) is more than max_replicas ({settings.max_replicas})"
-            )
+        for prefix in ("", "ingress_"):
+            low, high = (getattr(settings, f"{prefix}{end}_replicas") for end in ("min", "max"))
+            if low > high:
+                raise ConfigError(f"{prefix}min_replicas ({low}) is more than {prefix}max_replicas ({high})")
         return settings
 
     @property
@@ -135,7 +153,7 @@ class ServeSettings(Config):
             num_slots=self.num_slots,
             max_context_tokens=self.max_context_tokens,
             prefill_budget_tokens=self.prefill_budget_tokens,
-            max_waiting=self.max_ongoing_requests,
+            max_waiting=self.requests_per_engine * self.max_choices,
             image_cache_bytes=self.image_cache_bytes,
             max_kv_bytes=self.max_kv_bytes,
         )
@@ -149,6 +167,11 @@ class ServeSettings(Config):
             concurrent_requests=self.max_concurrent_requests,
             lease_s=self.drain_timeout_s,
         )
+
+    @property
+    def requests_per_engine(self) -> int:
+        """How many requests one engine replica takes at a time."""
+        return self.max_ongoing_requests or self.num_slots + max(1, self.num_slots // 4)
 
     @property
     def drain_timeout_s(self) -> float:

@@ -15,8 +15,10 @@ from warren.inference.engine import (
     TokenDelta,
     TokenLogprob,
     TokenStream,
+    join_deltas,
 )
-from warren.inference.limits import EngineOptions
+from warren.inference.gathering import Item, gathered
+from warren.inference.limits import EngineOptions, context_limit
 from warren.inference.offline import OfflineGenerator, completion_of, generate_all
 from warren.inference.prompts import Prompt, encode_request
 from warren.inference.transformers_engine import TransformersEngine
@@ -32,6 +34,7 @@ __all__ = [
     "EngineStats",
     "GenerationFailedError",
     "GenerationRequest",
+    "Item",
     "OfflineGenerator",
     "Prompt",
     "RequestRefusedError",
@@ -41,6 +44,9 @@ __all__ = [
     "TokenStream",
     "TransformersEngine",
     "completion_of",
+    "context_limit",
     "encode_request",
+    "gathered",
     "generate_all",
+    "join_deltas",
 ]

@@ -60,7 +60,7 @@ class Batch:
         options: EngineOptions,
     ) -> None:
         self.options = options
-        self.max_context_tokens = context_limit(model, options.max_context_tokens)
+        self.max_context_tokens = context_limit(model.config, options.max_context_tokens)
         check_kv_bytes(model, options, self.max_context_tokens)
         self._tokenizer = tokenizer
         self._tokens = inputs.tokens

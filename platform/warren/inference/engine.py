@@ -7,7 +7,7 @@ EngineError (ServiceError)
 └── GenerationFailedError       this one request failed; the others go on
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -112,12 +112,24 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TokenDelta:
-    """What one step added to an answer. The last one has a finish reason; its text may be empty."""
+    """What one or several steps added to an answer. The last has a finish reason; its text may be empty."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+
+
+def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:
+    """Join consecutive deltas of one answer."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return TokenDelta(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        finish_reason=deltas[-1].finish_reason,
+    )
 
 
 @dataclass(frozen=True)

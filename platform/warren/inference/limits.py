@@ -38,16 +38,20 @@ class EngineOptions:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
 
 
-def context_limit(model: LlavaForConditionalGeneration, asked: int | None) -> int:
+def context_limit(config: Any, asked: int | None) -> int:
     """Return the most tokens of prompt and answer that a slot holds.
 
     Beyond a sliding window the engine's mask would be wrong, and beyond the original length a dynamic or long
     rotary embedding of one row would change its neighbours' (transformers rescales it by the longest row).
 
+    Args:
+        config: The model's configuration; no weights are needed.
+        asked: None for all that the model allows.
+
     Raises:
         ConfigError: More is asked for than the model allows.
     """
-    text: Any = model.config.text_config
+    text: Any = config.text_config
     limit = int(text.max_position_embeddings)
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]

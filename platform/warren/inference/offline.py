@@ -14,6 +14,7 @@ from warren.inference.engine import (
     GenerationRequest,
     SamplingParams,
     TokenDelta,
+    join_deltas,
 )
 from warren.inference.limits import EngineOptions, context_limit, kv_bytes_per_token
 from warren.inference.prompts import Prompt, encode_request
@@ -49,15 +50,10 @@ def generate_all(batch: Batch, requests: Sequence[GenerationRequest]) -> list[Co
 
 def completion_of(deltas: Sequence[TokenDelta]) -> Completion:
     """Join the deltas of one finished answer."""
-    reason = deltas[-1].finish_reason
-    if reason is None:
+    whole = join_deltas(deltas)
+    if whole.finish_reason is None:
         raise GenerationFailedError("the answer has no end")
-    return Completion(
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        finish_reason=reason,
-        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-    )
+    return Completion(whole.text, whole.token_ids, whole.finish_reason, whole.logprobs)
 
 
 class OfflineGenerator:
@@ -94,7 +90,7 @@ class OfflineGenerator:
 
     def _batch_for(self, num_tokens: int) -> Batch:
         if self._batch is None or self._batch.max_context_tokens < num_tokens:
-            limit = context_limit(self._model, None)
+            limit = context_limit(self._model.config, None)
             context = min(limit, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
             affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * (context + 1))
             options = EngineOptions(

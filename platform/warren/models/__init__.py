@@ -4,11 +4,12 @@ from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
 from warren.models.loading import load
 from warren.models.pretrained import folder_of
-from warren.models.saved import load_bundle, save_model
+from warren.models.saved import TOKENIZER_FILE, load_bundle, read_model_config, save_model
 from warren.models.tokenizer import TrainedTokenizer, read_tokenizer, train_tokenizer
 from warren.models.vlm import build_model, freeze_all_but, inputs_of
 
 __all__ = [
+    "TOKENIZER_FILE",
     "TrainedTokenizer",
     "average_models",
     "build_model",
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "load_bundle",
     "merge_adapter",
+    "read_model_config",
     "read_tokenizer",
     "save_model",
     "train_tokenizer",

@@ -14,6 +14,7 @@ from warren.errors import ConflictError, NotFoundError, ReleaseError
 from warren.storage import FileEntry, Location, download_tree, upload_verified
 
 MANIFEST = "release.json"
+_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ def read_release(folder: Location) -> Release:
         raise ReleaseError(f"no release at {folder}: {MANIFEST} does not exist there") from None
 
 
-def fetch_release(uri: str, target: Path) -> Release:
+def fetch_release(uri: str, target: Path, weights: bool = True) -> Release:
     """Download a release into `target` and check every byte.
 
     Args:
         uri: An immutable version, as `resolve_release` returns it.
+        target: A folder.
+        weights: Fetch them too; they are nearly all of its bytes.
 
     Raises:
         ReleaseError: There is none.
@@ -72,7 +75,8 @@ def fetch_release(uri: str, target: Path) -> Release:
     """
     folder = Location.parse(uri)
     release = read_release(folder)
-    download_tree(folder, release.files, target)
+    files = tuple(entry for entry in release.files if weights or not entry.path.endswith(_WEIGHTS))
+    download_tree(folder, files, target)
     return release
 
 

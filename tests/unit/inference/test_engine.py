@@ -251,7 +251,7 @@ def test_options_that_do_not_fit_the_model_are_refused(model_folder: Callable[[s
 def test_a_sliding_window_bounds_the_context(model_folder: Callable[[str], Path]) -> None:
     model, _, _ = load_bundle(model_folder("phi3"))
     model.config.text_config.sliding_window = 100
-    assert context_limit(model, None) == 100
+    assert context_limit(model.config, None) == 100
 
 
 def test_offline_answers_do_not_depend_on_the_batch(model_folder: Callable[[str], Path]) -> None:

@@ -81,21 +81,20 @@ def test_serve_accepts_the_config(source: str) -> None:
 @each_source
 def test_the_endpoint_has_room_for_a_rollout(source: str) -> None:
     service = find(load(source), "RayService")
-    deployment = _chat_deployment(service)
-    needed = deployment["autoscaling_config"]["max_replicas"] * (1 + deployment["max_surge_percent"] / 100)
     (group,) = cluster_spec(service)["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    actor = deployment["ray_actor_options"]
-    fits = [_quantity(limits["cpu"]) // actor["num_cpus"]]
-    if actor.get("num_gpus"):
-        fits.append(_quantity(limits["nvidia.com/gpu"]) // actor["num_gpus"])
-    assert group["maxReplicas"] * min(fits) >= needed
+    for resource, name in (("num_cpus", "cpu"), ("num_gpus", "nvidia.com/gpu")):
+        needed = 0.0
+        for deployment in _deployments(service):
+            replicas = deployment["autoscaling_config"]["max_replicas"] * (1 + deployment["max_surge_percent"] / 100)
+            needed += replicas * deployment["ray_actor_options"].get(resource, 0)
+        assert group["maxReplicas"] * _quantity(limits.get(name, "0")) >= needed
 
 
 @each_source
 def test_no_stream_is_cut_by_a_shutdown(source: str) -> None:
     service = find(load(source), "RayService")
-    longest_stream_s = _chat_deployment(service)["graceful_shutdown_timeout_s"]
+    longest_stream_s = max(each["graceful_shutdown_timeout_s"] for each in _deployments(service))
     assert service["spec"]["rayClusterDeletionDelaySeconds"] >= longest_stream_s
     for group in cluster_spec(service)["workerGroupSpecs"]:
         pod = group["template"]["spec"]
@@ -246,11 +245,10 @@ def test_the_entrypoint_exists(source: str) -> None:
     assert (REPOSITORY / "jobs" / "resources" / f"{named['--resources']}.yaml").is_file()
 
 
-def _chat_deployment(service: Resource) -> dict[str, Any]:
+def _deployments(service: Resource) -> list[dict[str, Any]]:
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    (deployment,) = application["deployments"]
-    assert deployment["name"] == "ChatServer"
-    return dict(deployment)
+    assert [deployment["name"] for deployment in application["deployments"]] == ["Ingress", "Engine"]
+    return list(application["deployments"])
 
 
 def _quantity(text: str) -> float:

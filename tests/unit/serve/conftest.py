@@ -15,8 +15,9 @@ from warren.inference import EngineError, GenerationRequest, TokenDelta
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.release import Release
 from warren_serve.api import create_api
+from warren_serve.backend import LocalBackend
 from warren_serve.conversation import PromptBuilder
-from warren_serve.service import ChatService, load_service
+from warren_serve.service import ChatService, load_backend
 from warren_serve.settings import ServeSettings
 
 RELEASE = Release("tiny", "v7", 1_700_000_000, {"run": "run-1", "checkpoint_step": 9}, {"exact_match": 0.5}, ())
@@ -33,6 +34,7 @@ SMALL = {
     "max_choices": 3,
     "body_timeout_s": 0.5,
     "request_timeout_s": 5.0,
+    "stream_interval_s": 0.0,
 }
 Script = Callable[[GenerationRequest], Sequence[TokenDelta | EngineError]]
 
@@ -84,7 +86,9 @@ def fetch(tiny_folder: Path) -> Callable[[str, Path], Release]:
 @pytest.fixture(scope="session")
 def endpoint(fetch: Callable[[str, Path], Release]) -> Iterator[Caller]:
     """The routes on a real engine."""
-    service = load_service(ServeSettings.parse(SMALL), 1, fetch)
+    settings = ServeSettings.parse(SMALL)
+    backend = load_backend(settings, 1, fetch)
+    service = ChatService(backend, backend.prompts, RELEASE, settings)
     yield Caller(service)
     service.close()
 
@@ -100,7 +104,8 @@ def scripted(tiny_folder: Path) -> Iterator[Callable[..., tuple[Caller, Scripted
         inputs = Inputs.load(tiny_folder)
         tokenizer = tokenizer_from_json((tiny_folder / "tokenizer.json").read_text())
         prompts = PromptBuilder(inputs, tokenizer, engine.max_context_tokens, parsed)
-        service = ChatService(engine, prompts, RELEASE, parsed)
+        backend = LocalBackend(engine, prompts, RELEASE.version, parsed)
+        service = ChatService(backend, prompts, RELEASE, parsed)
         services.append(service)
         return Caller(service), engine
 

@@ -125,7 +125,7 @@ def test_a_bad_body_is_a_typed_400(endpoint: Any, changes: dict[str, Any], param
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error["message"]
     assert error["type"] == "invalid_request_error"
     assert answer.headers["x-request-id"]
-    assert endpoint.service.engine.stats().num_running == 0
+    assert endpoint.service.backend.engine.stats().num_running == 0
 
 
 @pytest.mark.parametrize(

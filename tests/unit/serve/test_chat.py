@@ -19,7 +19,7 @@ from warren.inference import (
     TokenLogprob,
 )
 from warren.inference.testing import ScriptedEngine, png_bytes
-from warren_serve.service import load_service
+from warren_serve.service import load_backend
 from warren_serve.settings import ServeSettings
 
 HELLO = [TokenDelta("Hel", (5,)), TokenDelta("", (6,)), TokenDelta("lo", (7,), finish_reason="stop")]
@@ -31,8 +31,8 @@ def hello(_: GenerationRequest) -> list[TokenDelta]:
 
 
 def prompt_text(endpoint: Any, request: GenerationRequest) -> str:
-    tokenizer = endpoint.service._prompts._tokenizer
-    tokens = endpoint.service._prompts._inputs.tokens
+    tokenizer = endpoint.service.backend.prompts._tokenizer
+    tokens = endpoint.service.backend.prompts._inputs.tokens
     ids = [i for i in request.prompt_ids.tolist() if i != tokens.image_token_id]
     return str(tokenizer.decode(ids, skip_special_tokens=False))
 
@@ -127,7 +127,7 @@ def test_what_clients_send_without_meaning_it_is_let_through(scripted: Any) -> N
 
 
 def test_a_stream_has_openais_shape(scripted: Any) -> None:
-    endpoint, _ = scripted(hello)
+    endpoint, _ = scripted(hello, delay_s=0.02)
     answer = endpoint.chat(stream=True, stream_options={"include_usage": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *chunks, usage, done = events(answer)
@@ -305,7 +305,7 @@ def test_a_release_that_does_not_generate_is_refused(
 
     monkeypatch.setattr(Runner, "_forward", boom)
     with pytest.raises(ReleaseError, match="does not generate"):
-        load_service(ServeSettings.parse({"release": "x"}), 1, fetch)
+        load_backend(ServeSettings.parse({"release": "x"}), 1, fetch)
 
 
 def test_the_scripted_engine_counts() -> None:
