@@ -215,7 +215,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
-    from warren.models import TrainedTokenizer, build_model, freeze_all_but
+    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
     from warren.train.loop import TrainingLoop
 
     context = ray.train.get_context()
@@ -223,8 +223,10 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     batches = batch_parts(ray.train.get_dataset_shard(DATASET))
     start = task.run.checkpoints.latest()
     model = build_model(task.recipe.model, TrainedTokenizer(**task.tokenizer), task.config.seed)
-    if start is None and task.parent is not None:
-        _load_weights(model, task.parent)
+    if task.parent is not None:
+        _load_weights(model, task.parent)  # also to go on: checkpoints hold what trains, and nothing frozen
+    if task.config.lora is not None:
+        add_adapters(model, task.config.lora, task.config.seed)
     freeze_all_but(model, task.config.trainable)
     loop = TrainingLoop(
         run=task.run,

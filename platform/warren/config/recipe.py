@@ -26,6 +26,17 @@ class Duration(Config):
         return self
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the language model but its head.
+
+    The language model's own weights are frozen; what else the stage names is trained whole.
+    """
+
+    rank: int = PositiveInt
+    alpha: int = PositiveInt  # the adapters' sum is scaled by alpha / rank
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+
+
 class StageConfig(Config):
     """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
 
@@ -33,6 +44,7 @@ class StageConfig(Config):
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[Part, ...] = ("projector",)
+    lora: LoraConfig | None = None  # None: the parts in `trainable` are trained whole
     duration: Duration = Duration(epochs=1)
     global_batch_size: int = PositiveInt
     max_length_tokens: int = Field(default=2048, gt=0)
@@ -67,6 +79,15 @@ class StageConfig(Config):
     def mixture(self) -> tuple[MixtureComponent, ...]:
         """What the stage trains on."""
         return self.datasets or (MixtureComponent(name=self.dataset or ""),)
+
+    @model_validator(mode="after")
+    def _adapters_have_a_place(self) -> "StageConfig":
+        if self.lora is not None and "language_model" not in self.trainable:
+            raise ValueError(
+                f"lora puts adapters into the language model, but only {', '.join(self.trainable)} trains: "
+                "add language_model to trainable, or remove lora"
+            )
+        return self
 
 
 class EvaluateConfig(Config):

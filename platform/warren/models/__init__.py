@@ -1,5 +1,6 @@
 """The vision-language model: built from a recipe, saved and loaded in the Hugging Face LLaVA layout."""
 
+from warren.models.adapters import add_adapters
 from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
 from warren.models.loading import load
@@ -11,6 +12,7 @@ from warren.models.vlm import build_model, freeze_all_but, inputs_of
 __all__ = [
     "TOKENIZER_FILE",
     "TrainedTokenizer",
+    "add_adapters",
     "average_models",
     "build_model",
     "export_bunny",

@@ -13,7 +13,7 @@ from warren.errors import ModelError
 from warren.models.bunny.exporter import export_bunny
 from warren.models.bunny.importer import import_bunny, is_bunny
 from warren.models.lora import ADAPTER_CONFIG, merged
-from warren.models.saved import expected_shapes, new_folder, read_model_config
+from warren.models.saved import disk_name, expected_shapes, new_folder, read_model_config
 from warren.models.tensors import LazyTensors, read_folder, write_tensors
 
 Layout = Literal["llava", "bunny"]
@@ -37,7 +37,7 @@ def merge_adapter(adapter: Path, base: Path, target: Path, vision_tower: Path | 
     """Merge a LoRA adapter into the model it was trained from.
 
     A Bunny LoRA checkpoint and its language model give a whole model in the LLaVA layout. Any other adapter gives its
-    base's layout, and may use the names of the weights on disk.
+    base's layout; it uses transformers' names, as those that Warren trains do, or the names of the weights on disk.
 
     Raises:
         ModelError: They do not fit each other.
@@ -47,7 +47,8 @@ def merge_adapter(adapter: Path, base: Path, target: Path, vision_tower: Path | 
         return
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{adapter} has no {ADAPTER_CONFIG}: it is no LoRA adapter")
-    _rewritten(merged(read_folder(base), adapter), base, target)
+    rename = str if is_bunny(base) else partial(disk_name, config=read_model_config(base))
+    _rewritten(merged(read_folder(base), adapter, rename), base, target)
 
 
 def average_models(first: Path, second: Path, weight: float, target: Path) -> None:

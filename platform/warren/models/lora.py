@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,27 @@ from warren.errors import ModelError
 from warren.models.tensors import LazyTensors, read_either
 
 ADAPTER_CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""PEFT's wrapper around the model it adapts; every name in its files starts with it."""
+
 _UNSUPPORTED = ("use_dora", "layer_replication", "megatron_config")
 
 
-def merged(base: LazyTensors, adapter: Path) -> LazyTensors:
+def merged(base: LazyTensors, adapter: Path, rename: Callable[[str], str] = str) -> LazyTensors:
     """Return the base tensors with a folder's adapter added: W + scale · B·A.
 
     Args:
-        base: By the names the adapter was trained with.
+        base: By the names the adapter was trained with, or those that `rename` makes of them.
         adapter: A folder with `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
+        rename: From the adapter's names to the base's.
 
     Raises:
         ModelError: The adapter is of another kind, incomplete, or names weights the base does not have.
     """
     config = _config(adapter)
-    tensors = {name.removeprefix(_PREFIX): read for name, read in read_either(adapter, "adapter_model").items()}
+    found = read_either(adapter, "adapter_model")
+    tensors = {rename(name.removeprefix(PEFT_PREFIX)): read for name, read in found.items()}
     result = dict(base)
     for name, read in tensors.items():
         if ".lora_A." in name:
@@ -44,6 +50,12 @@ def merged(base: LazyTensors, adapter: Path) -> LazyTensors:
             if plain not in base or ".lora_" in name:
                 raise ModelError(f"{adapter}: {name} is nothing that can be merged into this base")
             result[plain] = read
+    return result
+
+
+def adapted(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return a layer's weight [out, in] with its adapter added: W + scale · B·A, in float32, in the weight's dtype."""
+    result: Tensor = (weight.float() + (b.float() @ a.float()) * scale).to(weight.dtype)
     return result
 
 
@@ -71,12 +83,12 @@ def _add(read: Any, read_a: Any, read_b: Any, config: dict[str, Any], module: st
     rank = _of_module(config.get("rank_pattern"), module, a.shape[0])
     alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    change = (b @ a) * scale
-    change = change.T if config.get("fan_in_fan_out") else change
-    if change.shape != weight.shape:
-        raise ModelError(f"the adapter of {module} is {list(change.shape)}, the base's weight {list(weight.shape)}")
-    merged_weight: Tensor = (weight.float() + change).to(weight.dtype)
-    return merged_weight
+    if config.get("fan_in_fan_out"):
+        a, b = b.T, a.T
+    if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+        shape = [b.shape[0], a.shape[1]]
+        raise ModelError(f"the adapter of {module} is {shape}, the base's weight {list(weight.shape)}")
+    return adapted(weight, a, b, scale)
 
 
 def _of_module(patterns: dict[str, float] | None, module: str, default: float) -> float:

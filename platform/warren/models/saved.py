@@ -52,7 +52,7 @@ def save_model(state: dict[str, torch.Tensor], config: Any, inputs: Inputs, toke
         folder: An existing local folder.
     """
     save_file(
-        {_disk_name(name, config): tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        {disk_name(name, config): tensor.detach().cpu().contiguous() for name, tensor in state.items()},
         folder / WEIGHTS_FILE,
         metadata={"format": "pt"},
     )
@@ -83,7 +83,7 @@ def expected_shapes(config: Any) -> dict[str, torch.Size]:
     """Return the names on disk and shapes of a model, without allocating it."""
     with torch.device("meta"):
         model = MODEL_CLASSES[config.model_type](config)
-    return {_disk_name(name, config): tensor.shape for name, tensor in model.state_dict().items()}
+    return {disk_name(name, config): tensor.shape for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -171,7 +171,8 @@ def _class_of(folder: Path) -> type[LlavaForConditionalGeneration]:
     return MODEL_CLASSES[model_type]
 
 
-def _disk_name(name: str, config: Any) -> str:
+def disk_name(name: str, config: Any) -> str:
+    """Return what a tensor of the model in memory is called on disk; a name on disk is returned as it is."""
     flat = config.vision_config.model_type in _FLAT_TOWERS and not isinstance(config, ExtendedLlavaConfig)
     if flat and name.startswith("model.vision_tower."):
         return name.removeprefix("model.")

@@ -17,6 +17,7 @@ from warren.data.images import ImageSpec, Resize
 from warren.data.inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
+from warren.models.adapters import has_adapters, is_adapter
 from warren.models.extended import MODEL_CLASSES, config_class
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
@@ -122,16 +123,18 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, in
     """Let only the named parts train.
 
     Blocks of the tower behind the feature layer are never used, so they never train: an optimizer would hold state
-    for them, and no gradient would come.
+    for them, and no gradient would come. Of a language model with adapters only these train.
 
     Returns:
         Trainable and total parameter counts.
     """
     prefixes = tuple(prefix for part in trainable for prefix in _MODULES[part])
     unused = _unused_tower_parameters(model)
+    frozen = _MODULES["language_model"] if has_adapters(model) else ()
     trained = total = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes) and name not in unused)
+        trains = name.startswith(prefixes) and name not in unused
+        parameter.requires_grad_(trains and (is_adapter(name) or not name.startswith(frozen)))
         trained += parameter.numel() if parameter.requires_grad else 0
         total += parameter.numel()
     return trained, total

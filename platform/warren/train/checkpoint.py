@@ -3,6 +3,7 @@
 checkpoints/00000120/ATTEMPT/state/…      every rank's DeepSpeed files
 checkpoints/00000120/ATTEMPT/ranks/…      every rank's random-number state, and the metrics so far
 checkpoints/00000120/ATTEMPT/model/…      the servable model, in Hugging Face layout
+checkpoints/00000120/ATTEMPT/adapter/…    with LoRA: the adapters alone, in PEFT's layout
 checkpoints/00000120/manifest.json        last: from here on the checkpoint exists
 """
 
@@ -16,6 +17,7 @@ from warren.storage import FileEntry, Location, upload_verified
 
 MANIFEST = "manifest.json"
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 STATE_FOLDER = "state"  # DeepSpeed's alone: its converter reads every file there
 RANKS_FOLDER = "ranks"
 METRICS_FILE = "metrics.jsonl"

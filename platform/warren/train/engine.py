@@ -116,15 +116,18 @@ class Engine:
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of weights, optimizer and schedule below `folder`; every rank must call it."""
-        self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+        """Write this rank's share of what trains, optimizer and schedule below `folder`; every rank must call it.
+
+        Frozen weights are left out: they are those the stage started from, however it goes on.
+        """
+        self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, from a folder that holds every rank's files."""
+        """Restore what `save` wrote, from a folder that holds every rank's files, around the frozen weights in place."""
         groups = self._engine.optimizer.param_groups
         own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         with contextlib.redirect_stdout(io.StringIO()):
-            self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+            self._engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
         if self._universal:
             self._mend_universal_load(own)
 

@@ -20,11 +20,9 @@ from warren.data.batch import BatchPart, Cut
 from warren.data.inputs import Inputs
 from warren.data.quarantine import Quarantine
 from warren.errors import QuarantineError, TrainingError, WarrenError
-from warren.models.saved import save_model
 from warren.storage import FileEntry, Location, download_tree
 from warren.train.checkpoint import (
     METRICS_FILE,
-    MODEL_FOLDER,
     RANKS_FOLDER,
     STATE_FOLDER,
     CheckpointManifest,
@@ -33,6 +31,7 @@ from warren.train.checkpoint import (
 from warren.train.engine import Engine, to_universal
 from warren.train.objective import Objective, to_tensors
 from warren.train.record import Run
+from warren.train.servable import Servable
 
 Row = dict[str, Any]
 
@@ -62,7 +61,7 @@ class TrainingLoop:
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
         """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint."""
-        self._config = model.config
+        self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json)
         self._attempt = self._same_everywhere(uuid.uuid4().hex[:8])
         self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
         if self.resources.gradient_checkpointing:
@@ -145,8 +144,7 @@ class TrainingLoop:
             (local / RANKS_FOLDER).mkdir()
             torch.save(_random_state(), local / RANKS_FOLDER / f"random-{self.rank:05d}.pt")
             if self.rank == 0:
-                (local / MODEL_FOLDER).mkdir()
-                save_model(model_state, self._config, self.inputs, self.tokenizer_json, local / MODEL_FOLDER)
+                self._servable.write(model_state, local)
                 lines = "".join(json.dumps(row) + "\n" for row in self.history)
                 (local / RANKS_FOLDER / METRICS_FILE).write_text(lines)
             files = self._together(lambda: self.run.checkpoints.upload(step, self._attempt, local))

@@ -17,7 +17,7 @@ from warren.storage import Location
 from warren.train.checkpoint import Checkpoints
 
 RECORD = "run.json"
-_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
+_PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
 _IDENTITY = ("stage", "recipe", "datasets")
 _REVISION_VARIABLE = "WARREN_GIT_REVISION"
 

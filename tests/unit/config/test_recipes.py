@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from warren.config import Recipe, Resources, StageConfig, fingerprint, load_config
+from warren.config import LoraConfig, Recipe, Resources, StageConfig, fingerprint, load_config
 from warren.errors import ConfigError
 
 FOLDERS = [Path(__file__).parents[3] / "jobs" / "recipes"]
@@ -36,6 +36,7 @@ def test_stage_one_trains_only_the_projector_unless_a_recipe_says_otherwise() ->
         ("pretrain.duration={epochs: 1, steps: 2}", "give exactly one of 'epochs' and 'steps'"),
         ("pretrain.trainable=[tower]", "pretrain.trainable.0"),
         ("model.language_model.pretrained=x", "a pretrained one has its own tokenizer"),
+        ("finetune.lora={rank: 0, alpha: 16}", "finetune.lora.rank"),
         ("nonsense", "expected key=value"),
         ("pretrain.seed.x=1", "'seed' is a value"),
     ],
@@ -45,6 +46,13 @@ def test_wrong_keys_and_values_are_refused_with_what_is_allowed(override: str, m
         load(override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_without_a_language_model_that_trains_are_refused() -> None:
+    lora = "finetune.lora={rank: 8, alpha: 16}"
+    assert load(lora).finetune.lora == LoraConfig(rank=8, alpha=16, dropout=0.05)
+    with pytest.raises(ConfigError, match="but only projector trains: add language_model to trainable, or remove lora"):
+        load(lora, "finetune.trainable=[projector]")
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

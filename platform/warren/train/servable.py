@@ -1,0 +1,46 @@
+"""What a checkpoint holds for others: the servable model and, with LoRA, the adapters alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from warren.config import StageConfig
+from warren.data.inputs import Inputs
+from warren.models.adapters import merged_state, save_adapter
+from warren.models.saved import save_model
+from warren.train.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER
+
+
+@dataclass(frozen=True)
+class Servable:
+    """Writes a model in training as those read it who did not train it.
+
+    Attributes:
+        model: Only its configuration and its adapters' settings are read; weights are given to `write`.
+        origin: Where the model that the stage started from is; None if it was built from the recipe.
+    """
+
+    model: nn.Module
+    stage: StageConfig
+    inputs: Inputs
+    tokenizer_json: str
+    origin: str | None = None
+
+    def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the model, adapters merged, and the adapters beside it.
+
+        Args:
+            state: The model's full state, by in-memory names.
+            folder: An existing local folder.
+        """
+        config: Any = self.model.config
+        plain = dict(state)
+        if self.stage.lora is not None:
+            (folder / ADAPTER_FOLDER).mkdir()
+            save_adapter(state, self.model, self.stage.trainable, self.origin, folder / ADAPTER_FOLDER)
+            plain = merged_state(state, self.stage.lora)
+        (folder / MODEL_FOLDER).mkdir()
+        save_model(plain, config, self.inputs, self.tokenizer_json, folder / MODEL_FOLDER)
