@@ -71,8 +71,8 @@ def merged_state(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, T
             continue
         adapter_a = state.get(name.replace(_BASE, _A)) if _BASE in name else None
         if adapter_a is not None:
-            parts = (tensor, adapter_a, state[name.replace(_BASE, _B)])
-            tensor = adapted(*(part.detach().cpu() for part in parts), config.alpha / config.rank)
+            weight, a, b = (t.detach().cpu() for t in (tensor, adapter_a, state[name.replace(_BASE, _B)]))
+            tensor = adapted(weight, a, b, config.alpha / config.rank)
         merged[name.replace(_BASE, ".")] = tensor
     return merged
 

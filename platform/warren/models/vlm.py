@@ -123,7 +123,8 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, in
     """Let only the named parts train.
 
     Blocks of the tower behind the feature layer are never used, so they never train: an optimizer would hold state
-    for them, and no gradient would come. Of a language model with adapters only these train.
+    for them, and no gradient would come. Of a language model with adapters only these train. Where padding and the end
+    of an answer are one token, torch would never train its embedding; here it is trained, as Bunny's is.
 
     Returns:
         Trainable and total parameter counts.
@@ -131,6 +132,8 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, in
     prefixes = tuple(prefix for part in trainable for prefix in _MODULES[part])
     unused = _unused_tower_parameters(model)
     frozen = _MODULES["language_model"] if has_adapters(model) else ()
+    embeddings: Any = model.get_submodule("model.language_model").get_input_embeddings()  # type: ignore[operator]
+    embeddings.padding_idx = None
     trained = total = 0
     for name, parameter in model.named_parameters():
         trains = name.startswith(prefixes) and name not in unused

@@ -123,7 +123,7 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, from a folder that holds every rank's files, around the frozen weights in place."""
+        """Restore what `save` wrote, from a folder that holds every rank's files; frozen weights stay as they are."""
         groups = self._engine.optimizer.param_groups
         own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         with contextlib.redirect_stdout(io.StringIO()):
