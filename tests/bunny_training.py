@@ -14,9 +14,7 @@ from warren.data.batch import Cut, MicroBatch, cut_global_batch
 from warren.data.importers.bunny_json import normalise_turns
 from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.sample import Sample
-from warren.models import add_adapters, build_model, freeze_all_but, inputs_of
-from warren.models.bunny.families import FAMILIES
-from warren.models.bunny.tokenizer import read_tokenizer
+from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer
 from warren.train.engine import Engine
 from warren.train.objective import Objective, to_tensors
 
@@ -81,7 +79,7 @@ class Replay:
     def __init__(self, name: str, token_weighted: bool, num_micro_batches: int = 1) -> None:
         self.name, self.token_weighted, self.num_micro_batches = name, token_weighted, num_micro_batches
         folder = checkpoint("base-llm-qwen2")
-        tokenizer, _ = read_tokenizer(folder, FAMILIES["bunny-qwen2"])
+        tokenizer, _ = read_tokenizer(folder)
         config = ModelConfig(
             vision_tower=VisionTowerConfig(family="siglip", pretrained=str(checkpoint("towers/siglip-tiny"))),
             language_model=LanguageModelConfig(pretrained=str(folder)),
