@@ -20,7 +20,7 @@ def main(job: Job) -> None:
     from warren.train.record import Run
 
     run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
-    print(evaluate(job.recipe.evaluate, job.resources, job.root, run).summary())
+    print(evaluate(job.recipe.require("evaluate"), job.resources, job.root, run).summary())
 
 
 if __name__ == "__main__":

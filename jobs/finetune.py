@@ -15,6 +15,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-run", help="stage-1 run to start from (default: RECIPE-pretrain)")
 
 
+def preview(job: Job) -> str:
+    from warren.train.dry_run import dry_run
+
+    return dry_run(job.recipe, "finetune", job.resources, job.root_or_none)
+
+
 def main(job: Job) -> None:
     from warren.cluster.training import run_name, train_stage
 
@@ -25,4 +31,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview))

@@ -7,15 +7,12 @@ import sys
 
 import _source  # noqa: F401
 from warren.cluster.cli import Job, run_job
-from warren.errors import ConfigError
 
 
 def main(job: Job) -> None:
     from warren.cluster.ingestion import ingest
 
-    if job.recipe.ingest is None:
-        raise ConfigError(f"recipe {job.recipe.name!r} has no ingest section: it trains on datasets that exist")
-    for manifest in ingest(job.recipe.ingest, job.root):
+    for manifest in ingest(job.recipe.require("ingest"), job.root):
         print(f"{manifest.name}@{manifest.version}: {manifest.rows} samples in {len(manifest.shards)} shards")
 
 

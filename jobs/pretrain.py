@@ -14,6 +14,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", help="name of the run (default: RECIPE-pretrain)")
 
 
+def preview(job: Job) -> str:
+    from warren.train.dry_run import dry_run
+
+    return dry_run(job.recipe, "pretrain", job.resources, job.root_or_none)
+
+
 def main(job: Job) -> None:
     from warren.cluster.training import run_name, train_stage
 
@@ -23,4 +29,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview))

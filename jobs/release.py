@@ -25,7 +25,7 @@ def main(job: Job) -> None:
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
         roll_out(job.recipe, job.resources, job.root, released)
-        print(f"serving: {job.recipe.release.name} {released.version}")
+        print(f"serving: {job.recipe.require('release').name} {released.version}")
 
 
 if __name__ == "__main__":

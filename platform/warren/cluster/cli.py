@@ -1,6 +1,7 @@
 """The command line of the jobs: options, errors as one line, exit codes."""
 
 import argparse
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +23,21 @@ class Job:
 
     recipe: Recipe
     resources: Resources
-    root: Location
     options: argparse.Namespace
+
+    @property
+    def root(self) -> Location:
+        """Where datasets, runs and releases live.
+
+        Raises:
+            ConfigError: The environment does not say.
+        """
+        return Location.parse(storage_root())
+
+    @property
+    def root_or_none(self) -> Location | None:
+        """The same for what can do without."""
+        return self.root if os.environ.get(STORAGE_VARIABLE) else None
 
 
 def run_job(
@@ -31,6 +45,8 @@ def run_job(
     description: str,
     arguments: Sequence[str] | None = None,
     extend: Callable[[argparse.ArgumentParser], None] | None = None,
+    preview: Callable[[Job], str] | None = None,
+    cluster: bool = True,
 ) -> int:
     """Parse a job's command line, connect to Ray, run it, and return its exit code.
 
@@ -39,6 +55,8 @@ def run_job(
         description: Its `--help`: what it does and an example.
         arguments: The command line; None takes the process's.
         extend: Adds the job's own options.
+        preview: Says what the job would do; it adds `--dry-run`, which needs no cluster and no storage.
+        cluster: False for a job that runs in its own process.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="demo", help="name of a recipe, or path of a YAML file (default: demo)")
@@ -48,14 +66,21 @@ def run_job(
     )
     parser.add_argument("--verbose", action="store_true", help="show what every process of the cluster prints")
     parser.epilog = f"Storage is ${STORAGE_VARIABLE} (s3://bucket/prefix or a folder); S3 is set up by $AWS_*."
+    if preview:
+        parser.add_argument("--dry-run", action="store_true", help="say what it would do and cost, and do nothing")
     if extend:
         extend(parser)
     options = parser.parse_args(arguments)
     try:
         job = _load(options)
-        from warren.cluster.session import connect  # late: --help and wrong recipes answer at once
+        if preview and options.dry_run:
+            print(preview(job))
+            return 0
+        _ = job.root  # an environment that lacks it fails before anything starts
+        if cluster:
+            from warren.cluster.session import connect  # late: --help and wrong recipes answer at once
 
-        connect(options.verbose)
+            connect(options.verbose)
         main(job)
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -98,4 +123,4 @@ def _load(options: argparse.Namespace) -> Job:
     resource_sets = [s.removeprefix("resources.") for s in options.set if s.startswith("resources.")]
     recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
     resources = load_config(Resources, options.resources, config_folders("resources"), resource_sets)
-    return Job(recipe, resources, Location.parse(storage_root()), options)
+    return Job(recipe, resources, options)

@@ -168,7 +168,7 @@ class Demo:
 
     def _held_out(self, root: Location) -> list[Sample]:
         """Pick questions of all kinds, each about another picture."""
-        dataset = self.recipe.evaluate.dataset
+        dataset = self.recipe.require("evaluate").dataset
         samples = list(iter_samples(dataset_folder(root, dataset), read_manifest(root, dataset)))
         stride = max(1, len(samples) // self.num_questions)
         return samples[::stride][: self.num_questions]
@@ -207,7 +207,7 @@ class Demo:
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]
         question = example.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
-        body = {"model": self.recipe.release.name, "messages": [_message(question, example.images[0])]}
+        body = {"model": self.recipe.require("release").name, "messages": [_message(question, example.images[0])]}
         request = self.output / "request.json"
         request.write_text(json.dumps(body) + "\n")
         url = f"http://127.0.0.1:{port}/v1/chat/completions"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from warren.cluster.evaluation import REPORT, evaluation_folder
 from warren.cluster.serving import application_config, deploy
-from warren.config import Recipe, Resources
+from warren.config import Recipe, ReleaseConfig, Resources
 from warren.errors import NotFoundError, ReleaseError
 from warren.evaluate.report import Evaluation
 from warren.release import check_gate, move_alias, publish, read_alias
@@ -18,6 +18,7 @@ class Released:
     """What a release job made."""
 
     uri: str
+    name: str
     version: str
     score: float
 
@@ -32,15 +33,16 @@ def make_release(recipe: Recipe, root: Location, run: Run) -> Released:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         raise ReleaseError(f"run {run.name!r} at {run.folder} has no complete checkpoint to release")
-    report = evaluation_folder(run, checkpoint.step, recipe.evaluate.dataset) / REPORT
+    wanted: ReleaseConfig = recipe.require("release")
+    report = evaluation_folder(run, checkpoint.step, recipe.require("evaluate").dataset) / REPORT
     try:
         evaluation = Evaluation(**report.read_json())
     except NotFoundError:
         raise ReleaseError(
             f"step {checkpoint.step} of {run.name!r} was not measured: run jobs/evaluate.py first"
         ) from None
-    check_gate(recipe.release.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
-    name, version = recipe.release.name, f"{run.name}-{checkpoint.step:08d}"
+    check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
+    name, version = wanted.name, f"{run.name}-{checkpoint.step:08d}"
     folder = publish(
         root,
         name,
@@ -51,12 +53,12 @@ def make_release(recipe: Recipe, root: Location, run: Run) -> Released:
         scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
     )
     move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
-    return Released(folder.uri, version, evaluation.value)
+    return Released(folder.uri, name, version, evaluation.value)
 
 
 def roll_out(recipe: Recipe, resources: Resources, root: Location, released: Released) -> None:
     """Serve a release, and call it `stable` once it serves."""
-    name = recipe.release.name
+    name = released.name
     expected = read_alias(root, name, "stable")
     deploy(application_config(released.uri, name, resources))
     move_alias(root, name, "stable", released.version, expected)

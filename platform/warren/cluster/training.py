@@ -26,6 +26,7 @@ from warren.data.stream import Encoding, Source, StreamSpec, iter_samples
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError, root_cause
 from warren.storage import Location, download_tree
+from warren.train.averaging import refuse_to_train
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run, describe
 
@@ -70,6 +71,7 @@ def train_stage(
     Raises:
         WarrenError: The run cannot start or go on; the message says why.
     """
+    refuse_to_train(recipe)
     task = _prepare(recipe, stage, resources, root, name, parent)
     num_steps = task.stream.plan().num_steps
     latest = task.run.checkpoints.latest()

@@ -11,6 +11,7 @@ from warren.config.model import (
     VisionTowerConfig,
 )
 from warren.config.recipe import (
+    AverageConfig,
     Duration,
     EvaluateConfig,
     GateConfig,
@@ -23,6 +24,7 @@ from warren.config.resources import Resources
 from warren.config.tree import Config, fingerprint, load_config
 
 __all__ = [
+    "AverageConfig",
     "Config",
     "Duration",
     "EvaluateConfig",

@@ -1,6 +1,6 @@
 """The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,6 +8,7 @@ from warren.config.ingest import IngestConfig
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, Part
 from warren.config.tree import Config
+from warren.errors import ConfigError
 
 PositiveInt = Field(gt=0)
 Fraction = Field(ge=0.0, le=1.0)
@@ -113,8 +114,16 @@ class ReleaseConfig(Config):
     gate: GateConfig
 
 
+class AverageConfig(Config):
+    """A model that is the weighted mean of two others' weights (model soups, arXiv 2203.05482)."""
+
+    first: str  # names of recipes; the second's configuration is kept
+    second: str
+    first_weight: float = Fraction
+
+
 class Recipe(Config):
-    """One model, from raw pairs to a release."""
+    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     description: str = ""
@@ -122,5 +131,17 @@ class Recipe(Config):
     ingest: IngestConfig | None = None
     pretrain: StageConfig
     finetune: StageConfig
-    evaluate: EvaluateConfig
-    release: ReleaseConfig
+    average: AverageConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    release: ReleaseConfig | None = None
+
+    def require(self, section: Literal["ingest", "average", "evaluate", "release"]) -> Any:
+        """Return a section that a job cannot do without.
+
+        Raises:
+            ConfigError: The recipe does not have it.
+        """
+        found = getattr(self, section)
+        if found is None:
+            raise ConfigError(f"recipe {self.name!r} has no section {section!r}: add one, as jobs/recipes/ show it")
+        return found

@@ -57,24 +57,8 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
     Raises:
         ConfigError: A part's configuration is not one transformers knows, or the parts do not fit each other.
     """
-    vision = _vision_config(config.vision_tower)
-    text = _text_config(config.language_model, tokenizer)
+    llava = _llava_config(config, tokenizer)
     torch.manual_seed(seed)
-    scales = list(config.vision_tower.scales_px) if config.vision_tower.scales_px else None
-    chosen = config_class(vision, config.projector.type, scales)
-    llava = chosen(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.image_token_id,
-        image_seq_length=num_projected(config.projector.type, num_patches(vision)),
-        vision_feature_layer=FEATURE_LAYER,
-        vision_feature_select_strategy="full" if config.vision_tower.family == "siglip" else "default",
-        projector_hidden_act="gelu",
-        multimodal_projector_bias=True,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        **({} if chosen is LlavaConfig else {"projector_type": config.projector.type, "vision_scales": scales}),
-    )
     model = MODEL_CLASSES[llava.model_type](llava)
     if config.vision_tower.pretrained:
         load_tower(model.model.vision_tower, folder_of(config.vision_tower.pretrained))
@@ -87,6 +71,37 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
         )
         _reset(model.model.multi_modal_projector)
     return model
+
+
+def outline_model(config: ModelConfig) -> LlavaForConditionalGeneration:
+    """Build the model of a recipe on the meta device: every shape, no weights, no tokenizer, nothing downloaded.
+
+    A pretrained language model has the rows its checkpoint has; one that must grow for `<image>` gets that row later.
+    """
+    nothing = TrainedTokenizer("", config.tokenizer.train_vocab_size or 0, image_token_id=0, pad_token_id=0)
+    llava = _llava_config(config, nothing)
+    with torch.device("meta"):
+        return MODEL_CLASSES[llava.model_type](llava)
+
+
+def _llava_config(config: ModelConfig, tokenizer: TrainedTokenizer) -> LlavaConfig:
+    vision = _vision_config(config.vision_tower)
+    text = _text_config(config.language_model, tokenizer)
+    scales = list(config.vision_tower.scales_px) if config.vision_tower.scales_px else None
+    chosen = config_class(vision, config.projector.type, scales)
+    return chosen(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=num_projected(config.projector.type, num_patches(vision)),
+        vision_feature_layer=FEATURE_LAYER,
+        vision_feature_select_strategy="full" if config.vision_tower.family == "siglip" else "default",
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        **({} if chosen is LlavaConfig else {"projector_type": config.projector.type, "vision_scales": scales}),
+    )
 
 
 def _reset(projector: nn.Module) -> None:

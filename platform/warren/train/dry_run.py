@@ -1,0 +1,101 @@
+"""What a stage would do and cost, as text: nothing is downloaded, nothing is started."""
+
+import json
+from typing import Literal
+
+from warren.config import Recipe, Resources, StageConfig
+from warren.config.catalog import DATASET_SAMPLES
+from warren.data.batch import Cut
+from warren.data.manifest import read_manifest
+from warren.data.mixture import samples_per_epoch
+from warren.errors import NotFoundError
+from warren.storage import Location
+from warren.train.engine import deepspeed_config
+from warren.train.estimate import GIB, Estimate, Memory, estimate
+
+
+def dry_run(
+    recipe: Recipe, stage_name: Literal["pretrain", "finetune"], resources: Resources, root: Location | None
+) -> str:
+    """Describe a stage: parameters, tokens, steps, memory for each ZeRO stage, DeepSpeed's JSON.
+
+    Args:
+        root: Where datasets may be; None, or one that lacks the dataset, leaves Bunny's published sizes.
+
+    Raises:
+        ConfigError: The model's sizes are neither in the recipe nor at hand.
+    """
+    stage: StageConfig = getattr(recipe, stage_name)
+    num_samples, datasets = _samples(stage, root)
+    found = estimate(recipe, stage, resources, num_samples)
+    cut = Cut.of(stage.global_batch_size, resources.num_workers, resources.micro_batch_size)
+    sections = [
+        f"{recipe.name}, {stage_name}: {recipe.description}".rstrip(": "),
+        _parameters(found),
+        _work(stage, resources, found, datasets),
+        _memory(found, resources),
+        "DeepSpeed\n" + json.dumps(deepspeed_config(stage, resources, cut), indent=2),
+    ]
+    return "\n\n".join(sections)
+
+
+def _samples(stage: StageConfig, root: Location | None) -> tuple[int | None, list[str]]:
+    """Return the samples of an epoch, None if a dataset's size is unknown, and one line a dataset."""
+    found = [_size(component.name, root) for component in stage.mixture]
+    rows = [size for size, _ in found]
+    known = [size for size in rows if size is not None]
+    counts = samples_per_epoch(stage.mixture, known) if len(known) == len(rows) else [None] * len(rows)
+    lines = [
+        f"{component.name}: {'unknown' if count is None else f'{count:,}'} samples an epoch ({origin})"
+        for component, count, (_, origin) in zip(stage.mixture, counts, found, strict=True)
+    ]
+    return (None if None in counts else sum(count or 0 for count in counts)), lines
+
+
+def _size(dataset: str, root: Location | None) -> tuple[int | None, str]:
+    if root is not None:
+        try:
+            return read_manifest(root, dataset).rows, f"in {root}"
+        except NotFoundError:
+            pass
+    known = DATASET_SAMPLES.get(dataset.split("@")[0])
+    return known, "published size; the dataset is not in storage" if known else "the dataset is not in storage"
+
+
+def _parameters(found: Estimate) -> str:
+    rows = [f"{'parameters':<18}{'all':>16}{'trained':>16}"]
+    rows += [f"  {part:<16}{total:>16,}{trained:>16,}" for part, (total, trained) in found.parameters.items()]
+    total = sum(count for count, _ in found.parameters.values())
+    return "\n".join([*rows, f"  {'together':<16}{total:>16,}{found.trained:>16,}"])
+
+
+def _work(stage: StageConfig, resources: Resources, found: Estimate, datasets: list[str]) -> str:
+    steps = "unknown" if found.num_steps is None else f"{found.num_steps:,}"
+    rate = f"{stage.learning_rate:g}"
+    if stage.projector_learning_rate:
+        rate += f", projector and vision tower {stage.projector_learning_rate:g}"
+    return "\n".join(
+        [
+            *(f"dataset           {line}" for line in datasets),
+            f"steps             {steps} of {stage.global_batch_size} samples = {resources.num_workers} workers × "
+            f"{resources.micro_batch_size} × {found.num_micro_batches}",
+            f"tokens per sample {found.tokens_per_image} an image and the text, at most {stage.max_length_tokens}",
+            f"learning rate     {rate}; warm-up {stage.warmup_fraction:.0%}, then a cosine to zero",
+        ]
+    )
+
+
+def _memory(found: Estimate, resources: Resources) -> str:
+    checkpointing = "with" if resources.gradient_checkpointing else "without"
+    unit, name = (GIB, "GiB") if max(memory.total for memory in found.memory) >= GIB else (GIB // 1024, "MiB")
+    rows = [
+        f"memory of a worker in {name}: {resources.precision}, {checkpointing} checkpointing, full-length samples",
+        f"  {'ZeRO':<6}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'together':>10}",
+    ]
+    return "\n".join(rows + [_row(memory, unit, resources.zero_stage) for memory in found.memory])
+
+
+def _row(memory: Memory, unit: int, chosen: int) -> str:
+    figures = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    columns = "".join(f"{value / unit:>{width}.1f}" for value, width in zip(figures, (10, 11, 11, 13, 10), strict=True))
+    return f"  {memory.zero_stage:<6}{columns}{'  ← these resources' if memory.zero_stage == chosen else ''}"
