@@ -71,6 +71,17 @@ def page(browser: Any) -> Iterator[Any]:
 
 def send(page: Any, text: str, *pictures: bytes) -> None:
     """Drop pictures on the chat, write and send."""
+    box = page.locator("#text-input")
+    if pictures:
+        drop(page, pictures)
+        page.locator("#file-attachment-container img").nth(len(pictures) - 1).wait_for()
+    box.fill(text)
+    # The component takes the key only once it has found that there is something to send.
+    page.locator(".input-button-svg-container .loading-button, #submit-icon").first.wait_for()
+    box.press("Enter")
+
+
+def drop(page: Any, pictures: tuple[bytes, ...]) -> None:
     files = [{"name": f"{number}.png", "data": list(data)} for number, data in enumerate(pictures)]
     page.evaluate(
         """files => {
@@ -86,10 +97,6 @@ def send(page: Any, text: str, *pictures: bytes) -> None:
         }""",
         files,
     )
-    if pictures:
-        page.locator("#file-attachment-container img").nth(len(pictures) - 1).wait_for()
-    page.locator("#text-input").fill(text)
-    page.locator("#text-input").press("Enter")
 
 
 def test_a_person_drops_a_picture_asks_and_reads_the_answer(scripted: Any, page: Any, tmp_path: Path) -> None:
