@@ -12,12 +12,13 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
+from warren.cluster.judging import judge_of
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import Sample
-from warren.errors import BadSampleError, ConflictError, EmptyDatasetError, TrainingError
+from warren.errors import ConflictError, EmptyDatasetError, TrainingError
 from warren.evaluate.report import Evaluation, render
-from warren.evaluate.scoring import exact_match, score
+from warren.evaluate.scoring import score
 from warren.storage import Location, download_tree
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run
@@ -25,9 +26,10 @@ from warren.train.record import Run
 REPORT = "report.json"
 
 
-def evaluation_folder(run: Run, step: int, dataset: str) -> Location:
-    """Return where the evaluation of one checkpoint on one dataset is written."""
-    return run.folder / "evaluations" / f"{step:08d}" / dataset
+def evaluation_folder(run: Run, step: int, config: EvaluateConfig) -> Location:
+    """Return where the evaluation of one checkpoint on one dataset is written; a control has its own."""
+    name = f"{config.dataset}-shuffled-images" if config.shuffled_images else config.dataset
+    return run.folder / "evaluations" / f"{step:08d}" / name
 
 
 def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
@@ -40,7 +42,7 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         raise TrainingError(f"run {run.name!r} at {run.folder} has no complete checkpoint to evaluate")
-    folder = evaluation_folder(run, checkpoint.step, config.dataset)
+    folder = evaluation_folder(run, checkpoint.step, config)
     name = REPORT if config.limit_samples is None else f"first-{config.limit_samples}-{REPORT}"
     if any(found.name == name for found in folder.list()):
         return Evaluation(**(folder / name).read_json())
@@ -50,7 +52,7 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     rows.sort(key=lambda row: row["key"])
     measured = score([row["correct"] for row in rows], [row["truth"] for row in rows])
     by_kind = {kind: _share([r for r in rows if r["truth"] == kind]) for kind in sorted({r["truth"] for r in rows})}
-    evaluation = Evaluation(run.name, checkpoint.step, config.dataset, config.metric, asdict(measured), by_kind)
+    evaluation = Evaluation(run.name, checkpoint.step, folder.name, config.metric, asdict(measured), by_kind)
     _write(folder, name, rows, evaluation)
     return evaluation
 
@@ -91,34 +93,15 @@ class Predictor:
     checkpoint: CheckpointManifest
 
     def __post_init__(self) -> None:
-        from warren.inference import OfflineGenerator
-
         local = Path(mkdtemp(prefix="warren-evaluate-"))
         files = self.checkpoint.below(MODEL_FOLDER)
         download_tree(self.folder, files, local)
-        self._generator = OfflineGenerator(local / files[0].path.split("/")[0] / MODEL_FOLDER, num_threads=1)
+        self._judge = judge_of(self.config, local / files[0].path.split("/")[0] / MODEL_FOLDER)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of samples."""
-        from warren.inference import Prompt
-
         samples = [Sample.from_row(row) for row in batch.to_pylist()]
-        rows: list[dict[str, Any]] = []
-        prompts = []
-        for sample in samples:
-            row: dict[str, Any] = {"key": sample.key, "question": sample.turns[0].text}
-            row |= {"truth": sample.turns[1].text, "answer": "", "correct": False}
-            try:
-                sample.check()
-                prompts.append((row, Prompt(turns=sample.turns[:1], images=sample.images)))
-            except BadSampleError as error:
-                row["answer"] = f"[unusable sample: {error}]"
-            rows.append(row)
-        answers = self._generator.generate([prompt for _, prompt in prompts], self.config.max_new_tokens)
-        for (row, _), answer in zip(prompts, answers, strict=True):
-            row["answer"] = answer.strip()
-            row["correct"] = exact_match(answer, row["truth"])
-        return pa.Table.from_pylist(rows)
+        return pa.Table.from_pylist([asdict(verdict) for verdict in self._judge(samples)])
 
 
 def _share(rows: list[dict[str, Any]]) -> list[float]:

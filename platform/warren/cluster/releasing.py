@@ -34,7 +34,7 @@ def make_release(recipe: Recipe, root: Location, run: Run) -> Released:
     if checkpoint is None:
         raise ReleaseError(f"run {run.name!r} at {run.folder} has no complete checkpoint to release")
     wanted: ReleaseConfig = recipe.require("release")
-    report = evaluation_folder(run, checkpoint.step, recipe.require("evaluate").dataset) / REPORT
+    report = evaluation_folder(run, checkpoint.step, recipe.require("evaluate")) / REPORT
     try:
         evaluation = Evaluation(**report.read_json())
     except NotFoundError:

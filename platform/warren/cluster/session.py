@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 import warren
+from warren.config.environment import STORAGE_VARIABLE
 from warren.errors import ServiceError
 
 _QUIET_VARIABLES = {
@@ -31,7 +32,8 @@ def connect(verbose: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    runtime_env: dict[str, Any] = {"env_vars": dict(_QUIET_VARIABLES)}
+    storage = {name: os.environ[name] for name in (STORAGE_VARIABLE,) if name in os.environ}
+    runtime_env: dict[str, Any] = {"env_vars": {**_QUIET_VARIABLES, **storage}}
     packages = source_packages()
     if packages:
         runtime_env["py_modules"] = packages

@@ -92,10 +92,18 @@ class StageConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """What a checkpoint is measured on."""
+    """What a checkpoint is measured on.
+
+    Attributes:
+        metric: `exact_match` compares what the model writes with the first answer. `choice` asks which of `num_choices`
+            answers is likeliest: the true one and those of the samples that follow it in the dataset.
+        shuffled_images: The control: every question is asked about another sample's picture.
+    """
 
     dataset: str
-    metric: Literal["exact_match"] = "exact_match"
+    metric: Literal["exact_match", "choice"] = "exact_match"
+    num_choices: int = Field(default=10, ge=2)
+    shuffled_images: bool = False
     batch_size: int = Field(default=64, gt=0)
     max_new_tokens: int = Field(default=16, gt=0)
     limit_samples: int | None = Field(default=None, gt=0)

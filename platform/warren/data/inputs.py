@@ -10,8 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from warren.data.images import ImageSpec, decode_image, to_pixels
+from warren.data.native_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.template import TokenSpec, encode, get_template
+from warren.data.template import Template, TokenSpec, encode, get_template
 from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
@@ -50,9 +51,23 @@ class Inputs:
     template: str
     tokens: TokenSpec
     image: ImageSpec
+    chat_template: str | None = None  # the tokenizer's own, for the template `native`
 
     def __post_init__(self) -> None:
-        get_template(self.template).check_eos(self.tokens.eos_token)
+        self.prompts.check_eos(self.tokens.eos_token)
+
+    @property
+    def prompts(self) -> Template | NativeTemplate:
+        """What turns a conversation into text.
+
+        Raises:
+            ConfigError: There is no template of that name, or the tokenizer has no chat template.
+        """
+        if self.template != NATIVE:
+            return get_template(self.template)
+        if self.chat_template is None:
+            raise ConfigError("template 'native': the model's tokenizer has no chat template; choose another template")
+        return NativeTemplate(self.chat_template)
 
     def with_template(self, template: str, image_padding: bool) -> "Inputs":
         """Return the same inputs for a stage with its own template and padding."""
@@ -65,7 +80,7 @@ class Inputs:
             BadSampleError: The conversation or a picture is unusable.
         """
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
-        segments = get_template(self.template).training(sample.turns, self.tokens.eos_token)
+        segments = self.prompts.training(sample.turns, self.tokens.eos_token)
         input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
         return EncodedSample(sample.key, input_ids, labels, self.pixels(sample.images))
 
@@ -80,7 +95,7 @@ class Inputs:
         marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
         if marks != num_images:
             raise BadSampleError(f"{marks} image marks in the text, but {num_images} images")
-        segments = get_template(self.template).generation(turns, self.tokens.eos_token, system)
+        segments = self.prompts.generation(turns, self.tokens.eos_token, system)
         return encode(segments, tokenizer, self.tokens)[0]
 
     def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
@@ -91,12 +106,14 @@ class Inputs:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
-        return {"template": self.template, "tokens": asdict(self.tokens), "image": self.image.to_json()}
+        value = {"template": self.template, "tokens": asdict(self.tokens), "image": self.image.to_json()}
+        return value if self.chat_template is None else {**value, "chat_template": self.chat_template}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Inputs":
         """Rebuild what `to_json` returned."""
-        return cls(value["template"], TokenSpec(**value["tokens"]), ImageSpec.from_json(value["image"]))
+        image = ImageSpec.from_json(value["image"])
+        return cls(value["template"], TokenSpec(**value["tokens"]), image, value.get("chat_template"))
 
     def save(self, folder: Path) -> None:
         """Write the inputs into a model folder."""

@@ -1,6 +1,7 @@
 """Generation: one engine protocol, its default engine, and the way batch jobs use it."""
 
 from warren.inference.batch import Batch
+from warren.inference.choosing import Chooser
 from warren.inference.engine import (
     Completion,
     Engine,
@@ -25,6 +26,7 @@ from warren.inference.transformers_engine import TransformersEngine
 
 __all__ = [
     "Batch",
+    "Chooser",
     "Completion",
     "Engine",
     "EngineBusyError",

@@ -39,11 +39,13 @@ def folder_of(pretrained: str, weights: bool = True) -> Path:
 
     Args:
         pretrained: A local path, `s3://bucket/folder`, a hub id `owner/name`, or a file there `owner/name/file`.
+            `$WARREN_STORAGE` stands for the storage's own location.
         weights: False: configuration and tokenizer are enough.
 
     Raises:
         ConfigError: It is nowhere to be found; the message says what was tried.
     """
+    pretrained = os.path.expandvars(pretrained)
     if Path(pretrained).exists():
         return Path(pretrained)
     if pretrained.startswith("s3://"):

@@ -32,6 +32,7 @@ class TrainedTokenizer:
     pad_token_id: int
     eos_token: str = END_OF_TEXT
     bos_token_id: int | None = None
+    chat_template: str | None = None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TrainedTokenizer:
@@ -96,6 +97,7 @@ def read_tokenizer(
             pad_token_id=pad_id,
             eos_token=eos,
             bos_token_id=_bos_id(folder, tokenizer),
+            chat_template=_chat_template(folder, settings),
         ),
         size,
     )
@@ -112,6 +114,16 @@ def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
     raise ModelError(
         f"the tokenizer in {folder} makes {added} of a text with the ids {probe}: only a BOS in front is understood"
     )
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Return the tokenizer's chat template: a file of its own, or a setting; of several the one called default."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+    return found
 
 
 def _token_id(folder: Path, tokenizer: Tokenizer, role: str, text: str) -> int:

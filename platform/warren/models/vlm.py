@@ -118,6 +118,7 @@ def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
     mean, std = _NORMALISATION[config.vision_tower.family]
     return Inputs(
         template=config.template,
+        chat_template=tokenizer.chat_template,
         tokens=TokenSpec(
             image_token_id=tokenizer.image_token_id,
             tokens_per_image=num_projected(config.projector.type, num_patches(vision)),

@@ -1,0 +1,88 @@
+"""A language model's own chat template, as another way to write a conversation: template `native`.
+
+Bunny trains every backbone on one prompt of its own. Who starts from a chat model and wants to keep its manners trains
+on the Jinja template that its tokenizer carries. The text is rendered turn by turn, so what an answer adds is known as
+text, and its labels follow the same rule as everywhere: the answer and the eos behind it are supervised, nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from warren.data.sample import Turn
+from warren.data.template import Segment
+from warren.errors import ConfigError
+
+NATIVE = "native"
+_A_DATE = "26 Jul 2024"  # Llama 3.1's template asks for today's; a prompt must not depend on the day
+
+
+@dataclass(frozen=True)
+class NativeTemplate:
+    """Renders turns with a Jinja chat template; it has the methods of `Template`.
+
+    Attributes:
+        source: The template's text. It is run in Jinja's sandbox.
+    """
+
+    source: str
+
+    def check_eos(self, eos: str) -> None:
+        """Refuse a template whose answers do not end with the model's eos.
+
+        Raises:
+            ConfigError: They do not, or the template cannot be rendered.
+        """
+        self.training((Turn("user", "a"), Turn("assistant", "b")), eos)
+
+    def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
+        """Render a whole conversation; every answer and its end is supervised.
+
+        Raises:
+            ConfigError: The template writes earlier turns anew when a turn is added, or ends answers otherwise.
+        """
+        return self._segments(list(turns), eos, system=None)
+
+    def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
+        """Render a conversation that the assistant is to continue."""
+        return self._segments(list(turns), eos, system)
+
+    def _segments(self, turns: list[Turn], eos: str, system: str | None) -> list[Segment]:
+        segments: list[Segment] = []
+        done = ""
+        for number, turn in enumerate(turns):
+            asked = turn.role == "user"
+            text = self._render(turns[: number + 1], system, open_answer=asked)
+            added = text.removeprefix(done)
+            if not text.startswith(done):
+                raise ConfigError("the chat template writes earlier turns anew when one is added: train on 'bunny'")
+            if asked:
+                segments.append(Segment(added, False))
+            else:
+                answer, found, rest = added.rpartition(eos)
+                if not found:
+                    raise ConfigError(
+                        f"the chat template ends answers with {added[-20:]!r}, the model's eos is {eos!r}"
+                    )
+                segments += [Segment(answer + eos, True), Segment(rest, False)]
+            done = text
+        return segments
+
+    def _render(self, turns: Sequence[Turn], system: str | None, open_answer: bool) -> str:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template  # late: only this template needs it
+
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages += [{"role": turn.role, "content": turn.text} for turn in turns]
+        try:
+            # The BOS is an id that stands once in front of everything, so the template must not write it.
+            rendered, _ = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.source,
+                add_generation_prompt=open_answer,
+                bos_token="",
+                date_string=_A_DATE,
+            )
+        except TemplateError as error:
+            raise ConfigError(f"the model's chat template cannot be rendered: {error}") from None
+        text: str = rendered[0]
+        return text
