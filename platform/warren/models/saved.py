@@ -21,9 +21,10 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    SiglipImageProcessorPil,
 )
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from warren.data.images import ImageSpec
 from warren.data.inputs import Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
@@ -186,15 +187,22 @@ def _patch_px(config: Any) -> int:
     return int(config.vision_config.patch_size)
 
 
-def _processor(inputs: Inputs, config: Any, folder: Path) -> LlavaProcessor:
-    size = {"height": inputs.image.size_px, "width": inputs.image.size_px}
-    image_processor = SiglipImageProcessorPil(
-        size=size,
-        crop_size=size,  # vLLM counts image tokens from it
-        do_center_crop=False,
-        image_mean=list(inputs.image.mean),
-        image_std=list(inputs.image.std),
+def _image_processor(spec: ImageSpec) -> LlavaImageProcessorPil:
+    """Return the processor that makes of a picture what `to_pixels` makes of it."""
+    square = {"height": spec.size_px, "width": spec.size_px}
+    crops = not spec.padding and spec.resize != "stretch"
+    return LlavaImageProcessorPil(
+        do_pad=spec.padding,
+        size={"shortest_edge": spec.size_px} if crops else square,
+        do_center_crop=crops,
+        crop_size=square,  # vLLM counts image tokens from it, also where nothing is cropped
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
     )
+
+
+def _processor(inputs: Inputs, config: Any, folder: Path) -> LlavaProcessor:
+    image_processor = _image_processor(inputs.image)
     vocabulary = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / TOKENIZER_FILE),

@@ -1,6 +1,8 @@
 """The model: transformers' LLaVA, saved so that it loads without Warren."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors import safe_open
 
 from factories import colour_sample, picture, tiny_model_config
 from warren.config import ModelConfig
+from warren.data.images import Resize
 from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
 from warren.models import TrainedTokenizer, build_model, freeze_all_but, inputs_of, load, save_model, train_tokenizer
@@ -51,13 +54,30 @@ def test_names_on_disk_are_those_that_vllm_loads(folder: Path) -> None:
     assert processor["num_additional_image_tokens"] == 0
 
 
+@pytest.mark.parametrize("size", [(97, 60), (41, 120), (32, 32)])
+@pytest.mark.parametrize(("padding", "resize"), [(True, "stretch"), (False, "stretch"), (False, "crop")])
+def test_the_saved_image_processor_makes_warrens_pixels(
+    tmp_path: Path, padding: bool, resize: Resize, size: tuple[int, int]
+) -> None:
+    config = tiny_model_config()
+    model, inputs = build_model(config, TOKENIZER, seed=1), inputs_of(config, TOKENIZER)
+    inputs = replace(inputs, image=replace(inputs.image, padding=padding, resize=resize))
+    save_model(model.state_dict(), model.config, inputs, TOKENIZER.json, tmp_path)
+    noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    theirs = load(tmp_path)[1].image_processor(Image.fromarray(noise), return_tensors="np").pixel_values[0]
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    ours = inputs.pixels((buffer.getvalue(),))[0] / 255.0
+    np.testing.assert_allclose(theirs, (ours - 0.5) / 0.5, atol=1e-6)
+
+
 def test_the_hugging_face_processor_sees_what_training_saw(folder: Path) -> None:
     _, processor = load(folder)
     inputs = Inputs.load(folder)
     sample = colour_sample(2)
     encoded = inputs.encode_sample(sample, tokenizer_from_json(TOKENIZER.json), 96)
     text = "".join(["USER: ", sample.turns[0].text, " ASSISTANT: ", sample.turns[1].text, "<|endoftext|>"])
-    theirs = processor(images=[Image.open(__import__("io").BytesIO(sample.images[0]))], text=text, return_tensors="pt")
+    theirs = processor(images=[Image.open(io.BytesIO(sample.images[0]))], text=text, return_tensors="pt")
     assert theirs["input_ids"][0].tolist() == encoded.input_ids.tolist()
     ours = (encoded.pixels / 255.0 - 0.5) / 0.5
     assert np.abs(theirs["pixel_values"].numpy() - ours).max() < 1e-6
