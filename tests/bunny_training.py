@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from bunny_oracle import checkpoint
 from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
-from warren.data.importers.bunny_json import normalise_turns
+from warren.data.importers.bunny_turns import normalise_turns
 from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.sample import Sample
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer

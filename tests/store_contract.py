@@ -92,6 +92,16 @@ class StoreContract:
         with pytest.raises(CorruptDataError, match="damaged"):
             read_verified(folder, entry)
 
+    def test_ranges_and_files_read_what_is_there(self, folder: Location) -> None:
+        data = bytes(range(256)) * 40_000  # 10 MB: more than one request
+        target = folder / "ranges"
+        target.create_bytes(data)
+        assert target.read_range(5, 12) == data[5:12]
+        with target.open() as file:
+            assert file.read(5_000_000) == data[:5_000_000]
+            file.seek(-3, 2)
+            assert file.read() == data[-3:]
+
     def test_pyarrow_reads_the_same_object(self, folder: Location) -> None:
         target = folder / "stream"
         target.create_bytes(b"0123456789")

@@ -18,6 +18,7 @@ from warren_serve.chat import Answer
 from warren_serve.errors import ApiError, bad_request, unavailable
 from warren_serve.gate import Gate
 from warren_serve.openapi import describe
+from warren_serve.pages import page_routes
 from warren_serve.service import ChatService
 from warren_serve.wire import parse_chat_request
 
@@ -52,6 +53,8 @@ def create_api(service: ChatService) -> FastAPI:
     app.include_router(_health_routes(service))
     app.include_router(_model_routes(service))
     app.include_router(_chat_routes(service))
+    if service.settings.web_page:
+        app.include_router(page_routes())
     _add_middleware(app, service)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)

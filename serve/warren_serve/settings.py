@@ -53,6 +53,7 @@ class ServeSettings(Config):
         image_fetch_timeout_s: For one picture, redirects included.
         max_image_bytes: Of one fetched picture.
         cors_origins: Origins whose pages may call the endpoint from a browser; `*` for all. Empty: none.
+        web_page: Serve a chat page at `/`; it asks for an API key where one is needed.
         num_cpus: Per engine replica, may be a fraction; its whole part bounds the compute threads.
         num_gpus: Per engine replica, may be a fraction.
         min_replicas: Never fewer engines; 0 scales to zero.
@@ -99,6 +100,7 @@ class ServeSettings(Config):
     image_fetch_timeout_s: float = Field(default=5.0, gt=0)
     max_image_bytes: int = Field(default=10 * _MIB, ge=1024)
     cors_origins: tuple[str, ...] = ()
+    web_page: bool = False
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
     min_replicas: int = Field(default=1, ge=0)

@@ -1,86 +1,63 @@
-"""Raw pairs to datasets, as a Ray Data job: each task checks and writes one shard, the driver writes the manifest."""
+"""Raw pairs to datasets, as a Ray Data job: tasks turn pieces into shards, the driver writes the manifest last."""
 
+import hashlib
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import pyarrow as pa
 import ray.data
 from tqdm import tqdm
 
-from warren.config import IngestConfig, fingerprint
-from warren.data.batch import Quarantined
-from warren.data.images import decode_image
-from warren.data.importers import easy_vqa
-from warren.data.manifest import MANIFEST, Manifest, Shard, dataset_folder, write_manifest, write_shard
+from warren.config import IngestConfig
+from warren.data.card import write_card
+from warren.data.importers import Importer, Piece, importers
+from warren.data.manifest import MANIFEST, Manifest, dataset_folder, write_manifest
 from warren.data.quarantine import Quarantine
-from warren.data.sample import Sample
-from warren.errors import (
-    BadSampleError,
-    ConflictError,
-    DataError,
-    EmptyDatasetError,
-    NotFoundError,
-    QuarantineError,
-)
-from warren.storage import FileEntry, Location
+from warren.data.shards import Limits, Receipt, ShardMaker, receipts_folder
+from warren.data.statistics import Statistics
+from warren.errors import ConflictError, DataError, EmptyDatasetError, NotFoundError, QuarantineError
+from warren.storage import Location
 
-
-class Source(Protocol):
-    """A dataset to be: samples by number, readable on any node."""
-
-    @property
-    def name(self) -> str:
-        """Name of the dataset."""
-
-    def __len__(self) -> int:
-        """Return how many samples there are, good or bad."""
-
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        """Yield samples `start` … `stop - 1`."""
+_MAX_BLOCKS = 4096
+_DELETING_THREADS = 16
 
 
 def ingest(config: IngestConfig, root: Location) -> list[Manifest]:
-    """Write every dataset of the configured source.
+    """Write every dataset of the configured source. What an earlier attempt finished is not done again.
 
     Raises:
         QuarantineError: More samples are unusable than `max_quarantined_fraction` allows; no manifest is written.
         EmptyDatasetError: A source has no usable sample.
+        DataError: The version exists, or was begun, with another configuration or other files.
     """
-    sources = easy_vqa.easy_vqa(config.path, config.limit_images, config.questions_per_conversation)
-    return [_ingest_one(source, config, root) for source in sources]
+    return [_ingest_one(importer, config, root) for importer in importers(config)]
 
 
-def _ingest_one(source: Source, config: IngestConfig, root: Location) -> Manifest:
-    folder = dataset_folder(root, f"{source.name}@{config.version}")
+def _ingest_one(importer: Importer, config: IngestConfig, root: Location) -> Manifest:
+    folder = dataset_folder(root, f"{importer.name}@{config.version}")
     present = _present(folder, config)
     if present is not None:
         return present
-    starts = range(0, len(source), config.samples_per_shard)
-    if not starts:
-        raise EmptyDatasetError(f"{source.name}: the source has no samples")
-    plan = ray.data.from_arrow([pa.table({"start": [start]}) for start in starts])
-    written = plan.map_batches(_ShardWriter(source, config, folder), batch_size=None, batch_format="pyarrow")
-    rows: list[dict[str, Any]] = []
-    for row in tqdm(written.iter_rows(), total=len(starts), desc=source.name, unit="shard"):
-        rows.append(row)
-    rows.sort(key=lambda row: row["start"])
-    _check_quarantine(source, config, folder, rows)
-    shards = tuple(
-        Shard(FileEntry(row["path"], row["bytes"], row["sha256"]), tuple(row["row_groups"]))
-        for row in rows
-        if row["row_groups"]
-    )
-    statistics = {
-        "images": sum(row["images"] for row in rows),
-        "quarantined": sum(len(row["bad_keys"]) for row in rows),
-        "ingest": fingerprint(config),
-        "bytes": sum(shard.file.bytes for shard in shards),
-    }
-    manifest = Manifest(source.name, config.version, shards, config.source, easy_vqa.LICENCE, statistics)
-    if manifest.rows == 0:
-        raise EmptyDatasetError(f"{source.name}: none of its {len(source)} samples can be used")
+    pieces = list(importer.pieces(config.samples_per_shard))
+    if not pieces:
+        raise EmptyDatasetError(f"{importer.name}: the source has no samples")
+    _claim(folder, config, pieces)
+    limits = Limits(config.max_pixels, config.max_characters)
+    maker = ShardMaker(importer, folder, limits, config.samples_per_shard, config.samples_per_row_group)
+    receipts = _collect(maker, pieces, config.max_quarantined_fraction)
+    statistics = Statistics()
+    for receipt in receipts:
+        statistics.merge(receipt.statistics)
+    shards = tuple(receipt.shard for receipt in receipts if receipt.shard)
+    if not shards:
+        raise EmptyDatasetError(f"{importer.name}: none of its {statistics.totals['quarantined']} samples can be used")
+    counts = {**statistics.to_json(), "ingest": config.content_fingerprint}
+    manifest = Manifest(importer.name, config.version, shards, importer.origin, importer.licence, counts)
+    write_card(folder, manifest, statistics)
     write_manifest(root, manifest)
+    _delete_all(receipts_folder(folder))
     return manifest
 
 
@@ -96,7 +73,7 @@ def _present(folder: Location, config: IngestConfig) -> Manifest | None:
         if "bucket" in str(error):
             raise
         return None
-    if manifest.statistics.get("ingest") != fingerprint(config):
+    if manifest.statistics.get("ingest") != config.content_fingerprint:
         raise DataError(
             f"{folder} exists and was made with another ingest configuration: give this one another "
             "version (--set ingest.version=v2), or undo the change"
@@ -104,53 +81,95 @@ def _present(folder: Location, config: IngestConfig) -> Manifest | None:
     return manifest
 
 
-@dataclass(frozen=True)
-class _ShardWriter:
-    """One Ray Data task: a range of samples becomes one shard."""
+def _claim(folder: Location, config: IngestConfig, pieces: list[Piece]) -> None:
+    """Note what the version is being made of, so that a later attempt cannot mix something else into it.
 
-    source: Source
-    config: IngestConfig
-    folder: Location
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._write(int(row["start"])) for row in batch.to_pylist()])
-
-    def _write(self, start: int) -> dict[str, Any]:
-        good: list[Sample] = []
-        bad: list[tuple[str, str, str]] = []
-        for sample in self.source.read(start, start + self.config.samples_per_shard):
-            try:
-                for image in sample.check().images:
-                    decode_image(image)
-                good.append(sample)
-            except BadSampleError as error:
-                bad.append((sample.key, sample.source, str(error)))
-        path = f"shard-{start // self.config.samples_per_shard:05d}.parquet"
-        try:
-            shard = write_shard(self.folder, path, good, self.config.samples_per_row_group)
-        except ConflictError:  # another attempt of the same task wrote the same bytes
-            shard = write_shard(self.folder, path, good, self.config.samples_per_row_group)
-        return {
-            "start": start,
-            **shard.file.to_json(),
-            "row_groups": list(shard.row_groups),
-            "images": sum(len(sample.images) for sample in good),
-            "bad_keys": [key for key, _, _ in bad],
-            "bad_sources": [source for _, source, _ in bad],
-            "bad_reasons": [reason for _, _, reason in bad],
-        }
-
-
-def _check_quarantine(source: Source, config: IngestConfig, folder: Location, rows: list[dict[str, Any]]) -> None:
-    quarantine = Quarantine(folder / "quarantine", config.max_quarantined_fraction)
-    bad = [
-        Quarantined(*entry)
-        for row in rows
-        for entry in zip(row["bad_keys"], row["bad_sources"], row["bad_reasons"], strict=True)
-    ]
+    Raises:
+        DataError: It was begun with another configuration or other files.
+    """
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(repr(piece).encode())
+    plan = {"ingest": config.content_fingerprint, "pieces": len(pieces), "pieces_sha256": digest.hexdigest()}
+    target = receipts_folder(folder) / "plan.json"
     try:
-        quarantine.add(0, bad, len(source))
+        target.create_json(plan)
+    except ConflictError:
+        begun = target.read_json()
+        if begun != plan:
+            other = "configuration" if begun.get("ingest") != plan["ingest"] else "source files"
+            raise DataError(
+                f"{folder} was begun with another {other} and never finished: give this ingest another version "
+                f"(--set ingest.version=v2), undo the change, or delete {folder}"
+            ) from None
+
+
+def _collect(maker: ShardMaker, pieces: list[Piece], max_quarantined_fraction: float) -> list[Receipt]:
+    """Return the receipts of all shards, in order.
+
+    Raises:
+        QuarantineError: More samples cannot be used than is allowed. Where the source does not tell its size, the
+            share is judged by the pieces that are through.
+    """
+    receipts: dict[tuple[int, int], Receipt] = {}
+    known = sum(piece.rows or 0 for piece in pieces) if all(piece.rows is not None for piece in pieces) else None
+    seen = bad = finished = 0
+    with tqdm(total=known, desc=maker.importer.name, unit="sample") as progress:
+        for place, receipt in _make_shards(maker, pieces):
+            receipts[place] = receipt
+            totals = receipt.statistics.totals
+            seen += totals["samples"] + totals["quarantined"]
+            bad += totals["quarantined"]
+            finished += receipt.is_last
+            progress.update(totals["samples"] + totals["quarantined"])
+            progress.set_postfix(shards=len(receipts), quarantined=bad, refresh=False)
+            expected = max(seen, known if known is not None else seen * len(pieces) // max(1, finished))
+            if bad > max_quarantined_fraction * expected:
+                break
+    in_order = dict(sorted(receipts.items()))
+    _quarantine(maker, in_order, max_quarantined_fraction, expected)
+    return list(in_order.values())
+
+
+def _quarantine(
+    maker: ShardMaker, receipts: dict[tuple[int, int], Receipt], max_fraction: float, num_samples: int
+) -> None:
+    quarantine = Quarantine(maker.folder / "quarantine", max_fraction)
+    try:
+        quarantine.add(0, [bad for receipt in receipts.values() for bad in receipt.bad], num_samples)
     except QuarantineError as error:
+        for place, receipt in receipts.items():
+            if receipt.bad:
+                maker.forget(*place)  # its source may be mended before the next attempt
+        raise QuarantineError(f"{maker.importer.name}: {error}") from None
+    finally:
         quarantine.write(0)
-        raise QuarantineError(f"{source.name}: {error}") from None
-    quarantine.write(0)
+
+
+def _make_shards(maker: ShardMaker, pieces: list[Piece]) -> Iterator[tuple[tuple[int, int], Receipt]]:
+    """Run the pieces on the cluster; yield each shard's (piece, part) and receipt once it is written."""
+    tables = [pa.table({"number": [i], **{k: [v] for k, v in vars(piece).items()}}) for i, piece in enumerate(pieces)]
+    per_block = -(-len(tables) // _MAX_BLOCKS)
+    blocks = [pa.concat_tables(tables[i : i + per_block]) for i in range(0, len(tables), per_block)]
+    written = ray.data.from_arrow(blocks).map_batches(_MakeShards(maker), batch_size=1, batch_format="pyarrow")
+    written.context.target_max_block_size = 1  # every receipt comes as soon as its shard is written
+    for row in written.iter_rows():
+        yield (row["number"], row["part"]), Receipt.from_json(json.loads(row["receipt"]))
+
+
+@dataclass(frozen=True)
+class _MakeShards:
+    """What one Ray Data task does."""
+
+    maker: ShardMaker
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for row in batch.to_pylist():
+            number = row.pop("number")
+            for part, receipt in enumerate(self.maker.make(number, Piece(**row))):
+                yield pa.table({"number": [number], "part": [part], "receipt": [json.dumps(receipt.to_json())]})
+
+
+def _delete_all(folder: Location) -> None:
+    with ThreadPoolExecutor(_DELETING_THREADS) as pool:
+        list(pool.map(lambda found: found.store.delete(found.key), folder.list()))

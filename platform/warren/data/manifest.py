@@ -28,6 +28,15 @@ class Shard:
         """Number of samples."""
         return sum(self.row_groups)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the value as JSON types."""
+        return {**self.file.to_json(), "row_groups": list(self.row_groups)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Shard":
+        """Rebuild what `to_json` returned."""
+        return cls(FileEntry.from_json(value), tuple(value["row_groups"]))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -37,7 +46,7 @@ class Manifest:
         name: Dataset name, for example `easy-vqa-train`.
         version: Names this immutable content.
         shards: In order; `Order` shuffles over them.
-        statistics: Counts for people: images, quarantined samples, bytes.
+        statistics: Counts for people (`warren.data.statistics`), and what made the dataset.
     """
 
     name: str
@@ -64,12 +73,13 @@ class Manifest:
             "name": self.name,
             "version": self.version,
             "rows": self.rows,
+            "bytes": sum(shard.file.bytes for shard in self.shards),
             "digest": self.digest,
             "schema": [f"{f.name}: {f.type}" for f in SCHEMA],
             "source": self.source,
             "licence": self.licence,
             "statistics": self.statistics,
-            "shards": [{**s.file.to_json(), "row_groups": list(s.row_groups)} for s in self.shards],
+            "shards": [shard.to_json() for shard in self.shards],
         }
 
     @classmethod
@@ -78,7 +88,7 @@ class Manifest:
         return cls(
             name=value["name"],
             version=value["version"],
-            shards=tuple(Shard(FileEntry.from_json(s), tuple(s["row_groups"])) for s in value["shards"]),
+            shards=tuple(Shard.from_json(shard) for shard in value["shards"]),
             source=value["source"],
             licence=value["licence"],
             statistics=value["statistics"],
@@ -140,7 +150,8 @@ def write_manifest(root: Location, manifest: Manifest) -> Location:
 def write_shard(folder: Location, path: str, samples: Iterable[Sample], samples_per_row_group: int) -> Shard:
     """Write samples as one Parquet object. The same samples give the same bytes.
 
-    Pages carry checksums, so a later read of a few row groups still finds damage.
+    Pages carry checksums, so a later read of a few row groups still finds damage. An object that holds these bytes
+    already is left alone; one that holds others is replaced.
     """
     table = pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA)
     buffer = io.BytesIO()
@@ -148,9 +159,7 @@ def write_shard(folder: Location, path: str, samples: Iterable[Sample], samples_
         table, buffer, row_group_size=samples_per_row_group, compression="zstd", write_page_checksum=True
     )
     data = buffer.getvalue()
-    target = folder / path
-    target.store.delete(target.key)
-    target.create_bytes(data)
+    (folder / path).put_bytes(data)
     full, rest = divmod(table.num_rows, samples_per_row_group)
     row_groups = (samples_per_row_group,) * full + ((rest,) if rest else ())
     return Shard(FileEntry(path, len(data), digest_bytes(data)), row_groups)

@@ -49,7 +49,5 @@ class Quarantine:
         rows = [{"step": s, "key": q.key, "source": q.source, "reason": q.reason} for s, q in self._pending]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), buffer)
-        target = self.folder / f"{step:08d}.parquet"
-        target.store.delete(target.key)
-        target.create_bytes(buffer.getvalue())
+        (self.folder / f"{step:08d}.parquet").put_bytes(buffer.getvalue())
         self._pending.clear()

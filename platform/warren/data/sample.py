@@ -1,5 +1,6 @@
 """A sample: one conversation with its images, and the Arrow schema it is stored in."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,14 +13,29 @@ IMAGE_MARK = "<image>"
 
 Role = Literal["user", "assistant"]
 
-# Images use Hugging Face's struct (`bytes`, `path`), so `datasets` decodes them without knowing Warren.
+_TEXT = {"dtype": "string", "_type": "Value"}
+# What `datasets` (4 and later) reads its features from: it then decodes the images.
+_HUGGING_FACE = {
+    "info": {
+        "features": {
+            "key": _TEXT,
+            "images": {"feature": {"_type": "Image"}, "_type": "List"},
+            "turns": {"feature": {"role": _TEXT, "text": _TEXT}, "_type": "List"},
+            "source": _TEXT,
+        }
+    }
+}
+
+# Images use Hugging Face's struct (`bytes`, `path`), so `datasets` decodes them without knowing Warren; it does so only
+# where the field is nullable.
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])), nullable=False),
+        pa.field("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
         pa.field("turns", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())])), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-    ]
+    ],
+    metadata={"huggingface": json.dumps(_HUGGING_FACE)},
 )
 
 

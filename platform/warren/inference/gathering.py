@@ -58,11 +58,13 @@ async def gathered(streams: Sequence[TokenStream], pause_s: float | None) -> Asy
     tasks = [asyncio.create_task(inbox.fill(number, stream)) for number, stream in enumerate(streams)]
     next_at = None if pause_s is None else loop.time()
     try:
-        while not inbox.done.is_set():
+        is_last = False
+        while not is_last:
             await inbox.arrived.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_at):
                     await inbox.done.wait()
+            is_last = inbox.done.is_set()  # asked before taking: what comes while the reader is busy is taken next
             if items := inbox.take():
                 yield items
             next_at = None if pause_s is None else loop.time() + pause_s

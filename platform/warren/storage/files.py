@@ -22,6 +22,11 @@ class FileStore:
             data = Path(key).read_bytes()
         return data, digest_bytes(data)
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with _errors(key), Path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def create(self, key: str, data: bytes) -> None:
         with _errors(key), _staged(key) as staged:
             _write_durably(staged, data)

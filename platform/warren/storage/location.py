@@ -1,20 +1,24 @@
 """A URI that knows its storage. It holds only text, so it pickles, prints and compares as what it is."""
 
+import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow.fs
 
-from warren.errors import ConfigError
+from warren.errors import ConfigError, ConflictError
 from warren.storage import arrow_s3, s3
 from warren.storage.files import FileStore
+from warren.storage.reader import RangeFile
 from warren.storage.store import Store
 
 ResultT = TypeVar("ResultT")
+_READ_AHEAD_BYTES = 4 << 20
 _SCHEMES = ("s3://", "file://")
 
 
@@ -96,6 +100,14 @@ class Location:
         """
         return arrow_s3.read_patiently(self.uri, read) if self.is_s3 else read()
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Return bytes `start` … `stop - 1` of the object."""
+        return self.store.read_range(self.key, start, stop)
+
+    def open(self) -> io.BufferedReader:
+        """Open the object as a seekable file; at most `_READ_AHEAD_BYTES` of it are in memory."""
+        return io.BufferedReader(RangeFile(self.store, self.key), _READ_AHEAD_BYTES)
+
     def read_json(self) -> Any:
         """Return the object parsed as JSON."""
         return json.loads(self.read_bytes())
@@ -108,10 +120,30 @@ class Location:
         """
         self.store.create(self.key, data)
 
+    def put_bytes(self, data: bytes) -> None:
+        """Make sure that the object holds `data`: written only if it does not, atomically, whatever was there."""
+        while True:
+            try:
+                return self.create_bytes(data)
+            except ConflictError:
+                present, tag = self.store.read(self.key)
+                if present == data:
+                    return None
+            with suppress(ConflictError):  # somebody else was faster: look again
+                return self.store.replace(self.key, data, tag)
+
+    def put_json(self, value: Any) -> None:
+        """Make sure that the object holds `value` as readable JSON."""
+        self.put_bytes(_to_json(value))
+
     def create_json(self, value: Any) -> None:
         """Write `value` as readable JSON to an object that must not exist; atomic."""
-        self.create_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+        self.create_bytes(_to_json(value))
 
     def upload(self, source: Path) -> None:
         """Copy a local file here; a reader sees all of it or nothing."""
         self.store.upload(source, self.key)
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

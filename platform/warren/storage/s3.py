@@ -53,6 +53,11 @@ class S3Store:
         tag = _fetch(key, lambda chunk, _: data.extend(chunk))
         return bytes(data), tag
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        data = bytearray()
+        _fetch(key, lambda chunk, _: data.extend(chunk), start, stop)
+        return bytes(data)
+
     def create(self, key: str, data: bytes) -> None:
         self._put(key, data, IfNoneMatch="*")
 

@@ -17,6 +17,9 @@ class Store(Protocol):
             NotFoundError: There is no such object.
         """
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Return bytes `start` … `stop - 1` of an object that has at least so many."""
+
     def create(self, key: str, data: bytes) -> None:
         """Write an object that must not exist yet, atomically.
 

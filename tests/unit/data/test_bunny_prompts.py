@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from warren.config.catalog import BACKBONES
-from warren.data.importers.bunny_json import normalise_turns
+from warren.data.importers.bunny_turns import normalise_turns
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, TokenSpec, encode, get_template

@@ -72,3 +72,16 @@ def test_leaving_early_leaves_no_task_behind() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.005, None])
+def test_what_comes_while_the_reader_is_busy_is_not_lost(pause_s: float | None) -> None:
+    async def main() -> None:
+        engine, told = ScriptedEngine(lambda _: WORDS), []
+        async for items in gathered([engine.submit(REQUEST)], pause_s):
+            told += [delta for _, delta in items]
+            await asyncio.sleep(0.01)  # a slow client: the stream ends meanwhile
+        assert "".join(delta.text for delta in told) == "abcd"
+        assert told[-1].finish_reason == "stop"
+
+    asyncio.run(main())

@@ -49,8 +49,8 @@ def test_tokens_are_reserved_before_work_and_given_back_after(scripted: Any, two
     words = [{"role": "user", "content": "what shape is there? " * 5}]
     prompt = ask(endpoint, "alice", messages=words, max_tokens=99).json()["usage"]["prompt_tokens"]
     assert prompt > 28
-    left = 200 - prompt - 20  # and what seconds give back, far fewer than the 25 too many
-    answer = ask(endpoint, "alice", messages=words, max_tokens=left - prompt + 25)
+    left = 200 - prompt - 20  # and what seconds give back, far fewer than the 15 too many
+    answer = ask(endpoint, "alice", messages=words, max_tokens=left - prompt + 15)
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert ask(endpoint, "alice", messages=words, max_tokens=left - prompt).status_code == 200, (
         "a refused charge takes nothing"

@@ -1,42 +1,60 @@
-"""Bunny's JSON: conversations of `{"from": "human" | "gpt", "value": text}`, as LLaVA's and Bunny-695K's files have.
+"""Bunny's and LLaVA's files: one JSON array of records with `image` and `conversations`, and a folder of pictures."""
 
-Bunny rewrites a conversation before it renders it. Warren does so once, on import: what is stored is what is learnt.
-"""
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from collections.abc import Mapping, Sequence
+from warren.config import IngestConfig
+from warren.data.importers.importer import Piece, Raw, compose
+from warren.data.importers.inputs import Pictures, find_files, one_or_many
+from warren.data.importers.spans import array_spans, group
+from warren.data.sample import Sample
+from warren.storage import Location
 
-from warren.data.sample import IMAGE_MARK, Role, Turn
-from warren.errors import BadSampleError
 
-_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+@dataclass(frozen=True)
+class BunnyJson:
+    """Conversations of JSON files. The driver passes over them once to cut them; tasks read their own bytes only.
 
-
-def normalise_turns(conversations: Sequence[Mapping[str, str]], has_image: bool) -> tuple[Turn, ...]:
-    """Return the turns that Bunny trains on (`preprocess_multimodal` and the start of `preprocess_bunny`).
-
-    An answer in front of the first question is dropped. With an image, a message that contains image marks loses them
-    all, and the spaces around the rest, and gets one mark and a newline in front; so several marks in one message
-    become one, while marks in several messages stay several.
-
-    Args:
-        conversations: The record's `conversations`.
-        has_image: The record has an `image`. Without one Bunny reads `<image>` as plain text; here the mark stays a
-            mark, and `Sample.check` refuses the sample because its picture is missing.
-
-    Raises:
-        BadSampleError: A message has no `from` or `value`, or `from` is neither human nor gpt.
+    Attributes:
+        files: URIs of the JSON files.
+        pictures: Where `image` is looked for.
     """
-    turns = [_turn(number, message, has_image) for number, message in enumerate(conversations)]
-    return tuple(turns[1:] if turns and turns[0].role == "assistant" else turns)
 
+    name: str
+    licence: str
+    origin: str
+    files: tuple[str, ...]
+    pictures: Pictures
 
-def _turn(number: int, message: Mapping[str, str], has_image: bool) -> Turn:
-    if not isinstance(message.get("value"), str) or message.get("from") not in _ROLES:
-        raise BadSampleError(
-            f"message {number} has from={message.get('from')!r} and a value of type "
-            f"{type(message.get('value')).__name__}; needed: human or gpt, and a text"
-        )
-    text = message["value"]
-    if has_image and IMAGE_MARK in text:
-        text = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
-    return Turn(_ROLES[message["from"]], text)
+    @classmethod
+    def of(cls, config: IngestConfig) -> "BunnyJson":
+        """Find the files of a configuration."""
+        files = find_files(config.path or "", (".json",))
+        folder = config.images or files[0].uri.rpartition("/")[0]
+        pictures = Pictures(Location.parse(folder).uri)
+        uris = tuple(file.uri for file in files)
+        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, pictures)
+
+    def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
+        """Cut the arrays into ranges of records."""
+        for uri in self.files:
+            with Location(uri).open() as file:
+                for start, stop, rows in group(array_spans(file, uri), samples_per_shard):
+                    yield Piece(uri, start, stop, rows)
+
+    def read(self, piece: Piece) -> Iterator[Raw]:
+        """Yield a range's records."""
+        location = Location(piece.path)
+        text = location.read_range(piece.start, piece.stop)
+        for number, record in enumerate(json.loads(b"[" + text + b"]")):
+            # Ids are not unique in LLaVA's files, so a record's place is its key.
+            key = f"{location.name.removesuffix('.json')}-{piece.start:012d}-{number:05d}"
+            source = f"{location.name}#{record.get('id', '')} {record.get('image') or ''}".strip()
+            yield Raw(key, source, partial(self._load, key, source, record))
+
+    def _load(self, key: str, source: str, record: dict[str, Any]) -> Sample:
+        images = [self.pictures.fetch(name) for name in one_or_many(record.get("image"))]
+        return compose(key, source, images, conversations=record.get("conversations"))

@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+from warren.data.importers.importer import Piece, Raw
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import ConfigError, NotFoundError
 
-LICENCE = "MIT"
 _PACKAGE = "easy_vqa"
 _COLOURS = frozenset(["black", "gray", "red", "green", "blue", "yellow", "teal", "brown"])
 _SHAPES = frozenset(["circle", "rectangle", "triangle"])
@@ -42,15 +42,32 @@ class EasyVqa:
         """Which of the published splits the dataset is made of."""
         return "test" if self.name.endswith("-test") else "train"
 
-    def __len__(self) -> int:
-        return len(self._plan())
+    @property
+    def licence(self) -> str:
+        """The package's licence."""
+        return "MIT"
 
-    def read(self, start: int, stop: int) -> Iterator[Sample]:
-        """Yield samples `start` … `stop - 1`; a picture that is missing gives a sample with no bytes."""
-        for key, image, turns in self._plan()[start:stop]:
-            path = Path(self.folder) / self.split / "images" / f"{image}.png"
-            data = path.read_bytes() if path.is_file() else b""
-            yield Sample(key, (data,), turns, source=f"easy-vqa/{self.split}/images/{image}.png")
+    @property
+    def origin(self) -> str:
+        """The package."""
+        return "easy-vqa"
+
+    def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
+        """Cut the split's samples into ranges."""
+        total = len(self._plan())
+        for start in range(0, total, samples_per_shard):
+            stop = min(start + samples_per_shard, total)
+            yield Piece(self.folder, start, stop, stop - start)
+
+    def read(self, piece: Piece) -> Iterator[Raw]:
+        """Yield a range's samples; a picture that is missing gives a sample with no bytes."""
+        for key, image, turns in self._plan()[piece.start : piece.stop]:
+            source = f"easy-vqa/{self.split}/images/{image}.png"
+            yield Raw(key, source, partial(self._load, key, source, image, turns))
+
+    def _load(self, key: str, source: str, image: int, turns: tuple[Turn, ...]) -> Sample:
+        path = Path(self.folder) / self.split / "images" / f"{image}.png"
+        return Sample(key, (path.read_bytes() if path.is_file() else b"",), turns, source)
 
     def _plan(self) -> list[_Planned]:
         questions = _questions(self.folder, self.split, self.limit_images)

@@ -1,0 +1,48 @@
+"""A storage object as a seekable file: read in ranges, each of which is waited for on its own."""
+
+import io
+from typing import Any
+
+from warren.storage.store import Store
+
+
+class RangeFile(io.RawIOBase):
+    """Reads byte ranges on demand; wrap it in a `BufferedReader`, whose buffer is the size of one request.
+
+    Args:
+        store: Holds the object.
+        key: Which one.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._size = store.size(key)
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Files of this kind are for reading."""
+        return True
+
+    def seekable(self) -> bool:
+        """Every position can be read from."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte position."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the byte position."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the object goes."""
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._store.read_range(self._key, self._position, stop)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

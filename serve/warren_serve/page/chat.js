@@ -1,0 +1,124 @@
+// Connects the deep-chat component to the endpoint that serves this page. The conversation lives in this tab only.
+
+const place = document.getElementById("place");
+const access = document.getElementById("access");
+let headers = {};
+let model = null;
+let talk = []; // what the endpoint is sent: turns that were answered, and the one being asked
+
+access.addEventListener("submit", (event) => {
+  event.preventDefault();
+  headers = { authorization: `Bearer ${document.getElementById("key").value}` };
+  open();
+});
+
+async function open() {
+  const answer = await fetch("v1/models", { headers });
+  access.hidden = answer.status !== 401;
+  const body = await answer.json();
+  document.getElementById("model").textContent = answer.ok ? body.data[0].id : body.error.message;
+  if (!answer.ok) return;
+  [model] = body.data;
+  describe({ release: `${model.release} ${model.version}`, ...model.lineage, ...model.scores });
+  place.replaceChildren(newChat());
+}
+
+function describe(facts) {
+  const rows = Object.entries(facts)
+    .filter(([, value]) => ["string", "number"].includes(typeof value))
+    .map(([name, value]) => {
+      const row = document.createElement("div");
+      const shown = Number.isInteger(value) || typeof value === "string" ? value : value.toFixed(3);
+      row.append(element("dt", name.replaceAll("_", " ")), element("dd", shown));
+      return row;
+    });
+  document.getElementById("lineage").replaceChildren(...rows);
+}
+
+function element(tag, text) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+
+function newChat() {
+  talk = [];
+  const chat = document.createElement("deep-chat");
+  // Its own font would be fetched from elsewhere, so it is given one.
+  Object.assign(chat.style, { display: "block", width: "auto", height: "100%", borderRadius: "0.5rem" });
+  chat.style.fontFamily = "system-ui";
+  chat.images = { files: { maxNumberOfFiles: 8, acceptedFormats: ".png,.jpg,.jpeg,.webp,.gif,.bmp" } };
+  chat.dragAndDrop = true;
+  chat.textInput = { placeholder: { text: "Drop a picture and ask about it" } };
+  chat.errorMessages = { displayServiceErrorMessages: true };
+  chat.connect = { stream: true, handler: (body, signals) => ask(body, signals) };
+  return chat;
+}
+
+async function ask(body, signals) {
+  const leaving = new AbortController();
+  signals.stopClicked.listener = () => leaving.abort();
+  const turn = { role: "user", content: await contentOf(body) };
+  let told = "";
+  let failure = null;
+  try {
+    const answer = await fetch("v1/chat/completions", {
+      method: "POST",
+      headers: { "content-type": "application/json", ...headers },
+      body: JSON.stringify({ model: model.id, messages: [...talk, turn], stream: true, temperature: 0 }),
+      signal: leaving.signal,
+    });
+    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    signals.onOpen();
+    for await (const chunk of events(answer.body)) {
+      if (chunk.error) throw new Error(chunk.error.message);
+      const text = chunk.choices[0]?.delta.content ?? "";
+      told += text;
+      if (text) await signals.onResponse({ text });
+    }
+    talk.push(turn, { role: "assistant", content: told });
+  } catch (error) {
+    // A turn without its answer is forgotten: the next question must not follow it.
+    if (error.name !== "AbortError") failure = error.message;
+  }
+  if (!told) await signals.onResponse({ text: "(no answer)" }); // the component cannot end a stream without text
+  if (failure) await signals.onResponse({ error: failure });
+  signals.onClose();
+}
+
+// deep-chat gives JSON, or a form where there are files.
+async function contentOf(body) {
+  if (!(body instanceof FormData)) return body.messages.at(-1).text;
+  const text = body.has("message1") ? JSON.parse(body.get("message1")).text : undefined;
+  const urls = await Promise.all(body.getAll("files").map(dataUrl));
+  const parts = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+  return text ? [...parts, { type: "text", text }] : parts;
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+async function* events(stream) {
+  let rest = "";
+  for await (const text of texts(stream)) {
+    const blocks = (rest + text).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const data = block.replace(/^data: /, "");
+      if (data !== "[DONE]") yield JSON.parse(data);
+    }
+  }
+}
+
+async function* texts(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
+}
+
+open();

@@ -1,0 +1,43 @@
+"""The chat page: three small files and the vendored component, from this package; nothing is loaded from elsewhere."""
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse
+
+from warren_serve.errors import ApiError
+
+_FOLDER = Path(__file__).parent / "page"
+_FILES = {
+    "chat.css": "text/css",
+    "chat.js": "text/javascript",
+    "deep-chat/deepChat.bundle.js": "text/javascript",
+    "deep-chat/LICENSE": "text/plain",
+}
+# The component writes its styles into its shadow tree; everything else comes from here and goes nowhere else.
+_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def page_routes() -> APIRouter:
+    """Return the routes of the chat page."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def index() -> FileResponse:
+        return FileResponse(_FOLDER / "index.html", media_type="text/html", headers=_HEADERS)
+
+    @router.get("/page/{name:path}")
+    async def file(name: str) -> FileResponse:
+        if name not in _FILES:  # a list, so that no path can lead elsewhere
+            raise ApiError(404, f"There is no {name[:200]!r} here.", code="not_found")
+        return FileResponse(_FOLDER / name, media_type=_FILES[name], headers=_HEADERS)
+
+    return router

@@ -1,0 +1,199 @@
+"""Every importer: all good pairs, every bad one with its reason, the same however it is cut or interrupted."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import raw_pairs
+from warren.config import IngestConfig
+from warren.config.ingest import ColumnsConfig
+from warren.data.importers import importers
+from warren.data.importers.spans import array_spans, group, line_spans
+from warren.data.manifest import Manifest, Shard
+from warren.data.sample import Sample
+from warren.data.shards import Limits, Receipt, ShardMaker
+from warren.data.stream import iter_samples
+from warren.errors import BadSampleError, ConfigError, CorruptDataError, DataError
+from warren.storage import Location
+
+GOOD = 11
+WRITERS: dict[str, Callable[[Path, int], IngestConfig]] = {
+    "bunny-json": raw_pairs.write_bunny_json,
+    "webdataset": raw_pairs.write_webdataset,
+    "parquet": raw_pairs.write_parquet,
+    "csv": raw_pairs.write_csv,
+    "jsonl": raw_pairs.write_jsonl,
+}
+REASONS = {
+    "bunny-json": ["no such file", "0 image marks in the text, but 1 images", "1 image marks in the text, but 0 images",
+                   "turns must alternate", "from='system'", "characters; at most 2000", "neither a caption nor",
+                   "leads out of"],
+    "webdataset": ["img2dataset could not fetch it: HTTP 404"],
+    "parquet": ["it has no image", "neither a caption nor"],
+    "csv": ["no such file", "it names no image", "neither a caption nor"],
+    "jsonl": ["no such file", "no JSON object", "no JSON object"],
+}  # fmt: skip
+
+
+def maker(config: IngestConfig, folder: Path) -> ShardMaker:
+    limits = Limits(config.max_pixels, config.max_characters)
+    importer = importers(config)[0]
+    return ShardMaker(importer, Location(str(folder)), limits, config.samples_per_shard, config.samples_per_row_group)
+
+
+def receipts(making: ShardMaker) -> Iterator[Receipt]:
+    for number, piece in enumerate(making.importer.pieces(making.samples_per_shard)):
+        yield from making.make(number, piece)
+
+
+def ingest(config: IngestConfig, folder: Path) -> tuple[list[Sample], list[str], tuple[Shard, ...]]:
+    found = list(receipts(maker(config, folder)))
+    shards = tuple(receipt.shard for receipt in found if receipt.shard)
+    manifest = Manifest("pairs", "v1", shards, "", "")
+    samples = list(iter_samples(Location(str(folder)), manifest))
+    return samples, [f"{bad.source}: {bad.reason}" for receipt in found for bad in receipt.bad], shards
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_good_pairs_come_in_and_bad_ones_are_named(kind: str, tmp_path: Path) -> None:
+    config = WRITERS[kind](tmp_path / "raw", GOOD)
+    samples, bad, shards = ingest(config, tmp_path / "data")
+    assert len(samples) == GOOD
+    assert len({sample.key for sample in samples}) == GOOD
+    for sample in samples:
+        number = int(re.findall(r"\d+", sample.turns[0].text + sample.turns[1].text)[-1])
+        assert sample.images in ((), (raw_pairs.colour_image(number),))
+        assert sample.turns[1].text.strip('ü" ') in (raw_pairs.caption(number), f"it is {colour(number)}")
+    for reason in [reason for _, reason in raw_pairs.BAD_IMAGES.values()] + REASONS[kind]:
+        assert any(re.search(reason, entry) for entry in bad), (reason, bad)
+    assert len(shards) > 2
+
+
+def colour(number: int) -> str:
+    return list(raw_pairs.COLOURS)[number % len(raw_pairs.COLOURS)]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_an_interrupted_ingest_writes_the_same_bytes_and_nothing_twice(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WRITERS[kind](tmp_path / "raw", GOOD)
+    expected = ingest(config, tmp_path / "whole")[2]
+    folder = tmp_path / "broken"
+    begun = receipts(maker(config, folder))
+    for _ in range(2):
+        next(begun)
+    begun.close()
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert 0 < len(times) < len(expected)
+    loaded: list[int] = []
+    check = Limits.check
+    monkeypatch.setattr(Limits, "check", lambda limits, sample: loaded.append(1) or check(limits, sample))
+    assert ingest(config, folder)[2] == expected
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert len(loaded) < len(times) * 4 + GOOD  # what has a receipt is not decoded again
+    for shard in expected:
+        assert (folder / shard.file.path).read_bytes() == (tmp_path / "whole" / shard.file.path).read_bytes()
+
+
+def test_a_damaged_tar_is_named(tmp_path: Path) -> None:
+    config = raw_pairs.write_webdataset(tmp_path / "raw", GOOD)
+    tar = tmp_path / "raw" / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with pytest.raises(CorruptDataError, match=r"00001\.tar is damaged or ends early"):
+        ingest(config, tmp_path / "data")
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    config = raw_pairs.write_parquet(tmp_path / "raw", GOOD)
+    (tmp_path / "raw" / "1.parquet").write_bytes(b"PAR1 junk PAR1")
+    with pytest.raises(CorruptDataError, match=r"1\.parquet"):
+        ingest(config, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "/nowhere/x*.csv"}, "no files that end in"),
+        (
+            {"columns": ColumnsConfig(image="picture", caption="text")},
+            "'picture', but .*pairs.csv has: url, text, more",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    config = raw_pairs.write_csv(tmp_path, 2)
+    with pytest.raises(ConfigError, match=message):
+        importers(config.model_copy(update=changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "array"),
+        ('[{"a": 1}, 7]', "byte 11 is a int"),
+        ('[{"ü": 1}, {"a" 1}]', "byte 12 is no JSON"),
+        ("[{}", "no JSON"),
+    ],
+)
+def test_json_that_is_none_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with (tmp_path / "x.json").open("rb") as file, pytest.raises(DataError, match=message):
+        list(array_spans(file, "x.json"))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(st.lists(st.dictionaries(texts, texts, max_size=3), max_size=20), st.integers(1, 5), st.integers(0, 3))
+def test_ranges_of_an_array_are_its_records(records: list[dict[str, str]], size: int, indent: int) -> None:
+    import io
+
+    data = json.dumps(records, indent=indent or None, ensure_ascii=bool(indent % 2)).encode()
+    found = list(group(array_spans(io.BytesIO(data), "x"), size))
+    assert [json.loads(b"[" + data[a:b] + b"]") for a, b, _ in found] == [
+        records[i : i + size] for i in range(0, len(records), size)
+    ]
+    assert [count for _, _, count in found] == [len(records[i : i + size]) for i in range(0, len(records), size)]
+
+
+@given(st.lists(st.tuples(texts, texts), max_size=20), st.integers(1, 5))
+def test_ranges_of_a_csv_are_its_rows(rows: list[tuple[str, str]], size: int) -> None:
+    import csv
+    import io
+
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    data = text.getvalue().encode()
+    found = list(group(line_spans(io.BytesIO(data), quoted=True, skip_lines=1), size))
+    parsed = [list(csv.reader(io.StringIO(data[a:b].decode(), newline=""))) for a, b, _ in found]
+    assert [tuple(row) for part in parsed for row in part] == rows
+
+
+def test_a_picture_from_the_web(tmp_path: Path) -> None:
+    import http.server
+    import threading
+
+    from warren.data.importers.inputs import Pictures
+
+    raw_pairs.write_images(tmp_path, 1)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert Pictures("/").fetch(f"{url}/0.jpg") == raw_pairs.colour_image(0)
+        with pytest.raises(BadSampleError, match="HTTP 404"):
+            Pictures("/").fetch(f"{url}/nothing.jpg")
+        server.shutdown()
