@@ -1,13 +1,13 @@
 """The endpoint's routes, as a FastAPI application around one `ChatService`. It knows nothing of Ray."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -15,16 +15,16 @@ from starlette.types import Receive, Scope, Send
 from warren_serve.admission import Admission, OwnAccounts, visit_of
 from warren_serve.backend import Piece
 from warren_serve.chat import Answer
-from warren_serve.errors import ApiError, bad_request, unavailable
+from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
 from warren_serve.gate import Gate
+from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.openapi import describe
 from warren_serve.pages import page_routes
 from warren_serve.service import ChatService
 from warren_serve.wire import parse_chat_request
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the log shows it
-
 T = TypeVar("T")
+Figures = Callable[[], Awaitable[bytes]]
 
 
 class _Stream(StreamingResponse):
@@ -43,14 +43,16 @@ class _Stream(StreamingResponse):
             await self._answer.close()
 
 
-def create_api(service: ChatService) -> FastAPI:
+def create_api(service: ChatService, figures: Figures | None = None) -> FastAPI:
     """Build the application.
 
     Args:
         service: What answers; the caller closes it.
+        figures: What `/metrics` shows; None for the figures of this process.
     """
     app = FastAPI(title="Warren", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(_health_routes(service))
+    app.include_router(_metrics_routes(figures or service.figures))
     app.include_router(_model_routes(service))
     app.include_router(_chat_routes(service))
     if service.settings.web_page:
@@ -68,7 +70,7 @@ def _add_middleware(app: FastAPI, service: ChatService) -> None:
     limits = settings.limits
     # The last one added is the outermost.
     app.add_middleware(Admission, keys=service.keys, accounts=OwnAccounts(limits), limits=limits)
-    app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -91,6 +93,16 @@ def _health_routes(service: ChatService) -> APIRouter:
         if not service.backend.is_alive:
             raise unavailable("The engine does not run.")
         return {"status": "ready", "model": service.model_name, "version": service.release.version}
+
+    return router
+
+
+def _metrics_routes(figures: Figures) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/metrics", summary="Figures in Prometheus' text format", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(await figures(), media_type=CONTENT_TYPE)
 
     return router
 
@@ -193,7 +205,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _client_gone() -> ApiError:
-    return ApiError(_CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_closed_request")
+    return ApiError(CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_closed_request")
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:

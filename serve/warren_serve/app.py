@@ -23,7 +23,9 @@ from warren.release import read_release, resolve_release
 from warren.storage import Location
 from warren_serve.api import create_api
 from warren_serve.backend import Piece, Question
+from warren_serve.cluster_metrics import Mirror, figures_of_all_replicas
 from warren_serve.errors import ApiError
+from warren_serve.metrics import engine_registry
 from warren_serve.remote import RemoteBackend
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
@@ -46,6 +48,7 @@ class EngineServer:
         _log_as_serve_does()
         parsed = ServeSettings.parse(settings)
         self._backend = load_backend(parsed, _compute_threads(parsed))
+        self._mirror = Mirror(engine_registry(self._backend.engine.stats))
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece | ApiError]:
         """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way."""
@@ -71,6 +74,9 @@ class EngineServer:
         backend = getattr(self, "_backend", None)
         if backend is not None:
             backend.close()
+        mirror = getattr(self, "_mirror", None)
+        if mirror is not None:
+            mirror.close()
 
 
 @serve.deployment(name=INGRESS, max_surge_percent=100, health_check_period_s=5.0)
@@ -89,10 +95,11 @@ class IngressServer:
     def __init__(self, settings: Mapping[str, Any], engines: DeploymentHandle) -> None:
         _log_as_serve_does()
         self._service = open_service(ServeSettings.parse(settings), RemoteBackend(engines))
+        self._mirror = Mirror(self._service.metrics.registry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        return create_api(self._service)
+        return create_api(self._service, figures_of_all_replicas)
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -30,7 +30,10 @@ class Answer:
         self._request = question.request
         self._visit = visit
         self._timeout_s = service.settings.request_timeout_s
-        self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        self._metrics = service.metrics
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()  # when the last tokens came
+        self._deadline = self._last_s + self._timeout_s
         self._pieces = service.backend.ask(question)
         self._num_prompt_tokens = 0
         self._num_tokens = 0
@@ -112,11 +115,21 @@ class Answer:
             raise deadline_exceeded(self._timeout_s) from None
         self._head["system_fingerprint"] = piece.version
         new = sum(len(delta.token_ids) for _, delta in piece.items)
+        self._measure(piece, new)
         self._visit.use(new + piece.num_prompt_tokens - self._num_prompt_tokens)
         self._num_prompt_tokens = piece.num_prompt_tokens
         self._num_tokens += new
         self._token_texts |= piece.token_texts
         return piece
+
+    def _measure(self, piece: Piece, num_new: int) -> None:
+        now, is_first = self._loop.time(), not self._num_tokens
+        self._metrics.count_tokens(piece.num_prompt_tokens - self._num_prompt_tokens, num_new)
+        if self._request.stream and is_first:
+            self._metrics.first_token_s.observe(now - self._last_s)
+        elif self._request.stream:
+            self._metrics.time_tokens(now - self._last_s, num_new)
+        self._last_s = now
 
     def _choice(self, index: int, whole: TokenDelta) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 from warren.errors import WarrenError
 
 RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the log shows it
 
 
 class ApiError(WarrenError):

@@ -10,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warren_serve.admission import key_of
-from warren_serve.errors import ApiError, internal_error, too_large
+from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, internal_error, too_large
+from warren_serve.metrics import RequestMetrics
 
 logger = logging.getLogger("warren_serve.access")
 
@@ -23,10 +24,12 @@ class Gate:
     Args:
         app: What is behind the gate.
         max_body_bytes: Longer bodies end in 413, counted as they arrive.
+        metrics: Counts every request.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +38,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         passage = _Passage(scope, receive, send, self._max_body_bytes)
+        self._metrics.in_flight.inc()
         try:
             passage.check_length()
             await self._app(scope, passage.receive, passage.send)
@@ -44,6 +48,8 @@ class Gate:
             logger.exception("request %s failed", passage.request_id)
             await passage.fail(internal_error())
         finally:
+            self._metrics.in_flight.dec()
+            passage.count(self._metrics)
             passage.log()
 
 
@@ -84,6 +90,12 @@ class _Passage:
         """Answer with an error, unless an answer has begun: that one can only be cut."""
         if self._status is None:
             await error.response()(self._scope, self._receive, self.send)
+
+    def count(self, metrics: RequestMetrics) -> None:
+        """Count the request under its route, not its path: clients must not be able to make up labels."""
+        route = getattr(self._scope.get("route"), "path", "none")
+        metrics.requests.labels(route, str(self._status or CLIENT_CLOSED_REQUEST)).inc()
+        metrics.duration_s.labels(route).observe(time.perf_counter() - self._start)
 
     def log(self) -> None:
         """Write one line of JSON."""

@@ -19,6 +19,7 @@ from warren_serve.auth import KeyRing
 from warren_serve.backend import Backend, LocalBackend, Question
 from warren_serve.conversation import PromptBuilder, without_pictures
 from warren_serve.fetching import ImageFetcher
+from warren_serve.metrics import RequestMetrics, engine_registry, render
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import ChatRequest
 
@@ -45,6 +46,7 @@ class ChatService:
         self.settings = settings
         self.model_name = settings.model_name or release.name
         self.keys = KeyRing(settings)
+        self.metrics = RequestMetrics()
         self._fetcher = ImageFetcher(settings)
         self._prompts = prompts
         # Few threads: tokenising, base64 and image headers are all that is slow here.
@@ -68,6 +70,13 @@ class ChatService:
     def max_context_tokens(self) -> int:
         """Prompt and answer together."""
         return self._prompts.max_context_tokens
+
+    async def figures(self) -> bytes:
+        """Return what this process counted, in Prometheus' text format."""
+        families = [*self.metrics.registry.collect()]
+        if isinstance(self.backend, LocalBackend):
+            families += engine_registry(self.backend.engine.stats).collect()
+        return render(families)
 
     def close(self) -> None:
         """Stop the backend; unfinished answers fail."""

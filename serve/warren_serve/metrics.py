@@ -1,0 +1,124 @@
+"""Figures in Prometheus' text format. Nothing here knows Ray: `cluster_metrics.py` takes them to its agents."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from warren.inference import EngineStats
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_ANSWER_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside every counter, which nothing reads
+
+
+class RequestMetrics:
+    """What the routes count. Labels hold routes and statuses, never what a client wrote."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.in_flight = Gauge("warren_requests_in_flight", "HTTP requests being answered", registry=registry)
+        self.requests = Counter("warren_requests", "HTTP requests answered", ["route", "status"], registry=registry)
+        self.duration_s = Histogram(
+            "warren_request_seconds",
+            "From the request's head to the last byte of the answer",
+            ["route"],
+            buckets=_ANSWER_BUCKETS_S,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter("warren_prompt_tokens", "Tokens of answered prompts", registry=registry)
+        self.answer_tokens = Counter("warren_answer_tokens", "Tokens of answers", registry=registry)
+        self.first_token_s = Histogram(
+            "warren_time_to_first_token_seconds",
+            "From the read request to the first tokens of a streamed answer",
+            buckets=_ANSWER_BUCKETS_S,
+            registry=registry,
+        )
+        self.between_tokens_s = Histogram(
+            "warren_inter_token_seconds",
+            "Between two tokens of a streamed answer; tokens that come together share their time",
+            buckets=_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+
+    def count_tokens(self, num_prompt: int, num_answer: int) -> None:
+        """Add tokens of one answer."""
+        self.prompt_tokens.inc(num_prompt)
+        self.answer_tokens.inc(num_answer)
+
+    def time_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Note tokens of a stream that came together, so long after the ones before."""
+        for _ in range(num_tokens):
+            self.between_tokens_s.observe(seconds / num_tokens)
+
+
+class EngineCollector(Collector):
+    """An engine's counts, read when somebody asks.
+
+    Args:
+        stats: Returns them.
+    """
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        stats = self._stats()
+        for field, text in _ENGINE_GAUGES.items():
+            yield GaugeMetricFamily(f"warren_engine_{field.removeprefix('num_')}", text, value=getattr(stats, field))
+        for field, text in _ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(f"warren_engine_{field.removeprefix('num_')}", text, value=getattr(stats, field))
+
+
+_ENGINE_GAUGES = {
+    "num_slots": "Requests that can generate at the same time",
+    "num_running": "Slots in use",
+    "num_waiting": "Requests that wait for a slot",
+    "kv_bytes": "Memory of the slots' keys and values",
+    "kv_used_tokens": "Tokens held in slots",
+    "kv_capacity_tokens": "Tokens that fit into the slots",
+    "image_cache_bytes": "Visual features kept for repeated pictures",
+}
+_ENGINE_COUNTERS = {
+    "image_cache_hits": "Pictures whose features were kept",
+    "image_cache_misses": "Pictures that were encoded",
+    "num_prompt_tokens": "Prompt tokens read",
+    "num_generated_tokens": "Tokens generated",
+    "num_finished": "Requests that ended by themselves",
+    "num_cancelled": "Requests whose reader left",
+    "num_failed": "Requests that failed",
+}
+
+
+def engine_registry(stats: Callable[[], EngineStats]) -> CollectorRegistry:
+    """Return a registry of one engine's figures."""
+    registry = CollectorRegistry()
+    registry.register(EngineCollector(stats))
+    return registry
+
+
+def all_families() -> tuple[Metric, ...]:
+    """Return every family there is, whoever counts it; their samples mean nothing."""
+    nothing = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
+    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: nothing).collect())
+
+
+class _Families(CollectorRegistry):
+    """Families as a registry, which is what gets written."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
+        self._families = tuple(families)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+def render(families: Iterable[Metric]) -> bytes:
+    """Write families in Prometheus' text format."""
+    return generate_latest(_Families(families))

@@ -1,0 +1,73 @@
+"""What `/metrics` tells, in one process and gathered from a cluster's agents."""
+
+import hashlib
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from warren.inference import GenerationRequest, TokenDelta
+from warren_serve.cluster_metrics import merged
+
+PATH = "/v1/chat/completions"
+
+
+def hello(_: GenerationRequest) -> list[TokenDelta]:
+    return [TokenDelta(word, (5,)) for word in "abc"] + [TokenDelta("", (6,), finish_reason="stop")]
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Return values by name and the values of their labels."""
+    families = text_string_to_metric_families(text)
+    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+
+
+def test_requests_tokens_and_times_are_counted(scripted: Any) -> None:
+    endpoint, engine = scripted(hello, delay_s=0.01)
+    prompt = endpoint.chat().json()["usage"]["prompt_tokens"]
+    endpoint.chat(stream=True)
+    endpoint.chat(model="other")
+    for path in ("/made-up", "/v1/models/made-up"):
+        endpoint.request("GET", path)
+    answer = endpoint.request("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found = samples(answer.text)
+    assert found["warren_requests_total", PATH, "200"] == 2
+    assert found["warren_requests_total", PATH, "404"] == 1
+    assert found["warren_request_seconds_count", PATH] == 3
+    assert found["warren_requests_in_flight",] == 1, "the one that asks"
+    assert found["warren_prompt_tokens_total",] == 2 * prompt
+    assert found["warren_answer_tokens_total",] == 8
+    assert found["warren_time_to_first_token_seconds_count",] == 1
+    assert found["warren_inter_token_seconds_count",] == 3
+    assert found["warren_engine_slots",] == engine.stats().num_slots
+    assert found["warren_engine_running",] == 0
+    assert "made-up" not in answer.text
+
+
+def test_figures_need_a_key_where_the_models_do(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", hashlib.sha256(b"sesame").hexdigest())
+    endpoint, _ = scripted(hello, {"api_keys_env": "KEYS"})
+    assert endpoint.request("GET", "/metrics").status_code == 401
+    headers = {"authorization": "Bearer sesame"}
+    assert endpoint.request("GET", "/metrics", headers=headers).status_code == 200
+
+
+def test_a_clusters_figures_keep_their_names_and_types() -> None:
+    agent = """# TYPE ray_warren_requests_total gauge
+ray_warren_requests_total{Component="core_worker",WorkerId="7a",replica="%s",route="/v1/x",status="200"} 3.0
+# TYPE ray_warren_request_seconds_bucket gauge
+ray_warren_request_seconds_bucket{le="+Inf",replica="%s",route="/v1/x"} 3.0
+# TYPE ray_warren_engine_slots gauge
+ray_warren_engine_slots{replica="%s"} 8.0
+# TYPE ray_other gauge
+ray_other 1.0
+"""
+    text = merged([agent % (("a",) * 3), "", agent % (("b",) * 3)]).decode()
+    assert "# TYPE warren_requests_total counter" in text
+    assert "# TYPE warren_request_seconds histogram" in text
+    assert "# TYPE warren_engine_slots gauge" in text
+    for replica in "ab":
+        assert f'warren_requests_total{{replica="{replica}",route="/v1/x",status="200"}} 3.0' in text
+    assert "other" not in text
+    assert "core_worker" not in text
