@@ -219,6 +219,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
     from warren.train.loop import TrainingLoop
+    from warren.train.ranks import Ranks
 
     context = ray.train.get_context()
     cut = Cut.of(task.config.global_batch_size, context.get_world_size(), task.resources.micro_batch_size)
@@ -237,8 +238,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         cut=cut,
         num_steps=task.stream.plan().num_steps,
         num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
-        rank=context.get_world_rank(),
-        local_rank=context.get_local_rank(),
+        ranks=Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size()),
         inputs=task.stream.inputs,
         tokenizer_json=task.tokenizer["json"],
         record=task.record,

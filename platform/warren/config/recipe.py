@@ -38,6 +38,17 @@ class LoraConfig(Config):
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
 
 
+class GuardConfig(Config):
+    """Which steps are left out because they would do harm. A loss or gradient that is not finite always is.
+
+    Part of the recipe, because what is left out changes the loss curve.
+    """
+
+    spike_factor: float | None = Field(default=None, gt=1.0)  # leave out a loss above this many times the median
+    spike_window_steps: int = Field(default=100, ge=2)  # of the losses of so many steps before it, once there are
+    max_skips_in_a_row: int = Field(default=3, ge=0)  # one more ends the run
+
+
 class StageConfig(Config):
     """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
 
@@ -63,6 +74,7 @@ class StageConfig(Config):
     checkpoint_every_steps: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
     max_quarantined_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    guard: GuardConfig = GuardConfig()
 
     @field_validator("trainable")
     @classmethod

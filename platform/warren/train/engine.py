@@ -3,13 +3,16 @@
 import argparse
 import contextlib
 import io
+import math
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from warren.config import Resources, StageConfig
@@ -17,6 +20,7 @@ from warren.data.batch import Cut
 from warren.train.optimization import cosine_schedule, optimizer
 
 STATE_TAG = "state"
+_OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
 _NEVER = 10**9
 
 
@@ -49,6 +53,9 @@ class Engine:
         cut: How the global batch is cut.
         num_steps: Length of the schedule.
         universal: `load` will be given what `to_universal` wrote.
+
+    Attributes:
+        forward_done: When the last forward ended, by `time.perf_counter`; what follows waits for the other ranks.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Engine:
         if universal:
             config["checkpoint"] = {"load_universal": True}
         self._universal = universal
+        self._gate = built
         self._schedule = torch.optim.lr_scheduler.LambdaLR(built, cosine_schedule(num_steps, stage.warmup_fraction))
         with contextlib.redirect_stdout(io.StringIO()):  # its builders print their progress
             self._engine, *_ = deepspeed.initialize(
@@ -76,6 +84,7 @@ class Engine:
                 dist_init_required=False,
             )
         self._scale = cut.world_size * cut.num_micro_batches
+        self.forward_done = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -92,20 +101,47 @@ class Engine:
             The micro-batch's summed loss divided by the global token count, detached.
         """
         share: torch.Tensor = self._engine(**batch) / max(1, num_supervised_tokens)
+        self.forward_done = time.perf_counter()
         self._engine.backward(share * self._scale)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch
         return share.detach()
 
-    def step(self) -> tuple[float, float]:
-        """Take the optimizer step.
+    def step(self, skip: bool = False) -> tuple[float, float]:
+        """Take the optimizer step, or let it pass by; the schedule goes on either way.
+
+        A gradient that is not finite is never applied: ZeRO finds one by the norm over all ranks, and without ZeRO
+        every rank holds the whole gradient and finds it alike.
+
+        Args:
+            skip: Drop the gradient instead.
 
         Returns:
-            The gradient norm before clipping, and the largest learning rate that was used.
+            The gradient norm before clipping, NaN or infinite if the step was not taken for it, and the largest
+            learning rate of the step.
         """
         learning_rate = float(max(self._engine.get_lr()))
+        norm = self._own_norm() if self._engine.zero_optimization_stage() == 0 else None
+        self._gate.closed = skip or (norm is not None and not math.isfinite(norm))
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0), learning_rate
+        self._gate.closed = False
+        if getattr(self._engine.optimizer, "overflow", False):
+            self._schedule.step()  # DeepSpeed leaves it behind, and the rate would no longer follow from the step
+            norm = math.inf
+        return float(self._engine.get_global_grad_norm()) if norm is None else norm, learning_rate
+
+    def _own_norm(self) -> float:
+        """Return the norm that DeepSpeed does not keep without ZeRO."""
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def state_bytes(self) -> int:
+        """Return roughly how much `save` writes on one rank, with the servable model."""
+        parameters = list(self._engine.module.parameters())
+        sizes = [getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters]
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
+        shares = dist.get_world_size() if self._engine.zero_optimization_stage() else 1
+        return int(2 * sum(sizes) + _OPTIMIZER_BYTES * trained // shares)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Gather the model's full weights on rank 0; every rank must call it. Empty on the other ranks."""

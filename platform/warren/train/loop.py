@@ -1,36 +1,35 @@
 """The training loop of one rank: batch parts in, steps, metrics and checkpoints out. It knows nothing of Ray."""
 
-import json
-import random
+import math
 import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 
 from warren.config import Resources, StageConfig
 from warren.data.batch import BatchPart, Cut
 from warren.data.inputs import Inputs
 from warren.data.quarantine import Quarantine
-from warren.errors import QuarantineError, TrainingError, WarrenError
-from warren.storage import FileEntry, Location, download_tree
-from warren.train.checkpoint import (
-    METRICS_FILE,
-    RANKS_FOLDER,
-    STATE_FOLDER,
-    CheckpointManifest,
-    relative_to_attempt,
-)
-from warren.train.engine import Engine, to_universal
+from warren.errors import QuarantineError, TrainingError
+from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
+from warren.train.engine import Engine
+from warren.train.guards import Guard
+from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
+from warren.train.ranks import Ranks
 from warren.train.record import Run
+from warren.train.restoring import (
+    fetch,
+    random_state_file,
+    read_history,
+    read_random_state,
+    resizes,
+    seed_everything,
+)
+from warren.train.saving import CheckpointWriter, Snapshot, on_the_host
 from warren.train.servable import Servable
 
 Row = dict[str, Any]
@@ -51,8 +50,7 @@ class TrainingLoop:
     cut: Cut
     num_steps: int
     num_epoch_samples: int
-    rank: int
-    local_rank: int
+    ranks: Ranks
     inputs: Inputs
     tokenizer_json: str
     record: Row
@@ -61,66 +59,92 @@ class TrainingLoop:
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
         """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint."""
-        self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json)
-        self._attempt = self._same_everywhere(uuid.uuid4().hex[:8])
-        self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
-        if self.resources.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        seed_everything(self.stage.seed + self.rank)
-        folder = self._fetch(start) if start else None
-        objective = Objective(model, self.inputs)
-        universal = self._resizes(start)
-        self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps, universal)
-        step = 0
-        if start is not None and folder is not None:
-            self._restore(start, folder)
-            self._together(lambda: [])  # all ranks of the node have read it
-            shutil.rmtree(folder, ignore_errors=True)
-            step = start.step
+        self._prepare(model)
+        self._start_engine(model, start)
+        step = start.step if start else 0
         model.train()
         while step < self.num_steps:
             self._step(step, batches)
             step += 1
             if step % self.stage.checkpoint_every_steps == 0 or step == self.num_steps:
-                self._checkpoint(step)
+                with self._meter.stalled():
+                    self._checkpoint(step)
+        self._writer.finish()
+
+    def _prepare(self, model: torch.nn.Module) -> None:
+        self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json)
+        self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
+        self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
+        self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
+        self._meter = StepMeter(self.ranks)
+        self._writer = CheckpointWriter(
+            self.run.checkpoints, self.ranks, self._attempt, self._manifest, self.stage.keep_checkpoints
+        )
+
+    def _start_engine(self, model: torch.nn.Module, start: CheckpointManifest | None) -> None:
+        """Build the engine, and restore weights, optimizer, schedule, random state and metrics from a checkpoint."""
+        if self.resources.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        seed_everything(self.stage.seed + self.ranks.rank)
+        zero_stage = self.resources.zero_stage
+        universal = resizes(start, self.ranks.world_size, zero_stage)
+        objective = Objective(model, self.inputs)
+        if start is None:
+            self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps)
+            return
+        folder = fetch(self.run.checkpoints.at(start.step), start, self.ranks, zero_stage, self._attempt)
+        self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps, universal)
+        self._engine.load(folder)
+        if start.world_size == self.ranks.world_size:
+            read_random_state(folder / RANKS_FOLDER / random_state_file(self.ranks.rank))
+        self.history[:] = read_history(folder)
+        self._guard.follow(self.history)
+        self.ranks.together(lambda: None)  # all ranks of the node have read it
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _step(self, step: int, batches: Iterator[BatchPart]) -> None:
-        asked = time.perf_counter()
-        part = self._next_part(step, batches)
-        began = time.perf_counter()
+        with self._meter.waiting():
+            part = self._next_part(step, batches)
         share = torch.zeros((), device=self._engine.device)
         for micro_batch in part.micro_batches:
             tensors = to_tensors(micro_batch, self._engine.device)
             share += self._engine.forward_backward(tensors, part.num_supervised_tokens)
-        grad_norm, learning_rate = self._engine.step()
-        dist.all_reduce(share)
+        self._meter.count(part, self._engine.forward_done)
+        loss, num_busy, *counts = self.ranks.total(
+            [share, float(self._writer.busy), *self._meter.counts()], self._engine.device
+        )
+        skipped = self._guard.objection(loss)
+        grad_norm, learning_rate = self._engine.step(skip=bool(skipped))
+        if not skipped and not math.isfinite(grad_norm):
+            skipped = f"the gradient norm is {grad_norm}"
         row = {
             "step": step,
             "epoch": part.epoch,
-            "loss": float(share),
+            "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "samples": part.num_samples,
             "supervised_tokens": part.num_supervised_tokens,
-            "data_wait_s": began - asked,
-            "step_s": time.perf_counter() - began,
+            "skipped": skipped,
+            **self._meter.finish(part.num_samples, counts),
         }
-        self._guard(step, row, part)
-        if self.rank == 0:
+        self._watch(step, row, part)
+        if self.ranks.rank == 0:
             self.history.append(row)
             self.on_step(row)
+        with self._meter.stalled():
+            self._writer.advance(int(num_busy))
 
-    def _guard(self, step: int, row: Row, part: BatchPart) -> None:
+    def _watch(self, step: int, row: Row, part: BatchPart) -> None:
         """Stop a run that cannot go well. Every rank sees the same figures, so all stop at the same step."""
-        if not np.isfinite(row["loss"]):
-            raise TrainingError(
-                f"the loss is {row['loss']} at step {step}: lower the learning rate, or look at these samples: "
-                f"{', '.join(part.keys[:8])}"
-            )
+        keys: list[str] = []
+        if row["skipped"]:
+            keys = [key for keys in self.ranks.together(lambda: part.keys) for key in keys]
+        self._guard.judge(row, keys, writes=self.ranks.rank == 0)
         try:
             self._quarantine.add(step, part.quarantined, self.num_epoch_samples)
         except QuarantineError:
-            if self.rank == 0:
+            if self.ranks.rank == 0:
                 self._quarantine.write(step)
             raise
 
@@ -128,118 +152,24 @@ class TrainingLoop:
         part = next(batches, None)
         if part is None:
             raise TrainingError(f"the data stream ended before step {step} of {self.num_steps}")
-        if (part.step, part.rank) != (step, self.rank):
+        if (part.step, part.rank) != (step, self.ranks.rank):
             # Ray Data deals rows out round-robin; training on another rank's share would silently change the batch.
             raise TrainingError(
-                f"rank {self.rank} expected its share of step {step}, but got rank {part.rank}'s of step {part.step}"
+                f"rank {self.ranks.rank} expected its share of step {step}, but got rank {part.rank}'s of step "
+                f"{part.step}"
             )
         return part
 
     def _checkpoint(self, step: int) -> None:
-        """Write, upload and verify every rank's files, then commit the manifest on rank 0."""
-        model_state = self._engine.model_state()
-        with tempfile.TemporaryDirectory(prefix="warren-checkpoint-") as folder:
-            local = Path(folder)
-            self._engine.save(local)
-            (local / RANKS_FOLDER).mkdir()
-            torch.save(_random_state(), local / RANKS_FOLDER / f"random-{self.rank:05d}.pt")
-            if self.rank == 0:
-                self._servable.write(model_state, local)
-                lines = "".join(json.dumps(row) + "\n" for row in self.history)
-                (local / RANKS_FOLDER / METRICS_FILE).write_text(lines)
-            files = self._together(lambda: self.run.checkpoints.upload(step, self._attempt, local))
-        self._together(lambda: self._commit(step, files) if self.rank == 0 else [])
+        """Take the checkpoint of `step` and start its upload."""
+        model_state = self._engine.model_state()  # every rank is in it
+        snapshot = None
+        if self.ranks.rank == 0:
+            self._quarantine.write(step)
+            snapshot = Snapshot(self._servable, on_the_host(model_state), tuple(self.history))
+        self._writer.begin(step, self._engine.save, self._engine.state_bytes(), snapshot)
 
-    def _commit(self, step: int, files: list[FileEntry]) -> list[FileEntry]:
-        self._quarantine.write(step)
-        self.run.checkpoints.commit(
-            CheckpointManifest(
-                step,
-                self.cut.world_size,
-                self.resources.zero_stage,
-                self.record["fingerprint"],
-                tuple(files),
-                self.record,
-            )
+    def _manifest(self, step: int, files: tuple[Any, ...]) -> CheckpointManifest:
+        return CheckpointManifest(
+            step, self.ranks.world_size, self.resources.zero_stage, self.record["fingerprint"], files, self.record
         )
-        self.run.checkpoints.prune(self.stage.keep_checkpoints)
-        return files
-
-    def _together(self, action: Callable[[], list[FileEntry]]) -> list[FileEntry]:
-        """Run `action` on every rank and gather the results; an error on one rank is raised on all of them."""
-        mine: list[FileEntry] | WarrenError
-        try:
-            mine = action()
-        except WarrenError as error:
-            mine = error
-        everyone: list[Any] = [None] * self.cut.world_size
-        dist.all_gather_object(everyone, mine)
-        for result in everyone:
-            if isinstance(result, WarrenError):
-                raise result
-        return [entry for entries in everyone for entry in entries]
-
-    def _restore(self, checkpoint: CheckpointManifest, folder: Path) -> None:
-        """Load weights, optimizer, schedule, random state and metrics."""
-        self._engine.load(folder)
-        mine = folder / RANKS_FOLDER / f"random-{self.rank:05d}.pt"
-        if mine.is_file() and checkpoint.world_size == self.cut.world_size:
-            _set_random_state(torch.load(mine, weights_only=False))
-        lines = (folder / RANKS_FOLDER / METRICS_FILE).read_text().splitlines()
-        self.history[:] = [json.loads(line) for line in lines]
-
-    def _fetch(self, checkpoint: CheckpointManifest) -> Path:
-        """Download a checkpoint's state once a node, for all of its ranks, and fit it to their number."""
-        folder = Path(tempfile.gettempdir()) / f"warren-resume-{self._attempt}"
-
-        def fetch() -> list[FileEntry]:
-            if self.local_rank == 0:
-                _fetch_state(self.run.checkpoints.at(checkpoint.step), checkpoint, folder)
-                if self._resizes(checkpoint):
-                    to_universal(folder)
-            return []
-
-        self._together(fetch)
-        return folder
-
-    def _resizes(self, checkpoint: CheckpointManifest | None) -> bool:
-        """Whether the optimizer state must be partitioned anew; without ZeRO every rank has all of it."""
-        if checkpoint is None or self.resources.zero_stage == 0:
-            return False
-        return checkpoint.world_size != self.cut.world_size
-
-    def _same_everywhere(self, value: str) -> str:
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _fetch_state(source: Location, checkpoint: CheckpointManifest, target: Path) -> None:
-    """Download what resuming needs, with the attempt's name taken out of the paths."""
-    entries = (*checkpoint.below(STATE_FOLDER), *checkpoint.below(RANKS_FOLDER))
-    download_tree(source, entries, target)
-    for entry, inside in relative_to_attempt(entries):
-        (target / inside).parent.mkdir(parents=True, exist_ok=True)
-        (target / entry.path).rename(target / inside)
-
-
-def _random_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

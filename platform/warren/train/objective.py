@@ -34,8 +34,9 @@ class Objective(nn.Module):
     ) -> torch.Tensor:
         """Return the summed cross-entropy over supervised tokens, a scalar.
 
-        Every module runs in every call, also for text-only and empty micro-batches: ranks that skip a module
-        leave the others waiting in ZeRO-3's gathers.
+        Every module runs in every call, also for text-only and empty micro-batches, and in the same order: ranks
+        that skip a module leave the others waiting in ZeRO-3's gathers, and ZeRO-2 adds gradients up over the ranks
+        in the order in which they become ready, whichever parameters they belong to.
 
         Args:
             input_ids: int64 (samples, length), right-padded.
@@ -47,15 +48,9 @@ class Objective(nn.Module):
             input_ids = input_ids.new_full((1, 2), self._pad_token_id)
             labels = torch.full_like(input_ids, IGNORED)
             lengths = input_ids.new_full((1,), 2)
-        normalised = self._normalise(pixels) if len(pixels) else None
-        unused = torch.zeros((), device=input_ids.device)
-        if normalised is None:
-            blank = self._normalise(pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px)))
-            unused = 0.0 * _features(self.model.model.get_image_features(blank)).sum()
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden = self.model.model(
-            input_ids=input_ids,
-            pixel_values=normalised,
+            **self._embedded(input_ids, pixels),
             attention_mask=(positions < lengths[:, None]).long(),
             use_cache=False,
         ).last_hidden_state
@@ -64,7 +59,15 @@ class Objective(nn.Module):
         logits = self.model.lm_head(hidden[:, :-1][supervised])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = functional.cross_entropy(logits, targets[supervised], reduction="sum")
-        return loss + unused
+        return loss
+
+    def _embedded(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the model's inputs; where there is no picture, a blank one goes through the tower for nothing."""
+        if len(pixels):
+            return {"input_ids": input_ids, "pixel_values": self._normalise(pixels)}
+        embeddings = self.model.get_input_embeddings()(input_ids)  # before the tower, as the model itself does
+        blank = self._normalise(pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px)))
+        return {"inputs_embeds": embeddings + 0.0 * _features(self.model.model.get_image_features(blank)).sum()}
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype

@@ -31,10 +31,24 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
     ]
 
 
-def optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
+class GatedAdamW(torch.optim.AdamW):
+    """AdamW that can let a step pass by: weights and moments stay as they are.
+
+    Attributes:
+        closed: While true, `step` does nothing. DeepSpeed goes on around it, so its buffers are emptied as ever.
+    """
+
+    closed = False
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Take a step, unless the gate is closed."""
+        return None if self.closed else super().step(closure)
+
+
+def optimizer(model: nn.Module, stage: StageConfig) -> GatedAdamW:
     """Build AdamW over the trainable parameters."""
     groups = parameter_groups(model, stage)
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.adam_betas, eps=stage.adam_epsilon)
+    return GatedAdamW(groups, lr=stage.learning_rate, betas=stage.adam_betas, eps=stage.adam_epsilon)
 
 
 def cosine_schedule(num_steps: int, warmup_fraction: float) -> Callable[[int], float]:

@@ -1,0 +1,104 @@
+"""How much arithmetic a step needs, and what share of the device's peak it reached (MFU).
+
+Convention, as in the PaLM report (arXiv 2204.02311, appendix B): a token costs 2 FLOPs forward for every weight of a
+matrix it passes, and 4·layers·width·length in attention, unmasked; the backward pass costs twice the forward. Warren's
+additions: a frozen part costs no weight gradients, and no backward pass at all if nothing before it is trained; the
+output matrix counts at supervised positions only, because only there it is needed; embeddings are look-ups and cost
+nothing. Recomputation for gradient checkpointing is not counted.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from warren.models.vlm import part_of
+
+_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
+    "A100": 312.0,
+    "A800": 312.0,
+    "H100": 989.0,
+    "H800": 989.0,
+    "H200": 989.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "RTX 4090": 165.0,
+}
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step, all ranks together."""
+
+    vision: float
+    text: float
+
+
+@dataclass(frozen=True)
+class FlopsCount:
+    """What an image, a token, a pair of tokens and a supervised token cost, forward and backward."""
+
+    per_image: float
+    per_token: float
+    per_attended: float
+    per_supervised: float
+
+    @classmethod
+    def of(cls, model: Any) -> "FlopsCount":
+        """Count a `LlavaForConditionalGeneration` as it will be trained."""
+        weights, trained = _weights_by_part(model)
+        config = model.config
+        vision, text = config.vision_config, config.text_config
+        scales = getattr(config, "vision_scales", None) or [vision.image_size]
+        num_tiles = sum((scale // scales[0]) ** 2 for scale in scales)
+        patches = (vision.image_size // vision.patch_size) ** 2
+        tower_forward = 2 * weights["vision_tower"] * patches + 4 * vision.num_hidden_layers * vision.hidden_size * (
+            patches**2
+        )
+        tower = tower_forward * (3 if trained["vision_tower"] else 1) * num_tiles
+        projector_factor = 3 if trained["projector"] else 2 if trained["vision_tower"] else 1
+        projector = 2 * weights["projector"] * config.image_seq_length * projector_factor
+        upstream = trained["vision_tower"] or trained["projector"]
+        factor = 3 if trained["language_model"] else 2 if upstream else 1
+        return cls(
+            per_image=tower + projector,
+            per_token=2 * weights["language_model"] * factor,
+            # Attention has no weights: its backward costs twice its forward whenever there is one.
+            per_attended=4 * text.num_hidden_layers * text.hidden_size * (3 if factor > 1 else 1),
+            per_supervised=2 * text.vocab_size * text.hidden_size * factor,
+        )
+
+    def step(self, images: float, tokens: float, attended: float, supervised: float) -> StepFlops:
+        """Return the FLOPs of a step.
+
+        Args:
+            images: Number of pictures.
+            tokens: Number of tokens, padding left out.
+            attended: Sum of the squared lengths of the sequences.
+            supervised: Number of tokens with a loss.
+        """
+        text = self.per_token * tokens + self.per_attended * attended + self.per_supervised * supervised
+        return StepFlops(vision=self.per_image * images, text=text)
+
+
+def peak_tflops(device: torch.device, given: float | None) -> float | None:
+    """Return a device's peak in TFLOP/s: what the resources say, or the data sheet's; None where neither does."""
+    if given is not None or device.type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    return next((peak for mark, peak in _PEAK_TFLOPS.items() if mark in name), None)
+
+
+def _weights_by_part(model: nn.Module) -> tuple[dict[str, int], dict[str, bool]]:
+    """Count the weights in matrices and convolutions, and tell which parts train; the output matrix is left out."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = dict.fromkeys(("vision_tower", "projector", "language_model"), 0)
+    trained = dict.fromkeys(weights, False)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        trained[part] |= parameter.requires_grad
+        if parameter.ndim > 1 and id(parameter) not in tables and not name.startswith("lm_head."):
+            weights[part] += parameter.numel()
+    return weights, trained

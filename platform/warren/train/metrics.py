@@ -1,0 +1,74 @@
+"""What a step did and how long it took: tokens, waits, stalls, and how far the ranks are apart.
+
+A step's time runs from the end of the step before it to its own end, so nothing falls between two steps: waiting for
+data, training, and holding for a checkpoint are its parts.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from warren.data.batch import BatchPart
+from warren.train.ranks import Ranks
+
+Row = dict[str, Any]
+_SUMS = 3  # tokens, images, checkpoint stall
+
+
+class StepMeter:
+    """Measures one rank's steps. `counts` of all ranks, added up, are what `finish` takes."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._ended = time.perf_counter()
+        self._wait_s = self._stall_s = self._arrived_s = 0.0
+        self._tokens = self._images = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._wait_s += time.perf_counter() - began
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Count the time inside as holding for a checkpoint; it belongs to the step that follows."""
+        began = time.perf_counter()
+        yield
+        self._stall_s += time.perf_counter() - began
+
+    def count(self, part: BatchPart, forward_done: float) -> None:
+        """Take note of what this rank trained on, and when it was ready to meet the others."""
+        self._tokens = sum(int(micro_batch.lengths.sum()) for micro_batch in part.micro_batches)
+        self._images = sum(len(micro_batch.pixels) for micro_batch in part.micro_batches)
+        self._arrived_s = forward_done - self._ended
+
+    def counts(self) -> list[float]:
+        """Return this rank's figures: each rank's times in places of their own, so that a sum gathers them."""
+        waits, arrivals = ([0.0] * self._ranks.world_size for _ in range(2))
+        waits[self._ranks.rank], arrivals[self._ranks.rank] = self._wait_s, self._arrived_s
+        return [self._tokens, self._images, self._stall_s, *waits, *arrivals]
+
+    def finish(self, num_samples: int, totals: Sequence[float]) -> Row:
+        """End the step and return its figures, the same on every rank but for the step's time."""
+        tokens, images, stalls = totals[:_SUMS]
+        waits = totals[_SUMS : _SUMS + self._ranks.world_size]
+        arrivals = totals[_SUMS + self._ranks.world_size :]
+        now = time.perf_counter()
+        step_s = now - self._ended
+        self._ended, self._wait_s, self._stall_s = now, 0.0, 0.0
+        stall_s = stalls / self._ranks.world_size
+        return {
+            "tokens": int(tokens),
+            "images": int(images),
+            "time": time.time(),
+            "step_s": step_s,
+            "data_wait_s": max(waits),
+            "checkpoint_stall_s": stall_s,
+            "rank_skew_s": max(arrivals) - min(arrivals),
+            "slowest_rank": arrivals.index(max(arrivals)),
+            "samples_per_s": num_samples / step_s,
+            "tokens_per_s": tokens / step_s,
+        }

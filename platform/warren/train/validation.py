@@ -1,0 +1,40 @@
+"""The loss on samples that are not trained on: a fixed set, cut like a global batch, read beside the first steps."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from warren.data.batch import BatchPart
+from warren.train.engine import Engine
+from warren.train.objective import to_tensors
+from warren.train.ranks import Ranks
+
+
+class Validation:
+    """One rank's share of the held-out samples. Every rank holds as many micro-batches as the others.
+
+    Args:
+        read: Reads this rank's parts; called in a thread, so training does not wait for it.
+        every_steps: How often the loss is taken.
+    """
+
+    def __init__(self, read: Callable[[], Sequence[BatchPart]], every_steps: int) -> None:
+        self._every_steps = every_steps
+        thread = ThreadPoolExecutor(1, thread_name_prefix="warren-validation")
+        self._parts: Future[Sequence[BatchPart]] = thread.submit(read)
+        thread.shutdown(wait=False)
+
+    def is_due(self, num_steps_taken: int, num_steps: int) -> bool:
+        """Whether the loss is taken after that many steps."""
+        return num_steps_taken % self._every_steps == 0 or num_steps_taken == num_steps
+
+    def loss(self, engine: Engine, ranks: Ranks) -> float:
+        """Return the mean loss over all supervised tokens of the set; every rank is in it at once."""
+        parts = ranks.together(self._parts.result)[ranks.rank]
+        summed = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for part in parts:
+            for micro_batch in part.micro_batches:
+                summed += engine.evaluate(to_tensors(micro_batch, engine.device))
+        num_tokens = sum(part.num_supervised_tokens for part in parts)
+        return ranks.total([summed], engine.device)[0] / max(1, num_tokens)

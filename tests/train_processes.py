@@ -1,0 +1,168 @@
+"""Training without Ray: ranks as plain processes over gloo, with the real loop, engine, objective and reader."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from factories import tiny_model_config
+from warren.config import ModelConfig, Resources, StageConfig
+from warren.data.batch import BatchPart, Cut
+from warren.data.inputs import Inputs
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.stream import Encoding, Source, StreamSpec
+from warren.storage import Location
+from warren.train.record import Run
+
+TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of a stage, as its processes get it."""
+
+    root: Location
+    name: str
+    stage: StageConfig
+    inputs: tuple[Inputs, str]
+    zero_stage: int = 2
+    micro_batch_size: int = 2
+    changes: dict[str, Any] | None = None  # of the resources
+    model: ModelConfig | None = None
+    prepare: Callable[[Any, int], None] | None = None  # called with the loop and the rank before it trains
+
+    @property
+    def run(self) -> Run:
+        return Run(self.root / "runs" / self.name)
+
+    def train(self, world_size: int) -> list[list[dict[str, Any]]]:
+        """Train to the end, from the newest checkpoint on; return every rank's metrics."""
+        return in_processes(world_size, _train, self)
+
+
+def in_processes(world_size: int, target: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run `target(rank, world_size, *args)` in one process group and return the results by rank.
+
+    The first error, by rank, is raised here.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # of the server, which imports once for all processes
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "warren.train.loop", "warren.models"])
+    with TemporaryDirectory(prefix="warren-group-") as folder:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(theirs, folder, rank, world_size, target, args), daemon=True)
+            process.start()
+            theirs.close()
+            pipes.append(mine)
+            processes.append(process)
+        results = [_receive(pipe) for pipe in pipes]
+        for process in processes:
+            process.join(10)
+            process.kill()
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, ProcessEndedError | RuntimeError))
+    return results
+
+
+class ProcessEndedError(Exception):
+    """A process ended without a word, as after SIGKILL."""
+
+
+def _receive(pipe: Connection) -> Any:
+    if not pipe.poll(TIMEOUT_S):
+        return TimeoutError(f"no answer in {TIMEOUT_S} s")
+    try:
+        return pipe.recv()
+    except EOFError:
+        return ProcessEndedError()
+
+
+def _child(
+    pipe: Connection, folder: str, rank: int, world_size: int, target: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world_size)
+    try:
+        pipe.send(target(rank, world_size, *args))
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send(error)
+
+
+def parts(spec: StreamSpec, cut: Cut, rank: int, start: int) -> Iterator[BatchPart]:
+    """Yield a rank's parts as Ray Data's task would."""
+    reader = spec.reader(cut)
+    for window in spec.reads(start):
+        for shares in reader.read(window):
+            yield shares[rank]
+
+
+def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any]]:
+    from warren.models import TrainedTokenizer, build_model, freeze_all_but, train_tokenizer
+    from warren.train.loop import TrainingLoop
+    from warren.train.ranks import Ranks
+
+    stage, (inputs, tokenizer_json) = training.stage, training.inputs
+    spec = _stream(training)
+    resources = Resources(
+        num_workers=world_size,
+        zero_stage=training.zero_stage,
+        micro_batch_size=training.micro_batch_size,
+        **(training.changes or {}),
+    )
+    cut = Cut.of(stage.global_batch_size, world_size, training.micro_batch_size)
+    config = training.model or tiny_model_config()
+    trained: TrainedTokenizer = train_tokenizer(["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320)
+    model = build_model(config, trained, stage.seed)
+    freeze_all_but(model, stage.trainable)
+    start = training.run.checkpoints.latest()
+    plan = spec.plan()
+    loop = TrainingLoop(
+        run=training.run,
+        stage=stage,
+        resources=resources,
+        cut=cut,
+        num_steps=plan.num_steps,
+        num_epoch_samples=spec.sources[0].samples_per_epoch,
+        ranks=Ranks(rank, rank, world_size),
+        inputs=inputs,
+        tokenizer_json=tokenizer_json,
+        record={"fingerprint": "f"},
+        on_step=lambda _: None,
+    )
+    if training.prepare is not None:
+        training.prepare(loop, rank)
+    loop.train(model, parts(spec, cut, rank, start.step if start else 0), start)
+    return loop.history
+
+
+def _stream(training: Training) -> StreamSpec:
+    stage, (inputs, tokenizer_json) = training.stage, training.inputs
+    manifest = read_manifest(training.root, stage.dataset)
+    return StreamSpec(
+        sources=(Source(dataset_folder(training.root, stage.dataset), manifest, manifest.rows),),
+        encoding=Encoding(inputs, tokenizer_json, stage.max_length_tokens),
+        global_batch_size=stage.global_batch_size,
+        seed=stage.seed,
+        window_samples=stage.shuffle_window_samples,
+        num_steps=stage.duration.steps,
+        epochs=stage.duration.epochs,
+    )
+
+
+def scratch(tmp_path: Path) -> Location:
+    """Return a storage root in a test's own folder."""
+    return Location.parse(str(tmp_path / "store"))
