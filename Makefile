@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+, make and a C++ compiler; they make .venv and install what they need.
+# `make demo` and `make test` need Python 3.11+ and make; they make .venv and install what they need.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps easy-vqa
-	$(BIN)/python -m warren.train.engine  # builds DeepSpeed's CPU operator once, so no run waits for the compiler
 	touch $@
 
 demo: install  ## The whole way on this machine: raw pairs to REST answer (KEEP=1 leaves the endpoint up)

@@ -1,7 +1,6 @@
 """What every test shares: a private home, quiet libraries, and pictures to work with."""
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,6 @@ if TYPE_CHECKING:
     from warren.data.inputs import Inputs
 
 # Before Ray is imported: a local `ray.init()` writes a token into the home folder and changes later clusters' mode.
-# DeepSpeed's compiled operator stays where `make install` built it.
-os.environ.setdefault(
-    "TORCH_EXTENSIONS_DIR",
-    str(Path.home() / f".cache/torch_extensions/py{sys.version_info.major}{sys.version_info.minor}_cpu"),
-)
 os.environ["HOME"] = tempfile.mkdtemp(prefix="warren-home-")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ class Training:
     micro_batch_size: int = 2
     changes: dict[str, Any] | None = None  # of the resources
     model: ModelConfig | None = None
-    prepare: Callable[[Any, int], None] | None = None  # called with the loop and the rank before it trains
+    prepare: Callable[[Any, Any, int], None] | None = None  # called with loop, model and rank before it trains
 
     @property
     def run(self) -> Run:
@@ -114,6 +114,7 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
     from warren.models import TrainedTokenizer, build_model, freeze_all_but, train_tokenizer
     from warren.train.loop import TrainingLoop
     from warren.train.ranks import Ranks
+    from warren.train.validation import read_parts
 
     stage, (inputs, tokenizer_json) = training.stage, training.inputs
     spec = _stream(training)
@@ -125,7 +126,9 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
     )
     cut = Cut.of(stage.global_batch_size, world_size, training.micro_batch_size)
     config = training.model or tiny_model_config()
-    trained: TrainedTokenizer = train_tokenizer(["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320)
+    trained: TrainedTokenizer = train_tokenizer(
+        ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320
+    )
     model = build_model(config, trained, stage.seed)
     freeze_all_but(model, stage.trainable)
     start = training.run.checkpoints.latest()
@@ -142,9 +145,10 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
         tokenizer_json=tokenizer_json,
         record={"fingerprint": "f"},
         on_step=lambda _: None,
+        held_out=lambda: read_parts(replace(spec, num_steps=2, epochs=None), cut, rank),
     )
     if training.prepare is not None:
-        training.prepare(loop, rank)
+        training.prepare(loop, model, rank)
     loop.train(model, parts(spec, cut, rank, start.step if start else 0), start)
     return loop.history
 

@@ -3,7 +3,7 @@
 import itertools
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -44,6 +44,7 @@ class TrainingTask:
     stage: Stage
     resources: Resources
     stream: StreamSpec
+    held_out: StreamSpec | None
     parent: Run | None
     tokenizer: dict[str, Any]
     record: dict[str, Any]
@@ -129,7 +130,19 @@ def _prepare(
         num_steps=config.duration.steps,
         epochs=config.duration.epochs,
     )
-    return TrainingTask(run, recipe, stage, resources, stream, parent_run, tokenizer, record)
+    held_out = _held_out(config, root, stream)
+    return TrainingTask(run, recipe, stage, resources, stream, held_out, parent_run, tokenizer, record)
+
+
+def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> StreamSpec | None:
+    """Plan the samples to validate on: whole global batches, none twice."""
+    if config.validation is None:
+        return None
+    name = config.validation.dataset
+    manifest = read_manifest(root, name)
+    wanted = min(config.validation.num_samples, manifest.rows)
+    source = Source(dataset_folder(root, name), manifest, manifest.rows)
+    return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
 
 
 def _sources(config: StageConfig, root: Location) -> tuple[Source, ...]:
@@ -220,8 +233,11 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
     from warren.train.loop import TrainingLoop
     from warren.train.ranks import Ranks
+    from warren.train.validation import read_parts
 
     context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
+    held_out = task.held_out
     cut = Cut.of(task.config.global_batch_size, context.get_world_size(), task.resources.micro_batch_size)
     batches = batch_parts(ray.train.get_dataset_shard(DATASET))
     start = task.run.checkpoints.latest()
@@ -238,11 +254,12 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         cut=cut,
         num_steps=task.stream.plan().num_steps,
         num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
-        ranks=Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size()),
+        ranks=ranks,
         inputs=task.stream.inputs,
         tokenizer_json=task.tokenizer["json"],
         record=task.record,
         on_step=board.pin.remote,
+        held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
     )
     loop.train(model, batches, start)
 

@@ -20,6 +20,7 @@ from warren.config.recipe import (
     Recipe,
     ReleaseConfig,
     StageConfig,
+    ValidationConfig,
 )
 from warren.config.resources import Resources
 from warren.config.tree import Config, fingerprint, load_config
@@ -43,6 +44,7 @@ __all__ = [
     "Resources",
     "StageConfig",
     "TokenizerConfig",
+    "ValidationConfig",
     "VisionTowerConfig",
     "fingerprint",
     "load_config",

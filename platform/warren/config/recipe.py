@@ -49,6 +49,14 @@ class GuardConfig(Config):
     max_skips_in_a_row: int = Field(default=3, ge=0)  # one more ends the run
 
 
+class ValidationConfig(Config):
+    """What the loss is taken on during training, besides what is trained on."""
+
+    dataset: str
+    every_steps: int = Field(default=500, gt=0)  # and after the last step
+    num_samples: int = Field(default=512, gt=0)  # the first of the dataset's shuffled order; held in memory
+
+
 class StageConfig(Config):
     """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
 
@@ -75,6 +83,7 @@ class StageConfig(Config):
     keep_checkpoints: int = Field(default=2, ge=1)
     max_quarantined_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
     guard: GuardConfig = GuardConfig()
+    validation: ValidationConfig | None = None
 
     @field_validator("trainable")
     @classmethod

@@ -22,3 +22,5 @@ class Resources(Config):
     cpus_per_replica: float = Field(default=1.0, gt=0)
     gpus_per_replica: float = Field(default=0.0, ge=0.0)
     max_failures: int = Field(default=3, ge=0)
+    hang_timeout_s: float = Field(default=1800.0, gt=0)  # a rank that stands still so long is ended and restarted
+    peak_tflops_per_worker: float | None = Field(default=None, gt=0)  # for MFU; None: the data sheet's, for known GPUs

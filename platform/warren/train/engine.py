@@ -107,6 +107,14 @@ class Engine:
             self._engine.step()  # only counts the micro-batch
         return share.detach()
 
+    def evaluate(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return a micro-batch's summed loss and leave no trace; every rank must call it as often as the others."""
+        self._engine.eval()
+        with torch.no_grad():
+            loss: torch.Tensor = self._engine(**batch)
+        self._engine.train()
+        return loss
+
     def step(self, skip: bool = False) -> tuple[float, float]:
         """Take the optimizer step, or let it pass by; the schedule goes on either way.
 
@@ -190,6 +198,10 @@ def _import_deepspeed() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
+    if not torch.cuda.is_available():
+        # It would probe compilers, and compile an operator that only its inference uses, under a lock file that a
+        # killed process leaves behind and that every later start waits for without end.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.utils.logging.logger.setLevel("ERROR")
     return deepspeed
 
@@ -217,16 +229,3 @@ def to_universal(folder: Path) -> None:
         ds_to_universal.main(arguments)
     shutil.rmtree(source)
     target.rename(source)
-
-
-def build_operators() -> None:
-    """Compile the operator that DeepSpeed's CPU communication uses, where it is not cached already."""
-    _import_deepspeed()
-    from deepspeed.accelerator import get_accelerator
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
-
-
-if __name__ == "__main__":
-    build_operators()

@@ -2,8 +2,9 @@
 
 import math
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,9 @@ from warren.data.quarantine import Quarantine
 from warren.errors import QuarantineError, TrainingError
 from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
 from warren.train.engine import Engine
+from warren.train.flops import FlopsCount
 from warren.train.guards import Guard
+from warren.train.memory import memory_explained
 from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
 from warren.train.ranks import Ranks
@@ -31,6 +34,8 @@ from warren.train.restoring import (
 )
 from warren.train.saving import CheckpointWriter, Snapshot, on_the_host
 from warren.train.servable import Servable
+from warren.train.validation import Validation
+from warren.train.watchdog import Watchdog
 
 Row = dict[str, Any]
 
@@ -42,6 +47,7 @@ class TrainingLoop:
     Attributes:
         record: What the run was; goes into every checkpoint.
         on_step: Called on rank 0 with each step's metrics; must not block.
+        held_out: Reads this rank's share of the samples to validate on.
     """
 
     run: Run
@@ -55,28 +61,33 @@ class TrainingLoop:
     tokenizer_json: str
     record: Row
     on_step: Callable[[Row], None]
+    held_out: Callable[[], Sequence[BatchPart]] = tuple
     history: list[Row] = field(default_factory=list)
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
         """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint."""
         self._prepare(model)
-        self._start_engine(model, start)
-        step = start.step if start else 0
-        model.train()
-        while step < self.num_steps:
-            self._step(step, batches)
-            step += 1
-            if step % self.stage.checkpoint_every_steps == 0 or step == self.num_steps:
-                with self._meter.stalled():
-                    self._checkpoint(step)
-        self._writer.finish()
+        stacks = self.run.folder / "stacks" / f"{self._attempt}-rank-{self.ranks.rank:05d}.txt"
+        with Watchdog(self.resources.hang_timeout_s, stacks) as self._watchdog:
+            self._start_engine(model, start)
+            model.train()
+            for step in range(start.step if start else 0, self.num_steps):
+                self._watchdog.alive(f"training step {step}")
+                self._step(step, batches)
+                if (step + 1) % self.stage.checkpoint_every_steps == 0 or step + 1 == self.num_steps:
+                    with self._meter.stalled():
+                        self._checkpoint(step + 1)
+            self._watchdog.alive("waiting for the last checkpoint's upload")
+            self._writer.finish()
 
     def _prepare(self, model: torch.nn.Module) -> None:
         self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json)
         self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
         self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
         self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
-        self._meter = StepMeter(self.ranks)
+        self._meter = StepMeter(self.ranks, FlopsCount.of(model), self.resources.peak_tflops_per_worker)
+        validation = self.stage.validation
+        self._validation = Validation(self.held_out, validation.every_steps) if validation else None
         self._writer = CheckpointWriter(
             self.run.checkpoints, self.ranks, self._attempt, self._manifest, self.stage.keep_checkpoints
         )
@@ -106,9 +117,10 @@ class TrainingLoop:
         with self._meter.waiting():
             part = self._next_part(step, batches)
         share = torch.zeros((), device=self._engine.device)
-        for micro_batch in part.micro_batches:
-            tensors = to_tensors(micro_batch, self._engine.device)
-            share += self._engine.forward_backward(tensors, part.num_supervised_tokens)
+        with memory_explained(self.resources, part):
+            for micro_batch in part.micro_batches:
+                tensors = to_tensors(micro_batch, self._engine.device)
+                share += self._engine.forward_backward(tensors, part.num_supervised_tokens)
         self._meter.count(part, self._engine.forward_done)
         loss, num_busy, *counts = self.ranks.total(
             [share, float(self._writer.busy), *self._meter.counts()], self._engine.device
@@ -126,7 +138,8 @@ class TrainingLoop:
             "samples": part.num_samples,
             "supervised_tokens": part.num_supervised_tokens,
             "skipped": skipped,
-            **self._meter.finish(part.num_samples, counts),
+            **self._validated(step + 1),
+            **self._meter.finish(part, counts, self._engine.device),
         }
         self._watch(step, row, part)
         if self.ranks.rank == 0:
@@ -134,6 +147,14 @@ class TrainingLoop:
             self.on_step(row)
         with self._meter.stalled():
             self._writer.advance(int(num_busy))
+
+    def _validated(self, num_steps_taken: int) -> Row:
+        """Return the loss on held-out samples, where it is due."""
+        if self._validation is None or not self._validation.is_due(num_steps_taken, self.num_steps):
+            return {}
+        began = time.perf_counter()
+        loss = self._validation.loss(self._engine, self.ranks)
+        return {"validation_loss": loss, "validation_s": time.perf_counter() - began}
 
     def _watch(self, step: int, row: Row, part: BatchPart) -> None:
         """Stop a run that cannot go well. Every rank sees the same figures, so all stop at the same step."""

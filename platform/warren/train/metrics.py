@@ -9,21 +9,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from warren.data.batch import BatchPart
+from warren.train.flops import FlopsCount, StepFlops, peak_tflops
 from warren.train.ranks import Ranks
 
 Row = dict[str, Any]
-_SUMS = 3  # tokens, images, checkpoint stall
+_SUMS = 4  # tokens, squared lengths, images, checkpoint stall
+_TERA = 1e12
 
 
 class StepMeter:
-    """Measures one rank's steps. `counts` of all ranks, added up, are what `finish` takes."""
+    """Measures one rank's steps. `counts` of all ranks, added up, are what `finish` takes.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    Args:
+        flops: What the model's parts cost.
+        given_peak_tflops: Of one rank's device; None takes the data sheet's where it is known.
+    """
+
+    def __init__(self, ranks: Ranks, flops: FlopsCount, given_peak_tflops: float | None) -> None:
+        self._ranks, self._flops, self._given_peak_tflops = ranks, flops, given_peak_tflops
         self._ended = time.perf_counter()
         self._wait_s = self._stall_s = self._arrived_s = 0.0
-        self._tokens = self._images = 0
+        self._tokens = self._attended = self._images = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -41,7 +50,9 @@ class StepMeter:
 
     def count(self, part: BatchPart, forward_done: float) -> None:
         """Take note of what this rank trained on, and when it was ready to meet the others."""
-        self._tokens = sum(int(micro_batch.lengths.sum()) for micro_batch in part.micro_batches)
+        lengths = [micro_batch.lengths.astype("int64") for micro_batch in part.micro_batches]
+        self._tokens = sum(int(each.sum()) for each in lengths)
+        self._attended = sum(int((each**2).sum()) for each in lengths)
         self._images = sum(len(micro_batch.pixels) for micro_batch in part.micro_batches)
         self._arrived_s = forward_done - self._ended
 
@@ -49,11 +60,11 @@ class StepMeter:
         """Return this rank's figures: each rank's times in places of their own, so that a sum gathers them."""
         waits, arrivals = ([0.0] * self._ranks.world_size for _ in range(2))
         waits[self._ranks.rank], arrivals[self._ranks.rank] = self._wait_s, self._arrived_s
-        return [self._tokens, self._images, self._stall_s, *waits, *arrivals]
+        return [self._tokens, self._attended, self._images, self._stall_s, *waits, *arrivals]
 
-    def finish(self, num_samples: int, totals: Sequence[float]) -> Row:
+    def finish(self, part: BatchPart, totals: Sequence[float], device: torch.device) -> Row:
         """End the step and return its figures, the same on every rank but for the step's time."""
-        tokens, images, stalls = totals[:_SUMS]
+        tokens, attended, images, stalls = totals[:_SUMS]
         waits = totals[_SUMS : _SUMS + self._ranks.world_size]
         arrivals = totals[_SUMS + self._ranks.world_size :]
         now = time.perf_counter()
@@ -69,6 +80,14 @@ class StepMeter:
             "checkpoint_stall_s": stall_s,
             "rank_skew_s": max(arrivals) - min(arrivals),
             "slowest_rank": arrivals.index(max(arrivals)),
-            "samples_per_s": num_samples / step_s,
+            "samples_per_s": part.num_samples / step_s,
             "tokens_per_s": tokens / step_s,
+            **self._speed(self._flops.step(images, tokens, attended, part.num_supervised_tokens), step_s, device),
         }
+
+    def _speed(self, flops: StepFlops, step_s: float, device: torch.device) -> Row:
+        per_rank_s = step_s * self._ranks.world_size * _TERA
+        whole, text = (flops.vision + flops.text) / per_rank_s, flops.text / per_rank_s
+        row = {"tflops_per_s": whole, "tflops_per_s_text": text}
+        peak = peak_tflops(device, self._given_peak_tflops)
+        return row if peak is None else {**row, "mfu": whole / peak, "mfu_text": text / peak}

@@ -58,8 +58,7 @@ class Objective(nn.Module):
         supervised = targets != IGNORED
         logits = self.model.lm_head(hidden[:, :-1][supervised])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = functional.cross_entropy(logits, targets[supervised], reduction="sum")
-        return loss
+        return functional.cross_entropy(logits, targets[supervised], reduction="sum")
 
     def _embedded(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the model's inputs; where there is no picture, a blank one goes through the tower for nothing."""

@@ -5,7 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from warren.data.batch import BatchPart
+from warren.data.batch import BatchPart, Cut
+from warren.data.stream import StreamSpec
 from warren.train.engine import Engine
 from warren.train.objective import to_tensors
 from warren.train.ranks import Ranks
@@ -31,10 +32,21 @@ class Validation:
 
     def loss(self, engine: Engine, ranks: Ranks) -> float:
         """Return the mean loss over all supervised tokens of the set; every rank is in it at once."""
-        parts = ranks.together(self._parts.result)[ranks.rank]
+        ranks.together(self._wait)
+        parts = self._parts.result()
         summed = torch.zeros((), dtype=torch.float64, device=engine.device)
         for part in parts:
             for micro_batch in part.micro_batches:
                 summed += engine.evaluate(to_tensors(micro_batch, engine.device))
         num_tokens = sum(part.num_supervised_tokens for part in parts)
-        return ranks.total([summed], engine.device)[0] / max(1, num_tokens)
+        total: float = ranks.total([summed], engine.device)[0]
+        return total / max(1, num_tokens)
+
+    def _wait(self) -> None:
+        self._parts.result()
+
+
+def read_parts(stream: StreamSpec, cut: Cut, rank: int) -> list[BatchPart]:
+    """Read a rank's parts of all batches of a stream."""
+    reader = stream.reader(cut)
+    return [parts[rank] for window in stream.reads() for parts in reader.read(window)]

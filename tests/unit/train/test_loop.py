@@ -1,17 +1,25 @@
-"""The loop in plain processes: one loss curve whatever the cut, resumed, interrupted, short of storage."""
+"""The loop in plain processes: one loss curve whatever the cut; killed, resumed, short of storage, fed rubbish."""
 
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from factories import colour_sample, tiny_stage, write_dataset
-from train_processes import Training, scratch
-from warren.config import Duration
+from train_processes import ProcessEndedError, Training, scratch
+from warren.config import Duration, GuardConfig, ValidationConfig
 from warren.data.inputs import Inputs
 from warren.data.sample import Sample, Turn
+from warren.errors import StorageError, TrainingError
+from warren.train.optimization import cosine_schedule
 
-Curve = list[tuple[float, float]]
 STEPS = 6
 
 
@@ -22,25 +30,135 @@ def training(tmp_path: Path, tiny_inputs: tuple[Inputs, str]) -> Training:
     samples = [colour_sample(i) if i % 5 else Sample(f"text-{i}", (), text, "tests") for i in range(48)]
     write_dataset(root, "d", samples)
     stage = tiny_stage(
-        "d@v1", duration=Duration(steps=STEPS), projector_learning_rate=3e-4, weight_decay=0.1, warmup_fraction=0.2
+        "d@v1",
+        duration=Duration(steps=STEPS),
+        projector_learning_rate=3e-4,
+        weight_decay=0.1,
+        warmup_fraction=0.2,
+        validation=ValidationConfig(dataset="d@v1", every_steps=4),
     )
     return Training(root, "r", stage, tiny_inputs)
 
 
-def curve(history: list[dict[str, Any]]) -> Curve:
-    return [(row["loss"], row["grad_norm"]) for row in history]
+def figures(row: dict[str, Any]) -> list[float]:
+    return [row["loss"], row["grad_norm"], row.get("validation_loss", 0.0)]
 
 
-def test_one_loss_curve_whatever_the_zero_stage_cut_and_number_of_ranks(training: Training) -> None:
+def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(training: Training) -> None:
+    # With three ranks and micro-batches of one sample, one of the nine is empty; some hold text only.
     cuts = [(0, 8, 1), (2, 2, 1), (1, 4, 2), (3, 2, 2), (0, 2, 3), (2, 1, 3), (3, 1, 4)]
-    curves: dict[tuple[int, int, int], Curve] = {}
+    curves = {}
     for zero_stage, micro_batch_size, world_size in cuts:
         name = f"zero{zero_stage}-micro{micro_batch_size}-ranks{world_size}"
-        one = Training(training.root, name, training.stage, training.inputs, zero_stage, micro_batch_size)
-        curves[zero_stage, micro_batch_size, world_size] = curve(one.train(world_size)[0])
-    whole = curves[cuts[0]]
+        one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=micro_batch_size)
+        [curves[name], *_] = one.train(world_size)
+    whole = curves["zero0-micro8-ranks1"]
     assert len(whole) == STEPS
-    assert whole[-1][0] < whole[0][0]
-    for cut, found in curves.items():
-        for step, (expected, measured) in enumerate(zip(whole, found, strict=True)):
-            assert measured == pytest.approx(expected, rel=2e-5), f"ZeRO, micro batch, ranks {cut}: step {step}"
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    assert [step for step, row in enumerate(whole, 1) if "validation_loss" in row] == [4, 6]
+    for name, found in curves.items():
+        for expected, measured in zip(whole, found, strict=True):
+            assert figures(measured) == pytest.approx(figures(expected), rel=2e-5), (name, expected["step"])
+        same = ("step", "samples", "supervised_tokens", "tokens", "images", "learning_rate")
+        assert [[row[key] for key in same] for row in found] == [[row[key] for key in same] for row in whole], name
+
+
+def at_step(loop: Any, step: int, action: Callable[[], None]) -> None:
+    """Run `action` when the loop asks for the batch of a step."""
+    asked = loop._next_part
+
+    def ask(number: int, batches: Any) -> Any:
+        if number == step:
+            action()
+        return asked(number, batches)
+
+    loop._next_part = ask
+
+
+def spoil(loop: Any, model: Any, rank: int, kill_at: int | None = None) -> None:
+    """On the last rank: no finite loss at step 1, no finite gradient at step 3, a high loss at step 4."""
+    factors = {"output": 1.0, "gradient": 1.0}
+
+    def set_factors(output: float = 1.0, gradient: float = 1.0) -> None:
+        factors.update(output=output, gradient=gradient)
+
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * factors["output"])
+    model.model.multi_modal_projector.linear_1.bias.register_hook(lambda gradient: gradient * factors["gradient"])
+    if rank == loop.ranks.world_size - 1:
+        at_step(loop, 1, partial(set_factors, output=math.nan))
+        at_step(loop, 2, set_factors)
+        at_step(loop, 3, partial(set_factors, gradient=math.inf))
+        at_step(loop, 4, partial(set_factors, output=30.0))
+        at_step(loop, 5, set_factors)
+    if kill_at is not None and rank == 0:
+        at_step(loop, kill_at, partial(kill_once_saved, loop))
+
+
+def kill_once_saved(loop: Any) -> None:
+    while not loop.run.checkpoints.steps():
+        loop._writer.advance(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 1), (2, 2), (3, 1)])
+def test_steps_that_would_do_harm_are_left_out(training: Training, zero_stage: int, world_size: int) -> None:
+    guard = GuardConfig(spike_factor=3.0, spike_window_steps=2)
+    stage = training.stage.model_copy(update={"guard": guard, "checkpoint_every_steps": 3})
+    whole = replace(training, stage=stage, zero_stage=zero_stage, prepare=spoil)
+    [rows, *_] = whole.train(world_size)
+    assert [row["skipped"].split(" is ")[0] for row in rows] == [
+        "",
+        "the loss",
+        "",
+        "the gradient norm",
+        "the loss",
+        "",
+    ]
+    assert "over 3 times the median" in rows[4]["skipped"]
+    schedule = cosine_schedule(STEPS, stage.warmup_fraction)
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3 * schedule(step) for step in range(STEPS)])
+    written = json.loads((training.root / "runs" / "r" / "skipped" / "00000001.json").read_bytes())
+    assert len(written["keys"]) == stage.global_batch_size
+    if world_size > 1:
+        assert_alike_after_a_kill(whole, world_size, rows)
+
+
+def assert_alike_after_a_kill(whole: Training, world_size: int, rows: list[dict[str, Any]]) -> None:
+    broken = replace(whole, name="broken", prepare=partial(spoil, kill_at=4))
+    with pytest.raises((ProcessEndedError, RuntimeError)):
+        broken.train(world_size)
+    assert broken.run.checkpoints.steps() == [3]
+    [resumed, *_] = replace(broken, prepare=spoil).train(world_size)
+    assert [str(figures(row)) for row in resumed] == [str(figures(row)) for row in rows]  # bit by bit; NaN is not NaN
+    assert [row["skipped"] for row in resumed] == [row["skipped"] for row in rows]
+
+
+def spoil_all(loop: Any, model: Any, rank: int) -> None:
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * math.nan)
+
+
+def test_too_many_skips_in_a_row_end_the_run_and_name_the_samples(training: Training) -> None:
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*max_skips_in_a_row=2.*the loss is nan.*00000002\.json"):
+        replace(
+            training,
+            stage=training.stage.model_copy(update={"guard": GuardConfig(max_skips_in_a_row=2)}),
+            prepare=spoil_all,
+        ).train(1)
+
+
+def test_storage_that_refuses_a_checkpoint_ends_the_run_soon_after_the_first(training: Training) -> None:
+    many = training.stage.model_copy(update={"duration": Duration(steps=400), "checkpoint_every_steps": 2})
+    run = replace(training, stage=many, prepare=count_steps)
+    Path(run.run.folder.uri).mkdir(parents=True)
+    Path(run.run.folder.uri, "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(StorageError, match="checkpoints"):
+        run.train(2)
+    assert Path(run.run.folder.uri, "steps").stat().st_size < 100
+
+
+def count_steps(loop: Any, model: Any, rank: int) -> None:
+    def count(row: dict[str, Any]) -> None:
+        with Path(loop.run.folder.uri, "steps").open("a") as file:
+            file.write(".")
+
+    loop.on_step = count
