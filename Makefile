@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench clean chaos
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: install  ## The whole way on this machine: raw pairs to REST answer (KEEP=
 
 test: install  ## All tests
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
+	$(BIN)/python jobs/chaos.py $(ARGS)
 
 check: install  ## Format, lint, types and import rules
 	$(BIN)/ruff format --check .

@@ -1,17 +1,15 @@
 """Training on a real cluster: Ray Train, DeepSpeed, S3; killed, resumed, refused."""
 
 import json
-import os
-import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.util.state import list_actors
 
 from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
+from warren.cluster.chaos import compare, titled
 from warren.cluster.training import train_stage
 from warren.config import Duration, Recipe, Resources
 from warren.data.sample import IMAGE_MARK, Sample, Turn
@@ -39,25 +37,26 @@ def losses(run: Run) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-class KillAWorker(threading.Thread):
-    """Kills one training worker with SIGKILL once the run has committed a checkpoint at `step` or later."""
+class Killer(threading.Thread):
+    """Kills processes of the cluster, each once the run has committed a checkpoint at its step or later."""
 
-    def __init__(self, run: Run, step: int) -> None:
+    def __init__(self, cluster: Any, run: Run, schedule: list[tuple[str, int]]) -> None:
         super().__init__(daemon=True)
-        self._run, self._step = run, step
-        self.killed = False
+        self._cluster, self._run, self._schedule = cluster, run, schedule
+        self.killed: list[tuple[str, float]] = []
 
     def run(self) -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not self.killed:
-            steps = self._run.checkpoints.steps()
-            if steps and steps[-1] >= self._step:
-                workers = [a for a in list_actors() if a.class_name == "RayTrainWorker"]
-                alive = [a.pid for a in workers if a.state == "ALIVE" and a.pid]
-                if alive:
-                    os.kill(alive[0], signal.SIGKILL)
-                    self.killed = True
-            time.sleep(0.05)
+        deadline = time.monotonic() + 300
+        for kind, step in self._schedule:
+            while time.monotonic() < deadline:
+                victims = (
+                    titled(self._cluster.head, kind) if max(self._run.checkpoints.steps(), default=0) >= step else []
+                )
+                if victims:
+                    self.killed.append((kind, time.time()))
+                    victims[-1].kill()
+                    break
+                time.sleep(0.05)
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -82,15 +81,26 @@ def assert_equal_to_rounding(resumed: list[float], whole: list[float], step: int
     assert resumed == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(s3_root: Location) -> None:
+RECOVERY = ["detect_s", "first_step_s", "last_step", "load_s", "next_step", "restart_s", "total_s"]
+
+
+def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
+    s3_root: Location, ray_cluster: Any
+) -> None:
     datasets(s3_root)
     whole = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole")
-    killer = KillAWorker(Run(s3_root / "runs" / "broken"), step=8)
+    killer = Killer(ray_cluster, Run(s3_root / "runs" / "broken"), [("worker", 8), ("controller", 20)])
     killer.start()
     broken = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "broken")
-    assert killer.killed
-    assert len(losses(whole)) == 36
-    assert losses(broken) == losses(whole)  # bit by bit
+    figures = compare(whole, broken, killer.killed)
+    assert list(figures["recovery_s"]) == ["worker", "controller"]
+    assert figures["weights_bit_equal"]
+    assert figures["losses_bit_equal"]
+    assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
+    recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
+    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
+    assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
+    assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
     assert losses(whole)[-1] < losses(whole)[0]
     assert train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
 

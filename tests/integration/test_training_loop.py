@@ -1,5 +1,6 @@
 """The loop in plain processes: one loss curve whatever the cut; killed, resumed, short of storage, fed rubbish."""
 
+import itertools
 import json
 import math
 import os
@@ -162,3 +163,21 @@ def count_steps(loop: Any, model: Any, rank: int) -> None:
             file.write(".")
 
     loop.on_step = count
+
+
+def give_way(loop: Any, model: Any, rank: int) -> None:
+    import warren.train.loop
+
+    warren.train.loop._ASK_EVERY_S = 0.0
+    asked = itertools.count()
+    loop.gives_way = lambda: next(asked) == 2
+
+
+def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training) -> None:
+    [whole, *_] = training.train(2)
+    pushed = replace(training, name="pushed", prepare=give_way)
+    [short, *_] = pushed.train(2)
+    assert len(short) == 3
+    assert pushed.run.checkpoints.steps() == [3]
+    [resumed, *_] = replace(pushed, prepare=None).train(2)
+    assert [figures(row) for row in resumed] == [figures(row) for row in whole]

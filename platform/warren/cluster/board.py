@@ -1,14 +1,17 @@
-"""The board: where a run's rank 0 pins each step's metrics, and any rank the error that ends the run."""
+"""The board: where a run's workers pin metrics, marks of time and the error that ends the run; and what shows them."""
 
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.metrics import Gauge
 from tqdm import tqdm
 
 from warren.errors import WarrenError
+from warren.train.trackers import Row, Tracker, numbers
 
 _POLL_S = 1.0
 _LINE_EVERY_S = 10.0
@@ -21,29 +24,84 @@ class Board:
     def __init__(self) -> None:
         self._row: dict[str, Any] = {}
         self._error: WarrenError | None = None
+        self._marks: dict[str, float] = {}
+        self._recoveries: list[dict[str, Any]] = []
+        self._untaken: list[dict[str, Any]] = []
 
     def pin(self, row: dict[str, Any]) -> None:
         """Replace the newest metrics."""
+        if "loaded" in self._marks:
+            if self._row:
+                self._recoveries.append(_recovery(self._row, self._marks, row))
+            self._marks = {}
         self._row = row
+        self._untaken.append(row)
+
+    def mark(self, event: str, time_s: float) -> None:
+        """Note when an attempt's `failed`, `entered` or `loaded` came to pass; the first of each kind counts."""
+        self._marks.setdefault(event, time_s)
+
+    def recoveries(self) -> list[dict[str, Any]]:
+        """Return, for every attempt after the first, how long it took from the last step to the next."""
+        return self._recoveries
 
     def fail(self, error: WarrenError) -> None:
         """Pin the first error that ends the run."""
         self._error = self._error or error
 
-    def look(self) -> dict[str, Any]:
-        """Return the newest metrics."""
-        return self._row
+    def take(self) -> list[dict[str, Any]]:
+        """Return the metrics pinned since the last time they were taken."""
+        rows, self._untaken = self._untaken, []
+        return rows
 
     def error(self) -> WarrenError | None:
         """Return the error that ends the run, if any."""
         return self._error
 
 
-class Progress:
-    """Shows a run's progress while the driver waits: a bar on a terminal, a line now and then in a log."""
+def _recovery(last: dict[str, Any], marks: dict[str, float], row: dict[str, Any]) -> dict[str, Any]:
+    """Split the time between two steps: until the failure was noticed, workers were back, had loaded, had trained."""
+    entered, loaded = marks.get("entered", marks["loaded"]), marks["loaded"]
+    failed = marks.get("failed", entered)
+    return {
+        "last_step": last["step"],
+        "next_step": row["step"],
+        "detect_s": failed - last["time"],
+        "restart_s": entered - failed,
+        "load_s": loaded - entered,
+        "first_step_s": row["time"] - loaded,
+        "total_s": row["time"] - last["time"],
+    }
 
-    def __init__(self, board: Any, title: str, num_steps: int) -> None:
+
+class Gauges:
+    """Shows the newest metrics to Prometheus, as `ray_warren_train_…` with the run's name."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Gauge] = {}
+
+    def log(self, row: Row) -> None:
+        """Show a step's metrics."""
+        for name, value in {**numbers(row), "step": row["step"]}.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"warren_train_{name}", f"{name} of the newest step", tag_keys=("run",))
+            self._gauges[name].set(value, tags={"run": self._run})
+
+    def close(self) -> None:
+        """Leave the last figures standing until the driver ends."""
+
+
+class Progress:
+    """Shows a run's progress while the driver waits: a bar on a terminal, a line now and then in a log.
+
+    Args:
+        trackers: Get every step's metrics; they are closed at the end.
+    """
+
+    def __init__(self, board: Any, title: str, num_steps: int, trackers: Sequence[Tracker]) -> None:
         self._board, self._title, self._num_steps = board, title, num_steps
+        self._trackers = [*trackers, Gauges(title)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
@@ -54,31 +112,56 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+        self._log()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _show(self) -> None:
         terminal = sys.stderr.isatty()
         first: int | None = None
         printed = 0.0
+        shown = 0
         began = time.monotonic()
         with tqdm(total=self._num_steps, desc=self._title, unit="step", disable=not terminal) as bar:
             while not self._stop.wait(_POLL_S):
-                row = ray.get(self._board.look.remote())
-                if not row:
+                row = self._log()
+                if row is None:
                     continue
                 if first is None:
                     first, began = row["step"], time.monotonic()
                     bar.initial = bar.n = first
                 bar.n = row["step"] + 1
-                bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=True)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}", refresh=True)
+                recoveries = ray.get(self._board.recoveries.remote())
+                for recovery in recoveries[shown:]:
+                    tqdm.write(f"{self._title}: {recovered(recovery)}", file=sys.stderr)
+                    first, began = recovery["next_step"], time.monotonic()
+                shown = len(recoveries)
                 if not terminal and time.monotonic() - printed > _LINE_EVERY_S:
                     printed = time.monotonic()
                     print(self._line(row, first, printed - began), file=sys.stderr, flush=True)
+
+    def _log(self) -> dict[str, Any] | None:
+        """Pass on what is new, and return the newest of it."""
+        rows: list[dict[str, Any]] = ray.get(self._board.take.remote())
+        for tracker in self._trackers:
+            for row in rows:
+                tracker.log(row)
+        return rows[-1] if rows else None
 
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:
         steps = row["step"] - first
         rate = steps / elapsed_s if steps and elapsed_s else 0.0
         left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
+        waits = row["data_wait_s"] / row["step_s"]
         return (
             f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
-            f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  {left}"
+            f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
+            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}  {left}"
         )
+
+
+def recovered(recovery: dict[str, Any]) -> str:
+    """Say in a line how long a recovery took, and what took it."""
+    parts = ", ".join(f"{name} {recovery[f'{name}_s']:.1f}" for name in ("detect", "restart", "load", "first_step"))
+    return f"back at step {recovery['next_step']} after {recovery['total_s']:.1f} s ({parts.replace('_', ' ')})"

@@ -1,6 +1,9 @@
 """One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
 
 import itertools
+import os
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +17,7 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from warren.cluster.attempts import Attempts, FailureNotice, gave_way
 from warren.cluster.board import Board, Progress
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Recipe, Resources, StageConfig
@@ -29,6 +33,8 @@ from warren.storage import Location, download_tree
 from warren.train.averaging import refuse_to_train
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run, describe
+from warren.train.report import write_report
+from warren.train.trackers import open_trackers
 
 Stage = Literal["pretrain", "finetune"]
 TOKENIZER = "tokenizer.json"
@@ -83,8 +89,34 @@ def train_stage(
             f"the checkpoint at step {latest.step} was written with ZeRO stage {latest.zero_stage}: "
             f"resume with --set resources.zero_stage={latest.zero_stage}"
         )
+    # How often the controller looks after its workers; its default of two seconds is most of what noticing takes.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     board = Board.remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
+    trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
+    with Progress(board, task.run.name, num_steps, trackers):
+        Attempts(
+            attempt=lambda: _attempt(task, board),
+            is_complete=lambda: _is_complete(task.run, num_steps),
+            on_failure=lambda: ray.get(board.mark.remote("failed", time.time())),
+            max_failures=resources.max_failures,
+            max_preemptions=resources.max_preemptions,
+        ).run()
+    recoveries = ray.get(board.recoveries.remote())
+    _write_recoveries(task.run, recoveries)
+    report = write_report(task.run, task.record, recoveries)
+    print(f"report: {report}", file=sys.stderr)
+    return task.run
+
+
+def _is_complete(run: Run, num_steps: int) -> bool:
+    latest = run.checkpoints.latest()
+    return latest is not None and latest.step >= num_steps
+
+
+def _attempt(task: TrainingTask, board: Any) -> None:
+    """Start workers under a controller of Ray Train, and wait until they have ended."""
+    resources = task.resources
+    TorchTrainer(
         _train_worker,
         train_loop_config={"task": task, "board": board},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -92,20 +124,21 @@ def train_stage(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+            elastic_resize_monitor_interval_s=resources.elastic_check_s,
         ),
         datasets={DATASET: RemainingPlan(task.run, task.stream)},
         dataset_config=GlobalBatches(task.stream, resources.micro_batch_size, resources.data_cpus_per_task),
-        run_config=_ray_run_config(task),
-    )
-    with Progress(board, task.run.name, num_steps):
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise root_cause(error) from None
+        run_config=_ray_run_config(task, board),
+    ).fit()
     failed = ray.get(board.error.remote())
     if failed is not None:
         raise failed
-    return task.run
+
+
+def _write_recoveries(run: Run, recoveries: list[dict[str, Any]]) -> None:
+    """Write down how long the run was away, each time its workers were lost."""
+    if recoveries:
+        (run.folder / "recoveries" / f"{int(time.time())}.json").create_json(recoveries)
 
 
 def _prepare(
@@ -204,14 +237,17 @@ def _last_checkpoint(run: Run) -> CheckpointManifest:
     return latest
 
 
-def _ray_run_config(task: TrainingTask) -> RunConfig:
+def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
     """Give Ray Train a folder of its own for each attempt: Warren's checkpoints are the only state that resumes."""
     attempts = task.run.folder / "attempts"
     return RunConfig(
         name=uuid.uuid4().hex[:8],
         storage_path=attempts.key,
         storage_filesystem=attempts.filesystem,
-        failure_config=FailureConfig(max_failures=task.resources.max_failures),
+        failure_config=FailureConfig(
+            max_failures=task.resources.max_failures, max_preemption_failures=task.resources.max_preemptions
+        ),
+        callbacks=[FailureNotice(board)],
     )
 
 
@@ -236,6 +272,8 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     from warren.train.validation import read_parts
 
     context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        board.mark.remote("entered", time.time())
     ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
     held_out = task.held_out
     cut = Cut.of(task.config.global_batch_size, context.get_world_size(), task.resources.micro_batch_size)
@@ -259,6 +297,8 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         tokenizer_json=task.tokenizer["json"],
         record=task.record,
         on_step=board.pin.remote,
+        on_ready=lambda: board.mark.remote("loaded", time.time()),
+        gives_way=gave_way,
         held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
     )
     loop.train(model, batches, start)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from warren.config.tree import Config
 
@@ -10,7 +10,8 @@ from warren.config.tree import Config
 class Resources(Config):
     """What one cluster gives to a job. Numbers are per worker unless named otherwise."""
 
-    num_workers: int = Field(gt=0)
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt]  # two: as many as the cluster has room for, from, to
+    elastic_check_s: float = Field(default=60.0, gt=0)  # how often a run with room to grow looks for it
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -22,5 +23,18 @@ class Resources(Config):
     cpus_per_replica: float = Field(default=1.0, gt=0)
     gpus_per_replica: float = Field(default=0.0, ge=0.0)
     max_failures: int = Field(default=3, ge=0)
+    max_preemptions: int = Field(default=100, ge=0)  # counted apart from failures: nobody's fault
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     hang_timeout_s: float = Field(default=1800.0, gt=0)  # a rank that stands still so long is ended and restarted
     peak_tflops_per_worker: float | None = Field(default=None, gt=0)  # for MFU; None: the data sheet's, for known GPUs
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Resources":
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers: {list(self.num_workers)} is not [fewest, most]")
+        return self
+
+    @property
+    def max_workers(self) -> int:
+        """The number of workers when there is room for all."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers

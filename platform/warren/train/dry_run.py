@@ -28,7 +28,7 @@ def dry_run(
     stage: StageConfig = getattr(recipe, stage_name)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)
-    cut = Cut.of(stage.global_batch_size, resources.num_workers, resources.micro_batch_size)
+    cut = Cut.of(stage.global_batch_size, resources.max_workers, resources.micro_batch_size)
     sections = [
         f"{recipe.name}, {stage_name}: {recipe.description}".rstrip(": "),
         _parameters(found),
@@ -77,7 +77,7 @@ def _work(stage: StageConfig, resources: Resources, found: Estimate, datasets: l
     return "\n".join(
         [
             *(f"dataset           {line}" for line in datasets),
-            f"steps             {steps} of {stage.global_batch_size} samples = {resources.num_workers} workers × "
+            f"steps             {steps} of {stage.global_batch_size} samples = {resources.max_workers} workers × "
             f"{resources.micro_batch_size} × {found.num_micro_batches}",
             f"tokens per sample {found.tokens_per_image} an image and the text, at most {stage.max_length_tokens}",
             f"learning rate     {rate}; warm-up {stage.warmup_fraction:.0%}, then a cosine to zero",

@@ -86,7 +86,7 @@ def estimate(recipe: Recipe, stage: StageConfig, resources: Resources, num_sampl
         tokens_per_image=int(model.config.image_seq_length),
         num_samples=num_samples,
         num_steps=steps,
-        num_micro_batches=math.ceil(stage.global_batch_size / (resources.num_workers * resources.micro_batch_size)),
+        num_micro_batches=math.ceil(stage.global_batch_size / (resources.max_workers * resources.micro_batch_size)),
         memory=tuple(_memory(z, parameters, resources, activations) for z in range(4)),
     )
 
@@ -94,7 +94,7 @@ def estimate(recipe: Recipe, stage: StageConfig, resources: Resources, num_sampl
 def _memory(zero_stage: int, parameters: dict[Part, tuple[int, int]], resources: Resources, activations: int) -> Memory:
     total = sum(count for count, _ in parameters.values())
     trained = sum(count for _, count in parameters.values())
-    workers = resources.num_workers
+    workers = resources.max_workers
     width = _bytes_per_element(resources)
     weights, gradients = width * total, width * trained
     optimizer = (12 if width == 2 else 8) * trained

@@ -38,6 +38,7 @@ from warren.train.validation import Validation
 from warren.train.watchdog import Watchdog
 
 Row = dict[str, Any]
+_ASK_EVERY_S = 5.0
 
 
 @dataclass
@@ -47,6 +48,8 @@ class TrainingLoop:
     Attributes:
         record: What the run was; goes into every checkpoint.
         on_step: Called on rank 0 with each step's metrics; must not block.
+        on_ready: Called on rank 0 when the checkpoint is loaded, before the first step.
+        gives_way: Tells whether to stop for now; called on all ranks at once, every few seconds.
         held_out: Reads this rank's share of the samples to validate on.
     """
 
@@ -61,22 +64,33 @@ class TrainingLoop:
     tokenizer_json: str
     record: Row
     on_step: Callable[[Row], None]
+    on_ready: Callable[[], None] = lambda: None
+    gives_way: Callable[[], bool] = lambda: False
     held_out: Callable[[], Sequence[BatchPart]] = tuple
     history: list[Row] = field(default_factory=list)
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
-        """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint."""
+        """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint.
+
+        When it has to give way, it commits a checkpoint where it stands and returns early.
+        """
         self._prepare(model)
         stacks = self.run.folder / "stacks" / f"{self._attempt}-rank-{self.ranks.rank:05d}.txt"
         with Watchdog(self.resources.hang_timeout_s, stacks) as self._watchdog:
             self._start_engine(model, start)
             model.train()
+            self._asked = time.monotonic()
+            if self.ranks.rank == 0:
+                self.on_ready()
             for step in range(start.step if start else 0, self.num_steps):
                 self._watchdog.alive(f"training step {step}")
-                self._step(step, batches)
-                if (step + 1) % self.stage.checkpoint_every_steps == 0 or step + 1 == self.num_steps:
+                must_ask = self._step(step, batches)
+                stops = must_ask and self.gives_way()
+                if stops or (step + 1) % self.stage.checkpoint_every_steps == 0 or step + 1 == self.num_steps:
                     with self._meter.stalled():
                         self._checkpoint(step + 1)
+                if stops:
+                    break
             self._watchdog.alive("waiting for the last checkpoint's upload")
             self._writer.finish()
 
@@ -113,7 +127,8 @@ class TrainingLoop:
         self.ranks.together(lambda: None)  # all ranks of the node have read it
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _step(self, step: int, batches: Iterator[BatchPart]) -> None:
+    def _step(self, step: int, batches: Iterator[BatchPart]) -> bool:
+        """Train one step; return whether it is time to ask if the run has to give way, the same on all ranks."""
         with self._meter.waiting():
             part = self._next_part(step, batches)
         share = torch.zeros((), device=self._engine.device)
@@ -122,8 +137,9 @@ class TrainingLoop:
                 tensors = to_tensors(micro_batch, self._engine.device)
                 share += self._engine.forward_backward(tensors, part.num_supervised_tokens)
         self._meter.count(part, self._engine.forward_done)
-        loss, num_busy, *counts = self.ranks.total(
-            [share, float(self._writer.busy), *self._meter.counts()], self._engine.device
+        asks = time.monotonic() - self._asked > _ASK_EVERY_S
+        loss, num_busy, num_asking, *counts = self.ranks.total(
+            [share, float(self._writer.busy), float(asks), *self._meter.counts()], self._engine.device
         )
         skipped = self._guard.objection(loss)
         grad_norm, learning_rate = self._engine.step(skip=bool(skipped))
@@ -147,6 +163,9 @@ class TrainingLoop:
             self.on_step(row)
         with self._meter.stalled():
             self._writer.advance(int(num_busy))
+        if num_asking:
+            self._asked = time.monotonic()
+        return num_asking > 0
 
     def _validated(self, num_steps_taken: int) -> Row:
         """Return the loss on held-out samples, where it is due."""

@@ -5,6 +5,7 @@ data, training, and holding for a checkpoint are its parts.
 """
 
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from warren.train.flops import FlopsCount, StepFlops, peak_tflops
 from warren.train.ranks import Ranks
 
 Row = dict[str, Any]
-_SUMS = 4  # tokens, squared lengths, images, checkpoint stall
+_SUMS = 5  # tokens, squared lengths, images, checksums of keys, checkpoint stall
 _TERA = 1e12
 
 
@@ -32,7 +33,7 @@ class StepMeter:
         self._ranks, self._flops, self._given_peak_tflops = ranks, flops, given_peak_tflops
         self._ended = time.perf_counter()
         self._wait_s = self._stall_s = self._arrived_s = 0.0
-        self._tokens = self._attended = self._images = 0
+        self._tokens = self._attended = self._images = self._keys_sum = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -54,17 +55,18 @@ class StepMeter:
         self._tokens = sum(int(each.sum()) for each in lengths)
         self._attended = sum(int((each**2).sum()) for each in lengths)
         self._images = sum(len(micro_batch.pixels) for micro_batch in part.micro_batches)
+        self._keys_sum = sum(zlib.crc32(key.encode()) for key in part.keys)
         self._arrived_s = forward_done - self._ended
 
     def counts(self) -> list[float]:
         """Return this rank's figures: each rank's times in places of their own, so that a sum gathers them."""
         waits, arrivals = ([0.0] * self._ranks.world_size for _ in range(2))
         waits[self._ranks.rank], arrivals[self._ranks.rank] = self._wait_s, self._arrived_s
-        return [self._tokens, self._attended, self._images, self._stall_s, *waits, *arrivals]
+        return [self._tokens, self._attended, self._images, self._keys_sum, self._stall_s, *waits, *arrivals]
 
     def finish(self, part: BatchPart, totals: Sequence[float], device: torch.device) -> Row:
         """End the step and return its figures, the same on every rank but for the step's time."""
-        tokens, attended, images, stalls = totals[:_SUMS]
+        tokens, attended, images, keys_sum, stalls = totals[:_SUMS]
         waits = totals[_SUMS : _SUMS + self._ranks.world_size]
         arrivals = totals[_SUMS + self._ranks.world_size :]
         now = time.perf_counter()
@@ -74,6 +76,7 @@ class StepMeter:
         return {
             "tokens": int(tokens),
             "images": int(images),
+            "keys_sum": int(keys_sum),
             "time": time.time(),
             "step_s": step_s,
             "data_wait_s": max(waits),

@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from warren.cluster.laptop.ports import free_port
 from warren.errors import ServiceError
 
@@ -99,6 +101,25 @@ class RayHead:
             time.sleep(0.2)
         self.stop()
         raise ServiceError(f"Ray did not start; see {self.folder / 'head.log'}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process of this cluster but the first."""
+        if self._process is None or self._process.poll() is not None:
+            return []
+        try:
+            return list(psutil.Process(self._process.pid).children(recursive=True))
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """End every process at once, as a power cut would; `start` brings up an empty cluster at the same address."""
+        if self._process is None:
+            return
+        for process in [psutil.Process(self._process.pid), *self.processes()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        self._process = None
 
     def stop(self) -> None:
         """End every process of this cluster, and of this cluster only."""

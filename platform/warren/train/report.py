@@ -1,0 +1,116 @@
+"""The report of a run: what it was, how it went, in Markdown with plots, in `report/` of the run's folder."""
+
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from warren.errors import TrainingError
+from warren.storage import Location
+from warren.train.checkpoint import METRICS_FILE
+from warren.train.record import Run
+
+Row = Mapping[str, Any]
+REPORT = "report.md"
+_PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("loss", ("loss", "validation_loss"), "loss"),
+    ("learning-rate", ("learning_rate",), "learning rate"),
+    ("gradient-norm", ("grad_norm",), "gradient norm before clipping"),
+    ("throughput", ("tokens_per_s",), "tokens/s"),
+    ("waits", ("data_wait_s", "checkpoint_stall_s", "rank_skew_s"), "seconds of a step"),
+)
+
+
+def read_metrics(run: Run) -> list[dict[str, Any]]:
+    """Return the metrics of every step of a run, from its newest checkpoint.
+
+    Raises:
+        TrainingError: There is no checkpoint yet.
+    """
+    latest = run.checkpoints.latest()
+    if latest is None:
+        raise TrainingError(f"{run.folder} has no complete checkpoint, so no metrics to report")
+    entry = next(entry for entry in latest.files if entry.path.endswith(METRICS_FILE))
+    lines = (run.checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[Row]) -> Location:
+    """Write a run's report and return where it is; an older one is replaced."""
+    rows = read_metrics(run)
+    folder = run.folder / "report"
+    for name, columns, label in _PLOTS:
+        _replace(folder / f"{name}.png", _plot(rows, columns, label))
+    _replace(folder / REPORT, _markdown(run, record, rows, recoveries).encode())
+    return folder / REPORT
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Return a run's figures; times leave out the first step of the run, in which everything is built."""
+    steady = rows[1:] or rows
+    seconds = sum(row["step_s"] for row in steady)
+    found = {
+        "steps": len(rows),
+        "samples": sum(row["samples"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "steps_left_out": sum(bool(row["skipped"]) for row in rows),
+        "samples_per_s": sum(row["samples"] for row in steady) / seconds,
+        "tokens_per_s": sum(row["tokens"] for row in steady) / seconds,
+        "median_step_s": statistics.median(row["step_s"] for row in steady),
+        "data_wait_fraction": sum(row["data_wait_s"] for row in steady) / seconds,
+        "checkpoint_stall_fraction": sum(row["checkpoint_stall_s"] for row in steady) / seconds,
+        "mean_rank_skew_s": statistics.mean(row["rank_skew_s"] for row in steady),
+        "tflops_per_s_per_worker": statistics.mean(row["tflops_per_s"] for row in steady),
+        "tflops_per_s_per_worker_text": statistics.mean(row["tflops_per_s_text"] for row in steady),
+    }
+    for name in ("mfu", "mfu_text"):
+        if name in rows[-1]:
+            found[name] = statistics.mean(row[name] for row in steady if name in row)
+    return found
+
+
+def _markdown(run: Run, record: Mapping[str, Any], rows: Sequence[Row], recoveries: Sequence[Row]) -> str:
+    lines = [f"# Run {run.name}", "", "| what | value |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in summary(rows).items()]
+    lines += [
+        "",
+        "TFLOP/s and MFU count what the model needs (warren/train/flops.py says how); `text` leaves the vision tower "
+        "and the projector out.",
+        "",
+    ]
+    lines += [f"![{label}]({name}.png)" for name, _, label in _PLOTS]
+    skipped = [row for row in rows if row["skipped"]]
+    if skipped:
+        lines += ["", "## Steps left out", "", "| step | why |", "|---|---|"]
+        lines += [f"| {row['step']} | {row['skipped']} |" for row in skipped]
+    if recoveries:
+        columns = ("last_step", "next_step", "detect_s", "restart_s", "load_s", "first_step_s", "total_s")
+        lines += ["", "## Recoveries", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join(f'{row[column]:.4g}' for column in columns)} |" for row in recoveries]
+    lines += ["", "## What it was", "", "```json", json.dumps(record, indent=2, sort_keys=True), "```", ""]
+    return "\n".join(lines)
+
+
+def _plot(rows: Sequence[Row], columns: Sequence[str], label: str) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel=label)
+    for column in columns:
+        points = [(row["step"], row[column]) for row in rows if column in row and math.isfinite(row[column])]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=column, marker="." if len(points) < 20 else "")
+    if len(columns) > 1 and axes.lines:
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _replace(target: Location, data: bytes) -> None:
+    target.store.delete(target.key)
+    target.create_bytes(data)

@@ -1,0 +1,122 @@
+"""Where a run's metrics go while it trains: TensorBoard files beside the run, and W&B or MLflow if asked for."""
+
+import importlib
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from warren.errors import ConfigError
+from warren.train.record import Run
+
+Row = Mapping[str, Any]
+_UPLOAD_EVERY_S = 60.0
+
+
+class Tracker(Protocol):
+    """Takes the metrics of steps, in order; a step may come again when its first result was lost."""
+
+    def log(self, row: Row) -> None:
+        """Take a step's metrics."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+def numbers(row: Row) -> dict[str, float]:
+    """Return the figures of a row that can be drawn over its step."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and name not in ("step", "time") and math.isfinite(value)
+    }
+
+
+class TensorBoard:
+    """Writes event files to `tensorboard/` of the run: `tensorboard --logdir` on a folder, or on a copy of it."""
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._folder = tempfile.TemporaryDirectory(prefix="warren-tensorboard-")
+        self._writer = SummaryWriter(self._folder.name, purge_step=first_step)
+        self._target = run.folder / "tensorboard"
+        self._uploaded = time.monotonic()
+
+    def log(self, row: Row) -> None:
+        """Take a step's metrics."""
+        for name, value in numbers(row).items():
+            self._writer.add_scalar(f"train/{name}", value, row["step"], walltime=row["time"])
+        if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
+            self._upload()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+        self._upload()
+        self._folder.cleanup()
+
+    def _upload(self) -> None:
+        self._writer.flush()
+        for file in Path(self._folder.name).iterdir():
+            (self._target / file.name).upload(file)
+        self._uploaded = time.monotonic()
+
+
+class WeightsAndBiases:
+    """Logs to W&B, where `WANDB_*` says; the same run goes on under the same id."""
+
+    def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
+        wandb = _library("wandb")
+        self._run = wandb.init(project="warren", name=run.name, id=run.name, resume="allow", config=dict(record))
+
+    def log(self, row: Row) -> None:
+        """Take a step's metrics."""
+        self._run.log(numbers(row), step=row["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+class MlFlow:
+    """Logs to MLflow, where `MLFLOW_*` says."""
+
+    def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
+        self._mlflow = _library("mlflow")
+        self._mlflow.set_experiment("warren")
+        self._mlflow.start_run(run_name=run.name, tags={"fingerprint": str(record["fingerprint"])})
+
+    def log(self, row: Row) -> None:
+        """Take a step's metrics."""
+        self._mlflow.log_metrics(numbers(row), step=row["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._mlflow.end_run()
+
+
+def open_trackers(names: Sequence[str], run: Run, record: Mapping[str, Any], first_step: int) -> list[Tracker]:
+    """Open the trackers that the resources name.
+
+    Raises:
+        ConfigError: The library of one is not installed.
+    """
+    opened: list[Tracker] = []
+    for name in names:
+        if name == "tensorboard":
+            opened.append(TensorBoard(run, first_step))
+        elif name == "wandb":
+            opened.append(WeightsAndBiases(run, record))
+        else:
+            opened.append(MlFlow(run, record))
+    return opened
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(f"resources.trackers names {name}, which is not installed: pip install {name}") from None
