@@ -2,8 +2,8 @@
 
 Convention, as in the PaLM report (arXiv 2204.02311, appendix B): a token costs 2 FLOPs forward for every weight of a
 matrix it passes, and 4·layers·width·length in attention, unmasked; the backward pass costs twice the forward. Warren's
-additions: a frozen part costs no weight gradients, and no backward pass at all if nothing before it is trained; the
-output matrix counts at supervised positions only, because only there it is needed; embeddings are look-ups and cost
+additions: a frozen weight costs no gradient of its own, and a part no backward pass if nothing in or before it trains;
+the output matrix counts at supervised positions only, because only there it is needed; embeddings are look-ups and cost
 nothing. Recomputation for gradient checkpointing is not counted.
 """
 
@@ -47,27 +47,26 @@ class FlopsCount:
 
     @classmethod
     def of(cls, model: Any) -> "FlopsCount":
-        """Count a `LlavaForConditionalGeneration` as it will be trained."""
-        weights, trained = _weights_by_part(model)
+        """Count a `LlavaForConditionalGeneration` as it will be trained. Shapes are enough: it may have no weights."""
         config = model.config
         vision, text = config.vision_config, config.text_config
         scales = getattr(config, "vision_scales", None) or [vision.image_size]
         num_tiles = sum((scale // scales[0]) ** 2 for scale in scales)
         patches = (vision.image_size // vision.patch_size) ** 2
-        tower_forward = 2 * weights["vision_tower"] * patches + 4 * vision.num_hidden_layers * vision.hidden_size * (
-            patches**2
-        )
-        tower = tower_forward * (3 if trained["vision_tower"] else 1) * num_tiles
-        projector_factor = 3 if trained["projector"] else 2 if trained["vision_tower"] else 1
-        projector = 2 * weights["projector"] * config.image_seq_length * projector_factor
-        upstream = trained["vision_tower"] or trained["projector"]
-        factor = 3 if trained["language_model"] else 2 if upstream else 1
+        costs, trained = _costs_by_part(model)
+        before_text = trained["vision_tower"] or trained["projector"]
+        text_backward = trained["language_model"] or before_text
+        tower_attention = 4 * vision.num_hidden_layers * vision.hidden_size * patches**2
+        tower = costs["vision_tower"].times(trained["vision_tower"]) * patches
+        tower += tower_attention * (3 if trained["vision_tower"] else 1)
+        projector = costs["projector"].times(trained["vision_tower"]) * config.image_seq_length
+        head = _Cost.of(model.lm_head.weight)
         return cls(
-            per_image=tower + projector,
-            per_token=2 * weights["language_model"] * factor,
+            per_image=tower * num_tiles + projector,
+            per_token=costs["language_model"].times(text_backward),
             # Attention has no weights: its backward costs twice its forward whenever there is one.
-            per_attended=4 * text.num_hidden_layers * text.hidden_size * (3 if factor > 1 else 1),
-            per_supervised=2 * text.vocab_size * text.hidden_size * factor,
+            per_attended=4 * text.num_hidden_layers * text.hidden_size * (3 if text_backward else 1),
+            per_supervised=head.times(text_backward),
         )
 
     def step(self, images: float, tokens: float, attended: float, supervised: float) -> StepFlops:
@@ -91,14 +90,35 @@ def peak_tflops(device: torch.device, given: float | None) -> float | None:
     return next((peak for mark, peak in _PEAK_TFLOPS.items() if mark in name), None)
 
 
-def _weights_by_part(model: nn.Module) -> tuple[dict[str, int], dict[str, bool]]:
-    """Count the weights in matrices and convolutions, and tell which parts train; the output matrix is left out."""
+@dataclass(frozen=True)
+class _Cost:
+    """FLOPs that weights cost per token: forward, of their inputs' gradient, and of their own."""
+
+    forward: int = 0
+    inputs: int = 0
+    own: int = 0
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> "_Cost":
+        forward = 2 * weight.numel()
+        return cls(forward, forward, forward if weight.requires_grad else 0)
+
+    def __add__(self, other: "_Cost") -> "_Cost":
+        return _Cost(self.forward + other.forward, self.inputs + other.inputs, self.own + other.own)
+
+    def times(self, backward: bool) -> float:
+        """Return the cost of a part whose inputs' gradient is needed, or is not."""
+        return float(self.forward + self.own + (self.inputs if backward else 0))
+
+
+def _costs_by_part(model: nn.Module) -> tuple[dict[str, _Cost], dict[str, bool]]:
+    """Count matrices and convolutions, and tell which parts train; the output matrix is left out."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    weights = dict.fromkeys(("vision_tower", "projector", "language_model"), 0)
-    trained = dict.fromkeys(weights, False)
+    costs = dict.fromkeys(("vision_tower", "projector", "language_model"), _Cost())
+    trained = dict.fromkeys(costs, False)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         trained[part] |= parameter.requires_grad
         if parameter.ndim > 1 and id(parameter) not in tables and not name.startswith("lm_head."):
-            weights[part] += parameter.numel()
-    return weights, trained
+            costs[part] += _Cost.of(parameter)
+    return costs, trained
