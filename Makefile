@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test check bench clean chaos
+.PHONY: help install demo test check bench clean chaos bench-serve soak
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,12 @@ check: install  ## Format, lint, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-serve: install  ## The endpoint's speed beside one-at-a-time, static batches and vLLM (VLLM_PYTHON=…); ARGS=--quick
+	$(BIN)/python -m benchmarks.serve $(ARGS)
+
+soak: install  ## Good, bad, slow, cancelled and oversized requests for 30 minutes (ARGS="--minutes 5")
+	$(BIN)/python -m benchmarks.serve.soak $(ARGS)
 
 clean:  ## Remove .venv and what the demo wrote
 	rm -rf $(VENV) demo-output

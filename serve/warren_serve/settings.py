@@ -27,7 +27,8 @@ class ServeSettings(Config):
         model_name: What clients call it; None for the release's name.
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
-        prefill_budget_tokens: Prompt tokens read between two tokens of running answers.
+        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers.
+        stall_budget_tokens: The same times the running answers; the more of them wait, the less is read.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.
         stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
@@ -75,6 +76,7 @@ class ServeSettings(Config):
     num_slots: int = Field(default=8, ge=1, le=256)
     max_context_tokens: int | None = Field(default=None, ge=2)
     prefill_budget_tokens: int = Field(default=512, ge=1)
+    stall_budget_tokens: int = Field(default=512, ge=1)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     max_kv_bytes: int | None = Field(default=None, ge=1)
     stream_interval_s: float = Field(default=0.04, ge=0)
@@ -155,6 +157,7 @@ class ServeSettings(Config):
             num_slots=self.num_slots,
             max_context_tokens=self.max_context_tokens,
             prefill_budget_tokens=self.prefill_budget_tokens,
+            stall_budget_tokens=self.stall_budget_tokens,
             max_waiting=self.requests_per_engine * self.max_choices,
             image_cache_bytes=self.image_cache_bytes,
             max_kv_bytes=self.max_kv_bytes,

@@ -206,7 +206,7 @@ class Batch:
 
     def _plan_prefill(self) -> Plan:
         """Give slots to waiting rows; return what this step reads. Only a lone first row is read in part."""
-        budget = self.options.prefill_budget_tokens
+        budget = self.options.readable_tokens(self._num_decoding)
         plan: Plan = []
         if len(self._rows) > self._num_decoding:
             plan.append((self._rows[-1], min(self._rows[-1].num_unread, budget)))

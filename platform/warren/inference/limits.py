@@ -7,6 +7,9 @@ from transformers import LlavaForConditionalGeneration
 
 from warren.errors import ConfigError
 
+_SMALLEST_READ_TOKENS = 32
+"""Less at a time costs more: a pass over the weights takes as long for one token as for so many."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -15,8 +18,9 @@ class EngineOptions:
     Attributes:
         num_slots: Requests that run at the same time; each owns one slot of the cache.
         max_context_tokens: Prompt and answer together; None for what the model was made for.
-        prefill_budget_tokens: Prompt tokens, padding counted, that one step may read. Running answers wait
-            that long for new ones: small keeps the gap between tokens short, large starts bursts sooner.
+        prefill_budget_tokens: Prompt tokens, padding counted, that one step may read.
+        stall_budget_tokens: The same times the running answers, which all wait for it: the more run, the less
+            is read between two of their tokens. Small keeps the gaps short, large starts bursts sooner.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Upper limit of keys and values; None for none.
@@ -25,12 +29,18 @@ class EngineOptions:
     num_slots: int = 8
     max_context_tokens: int | None = None
     prefill_budget_tokens: int = 512
+    stall_budget_tokens: int = 512
     max_waiting: int = 64
     image_cache_bytes: int = 256 << 20
     max_kv_bytes: int | None = None
 
+    def readable_tokens(self, num_decoding: int) -> int:
+        """Return how many prompt tokens a step reads while so many answers wait for it."""
+        fair = self.stall_budget_tokens // max(1, num_decoding)
+        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, fair))
+
     def __post_init__(self) -> None:
-        for name in ("num_slots", "prefill_budget_tokens"):
+        for name in ("num_slots", "prefill_budget_tokens", "stall_budget_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_waiting", "image_cache_bytes"):

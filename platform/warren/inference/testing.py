@@ -2,8 +2,9 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,13 +28,24 @@ _TEXTS = (
 )
 
 
-def save_random_model(folder: Path, model_type: str = "qwen2", seed: int = 0, **text_config: Any) -> None:
+def save_random_model(
+    folder: Path,
+    model_type: str = "qwen2",
+    seed: int = 0,
+    tower: Mapping[str, Any] = MappingProxyType({}),
+    texts: Sequence[str] = _TEXTS * 5,
+    vocab_size: int = 400,
+    **text_config: Any,
+) -> None:
     """Write a model of random weights that answers in milliseconds; its tokens are diverse, its text noise.
 
     Args:
         folder: Where it goes; made if needed.
         model_type: A language-model family of transformers.
         seed: Of its weights.
+        tower: Changes to the vision tower's configuration.
+        texts: What the tokenizer is trained on.
+        vocab_size: Of the tokenizer, at most.
         text_config: Changes to the language model's configuration.
     """
     text: dict[str, Any] = {
@@ -44,23 +56,21 @@ def save_random_model(folder: Path, model_type: str = "qwen2", seed: int = 0, **
         "num_key_value_heads": 4 if model_type == "phi" else 2,
         "max_position_embeddings": 256,
     }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     config = ModelConfig(
-        vision_tower=VisionTowerConfig(
-            family="siglip",
-            config={
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "image_size": 32,
-                "patch_size": 8,
-            },
-        ),
+        vision_tower=VisionTowerConfig(family="siglip", config=vision | dict(tower)),
         language_model=LanguageModelConfig(model_type=model_type, config=text | text_config),
-        tokenizer=TokenizerConfig(train_vocab_size=400),
+        tokenizer=TokenizerConfig(train_vocab_size=vocab_size),
         template="brief",
     )
-    tokenizer = train_tokenizer(_TEXTS * 5, 400)
+    tokenizer = train_tokenizer(texts, vocab_size)
     model = build_model(config, tokenizer, seed)
     # transformers' small initial weights would give one repeated token, whatever the prompt and the picture.
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,1 @@
+"""How fast the endpoint is, beside the ways of serving it replaces; and whether it lasts."""

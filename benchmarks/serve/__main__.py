@@ -1,0 +1,128 @@
+"""`make bench-serve`: throughput, latency and goodput of the endpoint, beside what it replaces, on this machine.
+
+Every way of serving gets the same requests at the same times, one way after another, and all that as often as there
+are rounds; the figures are medians over the rounds. The last line printed is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serve.alone import median_latency_s
+from benchmarks.serve.cluster import Endpoint, endpoint
+from benchmarks.serve.figures import Figures, draw, figures_of, middle, table
+from benchmarks.serve.load import Load, send_all
+from benchmarks.serve.model import IMAGE_PX, NAME
+from benchmarks.serve.vllm_server import VllmServer, why_not
+
+_NUM_SLOTS, _CONTEXT_TOKENS = 32, 320
+_QUEUE = {"max_queued_requests": 1000, "max_context_tokens": _CONTEXT_TOKENS}
+_DEPLOYMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "warren": ("warren_serve.app:build", _QUEUE | {"num_slots": _NUM_SLOTS}),
+    "sequential": ("benchmarks.serve.baselines:build_sequential", _QUEUE | {"max_ongoing_requests": 256}),
+    "static batch": ("benchmarks.serve.baselines:build_static", _QUEUE | {"max_ongoing_requests": 256}),
+}
+_MODES = (*_DEPLOYMENTS, "vllm")
+_SEED = 7
+
+
+def main() -> None:
+    """Measure, print and draw."""
+    options = _options()
+    results: dict[str, dict[int, list[Figures]]] = {mode: {} for mode in options.modes}
+    alone: list[float] = []
+    with endpoint(options.quick) as served:
+        for number in range(options.rounds):
+            for mode in options.modes:
+                _measure(served, mode, number, options, results[mode])
+            served.remove()
+            alone.append(median_latency_s(served.model_folder, _load(1, options), _SEED))
+    medians = {mode: {n: middle(rounds) for n, rounds in by.items()} for mode, by in results.items()}
+    print(table(medians))
+    if options.plot:
+        draw(medians, options.plot)
+    print(json.dumps(_summary(medians, min(alone), options)))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="a small model and few requests: that it runs, not how fast"
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--requests-per-client", type=int, default=2)
+    parser.add_argument("--requests-per-client-s", type=float, default=0.25)
+    parser.add_argument(
+        "--modes", nargs="+", choices=_MODES, default=[m for m in _MODES if m != "vllm" or not why_not()]
+    )
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.clients, options.rounds, options.new_tokens = [1, 4], 1, 8
+    return options
+
+
+def _load(num_clients: int, options: argparse.Namespace) -> Load:
+    num_requests = max(4, num_clients * options.requests_per_client)
+    return Load(num_clients, options.requests_per_client_s, num_requests, IMAGE_PX, options.new_tokens)
+
+
+def _measure(
+    served: Endpoint, mode: str, number: int, options: argparse.Namespace, results: dict[int, list[Figures]]
+) -> None:
+    with ExitStack() as stack:
+        if mode == "vllm":
+            served.remove()
+            url = stack.enter_context(VllmServer(served.model_folder, NAME, _CONTEXT_TOKENS, _NUM_SLOTS)).url
+        else:
+            served.deploy(*_DEPLOYMENTS[mode])
+            url = served.url
+        for clients in options.clients:
+            load = _load(clients, options)
+            asyncio.run(send_all(url, NAME, Load(1, 100.0, 2, load.image_px, 4), seed=_SEED - 1))  # warm
+            start = time.perf_counter()
+            timelines = asyncio.run(send_all(url, NAME, load, seed=_SEED + number))
+            figures = figures_of(timelines)
+            results.setdefault(clients, []).append(figures)
+            took_s = time.perf_counter() - start
+            print(f"round {number} {mode}, {clients} clients: {figures['tokens_per_s']:.1f} tokens/s, {took_s:.0f} s")
+            for error in {one.error for one in timelines if one.error}:
+                print(f"  failed: {error}")
+
+
+def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures by which changes are judged, at 32 clients (or the most that were measured)."""
+    level = 32 if 32 in options.clients else max(options.clients)
+    own = medians.get("warren", {}).get(level)
+
+    def ratio(other: str) -> float | None:
+        if own is None or other not in medians:
+            return None
+        return round(own["tokens_per_s"] / medians[other][level]["tokens_per_s"], 2)
+
+    first = medians.get("warren", {}).get(min(options.clients), {})
+    return {
+        "quick": options.quick,
+        "clients": level,
+        "tokens_per_s_vs_sequential_at_32": ratio("sequential"),
+        "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
+        "tokens_per_s_vs_vllm_cpu": ratio("vllm"),
+        "vllm_reason": why_not() if "vllm" not in medians else None,
+        "engine_alone_p50_s": round(alone_s, 4),
+        "ingress_overhead_fraction": round(1 - alone_s / first["total_p50_s"], 4) if first else None,
+        **{
+            f"{mode.replace(' ', '_')}_{name}": round(by[level][name], 4)
+            for mode, by in medians.items()
+            for name in ("tokens_per_s", "first_p50_s", "first_p99_s", "gap_p50_s", "gap_p99_s", "good_fraction")
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The two ways of serving that the engine replaces, behind the same ingress.
+
+    sequential   one `generate` after another, as Bunny's worker does
+    static       `@serve.batch`: whoever waits is put together, and the batch runs to its end
+
+Both stream: a token is sent as soon as `generate` has it.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from warren.data.inputs import tokenizer_from_json
+from warren.inference import GenerationRequest, TokenDelta, context_limit
+from warren.models import load_bundle
+from warren.release import fetch_release, resolve_release
+from warren_serve.app import assemble
+from warren_serve.backend import Piece, Question
+from warren_serve.conversation import PromptBuilder
+from warren_serve.settings import ServeSettings
+
+STATIC_BATCH_SIZE = 32
+STATIC_WAIT_S = 0.1
+
+
+class _Tokens(BaseStreamer):
+    """Hands what `generate` gives to an event loop: per step one token id for each row, None at the end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.queue: asyncio.Queue[list[int] | None] = asyncio.Queue()
+        self._prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self._loop.call_soon_threadsafe(self.queue.put_nowait, value.flatten().tolist())
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self.queue.put_nowait, None)
+
+
+class _Abandoned(StoppingCriteria):
+    """Ends `generate` when nobody reads any more."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool)
+
+
+class _Generator:
+    """A loaded release with transformers' own `generate` over left-padded prompts."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        settings = ServeSettings.parse(values)
+        torch.set_num_threads(1)
+        with TemporaryDirectory() as folder:
+            self._version = fetch_release(settings.release, Path(folder)).version
+            self._model, self._inputs, tokenizer_json = load_bundle(Path(folder))
+        self._tokenizer = tokenizer_from_json(tokenizer_json)
+        limit = context_limit(self._model.config, settings.max_context_tokens)
+        self._prompts = PromptBuilder(self._inputs, self._tokenizer, limit, settings)
+        self._thread = ThreadPoolExecutor(1)  # one `generate` at a time
+
+    async def pieces(self, questions: Sequence[Question]) -> AsyncGenerator[list[Piece]]:
+        """Generate for all questions; yields a piece for each of them per step."""
+        loop = asyncio.get_running_loop()
+        requests = [self._prompts.decode(self._prompts.plan(q.request), q.pictures) for q in questions]
+        tokens, abandoned = _Tokens(), _Abandoned()
+        work = loop.run_in_executor(self._thread, self._generate, requests, tokens, abandoned)
+        most = max(request.sampling.max_new_tokens for request in requests)
+        try:
+            for number in range(1, most + 1):
+                step = await tokens.queue.get()
+                if step is None:
+                    break
+                reason = "length" if number == most else None
+                yield [self._piece(request, token, reason) for request, token in zip(requests, step, strict=True)]
+        finally:
+            abandoned.event.set()
+            await work
+
+    def _piece(self, request: GenerationRequest, token: int, reason: Any) -> Piece:
+        text = self._tokenizer.decode([token])
+        return Piece(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
+
+    @torch.inference_mode()
+    def _generate(self, requests: Sequence[GenerationRequest], tokens: _Tokens, abandoned: _Abandoned) -> None:
+        width = max(len(request.prompt_ids) for request in requests)
+        ids = np.full((len(requests), width), self._inputs.tokens.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, request in enumerate(requests):
+            ids[row, width - len(request.prompt_ids) :] = request.prompt_ids
+            mask[row, width - len(request.prompt_ids) :] = 1
+        image = self._inputs.image
+        mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (image.mean, image.std))
+        pixels = (np.concatenate([r.pixels for r in requests]) / np.float32(255) - mean) / std
+        new = max(request.sampling.max_new_tokens for request in requests)
+        self._model.generate(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            pixel_values=torch.from_numpy(pixels),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=self._inputs.tokens.pad_token_id,
+            streamer=tokens,
+            stopping_criteria=StoppingCriteriaList([abandoned]),
+        )
+
+
+@serve.deployment(name="Engine")
+class Sequential:
+    """One request at a time."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._generator = _Generator(values)
+        self._turn = asyncio.Lock()
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece]:
+        """Wait for the turn, then generate."""
+        async with self._turn:
+            async for (piece,) in self._generator.pieces([question]):
+                yield piece
+
+
+@serve.deployment(name="Engine")
+class StaticBatch:
+    """Whoever waits runs together."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._generator = _Generator(values)
+
+    async def answer(self, question: Question) -> AsyncGenerator[Piece]:
+        """Wait for a batch, then run in it to its end."""
+        async for piece in self._together(question):
+            yield piece
+
+    @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
+    async def _together(self, questions: list[Question]) -> AsyncGenerator[list[Piece]]:
+        async for pieces in self._generator.pieces(questions):
+            yield pieces
+
+
+def build_sequential(args: dict[str, Any]) -> serve.Application:
+    """Build the endpoint with one `generate` after another."""
+    return _build(args, Sequential)
+
+
+def build_static(args: dict[str, Any]) -> serve.Application:
+    """Build the endpoint with static batches."""
+    return _build(args, StaticBatch)
+
+
+def _build(args: dict[str, Any], engine: Any) -> serve.Application:
+    settings = ServeSettings.parse(args)
+    pinned = settings.model_copy(update={"release": resolve_release(settings.release)})
+    return assemble(pinned, engine)
