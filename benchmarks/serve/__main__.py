@@ -17,7 +17,7 @@ from benchmarks.serve.cluster import Endpoint, endpoint
 from benchmarks.serve.figures import Figures, draw, figures_of, middle, table
 from benchmarks.serve.load import Load, send_all
 from benchmarks.serve.model import IMAGE_PX, NAME
-from benchmarks.serve.vllm_server import VllmServer, why_not
+from benchmarks.serve.vllm_server import VllmError, VllmServer, why_not
 
 _NUM_SLOTS, _CONTEXT_TOKENS = 32, 320
 _QUEUE = {"max_queued_requests": 1000, "max_context_tokens": _CONTEXT_TOKENS}
@@ -35,17 +35,21 @@ def main() -> None:
     options = _options()
     results: dict[str, dict[int, list[Figures]]] = {mode: {} for mode in options.modes}
     alone: list[float] = []
+    vllm_reason = None if "vllm" in options.modes else why_not() or "not asked for"
     with endpoint(options.quick) as served:
         for number in range(options.rounds):
             for mode in options.modes:
-                _measure(served, mode, number, options, results[mode])
+                try:
+                    _measure(served, mode, number, options, results[mode])
+                except VllmError as error:
+                    vllm_reason = str(error)
             served.remove()
             alone.append(median_latency_s(served.model_folder, _load(1, options), _SEED))
-    medians = {mode: {n: middle(rounds) for n, rounds in by.items()} for mode, by in results.items()}
+    medians = {mode: {n: middle(rounds) for n, rounds in by.items()} for mode, by in results.items() if by}
     print(table(medians))
     if options.plot:
         draw(medians, options.plot)
-    print(json.dumps(_summary(medians, min(alone), options)))
+    print(json.dumps(_summary(medians, min(alone), options) | {"vllm_reason": vllm_reason}))
 
 
 def _options() -> argparse.Namespace:
@@ -113,7 +117,6 @@ def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: ar
         "tokens_per_s_vs_sequential_at_32": ratio("sequential"),
         "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
         "tokens_per_s_vs_vllm_cpu": ratio("vllm"),
-        "vllm_reason": why_not() if "vllm" not in medians else None,
         "engine_alone_p50_s": round(alone_s, 4),
         "ingress_overhead_fraction": round(1 - alone_s / first["total_p50_s"], 4) if first else None,
         **{

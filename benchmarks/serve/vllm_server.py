@@ -23,6 +23,10 @@ def why_not() -> str | None:
     return None if Path(python).is_file() else f"{_VARIABLE} names {python}, which does not exist"
 
 
+class VllmError(RuntimeError):
+    """vLLM's server does not come up here."""
+
+
 class VllmServer:
     """vLLM's OpenAI server in a process group of its own, one compute thread, eager.
 
@@ -61,7 +65,7 @@ class VllmServer:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log = Path(self._home.name, "log").read_text(errors="replace")
                 self.__exit__()
-                raise RuntimeError(f"vLLM did not start: {log[-2000:]}")
+                raise VllmError(f"vLLM did not start: {log[-1000:]}")
             time.sleep(1)
         return self
 

@@ -11,7 +11,14 @@ import numpy as np
 from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError
-from warren.inference import EngineError, GenerationRequest, SamplingParams, TransformersEngine, context_limit
+from warren.inference import (
+    EngineError,
+    GenerationRequest,
+    SamplingParams,
+    TransformersEngine,
+    VllmEngine,
+    context_limit,
+)
 from warren.models import TOKENIZER_FILE, read_model_config
 from warren.release import Release, fetch_release
 from warren_serve.admission import Visit
@@ -93,7 +100,7 @@ def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch
     """
     with TemporaryDirectory(prefix="warren-serve-") as folder:
         release = fetch(settings.release, Path(folder))
-        engine = TransformersEngine.load(Path(folder), settings.engine_options, num_threads)
+        engine = _engine_of(settings, Path(folder), num_threads)
         try:
             _warm_up(engine)
             prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
@@ -119,7 +126,13 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     return ChatService(backend, prompts, release, settings)
 
 
-def _warm_up(engine: TransformersEngine) -> None:
+def _engine_of(settings: ServeSettings, folder: Path, num_threads: int) -> TransformersEngine | VllmEngine:
+    if settings.engine == "vllm":
+        return VllmEngine(folder, settings.engine_options)
+    return TransformersEngine.load(folder, settings.engine_options, num_threads)
+
+
+def _warm_up(engine: TransformersEngine | VllmEngine) -> None:
     """Generate a few tokens about a grey picture, so that the first client waits for nothing that is lazy.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -25,6 +25,7 @@ class ServeSettings(Config):
         release: URI of a release's version, or of an alias, which is resolved once when the application is
             built: so replicas that start later serve the same version.
         model_name: What clients call it; None for the release's name.
+        engine: `transformers`, or `vllm` where it is installed (an extra with an environment of its own).
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
         prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers.
@@ -73,6 +74,7 @@ class ServeSettings(Config):
 
     release: str = Field(min_length=1)
     model_name: str | None = Field(default=None, min_length=1, max_length=200)
+    engine: Literal["transformers", "vllm"] = "transformers"
     num_slots: int = Field(default=8, ge=1, le=256)
     max_context_tokens: int | None = Field(default=None, ge=2)
     prefill_budget_tokens: int = Field(default=512, ge=1)

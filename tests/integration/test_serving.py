@@ -30,7 +30,7 @@ class Endpoint:
         self._port = cluster.serve_port
         self.url = f"http://127.0.0.1:{cluster.serve_port}"
 
-    def deploy(self, release: Location) -> None:
+    def deploy(self, release: Location, **changes: Any) -> None:
         args = {
             "release": str(release),
             "model_name": "tiny",
@@ -38,6 +38,7 @@ class Endpoint:
             "num_cpus": 0.5,
             "request_timeout_s": 30.0,
             "max_kv_bytes": 1 << 30,
+            **changes,
         }
         application = {
             "name": APPLICATION,
@@ -47,6 +48,17 @@ class Endpoint:
         }
         config = {"http_options": {"host": "127.0.0.1", "port": self._port}, "applications": [application]}
         httpx.put(self._applications, json=config, timeout=60).raise_for_status()
+
+    def num_engines(self) -> int:
+        applications = httpx.get(self._applications, timeout=60).json()["applications"]
+        replicas = applications[APPLICATION]["deployments"]["Engine"]["replicas"]
+        return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+    def wait_for_engines(self, wanted: int) -> None:
+        deadline = time.monotonic() + 120
+        while (found := self.num_engines()) != wanted:
+            assert time.monotonic() < deadline, f"{found} engines, not {wanted}"
+            time.sleep(0.3)
 
     def wait_for(self, *statuses: str, timeout_s: float = 120.0) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
@@ -59,7 +71,7 @@ class Endpoint:
             time.sleep(0.3)
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +217,38 @@ def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(
     assert _ask(endpoint.client(), "what?").system_fingerprint == "v2"
     endpoint.deploy(second)
     endpoint.wait_for("RUNNING")
+
+
+@pytest.mark.slow
+def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
+    endpoint: Endpoint, first_release: Location
+) -> None:
+    pace = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0, "downscale_to_zero_delay_s": 2.0, "load_window_s": 2.0}
+    endpoint.deploy(
+        first_release, num_slots=1, num_cpus=0.25, min_replicas=0, max_replicas=2, request_timeout_s=115.0, **pace
+    )
+    time.sleep(1)
+    endpoint.wait_for("RUNNING")
+    endpoint.wait_for_engines(0)
+    num_users = 6
+    answered = [0] * num_users
+
+    def use(number: int) -> None:
+        client = endpoint.client()
+        while number < num_users:
+            assert _ask(client, "what?", LONG).choices[0].finish_reason
+            answered[number] += 1
+
+    with ThreadPoolExecutor(num_users) as pool:
+        users = [pool.submit(use, number) for number in range(num_users)]
+        try:
+            endpoint.wait_for_engines(2)
+            num_users = 1  # one stays: it sees a replica go
+            endpoint.wait_for_engines(1)
+        finally:
+            num_users = 0
+        for user in users:
+            user.result()  # raises what any request raised
+    assert min(answered) > 0
+    endpoint.wait_for_engines(0)
+    assert _ask(endpoint.client(), "again?", 4).choices[0].finish_reason

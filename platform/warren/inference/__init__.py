@@ -23,6 +23,7 @@ from warren.inference.limits import EngineOptions, context_limit
 from warren.inference.offline import OfflineGenerator, completion_of, generate_all
 from warren.inference.prompts import Prompt, encode_request
 from warren.inference.transformers_engine import TransformersEngine
+from warren.inference.vllm_engine import VllmEngine
 
 __all__ = [
     "Batch",
@@ -45,6 +46,7 @@ __all__ = [
     "TokenLogprob",
     "TokenStream",
     "TransformersEngine",
+    "VllmEngine",
     "completion_of",
     "context_limit",
     "encode_request",

@@ -22,10 +22,9 @@ from warren.inference.engine import (
     FinishReason,
     GenerationFailedError,
     GenerationRequest,
-    RequestRefusedError,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions, check_kv_bytes, context_limit
+from warren.inference.limits import EngineOptions, check_kv_bytes, check_request, context_limit
 from warren.inference.runner import Row, Runner
 from warren.inference.sampling import Choice, Sampler, choose
 
@@ -84,19 +83,7 @@ class Batch:
         Raises:
             RequestRefusedError: Empty, too long, or its image tokens do not fit its images.
         """
-        length, new = len(request.prompt_ids), request.sampling.max_new_tokens
-        if not length or new < 1:
-            raise RequestRefusedError(f"{length} prompt tokens and {new} new tokens: both must be at least 1")
-        if length + new > self.max_context_tokens:
-            raise RequestRefusedError(
-                f"{length} prompt tokens and {new} new tokens; together at most {self.max_context_tokens} fit"
-            )
-        image_tokens = int((request.prompt_ids == self._tokens.image_token_id).sum())
-        if image_tokens != len(request.pixels) * self._tokens.tokens_per_image:
-            raise RequestRefusedError(
-                f"{image_tokens} image tokens in the prompt; {len(request.pixels)} images of "
-                f"{self._tokens.tokens_per_image} tokens need another number"
-            )
+        check_request(request, self._tokens, self.max_context_tokens)
 
     def add(self, key: int, request: GenerationRequest) -> None:
         """Queue a request; its deltas come from later steps under `key`.

@@ -5,7 +5,9 @@ from typing import Any
 
 from transformers import LlavaForConditionalGeneration
 
+from warren.data.template import TokenSpec
 from warren.errors import ConfigError
+from warren.inference.engine import GenerationRequest, RequestRefusedError
 
 _SMALLEST_READ_TOKENS = 32
 """Less at a time costs more: a pass over the weights takes as long for one token as for so many."""
@@ -92,6 +94,27 @@ def check_kv_bytes(model: LlavaForConditionalGeneration, options: EngineOptions,
         raise ConfigError(
             f"{options.num_slots} slots of {context_tokens} tokens need {needed} bytes of keys and values; "
             f"max_kv_bytes is {options.max_kv_bytes}: lower num_slots or max_context_tokens"
+        )
+
+
+def check_request(request: GenerationRequest, tokens: TokenSpec, max_context_tokens: int) -> None:
+    """Refuse a request that can never run.
+
+    Raises:
+        RequestRefusedError: Empty, too long, or its image tokens do not fit its images.
+    """
+    length, new = len(request.prompt_ids), request.sampling.max_new_tokens
+    if not length or new < 1:
+        raise RequestRefusedError(f"{length} prompt tokens and {new} new tokens: both must be at least 1")
+    if length + new > max_context_tokens:
+        raise RequestRefusedError(
+            f"{length} prompt tokens and {new} new tokens; together at most {max_context_tokens} fit"
+        )
+    image_tokens = int((request.prompt_ids == tokens.image_token_id).sum())
+    if image_tokens != len(request.pixels) * tokens.tokens_per_image:
+        raise RequestRefusedError(
+            f"{image_tokens} image tokens in the prompt; {len(request.pixels)} images of "
+            f"{tokens.tokens_per_image} tokens need another number"
         )
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import torch
@@ -20,41 +19,10 @@ from warren.inference.engine import (
     TokenDelta,
 )
 from warren.inference.limits import EngineOptions
+from warren.inference.streams import QueueStream
 from warren.models import load_bundle
 
 logger = logging.getLogger(__name__)
-
-
-class _Stream:
-    """The reading end of one request; all but `deliver` runs on the reader's event loop."""
-
-    def __init__(self, engine: "TransformersEngine", key: int) -> None:
-        self._engine = engine
-        self._queue: asyncio.Queue[TokenDelta | EngineError] = asyncio.Queue()
-        self._ended = False
-        self.key = key
-        self.loop = asyncio.get_running_loop()
-
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        return self
-
-    async def __anext__(self) -> TokenDelta:
-        if self._ended:
-            raise StopAsyncIteration
-        item = await self._queue.get()
-        if isinstance(item, EngineError):
-            self._ended = True
-            raise item
-        self._ended = item.finish_reason is not None
-        return item
-
-    def abort(self) -> None:
-        self._engine.cancel(self.key)
-        if not self._ended:
-            self._queue.put_nowait(EngineClosedError("the request was aborted"))
-
-    def deliver(self, item: TokenDelta | EngineError) -> None:
-        self._queue.put_nowait(item)
 
 
 class TransformersEngine:
@@ -85,7 +53,7 @@ class TransformersEngine:
         self._max_requests = options.num_slots + options.max_waiting
         self._num_threads = max(1, num_threads)
         self._wake = threading.Condition()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, QueueStream] = {}
         self._new: list[tuple[int, GenerationRequest]] = []
         self._cancelled: list[int] = []
         self._last_key = 0
@@ -116,7 +84,7 @@ class TransformersEngine:
         """Most tokens of prompt and answer together."""
         return self._batch.max_context_tokens
 
-    def submit(self, request: GenerationRequest) -> _Stream:
+    def submit(self, request: GenerationRequest) -> QueueStream:
         """Queue a request; see `Engine.submit`."""
         self._batch.check(request)
         with self._wake:
@@ -125,7 +93,7 @@ class TransformersEngine:
             if len(self._streams) >= self._max_requests:
                 raise EngineBusyError(f"{len(self._streams)} requests are running or waiting already")
             self._last_key += 1
-            stream = self._streams[self._last_key] = _Stream(self, self._last_key)
+            stream = self._streams[self._last_key] = QueueStream(self._last_key, self.cancel)
             self._new.append((self._last_key, request))
             self._wake.notify()
         return stream
@@ -178,7 +146,7 @@ class TransformersEngine:
 
     def _publish(self, events: list[Event]) -> None:
         """Hand events to their readers: one wake-up per event loop and step."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, TokenDelta | EngineError]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[QueueStream, TokenDelta | EngineError]]] = {}
         with self._wake:
             for key, item in events:
                 stream = self._streams.get(key)
@@ -195,6 +163,6 @@ class TransformersEngine:
                     self.cancel(stream.key)
 
 
-def _deliver(items: list[tuple[_Stream, TokenDelta | EngineError]]) -> None:
+def _deliver(items: list[tuple[QueueStream, TokenDelta | EngineError]]) -> None:
     for stream, item in items:
         stream.deliver(item)

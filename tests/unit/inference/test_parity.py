@@ -2,12 +2,15 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
@@ -24,7 +27,7 @@ from warren.inference import (
 from warren.inference.testing import png_bytes
 from warren.models import load_bundle
 
-FAMILIES = ("qwen2", "llama", "phi", "phi3", "stablelm", "gemma")
+FAMILIES = ("qwen2", "qwen3", "llama", "phi", "phi3", "stablelm", "gemma", "granite")  # MiniCPM is Granite here
 MARGIN = 1e-4
 NUM_NEW_TOKENS = 24
 
@@ -88,34 +91,61 @@ def test_greedy_tokens_equal_single_generate_in_any_company(
     assert batch.stats().kv_used_tokens == 0
 
 
-def test_joining_and_leaving_at_random_changes_nobody(model_folder: Callable[[str], Path]) -> None:
-    model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
-    tokenizer = tokenizer_from_json(tokenizer_json)
-    options = EngineOptions(num_slots=4, prefill_budget_tokens=24)
-    requests = _requests(inputs, tokenizer, 20, seed=7)
-    alone = [generate_all(Batch(model, inputs, tokenizer, options), [r])[0].token_ids for r in requests]
+@dataclass(frozen=True)
+class Known:
+    """A model whose answers to some requests are known."""
 
-    rng = random.Random(0)
-    batch = Batch(model, inputs, tokenizer, options)
+    make: Callable[[EngineOptions], Batch]
+    requests: list[GenerationRequest]
+    answers: list[tuple[int, ...]]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def known(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> Known:
+    model, inputs, tokenizer_json = load_bundle(model_folder(request.param))
+    model.generation_config.eos_token_id = None
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    eos = tokenizer.token_to_id(inputs.tokens.eos_token)
+    requests, answers = [], []
+    for each in _requests(inputs, tokenizer, 8, seed=11):
+        tokens, margins = _alone(model, inputs, each, eos)
+        if min(margins) > MARGIN:  # the rest may rightly differ
+            requests.append(each)
+            answers.append(tuple(tokens))
+    assert len(requests) > 4
+    return Known(lambda options: Batch(model, inputs, tokenizer, options), requests, answers)
+
+
+# What happens between two steps: a request joins, or the one that joined so many before the last leaves.
+EVENTS = st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=8, max_size=20)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=EVENTS, num_slots=st.integers(1, 5), budget=st.integers(1, 300), stall=st.integers(1, 300))
+def test_joining_and_leaving_changes_nobody(
+    known: Known, events: list[int | None], num_slots: int, budget: int, stall: int
+) -> None:
+    options = EngineOptions(num_slots=num_slots, prefill_budget_tokens=budget, stall_budget_tokens=stall)
+    batch = known.make(options)
+    joined: dict[int, int] = {}  # key → number of the request
     got: dict[int, list[int]] = {}
     cancelled: set[int] = set()
-    waiting = list(range(len(requests)))
-    while waiting or batch.has_work:
-        if waiting and rng.random() < 0.4:
-            key = waiting.pop(0)
-            batch.add(key, requests[key])
+    script = iter(events)
+    while (event := next(script, "over")) != "over" or batch.has_work:
+        if event is None:
+            key = len(joined)
+            joined[key] = key % len(known.requests)
             got[key] = []
-        if got and rng.random() < 0.1:
-            key = rng.choice(list(got))
-            if batch.cancel(key):
-                cancelled.add(key)
-        for key, event in batch.step():
-            assert isinstance(event, TokenDelta)
+            batch.add(key, known.requests[joined[key]])
+        elif isinstance(event, int) and batch.cancel(len(joined) - 1 - event):
+            cancelled.add(len(joined) - 1 - event)
+        for key, delta in batch.step():
+            assert isinstance(delta, TokenDelta)
             assert key not in cancelled
-            got[key] += event.token_ids
-    assert cancelled
+            got[key] += delta.token_ids
     for key, tokens in got.items():
-        expected = list(alone[key])
-        assert tokens == expected[: len(tokens)] if key in cancelled else tokens == expected
-    assert batch.stats().num_cancelled == len(cancelled)
-    assert batch.stats().num_finished == len(requests) - len(cancelled)
+        expected = list(known.answers[joined[key]])
+        assert tokens == (expected[: len(tokens)] if key in cancelled else expected)
+    stats = batch.stats()
+    assert (stats.num_cancelled, stats.num_finished) == (len(cancelled), len(joined) - len(cancelled))
+    assert (stats.num_running, stats.num_waiting, stats.kv_used_tokens) == (0, 0, 0)
