@@ -118,7 +118,8 @@ class Replay:
         losses = []
         for batch, count in zip(batches, counts, strict=True):
             total = sum(counts) if self.token_weighted else count * len(counts)
-            share = engine.forward_backward(to_tensors(batch, engine.device), total)
+            is_last = batch is batches[-1]
+            share = engine.forward_backward(to_tensors(batch, engine.device), total, is_last)
             losses.append(float(share) * total / count)
         return losses
 

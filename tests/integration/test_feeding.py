@@ -7,6 +7,7 @@ import ray
 
 from factories import colour_sample, source_of, text_sample, write_dataset
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from warren.config import Resources
 from warren.data.inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
@@ -14,6 +15,7 @@ from warren.train.checkpoint import CheckpointManifest
 from warren.train.record import Run
 
 BATCH = 8
+RESOURCES = Resources(num_workers=2, micro_batch_size=2, data_cpus_per_task=0.5)
 EPOCH = [f"sample-{i:05d}" for i in range(60)] + 2 * [f"text-{i:05d}" for i in range(5)]
 
 
@@ -32,7 +34,7 @@ def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
 
 def batches(run: Run, spec: StreamSpec, world: int) -> dict[int, list[str]]:
     plan = RemainingPlan(run, spec)()
-    shards = GlobalBatches(spec, micro_batch_size=2, cpus_per_task=0.5).configure({DATASET: plan}, world, None, None)
+    shards = GlobalBatches(spec, RESOURCES).configure({DATASET: plan}, world, None, None)
     results = ray.get([consume.remote(shard[DATASET]) for shard in shards], timeout=120)
     steps: dict[int, list[str]] = {}
     for rank, parts in enumerate(results):

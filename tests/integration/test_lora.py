@@ -56,10 +56,11 @@ class Rank:
     def train(self, steps: int) -> list[float]:
         losses = []
         for _ in range(steps):
-            shares = [
-                self.engine.forward_backward(to_tensors(micro, self.engine.device), self.part.num_supervised_tokens)
-                for micro in self.part.micro_batches
-            ]
+            shares = []
+            for micro in self.part.micro_batches:
+                tensors = to_tensors(micro, self.engine.device)
+                is_last = micro is self.part.micro_batches[-1]
+                shares.append(self.engine.forward_backward(tensors, self.part.num_supervised_tokens, is_last))
             self.engine.step()
             total = torch.stack(shares).sum()
             torch.distributed.all_reduce(total)

@@ -14,6 +14,7 @@ import ray.data
 from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
+from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, pack_parts, unpack_parts
 from warren.data.stream import StreamSpec, WindowRead
 from warren.train.record import Run
@@ -53,16 +54,15 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
     order make that round-robin, so every rank gets its own share of every step; the loop checks that it did.
     """
 
-    def __init__(self, spec: StreamSpec, micro_batch_size: int, cpus_per_task: float) -> None:
+    def __init__(self, spec: StreamSpec, resources: Resources) -> None:
         options = ExecutionOptions(preserve_order=True)
         super().__init__(execution_options=options, enable_shard_locality=False)
         self._spec = spec
-        self._micro_batch_size = micro_batch_size
-        self._cpus_per_task = cpus_per_task
+        self._resources = resources
 
     def configure(self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
         """Split each dataset over the ranks; Ray Train calls it at every start of a worker group."""
-        cut = Cut.of(self._spec.global_batch_size, world_size, self._micro_batch_size)
+        cut = self._spec.cut(world_size, self._resources)
         read = _read_windows(self._spec, cut)
         streams = {}
         for name, plan in datasets.items():
@@ -70,7 +70,7 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
                 read,
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=self._cpus_per_task,
+                num_cpus=self._resources.data_cpus_per_task,
                 zero_copy_batch=True,
             )
             stream.context.target_max_block_size = 1  # every row a block of its own

@@ -21,7 +21,6 @@ from warren.cluster.attempts import Attempts, FailureNotice, gave_way
 from warren.cluster.board import Board, Progress
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Recipe, Resources, StageConfig
-from warren.data.batch import Cut
 from warren.data.inputs import INPUTS_FILE, Inputs
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
@@ -127,7 +126,7 @@ def _attempt(task: TrainingTask, board: Any) -> None:
             elastic_resize_monitor_interval_s=resources.elastic_check_s,
         ),
         datasets={DATASET: RemainingPlan(task.run, task.stream)},
-        dataset_config=GlobalBatches(task.stream, resources.micro_batch_size, resources.data_cpus_per_task),
+        dataset_config=GlobalBatches(task.stream, resources),
         run_config=_ray_run_config(task, board),
     ).fit()
     failed = ray.get(board.error.remote())
@@ -276,7 +275,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         board.mark.remote("entered", time.time())
     ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
     held_out = task.held_out
-    cut = Cut.of(task.config.global_batch_size, context.get_world_size(), task.resources.micro_batch_size)
+    cut = task.stream.cut(ranks.world_size, task.resources)
     batches = batch_parts(ray.train.get_dataset_shard(DATASET))
     start = task.run.checkpoints.latest()
     model = build_model(task.recipe.model, TrainedTokenizer(**task.tokenizer), task.config.seed)

@@ -17,6 +17,7 @@ class Resources(Config):
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch_size: int = Field(default=8, gt=0)
+    packing: bool = False  # several samples in a sequence: a micro-batch is then so many sequences of full length
     gradient_checkpointing: bool = False
     data_cpus_per_task: float = Field(default=1.0, gt=0)
     num_evaluators: int = Field(default=1, gt=0)

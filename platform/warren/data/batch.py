@@ -1,4 +1,4 @@
-"""A global batch, cut into equal parts for the ranks and micro-batches that no loss depends on."""
+"""A global batch, cut into parts for the ranks and micro-batches; no loss depends on how."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,10 @@ import pyarrow as pa
 from safetensors.numpy import load, save
 
 from warren.data.inputs import EncodedSample
+from warren.data.packing import Cut, Sequences, lay_out
 from warren.data.template import IGNORED
+
+__all__ = ["BatchPart", "Cut", "MicroBatch", "Quarantined", "cut_global_batch", "pack_parts", "unpack_parts"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,23 @@ class MicroBatch:
     """What one forward of one rank sees; may be empty (0 samples).
 
     Attributes:
-        input_ids: int32 (samples, length), right-padded.
-        labels: int32 (samples, length), -100 where no loss is taken.
-        lengths: int32 (samples,), tokens before padding.
+        input_ids: int32 (sequences, length), right-padded.
+        labels: int32 (sequences, length), -100 where no loss is taken, as at every sample's first token.
+        lengths: int32 (samples,), tokens of each sample, in the order of the tokens.
+        sequences: int32 (samples,), ascending; the sequence that each sample is in.
         pixels: uint8 (images, 3, height, width), in the order of the image tokens.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     lengths: np.ndarray
+    sequences: np.ndarray
     pixels: np.ndarray
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a sequence holds more than one sample."""
+        return len(self.lengths) > len(np.unique(self.sequences))
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class BatchPart:
         rank: Which share: 0 … world size - 1.
         num_supervised_tokens: Of the whole global batch: the denominator of the loss on every rank.
         num_samples: Of the whole global batch, quarantined ones included.
+        num_tokens: Of the whole global batch.
+        num_slots: Places for tokens in the whole global batch as it is cut; what is not a token is padding.
         keys: Samples of this share.
         quarantined: Samples of the whole global batch that could not be used, listed in every share.
     """
@@ -57,9 +69,16 @@ class BatchPart:
     rank: int
     num_supervised_tokens: int
     num_samples: int
+    num_tokens: int
+    num_slots: int
     micro_batches: tuple[MicroBatch, ...]
     keys: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = field(default=())
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the global batch's slots that hold no token."""
+        return 1.0 - self.num_tokens / max(1, self.num_slots)
 
     def _header(self) -> str:
         counts = {name: getattr(self, name) for name in _COUNTS}
@@ -76,8 +95,8 @@ class BatchPart:
         return data
 
 
-_COUNTS = ("step", "epoch", "rank", "num_supervised_tokens", "num_samples")
-_TENSORS = ("input_ids", "labels", "lengths", "pixels")
+_COUNTS = ("step", "epoch", "rank", "num_supervised_tokens", "num_samples", "num_tokens", "num_slots")
+_TENSORS = ("input_ids", "labels", "lengths", "sequences", "pixels")
 
 
 def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
@@ -103,19 +122,6 @@ def unpack_parts(table: pa.Table) -> Iterator[BatchPart]:
             )
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a global batch is cut: a matter of speed and memory, never of the gradient."""
-
-    world_size: int
-    num_micro_batches: int
-
-    @classmethod
-    def of(cls, global_batch_size: int, world_size: int, micro_batch_size: int) -> "Cut":
-        """Use the fewest micro-batches of at most `micro_batch_size` samples."""
-        return cls(world_size, -(-global_batch_size // (world_size * micro_batch_size)))
-
-
 def cut_global_batch(
     step: int,
     epoch: int,
@@ -125,50 +131,52 @@ def cut_global_batch(
     pad_token_id: int,
     image_size_px: int,
 ) -> list[BatchPart]:
-    """Deal a global batch out so that ranks and micro-batches carry like amounts of tokens.
+    """Deal a global batch out so that ranks and micro-batches carry like amounts of tokens."""
+    layout = lay_out([len(sample.input_ids) for sample in samples], cut)
 
-    Longest first, each to the lightest micro-batch (ties to the first): the same samples give the same cut.
-    """
-    num_bins = cut.world_size * cut.num_micro_batches
-    capacity = -(-len(samples) // num_bins)
-    bins: list[list[EncodedSample]] = [[] for _ in range(num_bins)]
-    loads = [0] * num_bins
-    by_length = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
-    for index in by_length:
-        lightest = min((b for b in range(num_bins) if len(bins[b]) < capacity), key=lambda b: (loads[b], b))
-        bins[lightest].append(samples[index])
-        loads[lightest] += len(samples[index].input_ids)
+    def collate(group: Sequences) -> MicroBatch:
+        return _collate([[samples[i] for i in sequence] for sequence in group], pad_token_id, image_size_px)
+
+    shares = [tuple(collate(group) for group in mine) for mine in layout]
     supervised = sum(sample.num_supervised_tokens for sample in samples)
-    parts = []
-    for rank in range(cut.world_size):
-        mine = bins[rank * cut.num_micro_batches : (rank + 1) * cut.num_micro_batches]
-        parts.append(
-            BatchPart(
-                step=step,
-                epoch=epoch,
-                rank=rank,
-                num_supervised_tokens=supervised,
-                num_samples=len(samples) + len(quarantined),
-                micro_batches=tuple(_collate(group, pad_token_id, image_size_px) for group in mine),
-                keys=tuple(sample.key for group in mine for sample in group),
-                quarantined=tuple(quarantined),
-            )
+    num_slots = sum(micro_batch.input_ids.size for share in shares for micro_batch in share)
+    return [
+        BatchPart(
+            step=step,
+            epoch=epoch,
+            rank=rank,
+            num_supervised_tokens=supervised,
+            num_samples=len(samples) + len(quarantined),
+            num_tokens=sum(len(sample.input_ids) for sample in samples),
+            num_slots=num_slots,
+            micro_batches=share,
+            keys=tuple(samples[i].key for group in layout[rank] for sequence in group for i in sequence),
+            quarantined=tuple(quarantined),
         )
-    return parts
+        for rank, share in enumerate(shares)
+    ]
 
 
-def _collate(samples: Sequence[EncodedSample], pad_token_id: int, image_size_px: int) -> MicroBatch:
-    length = max((len(sample.input_ids) for sample in samples), default=0)
-    input_ids = np.full((len(samples), length), pad_token_id, dtype=np.int32)
-    labels = np.full((len(samples), length), IGNORED, dtype=np.int32)
-    for row, sample in enumerate(samples):
-        input_ids[row, : len(sample.input_ids)] = sample.input_ids
-        labels[row, : len(sample.labels)] = sample.labels
+def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, image_size_px: int) -> MicroBatch:
+    length = max((sum(len(sample.input_ids) for sample in sequence) for sequence in sequences), default=0)
+    input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int32)
+    labels = np.full((len(sequences), length), IGNORED, dtype=np.int32)
+    samples, numbers = [], []
+    for number, sequence in enumerate(sequences):
+        start = 0
+        for sample in sequence:
+            end = start + len(sample.input_ids)
+            input_ids[number, start:end] = sample.input_ids
+            labels[number, start + 1 : end] = sample.labels[1:]  # nothing predicts the first
+            start = end
+            samples.append(sample)
+            numbers.append(number)
     pixels = [sample.pixels for sample in samples]
     empty = np.zeros((0, 3, image_size_px, image_size_px), dtype=np.uint8)
     return MicroBatch(
         input_ids=input_ids,
         labels=labels,
         lengths=np.array([len(sample.input_ids) for sample in samples], dtype=np.int32),
+        sequences=np.array(numbers, dtype=np.int32),
         pixels=np.concatenate(pixels) if pixels else empty,
     )

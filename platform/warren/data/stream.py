@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch
 from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest
@@ -59,6 +60,11 @@ class StreamSpec:
         mixture = Mixture(row_groups, self.seed, [source.samples_per_epoch for source in self.sources])
         order = Order(mixture, window)
         return Plan(order, self.global_batch_size, num_steps=self.num_steps, epochs=self.epochs)
+
+    def cut(self, world_size: int, resources: Resources) -> Cut:
+        """Return how these resources cut a global batch."""
+        packed_tokens = self.encoding.max_length_tokens if resources.packing else None
+        return Cut.of(self.global_batch_size, world_size, resources.micro_batch_size, packed_tokens)
 
     def reader(self, cut: Cut) -> "BatchReader":
         """Build what turns windows into batch parts; it holds no manifest, which may be large."""

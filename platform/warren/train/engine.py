@@ -91,19 +91,23 @@ class Engine:
         """Where this rank trains."""
         return torch.device(self._engine.device)
 
-    def forward_backward(self, batch: dict[str, torch.Tensor], num_supervised_tokens: int) -> torch.Tensor:
+    def forward_backward(self, batch: dict[str, Any], num_supervised_tokens: int, is_last: bool) -> torch.Tensor:
         """Add one micro-batch's share of the global batch's gradient.
 
         DeepSpeed averages over ranks and micro-batches; multiplying by their number leaves the token-weighted mean
         over the whole global batch, however it is cut.
 
+        Args:
+            is_last: Whether it is the global batch's last on this rank; a packed one needs fewer than others.
+
         Returns:
             The micro-batch's summed loss divided by the global token count, detached.
         """
+        self._engine.set_gradient_accumulation_boundary(is_last)
         share: torch.Tensor = self._engine(**batch) / max(1, num_supervised_tokens)
         self.forward_done = time.perf_counter()
         self._engine.backward(share * self._scale)
-        if not self._engine.is_gradient_accumulation_boundary():
+        if not is_last:
             self._engine.step()  # only counts the micro-batch
         return share.detach()
 

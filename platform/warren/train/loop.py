@@ -19,6 +19,7 @@ from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
 from warren.train.engine import Engine
 from warren.train.flops import FlopsCount
 from warren.train.guards import Guard
+from warren.train.kernels import choose_attention
 from warren.train.memory import memory_explained
 from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
@@ -113,6 +114,7 @@ class TrainingLoop:
         seed_everything(self.stage.seed + self.ranks.rank)
         zero_stage = self.resources.zero_stage
         universal = resizes(start, self.ranks.world_size, zero_stage)
+        choose_attention(model, self.resources)
         objective = Objective(model, self.inputs)
         if start is None:
             self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps)
@@ -135,7 +137,8 @@ class TrainingLoop:
         with memory_explained(self.resources, part):
             for micro_batch in part.micro_batches:
                 tensors = to_tensors(micro_batch, self._engine.device)
-                share += self._engine.forward_backward(tensors, part.num_supervised_tokens)
+                is_last = micro_batch is part.micro_batches[-1]
+                share += self._engine.forward_backward(tensors, part.num_supervised_tokens, is_last)
         self._meter.count(part, self._engine.forward_done)
         asks = time.monotonic() - self._asked > _ASK_EVERY_S
         loss, num_busy, num_asking, *counts = self.ranks.total(
@@ -153,6 +156,7 @@ class TrainingLoop:
             "learning_rate": learning_rate,
             "samples": part.num_samples,
             "supervised_tokens": part.num_supervised_tokens,
+            "padding_fraction": part.padding_fraction,
             "skipped": skipped,
             **self._validated(step + 1),
             **self._meter.finish(part, counts, self._engine.device),

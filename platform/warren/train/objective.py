@@ -1,7 +1,10 @@
 """The loss of a micro-batch: a sum over supervised tokens, computed where there are labels and nowhere else."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,6 +12,10 @@ from torch.nn import functional
 from warren.data.batch import MicroBatch
 from warren.data.inputs import Inputs
 from warren.data.template import IGNORED
+from warren.errors import ModelError
+
+_MAX_LOGITS = 1 << 26
+"""More logits than this (256 MiB in float32) are never in memory at once."""
 
 
 class Objective(nn.Module):
@@ -22,7 +29,11 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.model: Any = model
+        # Under ZeRO-3 the head's matrix is whole only while the head itself runs, so the loss is taken inside it.
+        head: Any = self.model.lm_head
+        head.forward = partial(_head, head)
         self._pad_token_id = inputs.tokens.pad_token_id
+        self._tokens_per_image = inputs.tokens.tokens_per_image
         self._image_size_px = inputs.image.size_px
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -30,63 +41,128 @@ class Objective(nn.Module):
         self.register_buffer("std", _per_channel(inputs.image.std), persistent=False)
 
     def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, pixels: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        predicting: torch.Tensor,
+        targets: torch.Tensor,
+        pixels: torch.Tensor,
     ) -> torch.Tensor:
         """Return the summed cross-entropy over supervised tokens, a scalar.
 
         Every module runs in every call, also for text-only and empty micro-batches, and in the same order: ranks
         that skip a module leave the others waiting in ZeRO-3's gathers, and ZeRO-2 adds gradients up over the ranks
-        in the order in which they become ready, whichever parameters they belong to.
+        in the order in which they become ready, whichever parameters they belong to. The head is called once,
+        however many tokens are supervised.
 
         Args:
-            input_ids: int64 (samples, length), right-padded.
-            labels: int64 (samples, length).
-            lengths: int64 (samples,).
+            input_ids: int64 (sequences, length), right-padded.
+            positions: int64 (sequences, length), each token's place in its sample.
+            attention_mask: int64 (sequences, length), 1 for tokens; None for packed sequences, whose samples are told
+                apart by the positions.
+            predicting: int64 (supervised tokens,), the flat places whose successors are supervised.
+            targets: int64 (supervised tokens,), those successors.
             pixels: uint8 (images, 3, height, width).
         """
-        if len(input_ids) == 0:
+        if input_ids.numel() == 0:
             input_ids = input_ids.new_full((1, 2), self._pad_token_id)
-            labels = torch.full_like(input_ids, IGNORED)
-            lengths = input_ids.new_full((1,), 2)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden = self.model.model(
-            **self._embedded(input_ids, pixels),
-            attention_mask=(positions < lengths[:, None]).long(),
+            attention_mask, positions = torch.ones_like(input_ids), torch.arange(2, device=input_ids.device)[None]
+        embeddings = self._embed(input_ids, pixels)
+        if attention_mask is None and self._is_flash:
+            # Its kernel for sequences of different lengths wants them one behind the other.
+            embeddings, positions = embeddings.flatten(0, 1)[None], positions.reshape(1, -1)
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=positions if attention_mask is None else None,
             use_cache=False,
         ).last_hidden_state
-        targets = labels[:, 1:]
-        supervised = targets != IGNORED
-        logits = self.model.lm_head(hidden[:, :-1][supervised])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(logits, targets[supervised], reduction="sum")
+        loss: torch.Tensor = self.model.lm_head(hidden.flatten(0, 1)[predicting], targets)
+        return loss
 
-    def _embedded(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the model's inputs; where there is no picture, a blank one goes through the tower for nothing."""
-        if len(pixels):
-            return {"input_ids": input_ids, "pixel_values": self._normalise(pixels)}
-        embeddings = self.model.get_input_embeddings()(input_ids)  # before the tower, as the model itself does
-        blank = self._normalise(pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px)))
-        return {"inputs_embeds": embeddings + 0.0 * _features(self.model.model.get_image_features(blank)).sum()}
+    def _embed(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Return embeddings with visual features in place; without pictures a blank one goes through for nothing."""
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        if len(pixels) == 0:
+            blank = pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px))
+            return embeddings + 0.0 * self._features(blank).sum()
+        features = self._features(pixels).flatten(0, -2).to(embeddings.dtype)
+        if len(features) != len(pixels) * self._tokens_per_image:
+            raise ModelError(
+                f"{len(pixels)} pictures have {len(features)} visual features, but {self._tokens_per_image} image "
+                "tokens each: the model is not the one the samples were encoded for"
+            )
+        is_image = input_ids == self.model.config.image_token_id
+        filled: torch.Tensor = embeddings.masked_scatter(is_image[..., None], features)
+        return filled
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        output: Any = self.model.model.get_image_features(self._normalise(pixels))
+        pooled: Any = getattr(output, "pooler_output", output)
+        features: torch.Tensor = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled
+        return features
+
+    @property
+    def _is_flash(self) -> bool:
+        config = self.model.model.language_model.config
+        return str(config._attn_implementation).startswith("flash")
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype
         return ((pixels.float() / 255.0 - self.mean) / self.std).to(dtype)
 
 
-def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, torch.Tensor]:
-    """Move a micro-batch to the training device as `Objective.forward`'s arguments."""
+def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """Move a micro-batch to the training device as `Objective.forward`'s arguments.
+
+    Where the supervised tokens and the samples' borders are is worked out here, on the host: a device that has to tell
+    the host how many there are makes it wait for everything before.
+    """
+    send: Callable[[np.ndarray], torch.Tensor] = partial(_send, device=device)
+    positions, is_token = _positions(micro_batch)
+    labels = micro_batch.labels.reshape(-1)
+    supervised = np.flatnonzero(labels != IGNORED)
     return {
-        "input_ids": torch.from_numpy(micro_batch.input_ids).long().to(device, non_blocking=True),
-        "labels": torch.from_numpy(micro_batch.labels).long().to(device, non_blocking=True),
-        "lengths": torch.from_numpy(micro_batch.lengths).long().to(device, non_blocking=True),
-        "pixels": torch.from_numpy(micro_batch.pixels).to(device, non_blocking=True),
+        "input_ids": send(micro_batch.input_ids.astype(np.int64)),
+        "positions": send(positions),
+        "attention_mask": None if micro_batch.is_packed else send(is_token.astype(np.int64)),
+        "predicting": send(supervised - 1),
+        "targets": send(labels[supervised].astype(np.int64)),
+        "pixels": send(micro_batch.pixels),
     }
 
 
-def _features(output: Any) -> torch.Tensor:
-    pooled: Any = getattr(output, "pooler_output", output)
-    features: torch.Tensor = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled
-    return features
+def _positions(micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Return each slot's place in its sample (padding counts from 0 anew), and whether it holds a token."""
+    num_sequences, length = micro_batch.input_ids.shape
+    positions = np.tile(np.arange(length, dtype=np.int64), (num_sequences, 1))
+    used = np.zeros(num_sequences, dtype=np.int64)
+    for sequence, tokens in zip(micro_batch.sequences, micro_batch.lengths, strict=True):
+        used[sequence] += tokens
+        positions[sequence, used[sequence] :] = np.arange(length - used[sequence])
+    return positions, np.arange(length) < used[:, None]
+
+
+def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _head(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    """Return logits, or with targets their summed cross-entropy, in float32."""
+    if targets is None:
+        return functional.linear(hidden, head.weight, head.bias)
+    if len(targets) * head.out_features > _MAX_LOGITS:
+        options = nn.LinearCrossEntropyOptions(
+            batch_chunk_size=max(1, _MAX_LOGITS // head.out_features), acc_policy="accurate"
+        )
+        return functional.linear_cross_entropy(
+            hidden, head.weight, targets, linear_bias=head.bias, reduction="sum", options=options
+        )
+    logits = functional.linear(hidden, head.weight, head.bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def _per_channel(values: tuple[float, float, float]) -> torch.Tensor:

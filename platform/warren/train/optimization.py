@@ -9,6 +9,7 @@ from torch import nn
 
 from warren.config import StageConfig
 from warren.models.vlm import part_of
+from warren.train.kernels import has_fused_optimizer
 
 
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
@@ -48,7 +49,8 @@ class GatedAdamW(torch.optim.AdamW):
 def optimizer(model: nn.Module, stage: StageConfig) -> GatedAdamW:
     """Build AdamW over the trainable parameters."""
     groups = parameter_groups(model, stage)
-    return GatedAdamW(groups, lr=stage.learning_rate, betas=stage.adam_betas, eps=stage.adam_epsilon)
+    fused = has_fused_optimizer() or None
+    return GatedAdamW(groups, stage.learning_rate, stage.adam_betas, stage.adam_epsilon, fused=fused)
 
 
 def cosine_schedule(num_steps: int, warmup_fraction: float) -> Callable[[int], float]:

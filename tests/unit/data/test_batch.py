@@ -21,15 +21,24 @@ samples = st.lists(st.tuples(st.integers(2, 30), st.integers(0, 2), st.integers(
 )
 
 
-@given(samples, st.integers(1, 4), st.integers(1, 5))
+@given(samples, st.integers(1, 4), st.integers(1, 5), st.sampled_from([None, 30, 50, 400]))
 @settings(deadline=None, max_examples=80)
-def test_every_sample_is_in_exactly_one_part(batch: list[EncodedSample], world: int, micro: int) -> None:
-    cut = Cut.of(max(1, len(batch)), world, micro)
+def test_every_sample_is_in_exactly_one_part(
+    batch: list[EncodedSample], world: int, micro: int, packed_tokens: int | None
+) -> None:
+    cut = Cut.of(max(1, len(batch)), world, micro, packed_tokens)
     parts = cut_global_batch(3, 1, batch, [], cut, PAD, SIZE)
     assert [part.rank for part in parts] == list(range(world))
     assert sorted(key for part in parts for key in part.keys) == sorted(s.key for s in batch)
-    assert {len(part.micro_batches) for part in parts} == {cut.num_micro_batches}
-    assert all(len(m.input_ids) <= micro for part in parts for m in part.micro_batches)
+    [num_micro_batches] = {len(part.micro_batches) for part in parts}
+    if packed_tokens is None:
+        assert num_micro_batches == cut.num_micro_batches
+        assert all(len(m.input_ids) <= micro for part in parts for m in part.micro_batches)
+    else:
+        assert num_micro_batches <= cut.num_micro_batches
+        assert all(m.input_ids.size <= micro * packed_tokens for part in parts for m in part.micro_batches)
+    assert sum(m.input_ids.size for part in parts for m in part.micro_batches) == parts[0].num_slots
+    assert sum(int(m.lengths.sum()) for part in parts for m in part.micro_batches) == parts[0].num_tokens
     supervised = sum(s.num_supervised_tokens for s in batch)
     assert {part.num_supervised_tokens for part in parts} == {supervised}
     labels = [m.labels[:, 1:] for part in parts for m in part.micro_batches]
@@ -49,7 +58,8 @@ def test_packing_into_arrow_gives_everything_back(batch: list[EncodedSample], wo
         assert (before.step, before.keys, before.quarantined) == (after.step, after.keys, after.quarantined)
         for a, b in zip(before.micro_batches, after.micro_batches, strict=True):
             assert all(
-                np.array_equal(getattr(a, n), getattr(b, n)) for n in ("input_ids", "labels", "lengths", "pixels")
+                np.array_equal(getattr(a, n), getattr(b, n))
+                for n in ("input_ids", "labels", "lengths", "sequences", "pixels")
             )
 
 
@@ -58,3 +68,34 @@ def test_long_and_short_samples_are_dealt_out_evenly() -> None:
     parts = cut_global_batch(0, 0, batch, [], Cut(2, 1), PAD, SIZE)
     loads = [sum(int(m.lengths.sum()) for m in part.micro_batches) for part in parts]
     assert max(loads) - min(loads) <= 4
+
+
+@given(samples.filter(lambda batch: len(batch) > 1), st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_packed_samples_keep_their_tokens_and_their_images_order(batch: list[EncodedSample], world: int) -> None:
+    by_key = {sample.key: sample for sample in batch}
+    for part in cut_global_batch(0, 0, batch, [], Cut.of(len(batch), world, 2, 60), PAD, SIZE):
+        keys = iter(part.keys)
+        for micro in part.micro_batches:
+            used = [0] * len(micro.input_ids)
+            pixels = []
+            for sequence, length in zip(micro.sequences, micro.lengths, strict=True):
+                sample = by_key[next(keys)]
+                place = slice(used[sequence], used[sequence] + length)
+                assert np.array_equal(micro.input_ids[sequence, place], sample.input_ids)
+                assert np.array_equal(micro.labels[sequence, place][1:], sample.labels[1:])
+                assert micro.labels[sequence, place][0] == -100
+                used[sequence] += length
+                pixels.append(sample.pixels)
+            assert np.array_equal(micro.pixels, np.concatenate([*pixels, np.zeros((0, 3, SIZE, SIZE), np.uint8)]))
+
+
+def test_packing_wastes_little_and_keeps_ranks_together() -> None:
+    lengths = np.random.default_rng(1).integers(60, 200, 64)
+    batch = [encoded(f"s{i}", int(length), 0, 1) for i, length in enumerate(lengths)]
+    padded = cut_global_batch(0, 0, batch, [], Cut.of(64, 2, 4), PAD, SIZE)
+    packed = cut_global_batch(0, 0, batch, [], Cut.of(64, 2, 4, 400), PAD, SIZE)
+    assert packed[0].padding_fraction < 0.05 < padded[0].padding_fraction
+    loads = [sum(int(m.lengths.sum()) for m in part.micro_batches) for part in packed]
+    assert abs(loads[0] - loads[1]) < 200
+    assert len(packed[0].micro_batches) < len(padded[0].micro_batches)

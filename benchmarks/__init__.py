@@ -1,0 +1,1 @@
+"""Measurements: each prints one JSON object on its last line; docs/benchmarks.md says what they found."""
