@@ -124,7 +124,7 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
         micro_batch_size=training.micro_batch_size,
         **(training.changes or {}),
     )
-    cut = Cut.of(stage.global_batch_size, world_size, training.micro_batch_size)
+    cut = spec.cut(world_size, resources)
     config = training.model or tiny_model_config()
     trained: TrainedTokenizer = train_tokenizer(
         ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320

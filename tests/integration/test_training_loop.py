@@ -53,6 +53,11 @@ def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
         name = f"zero{zero_stage}-micro{micro_batch_size}-ranks{world_size}"
         one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=micro_batch_size)
         [curves[name], *_] = one.train(world_size)
+    for zero_stage, world_size in ((2, 1), (3, 2)):
+        name = f"zero{zero_stage}-packed-ranks{world_size}"
+        one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=1, changes={"packing": True})
+        [curves[name], *_] = one.train(world_size)
+        assert all(row["padding_fraction"] < 0.2 for row in curves[name])
     whole = curves["zero0-micro8-ranks1"]
     assert len(whole) == STEPS
     assert whole[-1]["loss"] < whole[0]["loss"]

@@ -120,15 +120,21 @@ class BatchReader:
         Raises:
             CorruptDataError: A shard's bytes are damaged.
         """
+        inputs = self._encoding.inputs
+        for step, (good, bad) in enumerate(self.encode(read), read.task.first_step):
+            pad_token_id, size_px = inputs.tokens.pad_token_id, inputs.image.size_px
+            yield cut_global_batch(step, read.task.epoch, good, bad, self._cut, pad_token_id, size_px)
+
+    def encode(self, read: WindowRead) -> Iterator[tuple[list[EncodedSample], list[Quarantined]]]:
+        """Yield each batch of a task before it is cut: its samples in order, and those that cannot be used."""
         samples: dict[RowRef, Sample] = {}
-        for number, rows in enumerate(read.task.batches(self._global_batch_size)):
+        for rows in read.task.batches(self._global_batch_size):
             for row in rows:
                 if row not in samples:
                     samples.update(self._read_slice(row.slice, read.task.slices[row.slice], read.files[row.slice]))
-            step = read.task.first_step + number
-            yield self._assemble(step, read.task.epoch, [samples.pop(row) for row in rows])
+            yield self._encode([samples.pop(row) for row in rows])
 
-    def _assemble(self, step: int, epoch: int, samples: list[Sample]) -> list[BatchPart]:
+    def _encode(self, samples: list[Sample]) -> tuple[list[EncodedSample], list[Quarantined]]:
         encoding = self._encoding
         tokenizer = tokenizer_from_json(encoding.tokenizer_json)
         good: list[EncodedSample] = []
@@ -138,9 +144,7 @@ class BatchReader:
                 good.append(encoding.inputs.encode_sample(sample, tokenizer, encoding.max_length_tokens))
             except BadSampleError as error:
                 bad.append(Quarantined(sample.key, sample.source, str(error)))
-        return cut_global_batch(
-            step, epoch, good, bad, self._cut, encoding.inputs.tokens.pad_token_id, encoding.inputs.image.size_px
-        )
+        return good, bad
 
     def _read_slice(self, number: int, wanted: Slice, file: FileEntry) -> dict[RowRef, Sample]:
         folder = self._folders[wanted.dataset]

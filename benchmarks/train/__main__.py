@@ -1,0 +1,131 @@
+"""`make bench-train`: how fast a step is. Contestants alternate; each sees the same samples in the same order.
+
+a  padded          a plain loop: padding to the longest, logits over the vocabulary at every place (as Bunny's trainer)
+b  hugging_face    the same under Hugging Face's trainer and DeepSpeed
+c  warren          recipe to Ray Data to Ray Train to DeepSpeed, packed; decoding and tokenising included
+d  bare_deepspeed  Warren's objective and packed batches in DeepSpeed's plainest loop, batches in memory
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.train import workload
+from benchmarks.train.loops import LOOPS, peak_bytes
+
+Figures = dict[str, Any]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run_loop(name: str, folder: Path, steps: int) -> Figures:
+    """Run one of the loops in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(workload.NUM_THREADS)}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train.loops", name, str(folder), str(steps)]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    found: Figures = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_warren(folder: Path, steps: int, name: str) -> Figures:
+    """Train through Ray; a step's time is all that passes from the end of the one before."""
+    from warren.cluster.training import train_stage
+    from warren.train.checkpoint import METRICS_FILE
+
+    peaks: list[int] = [0]
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(peaks, ended), daemon=True)
+    watcher.start()
+    run = train_stage(workload.recipe(steps), "pretrain", workload.PACKED, workload.root_of(folder), name)
+    ended.set()
+    watcher.join()
+    latest = run.checkpoints.latest()
+    assert latest is not None
+    entry = next(file for file in latest.files if file.path.endswith(METRICS_FILE))
+    lines = (run.checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
+    rows = [json.loads(line) for line in lines]
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.exists():
+        tokenizer.write_bytes((run.folder / "tokenizer.json").read_bytes())
+    seconds = [row["step_s"] + row["data_wait_s"] for row in rows][1:]
+    padding = statistics.mean(row["padding_fraction"] for row in rows)
+    return {"step_s": seconds, "peak_bytes": max(peaks), "padding_fraction": padding}
+
+
+def _watch(peaks: list[int], ended: threading.Event) -> None:
+    """Keep the largest size of a training worker of this cluster."""
+    from ray.util.state import list_actors
+
+    while not ended.wait(0.5):
+        for actor in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]):
+            if actor.pid and Path(f"/proc/{actor.pid}").exists():
+                peaks.append(peak_bytes(actor.pid))
+
+
+def measure(folder: Path, steps: int, rounds: int) -> dict[str, Figures]:
+    """Run every contestant `rounds` times in turn; the first step of each warms up and is not counted."""
+    from warren.cluster.laptop import RayHead
+    from warren.cluster.session import connect
+
+    workload.write_samples(workload.root_of(folder))
+    found: dict[str, list[Figures]] = {}
+    sources = os.pathsep.join(str(REPOSITORY / name) for name in ("platform", "serve"))
+    environment = {"OMP_NUM_THREADS": str(workload.NUM_THREADS), "PYTHONPATH": sources}
+    os.environ["PYTHONPATH"] = sources
+    with RayHead(folder / "ray", 3, environment, object_store_bytes=400_000_000) as head:
+        os.environ.update({**head.environment, "RAY_ADDRESS": head.driver_address})
+        connect()
+        for number in range(rounds):
+            for name in ("warren", *LOOPS):
+                began = time.monotonic()
+                one = run_warren(folder, steps, f"r{number}") if name == "warren" else run_loop(name, folder, steps)
+                found.setdefault(name, []).append(one)
+                median = statistics.median(one["step_s"])
+                print(
+                    f"round {number} {name}: {median:.2f} s a step, {time.monotonic() - began:.0f} s in all", flush=True
+                )
+    return {name: _together(figures) for name, figures in found.items()}
+
+
+def _together(figures: list[Figures]) -> Figures:
+    seconds = [second for one in figures for second in one["step_s"]]
+    mean = statistics.mean(seconds)
+    return {**figures[0], "step_s": mean, "samples_per_s": workload.BATCH / mean} | {
+        "peak_bytes": max(one["peak_bytes"] for one in figures)
+    }
+
+
+def main() -> None:
+    """Measure, print a table, and one JSON object on the last line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_AUTH_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory(prefix="warren-bench-", ignore_cleanup_errors=True) as folder:
+        found = measure(Path(folder), options.steps, options.rounds)
+    print("| | s a step | samples/s | peak memory |\n|---|---|---|---|")
+    for name, one in found.items():
+        print(f"| {name} | {one['step_s']:.2f} | {one['samples_per_s']:.2f} | {one['peak_bytes'] / 2**30:.2f} GiB |")
+    padded, warren = found["padded"], found["warren"]
+    summary = {
+        "speedup_vs_padded_full_logits": padded["step_s"] / warren["step_s"],
+        "speedup_vs_hf_trainer": found["hugging_face"]["step_s"] / warren["step_s"],
+        "overhead_vs_bare_deepspeed": warren["step_s"] / found["bare_deepspeed"]["step_s"] - 1,
+        "peak_memory_ratio": warren["peak_bytes"] / padded["peak_bytes"],
+        "padding_fraction": warren["padding_fraction"],
+    }
+    print(json.dumps({key: round(value, 3) for key, value in summary.items()}))
+
+
+if __name__ == "__main__":
+    main()
