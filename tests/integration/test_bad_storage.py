@@ -10,13 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from factories import colour_sample, write_dataset
+from factories import colour_sample, source_of, write_dataset
 from fault_proxy import Fault, FaultProxy
 from warren.cluster.laptop import S3Server
 from warren.data.batch import Cut
 from warren.data.inputs import Inputs
-from warren.data.manifest import dataset_folder
-from warren.data.stream import BatchReader, StreamSpec
+from warren.data.stream import Encoding, StreamSpec
 from warren.errors import ConflictError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
@@ -99,14 +98,14 @@ def test_after_the_deadline_the_place_is_named(
 def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
     samples = [colour_sample(i) for i in range(120)]
     manifest = write_dataset(root, "d", samples, per_shard=20, per_group=5)
-    folder = dataset_folder(root, "d@v1")
-    return StreamSpec(folder, manifest, *tiny_inputs, 8, 96, seed=5, window_samples=32, epochs=1)
+    encoding = Encoding(*tiny_inputs, 96)
+    return StreamSpec((source_of(root, manifest),), encoding, 8, seed=5, window_samples=32, epochs=1)
 
 
 def batches(spec: StreamSpec, pause_s: float = 0.0) -> Iterator[list[str]]:
-    reader = BatchReader(spec, Cut(2, 1))
-    for task in spec.plan().tasks():
-        for parts in reader.read(task):
+    reader = spec.reader(Cut(2, 1))
+    for read in spec.reads():
+        for parts in reader.read(read):
             time.sleep(pause_s)
             yield [key for part in parts for key in part.keys]
 

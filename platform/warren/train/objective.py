@@ -86,7 +86,8 @@ class Objective(nn.Module):
         embeddings = self.model.get_input_embeddings()(input_ids)
         if len(pixels) == 0:
             blank = pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px))
-            return embeddings + 0.0 * self._features(blank).sum()
+            unchanged: torch.Tensor = embeddings + 0.0 * self._features(blank).sum()
+            return unchanged
         features = self._features(pixels).flatten(0, -2).to(embeddings.dtype)
         if len(features) != len(pixels) * self._tokens_per_image:
             raise ModelError(
