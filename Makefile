@@ -36,19 +36,17 @@ check: install  ## Format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-<<<<<<< HEAD
 bench-serve: install  ## The endpoint's speed beside one-at-a-time, static batches and vLLM (VLLM_PYTHON=…); ARGS=--quick
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
 soak: install  ## Good, bad, slow, cancelled and oversized requests for 30 minutes (ARGS="--minutes 5")
 	$(BIN)/python -m benchmarks.serve.soak $(ARGS)
-=======
+
 bench-order: install  ## Cost of planning up to 10^9 samples, and how well they are mixed
 	$(BIN)/python -m benchmarks.order $(ARGS)
 
 bench-train: install  ## Speed and memory of a training step against a plain loop and Hugging Face's trainer
 	$(BIN)/python -m benchmarks.train $(ARGS)
->>>>>>> d338e0d (Measure the order's cost and mixing, and a training step against others' loops)
 
 clean:  ## Remove .venv and what the demo wrote
 	rm -rf $(VENV) demo-output

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from benchmarks.serve.load import Load, picture
 
+from benchmarks.serve.load import Load, picture
 from warren.data.sample import Turn
 from warren.inference import EngineOptions, Prompt, SamplingParams, TransformersEngine, encode_request
 

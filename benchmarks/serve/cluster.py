@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-from benchmarks.serve.model import NAME, publish_model
 
+from benchmarks.serve.model import NAME, publish_model
 from warren.cluster.laptop import RayHead, free_port
 from warren.storage import Location
 

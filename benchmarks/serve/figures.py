@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+
 from benchmarks.serve.load import Timeline
 
 GOOD_FIRST_S, GOOD_TOKEN_S = 2.0, 0.2

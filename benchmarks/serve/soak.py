@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+
 from benchmarks.serve.cluster import endpoint
 from benchmarks.serve.load import picture
 from benchmarks.serve.model import IMAGE_PX, NAME

@@ -1,15 +1,17 @@
 """The FLOPs that a step is said to cost are those PyTorch counts when it is run."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from factories import tiny_model_config
 from warren.config import LoraConfig, Part
+from warren.data.batch import MicroBatch
 from warren.data.template import IGNORED
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer
 from warren.train.flops import FlopsCount
-from warren.train.objective import Objective
+from warren.train.objective import Objective, to_tensors
 
 TOKENIZER = train_tokenizer(["USER: a b ASSISTANT: c d"] * 3, 320)
 EVERYTHING: tuple[Part, ...] = ("vision_tower", "projector", "language_model")
@@ -39,8 +41,10 @@ def test_the_count_is_pytorchs(trainable: tuple[Part, ...], lora: LoraConfig | N
     labels = torch.full_like(ids, IGNORED)
     labels[:, -SUPERVISED:] = 7
     pixels = torch.zeros(SAMPLES, 3, 32, 32, dtype=torch.uint8)
+    lengths, numbers = np.full(SAMPLES, length), np.arange(SAMPLES)
+    batch = MicroBatch(ids.numpy(), labels.numpy(), lengths, numbers, pixels.numpy())
     with FlopCounterMode(display=False) as counter:
-        Objective(model, inputs)(ids, labels, torch.full((SAMPLES,), length), pixels).backward()
+        Objective(model, inputs)(**to_tensors(batch, torch.device("cpu"))).backward()
     said = FlopsCount.of(model).step(SAMPLES, SAMPLES * length, SAMPLES * length**2, SAMPLES * SUPERVISED)
     # The last block of the tower is run and thrown away, and gradients of its first layers' inputs are not needed.
     assert said.vision + said.text == pytest.approx(counter.get_total_flops(), rel=0.1)
