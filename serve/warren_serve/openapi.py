@@ -23,6 +23,39 @@ _ERROR = {
         }
     },
 }
+_ANSWER = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "chat.completion"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "system_fingerprint": {"type": "string", "description": "The release's version."},
+        "choices": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "message", "finish_reason", "logprobs"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "message": {
+                        "type": "object",
+                        "required": ["role", "content"],
+                        "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
+                    },
+                    "finish_reason": {"enum": ["stop", "length"]},
+                    "logprobs": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+            "additionalProperties": {"type": "integer"},
+        },
+    },
+}
 _ERRORS = {
     "400": "Something in the request is wrong; `param` names it.",
     "401": "A valid API key is needed.",
@@ -52,7 +85,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(title=app.title, version="1", routes=app.routes)
     request = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     components = schema.setdefault("components", {}).setdefault("schemas", {})
-    components |= request.pop("$defs", {}) | {"ChatRequest": request, "Error": _ERROR}
+    components |= request.pop("$defs", {}) | {"ChatRequest": request, "Error": _ERROR, "ChatCompletion": _ANSWER}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for path, methods in schema["paths"].items():
         for operation in methods.values():
@@ -63,7 +96,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     chat = schema["paths"]["/v1/chat/completions"]["post"]
     reference = {"$ref": "#/components/schemas/ChatRequest"}
     chat["requestBody"] = {"required": True, "content": {"application/json": {"schema": reference}}}
-    answer = {"type": "object"}
+    answer = {"$ref": "#/components/schemas/ChatCompletion"}
     chat["responses"]["200"]["content"] = {
         "application/json": {"schema": answer},
         "text/event-stream": {"schema": {"type": "string"}},

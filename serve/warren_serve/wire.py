@@ -6,7 +6,7 @@ What changes the answer and is not supported is refused by name; what has no bea
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from warren_serve.errors import ApiError, bad_request
@@ -103,6 +103,17 @@ class StreamOptions(_Wire):
     include_obfuscation: bool = False
 
 
+def _whole(value: Any) -> Any:
+    """Take 3.0 for 3: JSON has one kind of number, and JSON Schema calls both integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+_TopK = Annotated[int, Field(ge=-1, le=1_000_000), BeforeValidator(_whole)]
+_Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64), BeforeValidator(_whole)]
+_Alternatives = Annotated[int, Field(ge=0, le=20), BeforeValidator(_whole)]
+
+
 def _number(default: Any, **limits: Any) -> Any:
     return Field(default=default, allow_inf_nan=False, **limits)
 
@@ -112,13 +123,13 @@ class ChatRequest(_Wire):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: _Count | None = None
+    max_completion_tokens: _Count | None = None
     temperature: float = _number(1.0, ge=0.0, le=2.0)
     top_p: float = _number(1.0, ge=0.0, le=1.0)
-    top_k: int = Field(default=0, ge=-1, le=1_000_000)
-    n: int = Field(default=1, ge=1)
-    seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
+    top_k: _TopK = 0
+    n: _Count = 1
+    seed: _Seed | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -126,7 +137,7 @@ class ChatRequest(_Wire):
     frequency_penalty: float = _number(0.0, ge=-2.0, le=2.0)
     repetition_penalty: float = _number(1.0, gt=0.0, le=10.0)
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: _Alternatives | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

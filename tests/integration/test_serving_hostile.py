@@ -1,0 +1,175 @@
+"""The endpoint behind Ray Serve's own proxy: raw sockets that misbehave, and a replica that is killed."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from warren.inference.testing import save_random_model
+from warren.release import publish
+from warren.storage import FileEntry, Location, digest_file
+
+pytestmark = pytest.mark.timeout(300)
+
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "what is there?"}], "temperature": 0}
+BODY = json.dumps(ASK | {"max_tokens": 2}).encode()
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+BODY_TIMEOUT_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: Any, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An endpoint whose engine generates long enough to be killed in between."""
+    folder: Path = tmp_path_factory.mktemp("long")
+    save_random_model(folder, max_position_embeddings=4096)
+    files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
+    release = publish(storage_root, "tiny", "long", Location.parse(str(folder)), files, {}, {})
+    args = {
+        "release": str(release),
+        "model_name": "tiny",
+        "num_slots": 2,
+        "num_cpus": 0.5,
+        "max_new_tokens": 4000,
+        "body_timeout_s": BODY_TIMEOUT_S,
+        "web_page": True,
+    }
+    application = {"name": "chat", "route_prefix": "/", "import_path": "warren_serve.app:build", "args": args}
+    applications = f"{ray_cluster.dashboard_url}/api/serve/applications/"
+    http = {"host": "127.0.0.1", "port": ray_cluster.serve_port}
+    httpx.put(applications, json={"http_options": http, "applications": [application]}, timeout=60).raise_for_status()
+    wait_for(lambda: httpx.get(applications).json()["applications"].get("chat", {}).get("status") == "RUNNING")
+    yield f"http://127.0.0.1:{ray_cluster.serve_port}"
+    httpx.delete(applications, timeout=60)
+
+
+def wait_for(found: Any, timeout_s: float = 120.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.3)
+    return value
+
+
+def talk(url: str, *pieces: bytes) -> bytes:
+    """Send bytes as they are; returns what comes until the server closes or says nothing for a while."""
+    host, port = url.removeprefix("http://").split(":")
+    told = b""
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        try:
+            while part := connection.recv(65536):
+                told += part
+                if b"\r\n\r\n" in told and b"connection: close" not in told.lower():
+                    connection.settimeout(1)
+        except (TimeoutError, ConnectionResetError):
+            pass
+    return told
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def length(size: int) -> bytes:
+    return f"content-length: {size}\r\n".encode()
+
+
+CHUNKED = b"transfer-encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [HEAD, length(5), CHUNKED, b"\r\n", b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"],
+        [HEAD, length(3), length(len(BODY)), b"\r\n", BODY],
+        [HEAD, b"content-length: -1\r\n\r\n"],
+        [HEAD, b"content-length: 1e3\r\n\r\n"],
+        [HEAD, b"transfer-encoding: chunked, identity\r\n\r\n", b"0\r\n\r\n"],
+        [HEAD, CHUNKED, b"\r\n", b"zz\r\n{}\r\n0\r\n\r\n"],
+        [HEAD, b"x: " + b"a" * 200_000 + b"\r\n\r\n"],
+        [b"POST /v1/chat/completions HTTP/9.9\r\n\r\n"],
+        [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9],
+        [HEAD, b" folded\x00: x\r\n\r\n"],
+    ],
+    ids=["both lengths", "two lengths", "negative", "no number", "odd coding", "bad chunk", "long header", "version",
+         "tls", "nul"],
+)  # fmt: skip
+def test_a_request_that_is_two_is_never_taken_for_both(url: str, pieces: list[bytes]) -> None:
+    answer = talk(url, *pieces)
+    assert answer.count(b"HTTP/1.1 ") <= 1, "one request, one answer"
+    assert not answer or 400 <= status_of(answer) < 500, answer[:200]
+    assert status_of(talk(url, HEAD, length(len(BODY)), b"\r\n", BODY)) == 200
+
+
+def test_slow_clients_hold_a_connection_and_nothing_else(url: str) -> None:
+    """Heads and bodies that trickle: a body is given up after its time, a head costs one socket, and others go on."""
+    host, port = url.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port)), timeout=20) for _ in range(40)]
+    try:
+        for number, connection in enumerate(slow):
+            connection.sendall(HEAD if number % 2 else HEAD + length(1000) + b"\r\n" + b"{")
+        for _ in range(3):
+            for connection in slow[1::2]:
+                connection.sendall(b"x-more: 1\r\n")
+            answer = httpx.post(f"{url}/v1/chat/completions", json=ASK | {"max_tokens": 2}, timeout=30)
+            assert answer.status_code == 200
+        for connection in slow[::2]:
+            told = connection.recv(65536)
+            assert status_of(told) == 408
+            assert b"request_timeout" in told
+    finally:
+        for connection in slow:
+            connection.close()
+    assert httpx.get(f"{url}/readyz").status_code == 200
+
+
+def engine_pids() -> list[int]:
+    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    return [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica:chat:Engine")]
+
+
+def test_figures_of_ingress_and_engine_come_together(url: str) -> None:
+    httpx.post(f"{url}/v1/chat/completions", json=ASK | {"max_tokens": 2}, timeout=30).raise_for_status()
+
+    def found() -> bool:
+        text = httpx.get(f"{url}/metrics", timeout=30).text
+        return "warren_engine_slots{" in text and 'route="/v1/chat/completions",status="200"' in text
+
+    wait_for(found, 60)
+
+
+def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    (pid,) = engine_pids()
+    stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
+    told = [next(stream) for _ in range(5)]
+    assert told
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError) as error:
+        list(stream)
+    assert error.value.code == "unavailable"
+    assert error.value.type == "server_error"
+
+    def answered() -> bool:
+        try:
+            client.chat.completions.create(**ASK, max_tokens=2)
+        except openai.APIStatusError as refusal:
+            assert refusal.status_code in (429, 503), refusal  # until Serve has noticed
+            assert int(refusal.response.headers["retry-after"]) >= 1
+            return False
+        return True
+
+    wait_for(answered, 60)
+    assert engine_pids() != [pid]
+    assert ray.is_initialized()
