@@ -14,14 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from warren_serve.admission import Admission, OwnAccounts, visit_of
 from warren_serve.backend import Piece
-from warren_serve.chat import Answer
+from warren_serve.chat import Answer, TextAnswer
 from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
 from warren_serve.gate import Gate
 from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.openapi import describe
 from warren_serve.pages import page_routes
 from warren_serve.service import ChatService
-from warren_serve.wire import parse_chat_request
+from warren_serve.wire import GenerationFields, parse_chat_request, parse_completion_request
 
 T = TypeVar("T")
 Figures = Callable[[], Awaitable[bytes]]
@@ -139,18 +139,28 @@ def _chat_routes(service: ChatService) -> APIRouter:
 
     @router.post("/chat/completions", summary="Continue a conversation", response_model=None)
     async def chat_completions(request: Request) -> Response:
-        chat = parse_chat_request(await _read_body(request, service.settings.body_timeout_s))
-        _check_model(service, chat.model)
-        if not service.backend.is_alive:
-            raise unavailable("The engine does not run.")
-        visit = visit_of(request.scope)
-        question = await _unless_gone(request, service.prepare(chat, visit))
-        answer = Answer(service, question, visit)
-        if not chat.stream:
-            return JSONResponse(await _unless_gone(request, answer.whole()))
-        return _Stream(answer, await _unless_gone(request, answer.first()))
+        return await _answer(service, request, parse_chat_request, Answer)
+
+    @router.post("/completions", summary="Continue a text", response_model=None)
+    async def completions(request: Request) -> Response:
+        return await _answer(service, request, parse_completion_request, TextAnswer)
 
     return router
+
+
+async def _answer(
+    service: ChatService, request: Request, parse: Callable[[bytes], GenerationFields], kind: type[Answer]
+) -> Response:
+    asked = parse(await _read_body(request, service.settings.body_timeout_s))
+    _check_model(service, asked.model)
+    if not service.backend.is_alive:
+        raise unavailable("The engine does not run.")
+    visit = visit_of(request.scope)
+    question = await _unless_gone(request, service.prepare(asked, visit))
+    answer = kind(service, question, visit)
+    if not asked.stream:
+        return JSONResponse(await _unless_gone(request, answer.whole()))
+    return _Stream(answer, await _unless_gone(request, answer.first()))
 
 
 def _check_model(service: ChatService, name: str) -> None:

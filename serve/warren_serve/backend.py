@@ -1,7 +1,7 @@
 """The seam between HTTP and the model: questions go in, pieces of answers come out.
 
     ingress                                     engine
-    HTTP → ChatRequest → Question ── ask ──▶ prompt → slots
+    HTTP → request → Question ────── ask ──▶ prompt → slots
     JSON or events ◀── Answer ◀──────────── Piece, Piece, …
 
 What crosses it depends on no release: while one rolls in, any ingress replica may ask any engine replica. Tokens,
@@ -30,7 +30,7 @@ from warren.inference import (
 from warren_serve.conversation import PromptBuilder
 from warren_serve.errors import ApiError, bad_request, internal_error, overloaded, unavailable
 from warren_serve.settings import ServeSettings
-from warren_serve.wire import ChatRequest
+from warren_serve.wire import GenerationFields
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ _PREPARING_THREADS = 2
 
 @dataclass(frozen=True)
 class Question:
-    """A chat request whose shape was checked.
+    """A request whose shape was checked.
 
     Attributes:
         request: Its picture URLs are empty: `pictures` holds what they named.
         pictures: Encoded, in the order of the request's image parts.
     """
 
-    request: ChatRequest
+    request: GenerationFields
     pictures: tuple[bytes, ...] = ()
 
 

@@ -1,11 +1,11 @@
-"""Answers to chat requests: whole or streamed, one or several choices, never longer than the deadline."""
+"""Answers to requests: whole or streamed, one or several choices, never longer than the deadline."""
 
 import asyncio
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from warren.inference import TokenDelta, TokenLogprob, join_deltas
@@ -26,6 +26,9 @@ class Answer:
         visit: Told of the tokens that were used.
     """
 
+    _id_prefix = "chatcmpl"
+    _whole_object, _chunk_object = "chat.completion", "chat.completion.chunk"
+
     def __init__(self, service: ChatService, question: Question, visit: Visit) -> None:
         self._request = question.request
         self._visit = visit
@@ -39,7 +42,7 @@ class Answer:
         self._num_tokens = 0
         self._token_texts: dict[int, str] = {}
         self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"{self._id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": service.model_name,
             "system_fingerprint": service.release.version,
@@ -63,7 +66,7 @@ class Answer:
         finally:
             await self.close()
         choices = [self._choice(index, join_deltas(parts)) for index, parts in enumerate(deltas)]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage()}
+        return {**self._head, "object": self._whole_object, "choices": choices, "usage": self._usage()}
 
     async def first(self) -> Piece | None:
         """Wait for the first piece, so that early failures still become a status code.
@@ -81,20 +84,20 @@ class Answer:
         """Yield server-sent events: a chunk per delta, the usage where asked, `[DONE]`."""
         try:
             for index in range(self._request.n):
-                yield self._chunk(index, {"role": "assistant", "content": ""})
+                for chunk in self._opening(index):
+                    yield chunk
             piece = first
             while piece is not None:
                 for index, delta in piece.items:
                     logprobs = self._logprobs(delta)
                     if delta.text or logprobs:
-                        yield self._chunk(index, {"content": delta.text}, logprobs=logprobs)
+                        yield self._chunk(index, delta.text, logprobs=logprobs)
                     if delta.finish_reason:
-                        yield self._chunk(index, {}, delta.finish_reason)
+                        yield self._chunk(index, "", delta.finish_reason)
                 piece = await self._next()
             options = self._request.stream_options
             if options and options.include_usage:
-                head = {**self._head, "object": "chat.completion.chunk"}
-                yield _event({**head, "choices": [], "usage": self._usage()})
+                yield self._event({"choices": [], "usage": self._usage()})
             yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield _event(error.body())  # the status line is gone; clients raise on this
@@ -139,16 +142,25 @@ class Answer:
             "logprobs": self._logprobs(whole),
         }
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> bytes:
+    def _opening(self, index: int) -> Sequence[bytes]:
+        """Return what a choice begins with."""
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        return (self._event({"choices": [choice | {"logprobs": None}]}),)
+
+    def _chunk(self, index: int, text: str, finish: str | None = None, logprobs: Any = None) -> bytes:
+        delta = {} if finish else {"content": text}
         choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-        return _event({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
+        return self._event({"choices": [choice]})
+
+    def _event(self, value: dict[str, Any]) -> bytes:
+        return _event({**self._head, "object": self._chunk_object, **value})
 
     def _usage(self) -> dict[str, int]:
         prompt, answer = self._num_prompt_tokens, self._num_tokens
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def _logprobs(self, delta: TokenDelta) -> dict[str, Any] | None:
-        if not self._request.logprobs:
+        if self._request.num_logprobs is None:
             return None
         return {"content": [self._logprob(one) for one in delta.logprobs], "refusal": None}
 
@@ -162,6 +174,22 @@ class Answer:
         text = self._token_texts[token_id]
         # JSON has no infinity; OpenAI's documentation gives -9999 for tokens that are all but impossible.
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+
+class TextAnswer(Answer):
+    """The same for `/v1/completions`: plain texts instead of messages."""
+
+    _id_prefix = "cmpl"
+    _whole_object = _chunk_object = "text_completion"
+
+    def _choice(self, index: int, whole: TokenDelta) -> dict[str, Any]:
+        return {"index": index, "text": whole.text, "finish_reason": whole.finish_reason, "logprobs": None}
+
+    def _opening(self, index: int) -> Sequence[bytes]:
+        return ()
+
+    def _chunk(self, index: int, text: str, finish: str | None = None, logprobs: Any = None) -> bytes:
+        return self._event({"choices": [{"index": index, "text": text, "finish_reason": finish, "logprobs": None}]})
 
 
 def _event(value: dict[str, Any]) -> bytes:

@@ -22,7 +22,11 @@ from warren_serve.settings import ServeSettings
 from warren_serve.wire import (
     AssistantMessage,
     ChatRequest,
+    CompletionRequest,
+    GenerationFields,
     ImagePart,
+    Message,
+    RequestT,
     SystemMessage,
     TextPart,
     UserMessage,
@@ -63,39 +67,35 @@ class PromptBuilder:
         self._special_ids = frozenset(special)
         self._special_texts = (IMAGE_MARK, inputs.tokens.eos_token, *special.values())
 
-    def check_shape(self, request: ChatRequest) -> None:
+    def check_shape(self, request: GenerationFields) -> None:
         """Refuse what is too much or out of order, by counting only; safe on the event loop.
 
         Raises:
             ApiError: 400.
         """
-        messages, limits = request.messages, self._settings
-        if len(messages) > limits.max_messages:
-            message = f"{len(messages)} messages; at most {limits.max_messages} are allowed."
-            raise bad_request(message, "too_many_messages", "messages")
-        if request.n > limits.max_choices:
-            raise bad_request(f"'n' is at most {limits.max_choices}.", "invalid_value", "n")
-        parts = [part for m in messages if not isinstance(m.content, str) for part in m.content]
-        num_images = sum(isinstance(part, ImagePart) for part in parts)
-        if num_images > limits.max_images:
-            message = f"{num_images} images; at most {limits.max_images} are allowed."
-            raise bad_request(message, "too_many_images", "messages")
-        num_chars = sum(len(m.content) for m in messages if isinstance(m.content, str))
-        num_chars += sum(len(part.text) for part in parts if isinstance(part, TextPart))
-        if num_chars > limits.max_text_chars:
-            message = f"{num_chars} characters of text; at most {limits.max_text_chars} are allowed."
-            raise bad_request(message, "text_too_long", "messages")
-        _check_roles(request)
+        if request.n > self._settings.max_choices:
+            raise bad_request(f"'n' is at most {self._settings.max_choices}.", "invalid_value", "n")
+        if isinstance(request, CompletionRequest):
+            self._check_length(len(request.prompt), "prompt")
+        if isinstance(request, ChatRequest):
+            self._check_messages(request.messages)
+            _check_roles(request)
 
-    def plan(self, request: ChatRequest) -> Plan:
+    def plan(self, request: GenerationFields) -> Plan:
         """Tokenise and count, before any picture is fetched or decoded; call it off the event loop.
 
         Raises:
             ApiError: 400.
         """
-        turns, system, images = self._conversation(request)
-        prompt_ids = self._inputs.encode_prompt(turns, self._tokenizer, len(images), system)
-        new = self._new_tokens(request, len(prompt_ids))
+        images: tuple[ImageSource, ...] = ()
+        if isinstance(request, ChatRequest):
+            turns, system, images = self._conversation(request)
+            prompt_ids, param = self._inputs.encode_prompt(turns, self._tokenizer, len(images), system), "messages"
+        else:
+            assert isinstance(request, CompletionRequest)
+            text = self._text(request.prompt, "prompt")
+            prompt_ids, param = self._inputs.encode_text(text, self._tokenizer), "prompt"
+        new = self._new_tokens(request, len(prompt_ids), param)
         return Plan(prompt_ids, images, _sampling(request, new))
 
     def pictures(self, images: Sequence[ImageSource]) -> tuple[bytes, ...]:
@@ -126,6 +126,25 @@ class PromptBuilder:
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, special ones included; an unfinished character is U+FFFD."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def _check_messages(self, messages: Sequence[Message]) -> None:
+        limits = self._settings
+        if len(messages) > limits.max_messages:
+            message = f"{len(messages)} messages; at most {limits.max_messages} are allowed."
+            raise bad_request(message, "too_many_messages", "messages")
+        parts = [part for m in messages if not isinstance(m.content, str) for part in m.content]
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
+        if num_images > limits.max_images:
+            message = f"{num_images} images; at most {limits.max_images} are allowed."
+            raise bad_request(message, "too_many_images", "messages")
+        num_chars = sum(len(m.content) for m in messages if isinstance(m.content, str))
+        num_chars += sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        self._check_length(num_chars, "messages")
+
+    def _check_length(self, num_chars: int, param: str) -> None:
+        if num_chars > self._settings.max_text_chars:
+            message = f"{num_chars} characters of text; at most {self._settings.max_text_chars} are allowed."
+            raise bad_request(message, "text_too_long", param)
 
     def _conversation(self, request: ChatRequest) -> tuple[tuple[Turn, ...], str | None, tuple[ImageSource, ...]]:
         system: str | None = None
@@ -159,25 +178,24 @@ class PromptBuilder:
             raise bad_request(message, "special_token_in_text", param)
         return content
 
-    def _new_tokens(self, request: ChatRequest, num_prompt_tokens: int) -> int:
+    def _new_tokens(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
         room = self.max_context_tokens - num_prompt_tokens
-        name = "max_completion_tokens" if request.max_tokens is None else "max_tokens"
-        asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+        name, asked = request.length_limit
         if asked is not None and asked > self._settings.max_new_tokens:
             message = f"'{name}' is {asked}; at most {self._settings.max_new_tokens} are allowed."
             raise bad_request(message, "invalid_value", name)
         if room < (asked or 1):
             message = (
-                f"The model's context is {self.max_context_tokens} tokens; the messages take "
+                f"The model's context is {self.max_context_tokens} tokens; the prompt takes "
                 f"{num_prompt_tokens} and the answer {asked or 1}. Send less, or ask for fewer tokens."
             )
-            raise bad_request(message, "context_length_exceeded", "messages" if asked is None else name)
+            raise bad_request(message, "context_length_exceeded", param if asked is None else name)
         return asked or min(room, self._settings.default_max_new_tokens, self._settings.max_new_tokens)
 
 
-def without_pictures(request: ChatRequest) -> ChatRequest:
+def without_pictures(request: RequestT) -> RequestT:
     """Empty a request's picture URLs, which may be megabytes: what they named travels beside it."""
-    for message in request.messages:
+    for message in request.messages if isinstance(request, ChatRequest) else ():
         for part in () if isinstance(message.content, str) else message.content:
             if isinstance(part, ImagePart):
                 part.image_url.url = ""
@@ -209,7 +227,7 @@ def _check_roles(request: ChatRequest) -> None:
         raise bad_request(message, "invalid_role_order", f"messages.{len(request.messages) - 1}.role")
 
 
-def _sampling(request: ChatRequest, max_new_tokens: int) -> SamplingParams:
+def _sampling(request: GenerationFields, max_new_tokens: int) -> SamplingParams:
     return SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=request.temperature,
@@ -220,5 +238,5 @@ def _sampling(request: ChatRequest, max_new_tokens: int) -> SamplingParams:
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         stop=request.stop_strings,
-        num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        num_logprobs=request.num_logprobs,
     )

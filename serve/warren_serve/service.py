@@ -28,7 +28,7 @@ from warren_serve.conversation import PromptBuilder, without_pictures
 from warren_serve.fetching import ImageFetcher
 from warren_serve.metrics import RequestMetrics, engine_registry, render
 from warren_serve.settings import ServeSettings
-from warren_serve.wire import ChatRequest
+from warren_serve.wire import GenerationFields
 
 _PREPARING_THREADS = 2
 _WARM_UP_TOKENS = 4
@@ -59,7 +59,7 @@ class ChatService:
         # Few threads: tokenising, base64 and image headers are all that is slow here.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
-    async def prepare(self, request: ChatRequest, visit: Visit) -> Question:
+    async def prepare(self, request: GenerationFields, visit: Visit) -> Question:
         """Check what needs no engine: counted and paid for first, then pictures are fetched and their headers read.
 
         Raises:

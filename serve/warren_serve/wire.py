@@ -1,10 +1,10 @@
-"""OpenAI's chat request, as far as this endpoint understands it, and what it does with the rest.
+"""OpenAI's requests, as far as this endpoint understands them, and what it does with the rest.
 
 What changes the answer and is not supported is refused by name; what has no bearing on it is dropped.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -29,6 +29,8 @@ _NO_BEARING_IN_MESSAGE = frozenset({"name", "annotations", "refusal"})
 
 _UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for nothing
     "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
@@ -36,6 +38,7 @@ _UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for no
     "prediction": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
+    "suffix": ("",),
     "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -118,13 +121,11 @@ def _number(default: Any, **limits: Any) -> Any:
     return Field(default=default, allow_inf_nan=False, **limits)
 
 
-class ChatRequest(_Wire):
-    """The body of `POST /v1/chat/completions`. `top_k` and `repetition_penalty` are named as in vLLM."""
+class GenerationFields(_Wire):
+    """What chats and completions have in common. `top_k` and `repetition_penalty` are named as in vLLM."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
     max_tokens: _Count | None = None
-    max_completion_tokens: _Count | None = None
     temperature: float = _number(1.0, ge=0.0, le=2.0)
     top_p: float = _number(1.0, ge=0.0, le=1.0)
     top_k: _TopK = 0
@@ -136,8 +137,6 @@ class ChatRequest(_Wire):
     presence_penalty: float = _number(0.0, ge=-2.0, le=2.0)
     frequency_penalty: float = _number(0.0, ge=-2.0, le=2.0)
     repetition_penalty: float = _number(1.0, gt=0.0, le=10.0)
-    logprobs: bool = False
-    top_logprobs: _Alternatives | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -146,21 +145,76 @@ class ChatRequest(_Wire):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives are reported beside each token; None for no log-probabilities."""
+        return None
+
+    @property
+    def length_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and its value."""
+        return "max_tokens", self.max_tokens
+
+    def check_combinations(self) -> None:
+        """Refuse fields that do not go together.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("'stream_options' needs 'stream': true.", "invalid_value", "stream_options")
+        stop = self.stop_strings
+        if len(stop) > 4 or any(not 1 <= len(text) <= 256 for text in stop):
+            raise bad_request("'stop' takes up to 4 strings of 1 to 256 characters.", "invalid_value", "stop")
+
+
+class ChatRequest(GenerationFields):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: _Count | None = None
+    logprobs: bool = False
+    top_logprobs: _Alternatives | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See `GenerationFields.num_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def length_limit(self) -> tuple[str, int | None]:
+        """See `GenerationFields.length_limit`."""
+        if self.max_tokens is None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    def check_combinations(self) -> None:
+        """See `GenerationFields.check_combinations`."""
+        both = self.max_tokens, self.max_completion_tokens
+        if None not in both and both[0] != both[1]:
+            message = "'max_tokens' and 'max_completion_tokens' differ; give one."
+            raise bad_request(message, "invalid_value", "max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise bad_request("'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
+        super().check_combinations()
+
+
+class CompletionRequest(GenerationFields):
+    """The body of `POST /v1/completions`: one text, which the model continues as it stands, without a template."""
+
+    prompt: str = Field(min_length=1)
+
+
+RequestT = TypeVar("RequestT", bound=GenerationFields)
+
 
 def parse_chat_request(body: bytes) -> ChatRequest:
-    """Read a request body.
+    """Read the body of a chat request.
 
     Raises:
         ApiError: It is no JSON (too deep included), or does not fit `ChatRequest`; `param` names the field.
     """
-    try:
-        # The parser has its own limit of nesting (200). NaN passes here, so that its field can be named.
-        raw = from_json(body, allow_inf_nan=True)
-    except ValueError as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
-    if not isinstance(raw, dict):
-        raise bad_request("The body must be a JSON object.", "invalid_json")
-    cleaned = _drop_what_asks_for_nothing(raw, "", _NO_BEARING)
+    cleaned = _drop_what_asks_for_nothing(_json_object(body), "", _NO_BEARING)
     messages = cleaned.get("messages")
     if isinstance(messages, list):
         cleaned["messages"] = [
@@ -169,18 +223,42 @@ def parse_chat_request(body: bytes) -> ChatRequest:
             else message
             for index, message in enumerate(messages)
         ]
+    return _validated(ChatRequest, cleaned)
+
+
+def parse_completion_request(body: bytes) -> CompletionRequest:
+    """Read the body of a completion request.
+
+    Raises:
+        ApiError: As `parse_chat_request`.
+    """
+    return _validated(CompletionRequest, _drop_what_asks_for_nothing(_json_object(body), "", _NO_BEARING))
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        request = ChatRequest.model_validate(cleaned)
+        # The parser has its own limit of nesting (200). NaN passes here, so that its field can be named.
+        raw = from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
+    if not isinstance(raw, dict):
+        raise bad_request("The body must be a JSON object.", "invalid_json")
+    return raw
+
+
+def _validated(kind: type[RequestT], cleaned: dict[str, Any]) -> RequestT:
+    try:
+        request = kind.model_validate(cleaned)
     except ValidationError as error:
         raise _first_problem(error, cleaned) from None
-    _check_combinations(request)
+    request.check_combinations()
     return request
 
 
 def _drop_what_asks_for_nothing(value: Mapping[str, Any], path: str, no_bearing: frozenset[str]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, item in value.items():
-        if name in no_bearing or (item is None and name not in ("model", "messages", "role", "content")):
+        if name in no_bearing or (item is None and name not in ("model", "messages", "prompt", "role", "content")):
             continue
         if name in _UNSUPPORTED:
             if item not in _UNSUPPORTED[name]:
@@ -190,20 +268,6 @@ def _drop_what_asks_for_nothing(value: Mapping[str, Any], path: str, no_bearing:
             continue
         kept[name] = item
     return kept
-
-
-def _check_combinations(request: ChatRequest) -> None:
-    both = request.max_tokens, request.max_completion_tokens
-    if None not in both and both[0] != both[1]:
-        message = "'max_tokens' and 'max_completion_tokens' differ; give one."
-        raise bad_request(message, "invalid_value", "max_tokens")
-    if request.top_logprobs is not None and not request.logprobs:
-        raise bad_request("'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
-    if request.stream_options is not None and not request.stream:
-        raise bad_request("'stream_options' needs 'stream': true.", "invalid_value", "stream_options")
-    stop = request.stop_strings
-    if len(stop) > 4 or any(not 1 <= len(text) <= 256 for text in stop):
-        raise bad_request("'stop' takes up to 4 strings of 1 to 256 characters.", "invalid_value", "stop")
 
 
 def _first_problem(error: ValidationError, raw: Any) -> ApiError:

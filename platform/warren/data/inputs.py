@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from warren.data.images import ImageSpec, decode_image, to_pixels
 from warren.data.native_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.template import Template, TokenSpec, encode, get_template
+from warren.data.template import Segment, Template, TokenSpec, encode, get_template
 from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
@@ -97,6 +97,10 @@ class Inputs:
             raise BadSampleError(f"{marks} image marks in the text, but {num_images} images")
         segments = self.prompts.generation(turns, self.tokens.eos_token, system)
         return encode(segments, tokenizer, self.tokens)[0]
+
+    def encode_text(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
+        """Turn plain text into ids, int32 (length,): no template, only the BOS where the model has one."""
+        return encode([Segment(text, False)], tokenizer, self.tokens)[0]
 
     def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
         """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px)."""

@@ -11,7 +11,7 @@ from schemathesis.checks import load_all_checks  # noqa: E402
 from schemathesis.specs.openapi.checks import positive_data_acceptance  # noqa: E402
 
 load_all_checks()
-CHAT = "/v1/chat/completions"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
 
@@ -37,15 +37,17 @@ def validate(operation: Any, mode: Any, endpoint: Any, max_examples: int = 25, *
 
 def test_every_other_operation_does_what_its_description_says(description: Any, endpoint: Any) -> None:
     operations = {found.ok().path: found.ok() for found in description.get_all_operations()}
-    assert set(operations) >= {"/healthz", "/readyz", "/v1/models", "/v1/models/{model}", CHAT}
-    for path in set(operations) - {CHAT}:
+    assert set(operations) >= {"/healthz", "/readyz", "/v1/models", "/v1/models/{model}", CHAT, TEXT}
+    for path in set(operations) - {CHAT, TEXT}:
         validate(operations[path], POSITIVE, endpoint)
 
 
-def test_what_the_description_forbids_is_refused(description: Any, endpoint: Any) -> None:
-    validate(description[CHAT]["POST"], NEGATIVE, endpoint, max_examples=60)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_what_the_description_forbids_is_refused(description: Any, endpoint: Any, path: str) -> None:
+    validate(description[path]["POST"], NEGATIVE, endpoint, max_examples=40)
 
 
-def test_questions_to_the_model_itself_are_answered_or_refused_by_name(description: Any, endpoint: Any) -> None:
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_questions_to_the_model_are_answered_or_refused_by_name(description: Any, endpoint: Any, path: str) -> None:
     """A schema cannot say that roles alternate, what fits the context or what needs what, so 400 is allowed here."""
-    validate(description[CHAT]["POST"], POSITIVE, endpoint, max_examples=60, model="tiny", max_tokens=2)
+    validate(description[path]["POST"], POSITIVE, endpoint, max_examples=40, model="tiny", max_tokens=2)
