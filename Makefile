@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test check bench clean chaos bench-serve soak bench-order bench-train
+.PHONY: help install demo test check bench clean chaos bench-serve soak bench-data bench-order bench-train
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,5 +48,12 @@ bench-order: install  ## Cost of planning up to 10^9 samples, and how well they 
 bench-train: install  ## Speed and memory of a training step against a plain loop and Hugging Face's trainer
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
+PEERS := .venv-bench-data
+bench-data: install  ## Compare the data loader with torch's, webdataset and mosaicml-streaming (installs the latter two)
+	$(PYTHON) -m venv --without-pip $(PEERS)
+	$(BIN)/python benchmarks/data/link_packages.py $(PEERS)
+	$(BIN)/python -m pip --python $(PEERS)/bin/python install --quiet --no-deps --requirement benchmarks/data/peers.txt
+	$(BIN)/python benchmarks/data/bench.py --peers $(PEERS)/bin/python $(ARGS)
+
 clean:  ## Remove .venv and what the demo wrote
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) .venv-bench-data demo-output

@@ -14,6 +14,9 @@ from warren.storage import FileEntry, Location, digest_bytes
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_TEXT_COLUMNS = ("key", "images.list.element.path", "turns.list.element.role", "turns.list.element.text", "source")
+# Pictures are compressed already.
+_COMPRESSION: dict[str, Any] = {**dict.fromkeys(_TEXT_COLUMNS, "zstd"), "images.list.element.bytes": "none"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,13 @@ def write_shard(folder: Location, path: str, samples: Iterable[Sample], samples_
     """
     table = pa.Table.from_pylist([sample.to_row() for sample in samples], schema=SCHEMA)
     buffer = io.BytesIO()
-    pq.write_table(  # pictures are compressed already; zstd is for the text
-        table, buffer, row_group_size=samples_per_row_group, compression="zstd", write_page_checksum=True
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=samples_per_row_group,
+        compression=_COMPRESSION,
+        use_dictionary=False,
+        write_page_checksum=True,
     )
     data = buffer.getvalue()
     (folder / path).put_bytes(data)
