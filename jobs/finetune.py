@@ -1,6 +1,7 @@
-"""Stage 2: train on conversations, from the last checkpoint of stage 1. The same run name resumes.
+"""Stage 2: train on conversations, from the last checkpoint of stage 1 or from a model. The same run name resumes.
 
 ray job submit --working-dir . -- python jobs/finetune.py --recipe demo
+ray job submit --working-dir . -- python jobs/finetune.py --recipe demo --from-model s3://bucket/imported-bunny
 """
 
 import argparse
@@ -12,7 +13,9 @@ from warren.cluster.cli import Job, run_job
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", help="name of the run (default: RECIPE-finetune)")
-    parser.add_argument("--from-run", help="stage-1 run to start from (default: RECIPE-pretrain)")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--from-run", help="run to start from (default: RECIPE-pretrain)")
+    origin.add_argument("--from-model", metavar="LOCATION", help="model folder to start from: an import or a release")
 
 
 def preview(job: Job) -> str:
@@ -23,10 +26,14 @@ def preview(job: Job) -> str:
 
 def main(job: Job) -> None:
     from warren.cluster.training import run_name, train_stage
+    from warren.storage import Location
 
     name = job.options.run or run_name(job.recipe, "finetune")
-    parent = job.options.from_run or run_name(job.recipe, "pretrain")
-    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, parent)
+    if job.options.from_model:
+        origin = {"model": Location.parse(job.options.from_model)}
+    else:
+        origin = {"parent": job.options.from_run or run_name(job.recipe, "pretrain")}
+    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, **origin)
     print(f"trained: {run.folder}, step {run.checkpoints.steps()[-1]}")
 
 

@@ -7,8 +7,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import ray
@@ -21,16 +19,17 @@ from warren.cluster.attempts import Attempts, FailureNotice, gave_way
 from warren.cluster.board import Board, Progress
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Recipe, Resources, StageConfig
-from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import Encoding, Source, StreamSpec, iter_samples
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError, root_cause
-from warren.storage import Location, download_tree
+from warren.storage import Location
 from warren.train.averaging import refuse_to_train
-from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
+from warren.train.checkpoint import CheckpointManifest
+from warren.train.origin import Origin, frozen_digest
 from warren.train.record import Run, describe
 from warren.train.report import write_report
 from warren.train.trackers import open_trackers
@@ -42,7 +41,11 @@ _TOKENIZER_SAMPLES = 20_000
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """Everything a worker needs; it travels to every rank."""
+    """Everything a worker needs; it travels to every rank.
+
+    Attributes:
+        origin: The model the stage starts from; None: it is built as the recipe says, around `tokenizer`.
+    """
 
     run: Run
     recipe: Recipe
@@ -50,8 +53,8 @@ class TrainingTask:
     resources: Resources
     stream: StreamSpec
     held_out: StreamSpec | None
-    parent: Run | None
-    tokenizer: dict[str, Any]
+    origin: Origin | None
+    tokenizer: dict[str, Any] | None
     record: dict[str, Any]
 
     @property
@@ -66,19 +69,29 @@ def run_name(recipe: Recipe, stage: Stage) -> str:
 
 
 def train_stage(
-    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, parent: str | None = None
+    recipe: Recipe,
+    stage: Stage,
+    resources: Resources,
+    root: Location,
+    name: str,
+    parent: str | None = None,
+    model: Location | None = None,
 ) -> Run:
     """Train a stage to its end, resuming it where it stopped.
 
     Args:
         name: The run's name; the same name goes on with the same run.
-        parent: The run whose last checkpoint a finetune starts from.
+        parent: The run whose last checkpoint the stage starts from.
+        model: The model folder it starts from instead.
 
     Raises:
         WarrenError: The run cannot start or go on; the message says why.
     """
     refuse_to_train(recipe)
-    task = _prepare(recipe, stage, resources, root, name, parent)
+    origin = Origin.of_folder(model) if model else None
+    if parent is not None:
+        origin = Origin.of_run(Run(root / "runs" / parent))
+    task = _prepare(recipe, stage, resources, root, name, origin)
     num_steps = task.stream.plan().num_steps
     latest = task.run.checkpoints.latest()
     if latest is not None and latest.step >= num_steps:
@@ -141,21 +154,26 @@ def _write_recoveries(run: Run, recoveries: list[dict[str, Any]]) -> None:
 
 
 def _prepare(
-    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, parent: str | None
+    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, origin: Origin | None
 ) -> TrainingTask:
     config: StageConfig = getattr(recipe, stage)
     sources = _sources(config, root)
     run = Run(root / "runs" / name)
-    record = run.begin(describe(recipe, stage, resources, sources))
-    parent_run = Run(root / "runs" / parent) if parent else None
-    if parent_run is None:
+    template = config.template or recipe.model.template
+    if origin is not None:
+        origin.check_template(template)
+    began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
+    record = run.begin(began)
+    if origin is None:
         tokenizer, inputs = _make_tokenizer(recipe, run, root)
+        tokenizer_json = tokenizer["json"]
     else:
-        tokenizer, inputs = _inherit_tokenizer(run, parent_run)
-    inputs = inputs.with_template(config.template or recipe.model.template, config.image_padding)
+        origin = _as_begun(origin, record, root)
+        tokenizer, inputs, tokenizer_json = None, origin.inputs(), origin.tokenizer_json()
+    inputs = inputs.with_template(template, config.image_padding)
     stream = StreamSpec(
         sources=sources,
-        encoding=Encoding(inputs, tokenizer["json"], config.max_length_tokens),
+        encoding=Encoding(inputs, tokenizer_json, config.max_length_tokens),
         global_batch_size=config.global_batch_size,
         seed=config.seed,
         window_samples=config.shuffle_window_samples,
@@ -163,7 +181,7 @@ def _prepare(
         epochs=config.duration.epochs,
     )
     held_out = _held_out(config, root, stream)
-    return TrainingTask(run, recipe, stage, resources, stream, held_out, parent_run, tokenizer, record)
+    return TrainingTask(run, recipe, stage, resources, stream, held_out, origin, tokenizer, record)
 
 
 def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> StreamSpec | None:
@@ -175,6 +193,12 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
     wanted = min(config.validation.num_samples, manifest.rows)
     source = Source(dataset_folder(root, name), manifest, manifest.rows)
     return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
+
+
+def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
+    """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
+    step = record["origin_step"]
+    return origin if step == origin.step else Origin.of_run(Run(root / "runs" / record["origin"]["run"]), step)
 
 
 def _sources(config: StageConfig, root: Location) -> tuple[Source, ...]:
@@ -220,22 +244,6 @@ def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
                     yield segment.text.replace(IMAGE_MARK, "")
 
 
-def _inherit_tokenizer(run: Run, parent: Run) -> tuple[dict[str, Any], Inputs]:
-    """Take tokenizer and inputs from the parent's last checkpoint."""
-    latest = _last_checkpoint(parent)
-    folder = parent.checkpoints.at(latest.step)
-    entry = next(e for e in latest.files if e.path.endswith(f"/{MODEL_FOLDER}/{INPUTS_FILE}"))
-    inputs = Inputs.from_json((folder / entry.path).read_json())
-    return (parent.folder / TOKENIZER).read_json(), inputs
-
-
-def _last_checkpoint(run: Run) -> CheckpointManifest:
-    latest = run.checkpoints.latest()
-    if latest is None:
-        raise CheckpointError(f"run {run.name!r} at {run.folder} has no complete checkpoint: run its stage first")
-    return latest
-
-
 def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
     """Give Ray Train a folder of its own for each attempt: Warren's checkpoints are the only state that resumes."""
     attempts = task.run.folder / "attempts"
@@ -265,7 +273,6 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
-    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
     from warren.train.loop import TrainingLoop
     from warren.train.ranks import Ranks
     from warren.train.validation import read_parts
@@ -278,12 +285,9 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     cut = task.stream.cut(ranks.world_size, task.resources)
     batches = batch_parts(ray.train.get_dataset_shard(DATASET))
     start = task.run.checkpoints.latest()
-    model = build_model(task.recipe.model, TrainedTokenizer(**task.tokenizer), task.config.seed)
-    if task.parent is not None:
-        _load_weights(model, task.parent)  # also to go on: checkpoints hold what trains, and nothing frozen
-    if task.config.lora is not None:
-        add_adapters(model, task.config.lora, task.config.seed)
-    freeze_all_but(model, task.config.trainable)
+    model = _model(task)
+    record = {**task.record, "frozen": frozen_digest(model)}
+    _check_frozen(start, record)
     loop = TrainingLoop(
         run=task.run,
         stage=task.config,
@@ -293,8 +297,9 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
         ranks=ranks,
         inputs=task.stream.inputs,
-        tokenizer_json=task.tokenizer["json"],
-        record=task.record,
+        tokenizer_json=task.stream.encoding.tokenizer_json,
+        record=record,
+        origin=task.origin.model.uri if task.origin else None,
         on_step=board.pin.remote,
         on_ready=lambda: board.mark.remote("loaded", time.time()),
         gives_way=gave_way,
@@ -303,14 +308,23 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     loop.train(model, batches, start)
 
 
-def _load_weights(model: Any, parent: Run) -> None:
-    """Start from the weights of a run's last checkpoint."""
-    from warren.models import load_bundle
+def _model(task: TrainingTask) -> Any:
+    """Make the model as the stage begins with it, also to go on: checkpoints hold what trains and nothing frozen."""
+    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
 
-    latest = _last_checkpoint(parent)
-    with TemporaryDirectory(prefix="warren-parent-") as folder:
-        entries = latest.below(MODEL_FOLDER)
-        download_tree(parent.checkpoints.at(latest.step), entries, Path(folder))
-        attempt = entries[0].path.split("/")[0]
-        trained, _, _ = load_bundle(Path(folder) / attempt / MODEL_FOLDER)
-    model.load_state_dict(trained.state_dict())
+    if task.origin is not None:
+        model: Any = task.origin.load()
+    else:
+        model = build_model(task.recipe.model, TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+    if task.config.lora is not None:
+        add_adapters(model, task.config.lora, task.config.seed)
+    freeze_all_but(model, task.config.trainable)
+    return model
+
+
+def _check_frozen(start: CheckpointManifest | None, record: dict[str, Any]) -> None:
+    if start is not None and start.run.get("frozen") != record["frozen"]:
+        raise CheckpointError(
+            f"the checkpoint at step {start.step} was trained around other frozen weights than those there are now: "
+            f"what the run started from ({record['origin'] or 'the pretrained parts'}) has changed, put it back"
+        )

@@ -68,7 +68,7 @@ class StageConfig(Config):
     duration: Duration = Duration(epochs=1)
     global_batch_size: int = PositiveInt
     max_length_tokens: int = Field(default=2048, gt=0)
-    image_padding: bool = False  # pad to a square with the mean colour before resizing
+    image_padding: bool | None = None  # pad to a square with the mean colour first; None: as the model was trained
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(default=None, gt=0)
     vision_tower_learning_rate: float | None = Field(default=None, gt=0)

@@ -69,9 +69,10 @@ class Inputs:
             raise ConfigError("template 'native': the model's tokenizer has no chat template; choose another template")
         return NativeTemplate(self.chat_template)
 
-    def with_template(self, template: str, image_padding: bool) -> "Inputs":
-        """Return the same inputs for a stage with its own template and padding."""
-        return replace(self, template=template, image=replace(self.image, padding=image_padding))
+    def with_template(self, template: str, image_padding: bool | None = None) -> "Inputs":
+        """Return the same inputs for a stage with its own template and padding; None keeps the padding."""
+        padding = self.image.padding if image_padding is None else image_padding
+        return replace(self, template=template, image=replace(self.image, padding=padding))
 
     def encode_sample(self, sample: Sample, tokenizer: Tokenizer, max_length_tokens: int) -> EncodedSample:
         """Turn a sample into ids, labels and pixels.

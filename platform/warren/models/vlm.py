@@ -159,6 +159,16 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, in
     return trained, total
 
 
+def recompute_activations(model: Any) -> None:
+    """Trade time for memory: blocks that train run again in the backward pass instead of keeping what they computed.
+
+    transformers also makes every embedding ask for a gradient, which only the reentrant kind needs: it would give a
+    frozen vision tower a graph, and run it twice for nothing.
+    """
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
 def part_of(parameter_name: str) -> Part:
     """Name the part a parameter of the model belongs to."""
     return next(part for part, prefixes in _MODULES.items() if parameter_name.startswith(prefixes))

@@ -15,6 +15,7 @@ from warren.data.batch import BatchPart, Cut
 from warren.data.inputs import Inputs
 from warren.data.quarantine import Quarantine
 from warren.errors import QuarantineError, TrainingError
+from warren.models.vlm import recompute_activations
 from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
 from warren.train.engine import Engine
 from warren.train.flops import FlopsCount
@@ -48,6 +49,7 @@ class TrainingLoop:
 
     Attributes:
         record: What the run was; goes into every checkpoint.
+        origin: Where the model that the stage started from is.
         on_step: Called on rank 0 with each step's metrics; must not block.
         on_ready: Called on rank 0 when the checkpoint is loaded, before the first step.
         gives_way: Tells whether to stop for now; called on all ranks at once, every few seconds.
@@ -68,6 +70,7 @@ class TrainingLoop:
     on_ready: Callable[[], None] = lambda: None
     gives_way: Callable[[], bool] = lambda: False
     held_out: Callable[[], Sequence[BatchPart]] = tuple
+    origin: str | None = None
     history: list[Row] = field(default_factory=list)
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
@@ -96,7 +99,7 @@ class TrainingLoop:
             self._writer.finish()
 
     def _prepare(self, model: torch.nn.Module) -> None:
-        self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json)
+        self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json, self.origin)
         self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
         self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
         self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
@@ -110,7 +113,7 @@ class TrainingLoop:
     def _start_engine(self, model: torch.nn.Module, start: CheckpointManifest | None) -> None:
         """Build the engine, and restore weights, optimizer, schedule, random state and metrics from a checkpoint."""
         if self.resources.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            recompute_activations(model)
         seed_everything(self.stage.seed + self.ranks.rank)
         zero_stage = self.resources.zero_stage
         universal = resizes(start, self.ranks.world_size, zero_stage)

@@ -18,7 +18,7 @@ from warren.train.checkpoint import Checkpoints
 
 RECORD = "run.json"
 _PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
-_IDENTITY = ("stage", "recipe", "datasets")
+_IDENTITY = ("stage", "recipe", "datasets", "origin")
 _REVISION_VARIABLE = "WARREN_GIT_REVISION"
 
 
@@ -42,7 +42,7 @@ class Run:
         """Write the run's record, or check that the run that exists is the same one.
 
         Raises:
-            TrainingError: A run of that name exists with another recipe or dataset.
+            TrainingError: A run of that name exists with another recipe, dataset or origin.
         """
         target = self.folder / RECORD
         try:
@@ -60,8 +60,15 @@ class Run:
         return present
 
 
-def describe(recipe: Recipe, stage: str, resources: Resources, sources: Sequence[Source]) -> dict[str, Any]:
-    """Collect what a later reader needs to know what was trained, on what, with what."""
+def describe(
+    recipe: Recipe,
+    stage: str,
+    resources: Resources,
+    sources: Sequence[Source],
+    origin: dict[str, str] | None = None,
+    origin_step: int | None = None,
+) -> dict[str, Any]:
+    """Collect what a later reader needs to know what was trained, from what, on what, with what."""
     identity = {
         "model": recipe.model.model_dump(mode="json"),
         stage: getattr(recipe, stage).model_dump(mode="json"),
@@ -70,6 +77,8 @@ def describe(recipe: Recipe, stage: str, resources: Resources, sources: Sequence
         "stage": stage,
         "recipe": {"name": recipe.name, **identity},
         "fingerprint": fingerprint(recipe),
+        "origin": origin,
+        "origin_step": origin_step,
         "resources": resources.model_dump(mode="json"),
         "datasets": {f"{s.manifest.name}@{s.manifest.version}": _dataset(s) for s in sources},
         "packages": {"warren": __version__, **_versions()},

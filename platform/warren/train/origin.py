@@ -1,0 +1,122 @@
+"""The model a stage starts from: another run's checkpoint, or a folder in the LLaVA layout (an import, a release)."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.data.template import get_template
+from warren.errors import CheckpointError, ConfigError, ModelError, NotFoundError
+from warren.models import folder_of, load_bundle
+from warren.models.saved import TOKENIZER_FILE
+from warren.storage import FileEntry, Location, download_tree
+from warren.train.checkpoint import MODEL_FOLDER
+from warren.train.record import Run
+
+_PROBES = 64  # values of each frozen tensor that identify it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A saved model that a stage starts from; weights, tokenizer, template and preprocessing come from it.
+
+    Attributes:
+        model: The folder of its files.
+        files: The files with their digests, where a checkpoint's manifest lists them.
+        record: What the run writes down about it; the same is the same origin.
+        step: Of the checkpoint, if it is one.
+    """
+
+    model: Location
+    record: dict[str, str]
+    files: tuple[FileEntry, ...] = ()
+    step: int | None = None
+
+    @classmethod
+    def of_run(cls, run: Run, step: int | None = None) -> "Origin":
+        """Start from a run's checkpoint; None: its newest.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        manifest = run.checkpoints.latest() if step is None else run.checkpoints.read(step)
+        if manifest is None:
+            raise CheckpointError(f"run {run.name!r} at {run.folder} has no complete checkpoint: run its stage first")
+        entries = manifest.below(MODEL_FOLDER)
+        folder = "/".join(entries[0].path.split("/")[:2])
+        files = tuple(replace(entry, path=entry.path.removeprefix(f"{folder}/")) for entry in entries)
+        return cls(run.checkpoints.at(manifest.step) / folder, {"run": run.name}, files, manifest.step)
+
+    @classmethod
+    def of_folder(cls, folder: Location) -> "Origin":
+        """Start from a model folder.
+
+        Raises:
+            ModelError: It is none that Warren wrote.
+        """
+        origin = cls(folder, {"model": folder.uri})
+        try:
+            origin.inputs()
+        except NotFoundError:
+            raise ModelError(
+                f"{folder} has no {INPUTS_FILE}: a stage starts from what jobs/convert.py import or merge wrote, "
+                "or from a release"
+            ) from None
+        return origin
+
+    def inputs(self) -> Inputs:
+        """Return what the model expects at its inputs."""
+        return Inputs.from_json((self.model / INPUTS_FILE).read_json())
+
+    def tokenizer_json(self) -> str:
+        """Return the text of its tokenizer."""
+        return (self.model / TOKENIZER_FILE).read_bytes().decode()
+
+    def check_template(self, template: str) -> None:
+        """Refuse to go on with a conversation model in another template than its own.
+
+        Raises:
+            ConfigError: They differ. What comes of stage 1 has learnt no template yet and takes any.
+        """
+        own = get_template(self.inputs().template)
+        if not own.captions_only and get_template(template) != own:
+            raise ConfigError(
+                f"the recipe's template is {template!r}, but {self.model} was trained on {own.name!r}: "
+                f"remove finetune.template, and say --set model.template={own.name}"
+            )
+
+    def load(self) -> nn.Module:
+        """Load the model in float32, with its own configuration.
+
+        Raises:
+            WarrenError: A file is missing or damaged, or the parts contradict each other.
+        """
+        with TemporaryDirectory(prefix="warren-origin-") as scratch:
+            if self.files:
+                download_tree(self.model, self.files, Path(scratch))
+            folder = Path(scratch) if self.files else folder_of(self.model.uri)
+            model = load_bundle(folder)[0].float()
+        for config in (model.config, model.config.text_config, model.config.vision_config):
+            config.dtype = torch.float32
+        return model  # type: ignore[no-any-return]
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Identify the frozen weights, which checkpoints do not hold, by some values of each.
+
+    A run that goes on must find those it began with. Values are rounded, so that another processor's last bits do not
+    count.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat: Any = parameter.detach().flatten()
+            probes = flat[torch.linspace(0, max(0, flat.numel() - 1), _PROBES).long()] if flat.numel() else flat
+            rounded = probes.to(torch.bfloat16).view(torch.int16).cpu().numpy()
+            digest.update(f"{name} {list(parameter.shape)}".encode() + rounded.tobytes())
+    return digest.hexdigest()[:16]
