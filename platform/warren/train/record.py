@@ -50,9 +50,9 @@ class Run:
             return record
         except ConflictError:
             present: dict[str, Any] = target.read_json()
-        changed = [key for key in _IDENTITY if present.get(key) != record[key]]
+        changed = [key for key in _IDENTITY if present.get(key) != record.get(key)]
         if changed:
-            details = "; ".join(_differences(present.get(key), record[key], key) for key in changed)
+            details = "; ".join(_differences(present.get(key), record.get(key), key) for key in changed)
             raise TrainingError(
                 f"run {self.name!r} exists with another {' and '.join(changed)} ({details}): "
                 "give this one another name with --run, or undo the change to go on with it"
