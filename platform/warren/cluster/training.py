@@ -88,10 +88,7 @@ def train_stage(
         WarrenError: The run cannot start or go on; the message says why.
     """
     refuse_to_train(recipe)
-    origin = Origin.of_folder(model) if model else None
-    if parent is not None:
-        origin = Origin.of_run(Run(root / "runs" / parent))
-    task = _prepare(recipe, stage, resources, root, name, origin)
+    task = _prepare(recipe, stage, resources, root, name, parent, model)
     num_steps = task.stream.plan().num_steps
     latest = task.run.checkpoints.latest()
     if latest is not None and latest.step >= num_steps:
@@ -154,10 +151,19 @@ def _write_recoveries(run: Run, recoveries: list[dict[str, Any]]) -> None:
 
 
 def _prepare(
-    recipe: Recipe, stage: Stage, resources: Resources, root: Location, name: str, origin: Origin | None
+    recipe: Recipe,
+    stage: Stage,
+    resources: Resources,
+    root: Location,
+    name: str,
+    parent: str | None,
+    model: Location | None,
 ) -> TrainingTask:
     config: StageConfig = getattr(recipe, stage)
     sources = _sources(config, root)
+    origin = Origin.of_folder(model) if model else None
+    if parent is not None:
+        origin = Origin.of_run(Run(root / "runs" / parent))
     run = Run(root / "runs" / name)
     template = config.template or recipe.model.template
     if origin is not None:
