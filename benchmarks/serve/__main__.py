@@ -20,7 +20,7 @@ from benchmarks.serve.model import IMAGE_PX, NAME
 from benchmarks.serve.vllm_server import VllmError, VllmServer, why_not
 
 _NUM_SLOTS, _CONTEXT_TOKENS = 32, 320
-_QUEUE = {"max_queued_requests": 1000, "max_context_tokens": _CONTEXT_TOKENS}
+_QUEUE = {"max_queued_requests": 1000, "max_context_tokens": _CONTEXT_TOKENS, "request_timeout_s": 900.0}
 _DEPLOYMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "warren": ("warren_serve.app:build", _QUEUE | {"num_slots": _NUM_SLOTS}),
     "sequential": ("benchmarks.serve.baselines:build_sequential", _QUEUE | {"max_ongoing_requests": 256}),
@@ -106,9 +106,8 @@ def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: ar
     own = medians.get("warren", {}).get(level)
 
     def ratio(other: str) -> float | None:
-        if own is None or other not in medians:
-            return None
-        return round(own["tokens_per_s"] / medians[other][level]["tokens_per_s"], 2)
+        theirs = medians.get(other, {}).get(level, {}).get("tokens_per_s")
+        return round(own["tokens_per_s"] / theirs, 2) if own and theirs else None
 
     first = medians.get("warren", {}).get(min(options.clients), {})
     return {

@@ -13,6 +13,10 @@ from warren.cluster.laptop import free_port
 
 _VARIABLE = "VLLM_PYTHON"
 _START_TIMEOUT_S = 300.0
+_CHAT_TEMPLATE = (  # as Warren's `brief`; releases hold no Jinja
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>\n{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+)
 
 
 def why_not() -> str | None:
@@ -50,6 +54,9 @@ class VllmServer:
             "max-num-seqs": num_slots,
         }
         self._command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        template = Path(self._home.name, "template.jinja")
+        template.write_text(_CHAT_TEMPLATE)
+        self._command += ["--chat-template", str(template), "--chat-template-content-format", "openai"]
         self._command += ["--enforce-eager", "--no-enable-prefix-caching"]
 
     def __enter__(self) -> "VllmServer":

@@ -56,7 +56,7 @@ def run_warren(folder: Path, steps: int, name: str) -> Figures:
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.exists():
         tokenizer.write_bytes((run.folder / "tokenizer.json").read_bytes())
-    seconds = [row["step_s"] + row["data_wait_s"] for row in rows][1:]
+    seconds = [row["step_s"] for row in rows][1:]
     padding = statistics.mean(row["padding_fraction"] for row in rows)
     return {"step_s": seconds, "peak_bytes": max(peaks), "padding_fraction": padding}
 

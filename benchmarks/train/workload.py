@@ -29,7 +29,7 @@ from warren.data.manifest import Manifest, dataset_folder, write_manifest, write
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.storage import Location
 
-SAMPLES = 320
+SAMPLES = 352
 BATCH = 16
 CONTEXT = 512
 NUM_THREADS = 2
@@ -87,16 +87,16 @@ def write_samples(root: Location) -> Manifest:
 def _samples() -> Iterator[Sample]:
     rng = np.random.default_rng(1)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    words = ["".join(rng.choice(letters, rng.integers(3, 8))) for _ in range(40_000)]
+    words = np.array(["".join(rng.choice(letters, rng.integers(3, 8))) for _ in range(40_000)])
 
     def text(count: int) -> str:
         return " ".join(rng.choice(words, count))
 
     for number in range(SAMPLES):
         with_picture = number % 10 != 0
-        room = 55 if with_picture else 80  # words; some five tokens each
-        total = int(np.clip(rng.lognormal(np.log(18), 0.9), 4, room))
-        asked = max(2, total // 4)
+        most = 300 if with_picture else 420  # words; a little more than a token each
+        total = int(np.clip(rng.lognormal(np.log(50), 0.9), 8, most))
+        asked = total // 3
         mark = f"{IMAGE_MARK}\n" if with_picture else ""
         turns = (Turn("user", mark + text(asked)), Turn("assistant", text(total - asked)))
         yield Sample(f"mix-{number:05d}", (_picture(rng),) if with_picture else (), turns, "benchmarks/train")

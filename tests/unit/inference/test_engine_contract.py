@@ -2,7 +2,7 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from warren.inference import (
     completion_of,
     encode_request,
 )
-from warren.inference.testing import png_bytes
+from warren.inference.testing import png_bytes, save_random_model
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed here: it has an environment of its own")
@@ -36,8 +36,10 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def folder(model_folder: Callable[[str], Path]) -> Path:
-    return model_folder("llama")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    save_random_model(folder, "llama", hidden_size=256)  # vLLM has no CPU kernel for heads below 32 dimensions
+    return folder
 
 
 @pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=needs_vllm)])
@@ -120,7 +122,7 @@ def test_log_probabilities_are_those_of_the_likeliest(engine: Any) -> None:
         assert [one.token_id for one in answer.logprobs] == list(answer.token_ids)
         for one in answer.logprobs:
             assert one.alternatives[0] == (one.token_id, one.logprob)
-            assert one.logprob < 0
+            assert one.logprob <= 0
             assert len(one.alternatives) == 2
 
     asyncio.run(main())
