@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,9 @@ def talk(url: str, *pieces: bytes) -> bytes:
     host, port = url.removeprefix("http://").split(":")
     told = b""
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may refuse before all of it is sent
+            for piece in pieces:
+                connection.sendall(piece)
         try:
             while part := connection.recv(65536):
                 told += part
