@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.data.template import IGNORED, encode
+from warren.inference.offline import load_alone
 from warren.inference.prompts import Prompt
-from warren.models import load_bundle
 
 
 class Chooser:
@@ -27,10 +26,7 @@ class Chooser:
     """
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
-        torch.set_num_threads(max(1, num_threads))
-        model, self.inputs, tokenizer_json = load_bundle(folder)
-        self._model = model.to("cuda") if torch.cuda.is_available() else model
-        self._tokenizer = tokenizer_from_json(tokenizer_json)
+        self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
 
     def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
         """Return the position of the likeliest choice, the first of equals."""

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from transformers import LlavaForConditionalGeneration
 
-from warren.data.inputs import tokenizer_from_json
+from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.inference.batch import Batch
 from warren.inference.engine import (
     Completion,
@@ -56,6 +58,18 @@ def completion_of(deltas: Sequence[TokenDelta]) -> Completion:
     return Completion(whole.text, whole.token_ids, whole.finish_reason, whole.logprobs)
 
 
+def load_alone(folder: Path, num_threads: int) -> tuple[LlavaForConditionalGeneration, Inputs, Tokenizer]:
+    """Load a model for a process that does nothing else, on its GPU if it has one.
+
+    Raises:
+        ReleaseError: The folder does not load.
+    """
+    torch.set_num_threads(max(1, num_threads))
+    model, inputs, tokenizer_json = load_bundle(folder)
+    placed = model.to("cuda") if torch.cuda.is_available() else model
+    return placed, inputs, tokenizer_from_json(tokenizer_json)
+
+
 class OfflineGenerator:
     """A model that answers batches of prompts greedily; made for one actor of a batch job.
 
@@ -68,10 +82,7 @@ class OfflineGenerator:
     """
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
-        torch.set_num_threads(max(1, num_threads))
-        model, self.inputs, tokenizer_json = load_bundle(folder)
-        self._model = model.to("cuda") if torch.cuda.is_available() else model
-        self._tokenizer = tokenizer_from_json(tokenizer_json)
+        self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
         self._batch: Batch | None = None
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
