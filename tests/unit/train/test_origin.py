@@ -104,3 +104,9 @@ def test_the_digest_of_what_is_frozen_follows_it_and_nothing_else() -> None:
     with torch.no_grad():
         model.lm_head.weight[-1] += 1.0
     assert frozen_digest(model) != before
+
+
+def test_a_matrix_with_more_values_than_float32_can_count_has_a_digest() -> None:
+    model = torch.nn.Module()
+    model.head = torch.nn.Parameter(torch.zeros(1).expand(28_312_128), requires_grad=False)  # 49,152 × 576
+    assert frozen_digest(model)
