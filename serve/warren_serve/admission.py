@@ -11,7 +11,9 @@ from warren_serve.auth import KeyRing
 from warren_serve.errors import bad_request, rate_limited
 from warren_serve.ratelimit import Accounts, Limits, Verdict
 
-_GUARDED = ("/v1/", "/metrics")
+# Everything else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
+_OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
+_OPEN_FOLDER = "/page/"
 _SHOWN_CHARS = 12  # of a digest: enough to tell keys apart, useless to guess one
 _VISIT = "visit"  # in the ASGI scope's state
 
@@ -108,7 +110,7 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED) or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         key = self._keys.check(Headers(scope=scope).get("authorization"))
@@ -135,6 +137,14 @@ def key_of(scope: Scope) -> str | None:
     """Return the start of the digest of the key that a request came with; None before or without admission."""
     visit: Visit | None = scope.get("state", {}).get(_VISIT)
     return visit.key[:_SHOWN_CHARS] if visit else None
+
+
+def _is_open(scope: Scope) -> bool:
+    """Tell by the path below the application's route prefix, which is `root_path`, as the router does."""
+    root, path = scope.get("root_path", ""), scope["path"]
+    if root and path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    return scope["method"] == "OPTIONS" or path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
 def _check(verdict: Verdict, limits: Limits) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from warren.inference import GenerationRequest, TokenDelta
@@ -112,6 +113,30 @@ def test_pages_of_other_sites_are_let_in_only_where_asked(scripted: Any) -> None
     for body in (ASK, ASK | {"model": "other"}):
         answer = opened.request("POST", PATH, json=body, headers={"origin": "https://a.example"})
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
+
+
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/", "/page/chat.css"}
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm", "/v1", "/healthz"])
+def test_whatever_the_route_prefix_all_but_the_open_paths_need_a_key(
+    scripted: Any, two_keys: Any, prefix: str
+) -> None:
+    """Serve leaves the prefix in the path and names it in `root_path`."""
+    endpoint, engine = scripted(hello, two_keys | {"web_page": True})
+    paths = {*OPEN, "/v1/models", "/v1/models/tiny", "/metrics", "/docs", "/healthz/x", "//v1/models", "/nothing"}
+    transport = httpx.ASGITransport(endpoint.app, root_path=prefix)
+
+    async def main() -> tuple[dict[str, int], list[int]]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+            seen = {path: (await client.get(f"http://endpoint{prefix}{path}")).status_code for path in paths}
+            keys = ({}, {"authorization": "Bearer alice"})
+            return seen, [(await client.post(prefix + PATH, json=ASK, headers=key)).status_code for key in keys]
+
+    seen, asked = asyncio.run(main())
+    assert {path for path, status in seen.items() if status == 200} == OPEN
+    assert {status for path, status in seen.items() if path not in OPEN} == {401}
+    assert (asked, len(engine.requests)) == ([401, 200], 1)
 
 
 def test_one_line_of_json_a_request_without_content_or_key(scripted: Any, two_keys: Any, caplog: Any) -> None:
