@@ -1,4 +1,4 @@
-"""Continuous batching: a step decodes a token for every running row and reads a bounded piece of new prompts.
+"""Continuous batching: in one pass a step decodes a token for every running row and reads a piece of new prompts.
 
 Rows are dense in the cache: decoding rows come first, then at most one row whose prompt is partly read. A
 finished row is replaced by the last one. Nothing here knows threads or event loops.
@@ -25,7 +25,7 @@ from warren.inference.engine import (
     TokenDelta,
 )
 from warren.inference.limits import EngineOptions, check_kv_bytes, check_request, context_limit
-from warren.inference.runner import Row, Runner
+from warren.inference.runner import Plan, Row, Runner
 from warren.inference.sampling import Choice, Sampler, choose
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ MAX_FAILURES_IN_A_ROW = 8
 """So many failed passes without one that works mean that the engine is broken, not the requests."""
 
 Event = tuple[int, TokenDelta | EngineError]
-Plan = list[tuple[Row, int]]
-"""Rows and how many prompt tokens of each are read next."""
 
 
 class Batch:
@@ -94,7 +92,8 @@ class Batch:
         self.check(request)
         sampling = request.sampling
         sampler = Sampler(sampling, request.prompt_ids)
-        self._waiting.append(Row(key, request, sampler, Detokenizer(self._tokenizer, sampling.stop)))
+        detokenizer = Detokenizer(self._tokenizer, sampling.stop)
+        self._waiting.append(Row(key, request, sampler, detokenizer, self._runner.costs_of(request.prompt_ids)))
 
     @torch.inference_mode()
     def cancel(self, key: int) -> bool:
@@ -113,16 +112,15 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Advance every running row by one token, then read the next piece of waiting prompts.
+        """Advance every running row by one token, and read the next piece of waiting prompts with it.
 
         Raises:
             EngineError: Pass after pass fails: the engine is broken.
         """
         events: list[Event] = []
-        if self._num_decoding:
-            self._decode(events)
-        if self.has_work:
-            self._prefill(events)
+        decoding, plan = self._rows[: self._num_decoding], self._plan_prefill()
+        if decoding or plan:
+            self._pass(decoding, plan, events)
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise EngineError(f"{self._failures_in_a_row} forward passes failed one after another")
         return events
@@ -148,65 +146,51 @@ class Batch:
             num_failed=self._counts["failed"],
         )
 
-    def _decode(self, events: list[Event]) -> None:
-        rows = self._rows[: self._num_decoding]
+    def _pass(self, decoding: list[Row], plan: Plan, events: list[Event]) -> None:
+        before = [(row, row.length) for row in (*decoding, *(row for row, _ in plan))]
         try:
-            choices = choose(self._runner.decode(rows), [row.sampler for row in rows])
+            logits = self._runner.run(decoding, plan, self._num_decoding)
+            chosen = [*decoding, *(row for row, _ in plan if not row.num_unread)]
+            choices = choose(logits, [row.sampler for row in chosen])
         except Exception as error:
-            self._fail(rows, error, events)
-        else:
-            self._settle(rows, choices, events)
-
-    def _prefill(self, events: list[Event]) -> None:
-        plan = self._plan_prefill()
-        starts = [row.length for row, _ in plan]
-        try:
-            if plan:
-                self._read(plan, events)
-        except Exception as error:
-            if len(plan) == 1:
-                self._fail([plan[0][0]], error, events)
+            for row, length in before:
+                row.length = length
+            if len(plan) + bool(decoding) == 1:
+                self._fail(decoding or [plan[0][0]], error, events)
             else:
-                self._read_singly(plan, starts, events)
-
-    def _read_singly(self, plan: Plan, starts: Sequence[int], events: list[Event]) -> None:
-        """Read again one by one what failed together: one request is at fault, the others go on."""
-        del self._rows[self._num_decoding :]
-        for (row, count), start in zip(plan, starts, strict=True):
-            row.length = start
-            self._rows.append(row)
-            try:
-                self._read([(row, count)], events)
-            except Exception as error:
-                self._fail([row], error, events)
-
-    def _read(self, plan: Plan, events: list[Event]) -> None:
-        logits = self._runner.read(self._num_decoding, plan)
-        done = [index for index, (row, _) in enumerate(plan) if not row.num_unread]
-        rows = [plan[index][0] for index in done]
-        choices = choose(logits[done], [row.sampler for row in rows])
+                self._pass_apart(decoding, plan, events)
+            return
         self._counts["prompt"] += sum(count for _, count in plan)
-        for row in rows:
+        for row in chosen[len(decoding) :]:
             row.features.clear()
-        self._num_decoding += len(rows)
-        self._settle(rows, choices, events)
+        self._num_decoding += len(chosen) - len(decoding)
+        self._settle(chosen, choices, events)
+
+    def _pass_apart(self, decoding: list[Row], plan: Plan, events: list[Event]) -> None:
+        """Do again one by one what failed together: one request is at fault, the others go on."""
+        self._rows = [row for row in self._rows if row in decoding or row.length]  # the new come back in their turn
+        if decoding:
+            self._pass(decoding, [], events)
+        for row, count in plan:
+            if row not in self._rows:
+                self._rows.append(row)
+            self._pass([], [(row, count)], events)
 
     def _plan_prefill(self) -> Plan:
-        """Give slots to waiting rows; return what this step reads. Only a lone first row is read in part."""
+        """Give slots to waiting rows; return what this step reads. At most the last row is read in part."""
         budget = self.options.readable_tokens(self._num_decoding)
-        plan: Plan = []
-        if len(self._rows) > self._num_decoding:
-            plan.append((self._rows[-1], min(self._rows[-1].num_unread, budget)))
-        longest = plan[0][1] if plan else 0
-        while self._waiting and len(self._rows) < self.options.num_slots:
+        plan: list[tuple[Row, int]] = []
+        for row in self._rows[self._num_decoding :]:
+            plan.append((row, count := row.affordable(budget) or 1))
+            budget -= row.cost(count)
+        while self._waiting and len(self._rows) < self.options.num_slots and all(n == r.num_unread for r, n in plan):
             row = self._waiting[0]
-            count = min(row.num_unread, budget) if not plan else row.num_unread
-            partial = bool(plan) and plan[0][1] < plan[0][0].num_unread
-            longest = max(longest, count)
-            if partial or longest * (len(plan) + 1) > budget:
+            count = row.affordable(budget) or (0 if plan else 1)
+            if not count:
                 break
             self._rows.append(self._waiting.popleft())
             plan.append((row, count))
+            budget -= row.cost(count)
         return plan
 
     def _settle(self, rows: Sequence[Row], choices: Sequence[Choice | None], events: list[Event]) -> None:

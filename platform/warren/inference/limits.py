@@ -10,7 +10,7 @@ from warren.errors import ConfigError
 from warren.inference.engine import GenerationRequest, RequestRefusedError
 
 _SMALLEST_READ_TOKENS = 32
-"""Less at a time costs more: a pass over the weights takes as long for one token as for so many."""
+"""So many more tokens make a pass little longer: most of its time is reading the weights."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EngineOptions:
     Attributes:
         num_slots: Requests that run at the same time; each owns one slot of the cache.
         max_context_tokens: Prompt and answer together; None for what the model was made for.
-        prefill_budget_tokens: Prompt tokens, padding counted, that one step may read.
+        prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
         stall_budget_tokens: The same times the running answers, which all wait for it: the more run, the less
             is read between two of their tokens. Small keeps the gaps short, large starts bursts sooner.
         max_waiting: Requests that wait for a slot; more are refused.
@@ -89,7 +89,7 @@ def check_kv_bytes(model: LlavaForConditionalGeneration, options: EngineOptions,
     Raises:
         ConfigError: With both numbers.
     """
-    needed = kv_bytes_per_token(model) * options.num_slots * (context_tokens + 1)
+    needed = kv_bytes_per_token(model) * options.num_slots * context_tokens
     if options.max_kv_bytes is not None and needed > options.max_kv_bytes:
         raise ConfigError(
             f"{options.num_slots} slots of {context_tokens} tokens need {needed} bytes of keys and values; "

@@ -103,7 +103,7 @@ class OfflineGenerator:
         if self._batch is None or self._batch.max_context_tokens < num_tokens:
             limit = context_limit(self._model.config, None)
             context = min(limit, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
-            affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * (context + 1))
+            affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * context)
             options = EngineOptions(
                 num_slots=max(1, min(_MAX_SLOTS, affordable)),
                 max_context_tokens=context,

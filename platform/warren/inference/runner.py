@@ -1,4 +1,4 @@
-"""One forward pass over the rows that are due: token ids and features in, one logit vector per row out."""
+"""One forward pass over the tokens that are due: ids and features in, one logit vector per row that goes on out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,24 +6,33 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from warren.data.inputs import Inputs
+from warren.inference.attention import NAME, Span, reading
 from warren.inference.cache import SlotCache
 from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import GenerationRequest
 from warren.inference.features import ImageFeatures
 from warren.inference.sampling import Sampler
 
+_HEAD_PIECE = 1024  # rows of the head's weight
+
 
 @dataclass(eq=False)
 class Row:
-    """One running request. `length` positions are in the cache; `next_token` is chosen but not yet there."""
+    """One running request. `length` positions are in the cache; `next_token` is chosen but not yet there.
+
+    Attributes:
+        costs: int64 (num_prompt_tokens,), what reading the prompt up to and with each token costs, in tokens.
+    """
 
     key: int
     request: GenerationRequest
     sampler: Sampler
     detokenizer: Detokenizer
+    costs: np.ndarray
     length: int = 0
     next_token: int = -1
     num_generated: int = 0
@@ -33,6 +42,20 @@ class Row:
     def num_unread(self) -> int:
         """Prompt tokens that are not in the cache yet."""
         return len(self.request.prompt_ids) - self.length
+
+    def affordable(self, budget: int) -> int:
+        """Return how many more prompt tokens a budget pays for."""
+        paid = self.costs[self.length - 1] if self.length else 0
+        return max(0, int(np.searchsorted(self.costs, paid + budget, side="right")) - self.length)
+
+    def cost(self, count: int) -> int:
+        """Return what reading so many more prompt tokens costs."""
+        stop = self.length + count
+        return int(self.costs[stop - 1] - (self.costs[self.length - 1] if self.length else 0))
+
+
+Plan = Sequence[tuple[Row, int]]
+"""Rows and how many prompt tokens of each are read next."""
 
 
 class Runner:
@@ -48,44 +71,61 @@ class Runner:
         self._image_token_id = inputs.tokens.image_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self._device = model.lm_head.weight.device
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)  # given, so that none is built
+        self._image_cost = _image_cost(model, self._tokens_per_image)
+        model.model.language_model.set_attn_implementation(NAME)
 
-    def decode(self, rows: Sequence[Row]) -> Tensor:
-        """Put the rows' next tokens into slots 0, 1, …; returns logits [B, vocabulary] of what follows."""
-        ids = torch.tensor([[row.next_token] for row in rows], device=self._device)
-        positions = torch.tensor([[row.length] for row in rows], device=self._device)
-        logits = self._forward(0, self._embed(ids), positions, positions, [1] * len(rows))
-        for row in rows:
-            row.length += 1
-        return logits
+    def costs_of(self, prompt_ids: np.ndarray) -> np.ndarray:
+        """Return what reading a prompt up to and with each token costs: a picture's features at its first token."""
+        is_image = prompt_ids == self._image_token_id
+        is_first = is_image & (np.cumsum(is_image) % self._tokens_per_image == 1 % self._tokens_per_image)
+        return np.cumsum(1 + is_first * self._image_cost)
 
-    def read(self, first_row: int, plan: Sequence[tuple[Row, int]]) -> Tensor:
-        """Read the next prompt tokens of each row into the slots from `first_row` on.
+    def run(self, decoding: Sequence[Row], plan: Plan, first_slot: int) -> Tensor:
+        """Put next tokens of running answers into slots 0, 1, …, and pieces of prompts into those from `first_slot` on.
 
         Returns:
-            Logits [B, vocabulary] of each row's last token read.
+            Logits [B, vocabulary] of what follows every running answer, and every prompt that is read to its end.
         """
-        counts = [count for _, count in plan]
-        width = max(counts)
-        ids = np.zeros((len(plan), width), dtype=np.int64)
-        positions = np.zeros_like(ids)
-        write_at = np.full_like(ids, self.cache.capacity_tokens)
-        for index, (row, count) in enumerate(plan):
-            start = row.length
-            ids[index, :count] = row.request.prompt_ids[start : start + count]
-            positions[index, :count] = write_at[index, :count] = np.arange(start, start + count)
-        tokens = torch.from_numpy(ids).to(self._device)
-        embeddings = self._embed(tokens)
-        features = self._features_of(plan)
-        if features:
-            mask = (tokens == self._image_token_id).unsqueeze(-1)
-            embeddings = embeddings.masked_scatter(mask, torch.cat(features).to(embeddings.dtype))
-        at, where = (torch.from_numpy(array).to(self._device) for array in (positions, write_at))
-        logits = self._forward(first_row, embeddings, at, where, counts)
+        parts = [torch.tensor([row.next_token for row in decoding], dtype=torch.long)]
+        parts += [torch.from_numpy(row.request.prompt_ids[row.length : row.length + n]).long() for row, n in plan]
+        embeddings = self._embedded(torch.cat(parts).to(self._device), len(decoding), plan)
+        spans, positions, slots = self._layout(decoding, plan, first_slot)
+        ends, end = list(range(len(decoding))), len(decoding)
+        for row, count in plan:
+            end += count
+            if count == row.num_unread:
+                ends.append(end - 1)
+        logits = self._forward(embeddings, positions, slots, spans, ends)
+        for row in decoding:
+            row.length += 1
         for row, count in plan:
             row.length += count
         return logits
 
-    def _features_of(self, plan: Sequence[tuple[Row, int]]) -> list[Tensor]:
+    def _layout(self, decoding: Sequence[Row], plan: Plan, first_slot: int) -> tuple[list[Span], Tensor, Tensor]:
+        """Return which tokens read what, and the position and slot of each, int64 [T]."""
+        blocks = [(0, torch.tensor([[row.length] for row in decoding]))] if decoding else []
+        for number, (row, count) in enumerate(plan):
+            blocks.append((first_slot + number, torch.arange(row.length, row.length + count)[None]))
+        spans, slots, start = [], [], 0
+        for slot, positions in blocks:
+            spans.append(Span.of(start, slot, positions.to(self._device)))
+            slots.append(torch.arange(slot, slot + len(positions)).repeat_interleave(positions.shape[1]))
+            start += positions.numel()
+        positions = torch.cat([positions.flatten() for _, positions in blocks])
+        return spans, positions.to(self._device), torch.cat(slots).to(self._device)
+
+    def _embedded(self, tokens: Tensor, num_decoding: int, plan: Plan) -> Tensor:
+        """Return [T, E], visual features in the places of the prompts' image tokens."""
+        embeddings: Tensor = self._embed(tokens)
+        if features := self._features_of(plan):
+            is_image = tokens == self._image_token_id
+            is_image[:num_decoding] = False  # an answer may name that token too
+            embeddings = embeddings.masked_scatter(is_image[:, None], torch.cat(features).to(embeddings.dtype))
+        return embeddings
+
+    def _features_of(self, plan: Plan) -> list[Tensor]:
         """Return the visual features that the planned pieces need, in the order of their image tokens."""
         spans: list[tuple[Row, int, int]] = []
         missing: dict[str, np.ndarray] = {}
@@ -107,34 +147,35 @@ class Runner:
         return features
 
     def _forward(
-        self, first_row: int, embeddings: Tensor, positions: Tensor, write_at: Tensor, counts: Sequence[int]
+        self, embeddings: Tensor, positions: Tensor, slots: Tensor, spans: Sequence[Span], ends: Sequence[int]
     ) -> Tensor:
-        """Run the language model.
+        """Run the language model over embeddings [T, E]; returns logits float32 [B, vocabulary] at the B `ends`."""
+        self.cache.prepare(slots, positions)
+        with reading(spans):
+            output = self._model.model.language_model(
+                inputs_embeds=embeddings[None],
+                attention_mask=self._no_mask,
+                position_ids=positions[None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        hidden = output.last_hidden_state[0, torch.tensor(ends, dtype=torch.long, device=self._device)]
+        return self._logits(hidden).float()
 
-        Shape letters: B rows, T new positions per row, L longest row, E hidden.
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Apply the head, on a CPU in pieces: MKL takes twice as long for few rows times a very wide matrix at once."""
+        head = self._model.lm_head
+        if hidden.device.type != "cpu":
+            whole: Tensor = head(hidden)
+            return whole
+        weights = head.weight.split(_HEAD_PIECE)
+        biases = [None] * len(weights) if head.bias is None else head.bias.split(_HEAD_PIECE)
+        return torch.cat([functional.linear(hidden, w, b) for w, b in zip(weights, biases, strict=True)], dim=-1)
 
-        Args:
-            first_row: The rows' first slot.
-            embeddings: [B, T, E].
-            positions: int64 [B, T]; 0 for padding.
-            write_at: int64 [B, T].
-            counts: New positions of each row, padding excluded.
 
-        Returns:
-            Logits of each row's last new position, float32 [B, vocabulary].
-        """
-        length = int(positions.max()) + 1
-        self.cache.prepare(first_row, write_at, length)
-        # Everything at or before a position was written: one comparison is causality and padding at once.
-        mask = torch.arange(length, device=self._device) <= positions[:, None, :, None]
-        output = self._model.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        last = torch.tensor(counts, device=self._device) - 1
-        hidden = output.last_hidden_state[torch.arange(len(counts), device=self._device), last]
-        logits: Tensor = self._model.lm_head(hidden).float()
-        return logits
+def _image_cost(model: LlavaForConditionalGeneration, tokens_per_image: int) -> int:
+    """Return how many prompt tokens take about as long as one picture's features: both are products with weights."""
+    per_token = sum(weight.numel() for weight in model.model.language_model.layers.parameters())
+    per_patch = sum(weight.numel() for weight in model.model.vision_tower.parameters())
+    cost: int = round(tokens_per_image * per_patch / per_token)
+    return cost

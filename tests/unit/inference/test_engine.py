@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.errors import ConfigError
 from warren.inference import (
+    Batch,
     EngineBusyError,
     EngineClosedError,
     EngineOptions,
@@ -26,6 +28,7 @@ from warren.inference import (
     TransformersEngine,
     completion_of,
     encode_request,
+    generate_all,
 )
 from warren.inference.limits import context_limit
 from warren.inference.testing import png_bytes
@@ -70,7 +73,7 @@ def test_more_requests_than_slots_all_end(engine: TransformersEngine) -> None:
     asyncio.run(main())
     stats = engine.stats()
     assert (stats.num_finished, stats.num_running, stats.num_waiting, stats.kv_used_tokens) == (4, 0, 0, 0)
-    assert stats.kv_bytes == 2 * 2 * 2 * 2 * 257 * 16 * 4  # K and V, layers, slots, heads, capacity, dimension
+    assert stats.kv_bytes == 2 * 2 * 2 * 2 * 256 * 16 * 4  # K and V, layers, slots, heads, capacity, dimension
 
 
 def test_one_too_many_is_refused_and_nothing_is_queued(engine: TransformersEngine) -> None:
@@ -211,6 +214,48 @@ def test_a_long_prompt_does_not_stall_running_answers(engine: TransformersEngine
         running.abort()
 
     asyncio.run(main())
+
+
+def test_a_step_reads_what_its_budget_pays_and_a_picture_is_not_free(model_folder: Callable[[str], Path]) -> None:
+    """Whoever decodes waits for a step: it holds no more than so many tokens, or pictures that take as long."""
+    model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    batch = Batch(model, inputs, tokenizer, EngineOptions(prefill_budget_tokens=40))
+    price, per_image = batch._runner._image_cost, inputs.tokens.tokens_per_image
+    assert 0 < price < 40 - per_image
+    sampling = SamplingParams(max_new_tokens=1)
+    for key in range(3):
+        prompt = Prompt((Turn("user", "<image>\n<image>\n" + "what " * 30),), (png_bytes((key, 0, 0)), png_bytes()))
+        batch.add(key, encode_request(prompt, inputs, tokenizer, sampling))
+    paid = []
+    while batch.has_work:
+        before = batch.stats()
+        batch.step()
+        after = batch.stats()
+        pictures = (
+            after.image_cache_misses + after.image_cache_hits - before.image_cache_misses - before.image_cache_hits
+        )
+        paid.append((after.num_prompt_tokens - before.num_prompt_tokens) + price * pictures)
+    assert max(paid) <= 40
+    assert sum(paid) / len(paid) > 30, "budgets are used"
+
+
+def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder: Callable[[str], Path]) -> None:
+    model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    batch = Batch(model, inputs, tokenizer, OPTIONS)
+    sampling = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    words = encode_request(Prompt((Turn("user", "what?"),)), inputs, tokenizer, replace(sampling, max_new_tokens=60))
+    asked = encode_request(Prompt((Turn("user", "<image>\nwhat?"),), (png_bytes(),)), inputs, tokenizer, sampling)
+    (alone,) = generate_all(batch, [asked])
+    batch.add(0, words)
+    batch.step()
+    batch.add(1, asked)
+    tokens: list[int] = []
+    while len(tokens) < 6:
+        batch._rows[0].next_token = inputs.tokens.image_token_id
+        tokens += [token for key, delta in batch.step() if key == 1 for token in delta.token_ids]  # type: ignore[union-attr]
+    assert tuple(tokens) == alone.token_ids
 
 
 def test_features_are_kept_within_their_bytes(engine: TransformersEngine) -> None:

@@ -149,3 +149,25 @@ def test_joining_and_leaving_changes_nobody(
     stats = batch.stats()
     assert (stats.num_cancelled, stats.num_finished) == (len(cancelled), len(joined) - len(cancelled))
     assert (stats.num_running, stats.num_waiting, stats.kv_used_tokens) == (0, 0, 0)
+
+
+def test_what_fails_together_and_not_alone_is_done_again_and_changes_nobody(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes of running answers and prompts together fail here, in the middle of prompts and of answers too."""
+    batch = known.make(EngineOptions(num_slots=4, prefill_budget_tokens=50, stall_budget_tokens=100))
+    run, num_broken = batch._runner.run, 0
+
+    def only_one_at_a_time(decoding: Any, plan: Any, first_slot: int) -> torch.Tensor:
+        nonlocal num_broken
+        if len(plan) + bool(decoding) > 1:
+            run(decoding, plan, first_slot)  # as if the last layer failed: slots are written, lengths have grown
+            num_broken += 1
+            raise RuntimeError("boom")
+        return run(decoding, plan, first_slot)
+
+    monkeypatch.setattr(batch._runner, "run", only_one_at_a_time)
+    answers = generate_all(batch, known.requests * 2)
+    assert [answer.token_ids for answer in answers] == known.answers * 2
+    assert num_broken > 5
+    assert batch.stats().num_failed == 0

@@ -1,0 +1,93 @@
+"""Where the CPU time of one step of the engine goes: `python -m benchmarks.serve.where_time_goes`.
+
+No Ray, no HTTP, one compute thread; CPU seconds of the thread, so that other work on the machine shows less.
+"""
+
+import argparse
+import cProfile
+import pstats
+import random
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from benchmarks.serve.load import picture
+from benchmarks.serve.model import IMAGE_PX, publish_model
+from warren.data.inputs import tokenizer_from_json
+from warren.data.sample import Turn
+from warren.inference import Batch, EngineOptions, GenerationRequest, Prompt, SamplingParams, encode_request
+from warren.models import load_bundle
+from warren.storage import Location
+
+_PARTS = {  # what the profiler calls it, and whether what it calls belongs to it
+    "products with weights": ("<built-in method torch._C._nn.linear>", False),
+    "attention": ("<built-in method torch._C._nn.scaled_dot_product_attention>", False),
+    "writing keys and values": ("cache.py:update", True),
+    "choosing tokens": ("sampling.py:choose", True),
+    "text of the tokens": ("batch.py:_settle", True),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve.where_time_goes", description=__doc__)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=24)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory(prefix="warren-bench-") as name:
+        folder = Path(name)
+        publish_model(Location.parse(str(folder / "store")), folder / "model", quick=False)
+        model, inputs, tokenizer_json = load_bundle(folder / "model")
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    rng = random.Random(0)
+    sampling = SamplingParams(max_new_tokens=10 * options.steps, ignore_eos=True)
+
+    def request() -> GenerationRequest:
+        words = "<image>\n" + " ".join(rng.choices(["what", "colour", "shape", "is", "there"], k=12))
+        prompt = Prompt((Turn("user", words),), (picture(IMAGE_PX, rng),))
+        return encode_request(prompt, inputs, tokenizer, sampling)
+
+    batch = Batch(model, inputs, tokenizer, EngineOptions(num_slots=options.rows + 1, max_context_tokens=480))
+    for key in range(options.rows):
+        batch.add(key, request())
+    while batch.stats().num_waiting or batch.stats().num_generated_tokens < 2 * options.rows:
+        batch.step()
+    print(f"{options.rows} answers, a token each: {_median_ms(batch, options.steps):.1f} ms a step (median)")
+    profile = cProfile.Profile(time.thread_time)
+    profile.enable()
+    for _ in range(options.steps):
+        batch.step()
+    profile.disable()
+    _print_parts(pstats.Stats(profile), options.steps)
+    batch.add(options.rows, request())
+    print(f"the same while a prompt with a picture is read: {_median_ms(batch, 4):.1f} ms a step")
+
+
+def _median_ms(batch: Batch, steps: int) -> float:
+    taken = []
+    for _ in range(steps):
+        start = time.thread_time()
+        batch.step()
+        taken.append(time.thread_time() - start)
+    return 1e3 * float(np.median(taken))
+
+
+def _print_parts(stats: pstats.Stats, steps: int) -> None:
+    entries: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
+    for part, (wanted, is_whole) in _PARTS.items():
+        spent = sum(
+            whole if is_whole else own
+            for (path, _, name), (_, _, own, whole, _) in entries.items()
+            if wanted in (name, f"{Path(path).name}:{name}")
+        )
+        print(f"  {part}: {1e3 * spent / steps:.1f} ms")
+    everything = sum(own for _, _, own, _, _ in entries.values())
+    print(f"  everything, with the profiler: {1e3 * everything / steps:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
