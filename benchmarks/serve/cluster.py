@@ -25,13 +25,14 @@ class Endpoint:
         url: Of the endpoint.
         release: What it serves.
         model_folder: The same, on this machine's disk.
+        processes: Returns those of the cluster.
     """
 
     def __init__(self, head: RayHead, port: int, release: Location, model_folder: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.release = release
         self.model_folder = model_folder
-        self.folder = head.folder
+        self.processes = head.processes
         self._port = port
         self._applications = f"{head.dashboard_url}/api/serve/applications/"
 

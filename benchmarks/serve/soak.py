@@ -11,14 +11,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import numpy as np
 import psutil
 
-from benchmarks.serve.cluster import endpoint
+from benchmarks.serve.cluster import Endpoint, endpoint
 from benchmarks.serve.load import picture
 from benchmarks.serve.model import IMAGE_PX, NAME
 from benchmarks.serve.soak_requests import GOOD, KINDS, Outcome, Target
@@ -46,19 +46,19 @@ def main() -> None:
     options = parser.parse_args()
     with endpoint(options.quick) as served:
         served.deploy("warren_serve.app:build", dict(_ARGS))
-        report = asyncio.run(_soak(served.url, served.folder, options.minutes * 60, options.users))
+        report = asyncio.run(_soak(served, options.minutes * 60, options.users))
     print(json.dumps(report))
 
 
-async def _soak(url: str, ray_folder: Path, duration_s: float, num_users: int) -> dict[str, Any]:
+async def _soak(served: Endpoint, duration_s: float, num_users: int) -> dict[str, Any]:
     outcomes: Counter[tuple[str, str]] = Counter()
     memory: dict[str, list[float]] = {name: [] for name in _REPLICA_MARKS}
     until = time.monotonic() + duration_s
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        target = Target(session, url, NAME, [picture(IMAGE_PX, random.Random(number)) for number in range(200)])
+        target = Target(session, served.url, NAME, [picture(IMAGE_PX, random.Random(number)) for number in range(200)])
         users = [_user(target, random.Random(number), until, outcomes) for number in range(num_users)]
-        await asyncio.gather(*users, _watch(ray_folder, until, memory))
+        await asyncio.gather(*users, _watch(served, until, memory))
         last = await GOOD(target, random.Random(0))
     return _report(outcomes, memory, last, duration_s)
 
@@ -75,15 +75,15 @@ async def _user(target: Target, rng: random.Random, until: float, outcomes: Coun
         outcomes[names[number], "as it must be" if outcome.is_right else outcome.what] += 1
 
 
-async def _watch(ray_folder: Path, until: float, memory: dict[str, list[float]]) -> None:
+async def _watch(served: Endpoint, until: float, memory: dict[str, list[float]]) -> None:
     """Note the memory of each kind of process of this cluster."""
     while time.monotonic() < until:
         found: Counter[str] = Counter()
-        for process in psutil.process_iter(["cmdline", "memory_info", "environ"]):
-            title = " ".join(process.info["cmdline"] or [])
-            name = next((name for name, mark in _REPLICA_MARKS.items() if mark in title), None)
-            if name and str(ray_folder) in str((process.info["environ"] or {}).values()):
-                found[name] += process.info["memory_info"].rss
+        for process in served.processes():
+            with suppress(psutil.NoSuchProcess):
+                title = " ".join(process.cmdline())
+                if name := next((name for name, mark in _REPLICA_MARKS.items() if mark in title), None):
+                    found[name] += process.memory_info().rss
         for name, samples in memory.items():
             samples.append(found[name] / 2**20)
         print("MiB:", {name: round(samples[-1]) for name, samples in memory.items()}, flush=True)

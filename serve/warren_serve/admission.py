@@ -11,7 +11,7 @@ from warren_serve.auth import KeyRing
 from warren_serve.errors import bad_request, rate_limited
 from warren_serve.ratelimit import Accounts, Limits, Verdict
 
-# Everything else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
+# All else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 _OPEN_FOLDER = "/page/"
 _SHOWN_CHARS = 12  # of a digest: enough to tell keys apart, useless to guess one
