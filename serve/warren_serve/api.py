@@ -155,9 +155,9 @@ async def _answer(
     _check_model(service, asked.model)
     if not service.backend.is_alive:
         raise unavailable("The engine does not run.")
-    visit = visit_of(request.scope)
-    question = await _unless_gone(request, service.prepare(asked, visit))
-    answer = kind(service, question, visit)
+    visit, deadline = visit_of(request.scope), service.deadline()
+    question = await _unless_gone(request, service.prepare(asked, visit, deadline))
+    answer = kind(service, question, visit, deadline)
     if not asked.stream:
         return JSONResponse(await _unless_gone(request, answer.whole()))
     return _Stream(answer, await _unless_gone(request, answer.first()))

@@ -24,19 +24,20 @@ class Answer:
         service: What answers.
         question: What was asked.
         visit: Told of the tokens that were used.
+        deadline: When the last token must have come, on the event loop's clock.
     """
 
     _id_prefix = "chatcmpl"
     _whole_object, _chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, service: ChatService, question: Question, visit: Visit) -> None:
+    def __init__(self, service: ChatService, question: Question, visit: Visit, deadline: float) -> None:
         self._request = question.request
         self._visit = visit
         self._timeout_s = service.settings.request_timeout_s
         self._metrics = service.metrics
         self._loop = asyncio.get_running_loop()
         self._last_s = self._loop.time()  # when the last tokens came
-        self._deadline = self._last_s + self._timeout_s
+        self._deadline = deadline
         self._pieces = service.backend.ask(question)
         self._num_prompt_tokens = 0
         self._num_tokens = 0

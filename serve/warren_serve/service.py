@@ -25,6 +25,7 @@ from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
 from warren_serve.backend import Backend, LocalBackend, Question
 from warren_serve.conversation import PromptBuilder, without_pictures
+from warren_serve.errors import deadline_exceeded
 from warren_serve.fetching import ImageFetcher
 from warren_serve.metrics import RequestMetrics, engine_registry, render
 from warren_serve.settings import ServeSettings
@@ -59,13 +60,24 @@ class ChatService:
         # Few threads: tokenising, base64 and image headers are all that is slow here.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
-    async def prepare(self, request: GenerationFields, visit: Visit) -> Question:
+    def deadline(self) -> float:
+        """Return when a request that has arrived by now must be answered, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.settings.request_timeout_s
+
+    async def prepare(self, request: GenerationFields, visit: Visit, deadline: float) -> Question:
         """Check what needs no engine: counted and paid for first, then pictures are fetched and their headers read.
 
         Raises:
-            ApiError: 400; something in it cannot be used. 429; the key's tokens are used up.
+            ApiError: 400; something in it cannot be used. 429; the key's tokens are used up. 504; the deadline came.
         """
         self._prompts.check_shape(request)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._prepare(request, visit)
+        except TimeoutError:
+            raise deadline_exceeded(self.settings.request_timeout_s) from None
+
+    async def _prepare(self, request: GenerationFields, visit: Visit) -> Question:
         loop = asyncio.get_running_loop()
         plan = await loop.run_in_executor(self._preparing, self._prompts.plan, request)
         await visit.charge(len(plan.prompt_ids) + request.n * plan.sampling.max_new_tokens)

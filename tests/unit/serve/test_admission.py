@@ -119,9 +119,7 @@ OPEN = {"/healthz", "/readyz", "/openapi.json", "/", "/page/chat.css"}
 
 
 @pytest.mark.parametrize("prefix", ["", "/llm", "/v1", "/healthz"])
-def test_whatever_the_route_prefix_all_but_the_open_paths_need_a_key(
-    scripted: Any, two_keys: Any, prefix: str
-) -> None:
+def test_whatever_the_route_prefix_all_but_the_open_paths_need_a_key(scripted: Any, two_keys: Any, prefix: str) -> None:
     """Serve leaves the prefix in the path and names it in `root_path`."""
     endpoint, engine = scripted(hello, two_keys | {"web_page": True})
     paths = {*OPEN, "/v1/models", "/v1/models/tiny", "/metrics", "/docs", "/healthz/x", "//v1/models", "/nothing"}

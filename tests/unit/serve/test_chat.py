@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,13 +176,22 @@ def test_overload_is_429_with_retry_after_and_takes_nothing(scripted: Any) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_deadline_ends_an_answer_and_frees_its_slot(scripted: Any, stream: bool) -> None:
-    endpoint, engine = scripted(hello, {"request_timeout_s": 0.25}, delay_s=0.1)
+    endpoint, engine = scripted(hello, {"request_timeout_s": 1.0}, delay_s=0.4)
     answer = endpoint.chat(stream=stream)
     error = events(answer)[-1]["error"] if stream else answer.json()["error"]
     assert error["code"] == "deadline_exceeded"
     assert answer.status_code == (200 if stream else 504)
     assert engine.num_running == 0
     assert engine.num_aborted == 1
+
+
+def test_the_deadline_counts_what_comes_before_the_model_too(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, engine = scripted(hello, {"request_timeout_s": 0.2})
+    plan = endpoint.service._prompts.plan
+    monkeypatch.setattr(endpoint.service._prompts, "plan", lambda request: (time.sleep(0.5), plan(request))[1])
+    answer = endpoint.chat()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert not engine.requests
 
 
 @pytest.mark.parametrize("stream", [False, True])
