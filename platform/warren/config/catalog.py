@@ -64,9 +64,10 @@ BACKBONES: dict[str, Backbone] = {
         "hidden_size": 2304, "intermediate_size": 5760, "num_hidden_layers": 40, "num_attention_heads": 36,
         "num_key_value_heads": 36, "vocab_size": 122753, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}),
+    # Its config.json says 2047; Bunny's transformers (4.41) let a position see one more.
     "phi-3": Backbone("microsoft/Phi-3-mini-4k-instruct", "phi3", _END, _END, "phi3", config={
         "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "sliding_window": 2047}),
+        "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096, "sliding_window": 2048}),
     "llama3-8b": Backbone("meta-llama/Meta-Llama-3-8B-Instruct", "llama", _LLAMA_END, _LLAMA_END, "llama", config={
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,

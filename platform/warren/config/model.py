@@ -49,7 +49,9 @@ class VisionTowerConfig(Config):
 class ProjectorConfig(Config):
     """The map from patch features to language-model embeddings."""
 
-    type: str = Field(default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]x_gelu|sppv[123]|ldp|vanilla|minigpt|identity)$")
+    type: str = Field(
+        default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]\d*x_gelu|sppv[123]|ldp|vanilla|minigpt|identity)$"
+    )
 
 
 class LanguageModelConfig(Config):

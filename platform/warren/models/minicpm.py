@@ -15,7 +15,7 @@ from warren.errors import ModelError
 from warren.models.tensors import LazyTensors
 from warren.models.vocabulary import EMBEDDINGS, HEAD, changed
 
-_BRANCHES = (".self_attn.o_proj.weight", ".mlp.down_proj.weight")
+_BRANCHES = tuple(f".{layer}.{kind}" for layer in ("self_attn.o_proj", "mlp.down_proj") for kind in ("weight", "bias"))
 
 
 SCALES = ("scale_emb", "scale_depth", "dim_model_base")
@@ -46,6 +46,26 @@ def granite_fields(source: Mapping[str, Any]) -> dict[str, Any]:
         "residual_multiplier": branch,
         "attention_multiplier": (source["hidden_size"] / source["num_attention_heads"]) ** -0.5,
         "logits_scaling": logits,
+    }
+
+
+def minicpm_fields(granite: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `granite_fields`: a Granite's configuration as a MiniCPM's. The head has the divisor of the logits in it.
+
+    Raises:
+        ModelError: It scales its attention otherwise.
+    """
+    usual = (granite["hidden_size"] / granite["num_attention_heads"]) ** -0.5
+    if not math.isclose(granite["attention_multiplier"], usual, rel_tol=1e-6):
+        raise ModelError(
+            f"attention_multiplier is {granite['attention_multiplier']}; a MiniCPM of this size has {usual}"
+        )
+    names = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    return {
+        **{key: value for key, value in granite.items() if key not in names},
+        "scale_emb": granite["embedding_multiplier"],
+        "scale_depth": granite["residual_multiplier"] * math.sqrt(granite["num_hidden_layers"]),
+        "dim_model_base": granite["hidden_size"],
     }
 
 

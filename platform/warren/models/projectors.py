@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from warren.errors import ConfigError
 
-_MLP = re.compile(r"mlp([1-9])x_gelu")
-_KINDS = ("linear", "mlpNx_gelu", "sppv1", "sppv2", "sppv3", "ldp", "vanilla", "minigpt", "identity")
+_MLP = re.compile(r"mlp([1-9]\d*)x_gelu")
+_MLP_KIND = "mlpNx_gelu"
+_KINDS = ("linear", _MLP_KIND, "sppv1", "sppv2", "sppv3", "ldp", "vanilla", "minigpt", "identity")
 
 
 def build_projector(name: str, in_features: int, out_features: int) -> nn.Module:
@@ -35,14 +36,23 @@ def build_projector(name: str, in_features: int, out_features: int) -> nn.Module
         return PooledProjector(in_features, out_features, version=int(name[-1]))
     if name in ("vanilla", "minigpt"):
         return FourTokens(in_features, out_features, interleaved=name == "vanilla")
+    check_projector(name)
     kinds: dict[str, Callable[[], nn.Module]] = {
         "linear": lambda: nn.Linear(in_features, out_features),
         "ldp": lambda: Ldp(in_features, out_features),
         "identity": nn.Identity,
     }
-    if name not in kinds:
-        raise ConfigError(f"no projector named {name!r}; valid: {', '.join(_KINDS)} (N from 1 to 9)")
     return kinds[name]()
+
+
+def check_projector(name: str) -> None:
+    """Refuse a name that no projector has.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name == _MLP_KIND or (name not in _KINDS and not _MLP.fullmatch(name)):
+        raise ConfigError(f"no projector named {name!r}; valid: {', '.join(_KINDS)} (N from 1)")
 
 
 def num_projected(name: str, num_patches: int) -> int:

@@ -7,6 +7,7 @@ each. Converting, merging and averaging are functions from such a dictionary to 
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Set
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -24,8 +25,8 @@ MAX_SHARD_BYTES = 4 * 1024**3
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
-_INDEX_FILES = (INDEX_FILE, "pytorch_model.bin.index.json")
+_BINARY, _BINARY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, _BINARY, _BINARY_INDEX)  # in the order in which transformers looks for them
 
 
 def read_folder(folder: Path) -> LazyTensors:
@@ -34,13 +35,10 @@ def read_folder(folder: Path) -> LazyTensors:
     Raises:
         ModelError: There are no weights, the index names a file that is missing, or a file is damaged.
     """
-    for index in (folder / name for name in _INDEX_FILES):
-        if index.is_file():
-            return _read_index(index)
-    for file in (folder / name for name in _WEIGHT_FILES):
+    for file in (folder / name for name in _WEIGHTS):
         if file.is_file():
-            return read_file(file)
-    raise ModelError(f"{folder} has no weights; expected one of {', '.join((*_WEIGHT_FILES, *_INDEX_FILES))}")
+            return _read_index(file) if file.suffix == ".json" else read_file(file)
+    raise ModelError(f"{folder} has no weights; expected one of {', '.join(_WEIGHTS)}")
 
 
 def read_either(folder: Path, stem: str) -> LazyTensors:
@@ -173,14 +171,16 @@ def _from_pickle(file: Path, name: str) -> Tensor:
     return _load_pickle(file)[name]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # two, because a merge and an average read from two files in turn
 def _load_pickle(file: Path) -> dict[str, Tensor]:
+    """Load a pickle of tensors. All but torch's oldest format are mapped, so only what is used is ever in memory."""
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{file} is refused: it holds more than tensors ({str(error).splitlines()[0]})") from None
-    except (RuntimeError, OSError, EOFError) as error:
-        raise ModelError(f"{file} is damaged or cut short: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{file} is refused: it holds more than tensors, or is damaged ({reason})") from None
+    except Exception as error:  # what a damaged pickle raises depends on where it is damaged
+        raise ModelError(f"{file} is damaged or cut short: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ModelError(f"{file} holds {type(loaded).__name__}, not a dictionary of tensors")
     return loaded

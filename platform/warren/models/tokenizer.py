@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from warren.data.sample import IMAGE_MARK
 from warren.errors import ModelError
@@ -14,6 +14,7 @@ from warren.errors import ModelError
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 _NO_STRIP: dict[str, Any] = {"special": True, "normalized": False}
+_BOS_BY_SETTING = ("LlamaTokenizer", "GemmaTokenizer")  # classes that build their post-processor themselves
 _SPECIAL = [END_OF_TEXT, PAD, IMAGE_MARK]  # the trainer gives them the first ids, in this order
 
 
@@ -81,6 +82,7 @@ def read_tokenizer(
     for _, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         if tokenizer.token_to_id(token["content"]) is None:
             tokenizer.add_tokens([AddedToken(**token)])
+    _apply_bos_setting(tokenizer, settings)
     eos = eos_token or settings.get("eos_token")
     if eos is None:
         raise ModelError(f"the tokenizer in {folder} names no eos_token: give one as language_model.eos_token")
@@ -103,6 +105,23 @@ def read_tokenizer(
     )
 
 
+def check_named(folder: Path, pad: bool) -> None:
+    """Refuse a tokenizer that does not say what ends and what pads a text.
+
+    Args:
+        folder: As for `read_tokenizer`.
+        pad: Whether it must name a pad token, or an unk that Bunny would pad with.
+
+    Raises:
+        ModelError: It names none.
+    """
+    settings = _settings(folder)
+    for wanted in (("eos_token",), ("pad_token", "unk_token")) if pad else (("eos_token",),):
+        if not any(settings.get(key) for key in wanted):
+            given = ", ".join(f"{key} is {settings.get(key)!r}" for key in wanted)
+            raise ModelError(f"the tokenizer in {folder} lacks {wanted[0]} ({given}): name it in tokenizer_config.json")
+
+
 def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
     """Return the id a tokenizer puts in front of every text. Phi-3's revisions differ, so it is asked."""
     probe = tokenizer.encode("a", add_special_tokens=False).ids
@@ -113,6 +132,25 @@ def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
         return int(added[0])
     raise ModelError(
         f"the tokenizer in {folder} makes {added} of a text with the ids {probe}: only a BOS in front is understood"
+    )
+
+
+def _apply_bos_setting(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Put the BOS in front or not, as `add_bos_token` says.
+
+    transformers' Llama and Gemma tokenizers obey it and ignore what tokenizer.json says; Phi-3's update of June 2024
+    changed nothing else.
+    """
+    bos = settings.get("bos_token")
+    if settings.get("tokenizer_class", "").removesuffix("Fast") not in _BOS_BY_SETTING or bos is None:
+        return
+    if tokenizer.token_to_id(bos) is None or settings.get("add_eos_token"):
+        return
+    prefix = f"{bos} " if settings.get("add_bos_token", True) else ""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{prefix}$A",
+        pair=f"{prefix}$A {prefix}$B:1",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
     )
 
 
@@ -157,7 +195,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             merged |= {k: v for k, v in json.loads((folder / name).read_text()).items() if v is not None}
-    for key in ("eos_token", "pad_token", "unk_token"):
+    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         if isinstance(merged.get(key), dict):
             merged[key] = merged[key]["content"]
     return merged

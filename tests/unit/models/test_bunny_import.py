@@ -1,16 +1,19 @@
 """Bunny checkpoints imported: the logits are Bunny's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bunny_oracle import Compared, checkpoint
 from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.models.bunny import import_bunny
+from warren.models.tensors import read_folder
+from warren.models.tokenizer import read_tokenizer
 
 TOLERANCE = 1e-5
 NAMES = ["bunny-phi", "bunny-llama", "bunny-qwen2", "bunny-phi-clip", "bunny-lora-qwen2", "bunny-pretrain-qwen2"]
@@ -89,6 +92,62 @@ def test_pickles_with_tensors_only_import_like_safetensors(tmp_path: Path, impor
     one = load_file(tmp_path / "m" / "model.safetensors")
     other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.model.", "base_model.model.", "model.model.", "model."])
+def test_what_trained_beside_an_adapter_may_have_any_prefix_that_bunny_strips(
+    prefix: str, tmp_path: Path, imported: Callable[[str], Compared]
+) -> None:
+    source = tmp_path / "lora"
+    shutil.copytree(checkpoint("bunny-lora-qwen2"), source)
+    file = source / "non_lora_trainables.safetensors"
+    save_file({prefix + name[name.index("mm_projector.") :]: t for name, t in load_file(file).items()}, file)
+    tower = checkpoint("towers/siglip-tiny")
+    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
+    one = load_file(tmp_path / "m" / "model.safetensors")
+    other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.model.mm_projector.", "mm_projector."])
+def test_a_stage_1_projector_may_have_any_prefix(
+    prefix: str, tmp_path: Path, imported: Callable[[str], Compared]
+) -> None:
+    source = tmp_path / "stage-1"
+    shutil.copytree(checkpoint("bunny-pretrain-qwen2"), source)
+    file = source / "mm_projector.safetensors"
+    save_file({prefix + name.partition("mm_projector.")[2]: t for name, t in load_file(file).items()}, file)
+    tower = checkpoint("towers/siglip-tiny")
+    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
+    one = load_file(tmp_path / "m" / "model.safetensors")
+    other = load_file(imported("bunny-pretrain-qwen2").folder / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_safetensors_are_taken_before_old_pickles(tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("bunny-qwen2"), tmp_path / "both")
+    index = {"weight_map": {"model.norm.weight": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "both" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert read_folder(tmp_path / "both").keys() == read_folder(checkpoint("bunny-qwen2")).keys()
+
+
+def test_add_bos_token_decides_whether_a_llama_tokenizer_puts_one_in_front(tmp_path: Path) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint("bunny-llama") / file, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    begin = read_tokenizer(tmp_path)[0].bos_token_id
+    assert begin is not None
+    for kind, added, expected in (
+        ("LlamaTokenizer", False, None),
+        ("LlamaTokenizerFast", True, begin),
+        ("PreTrainedTokenizerFast", False, begin),
+    ):
+        changed = settings | {"tokenizer_class": kind, "add_bos_token": added, "pad_token": "<|end_of_text|>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(changed))
+        tokenizer, _ = read_tokenizer(tmp_path)
+        assert tokenizer.bos_token_id == expected
+        ids = tokenizer_from_json(tokenizer.json).encode("a").ids
+        assert (ids[0] == begin) == (expected is not None)
 
 
 def test_the_merged_adapter_is_bunnys_merge(tmp_path: Path, imported: Callable[[str], Compared]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from bunny_oracle import checkpoint
 from warren.errors import ModelError
 from warren.models.bunny import import_bunny
+from warren.models.tensors import read_file
 
 
 def changed_config(**changes: Any) -> Callable[[Path], None]:
@@ -46,6 +47,15 @@ def without_eos(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
 
 
+def unnamed(*keys: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            settings = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({k: v for k, v in settings.items() if k not in keys}))
+
+    return change
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -61,6 +71,18 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         changed_tensor("model.mm_projector.0.weight", lambda t: t.repeat(1, 3)),
         r"linear_1.weight has shape \[64, 96\], the model needs \[64, 32\]",
     ),
+    "no head": (changed_tensor("lm_head.weight", None), "lacks language_model.lm_head.weight"),
+    "use_s2 missing": (
+        changed_config(mm_hidden_size=96),
+        "mm_hidden_size is 96, but use_s2 is False and so the vision tower gives 32 features.*set use_s2 to true",
+    ),
+    "unknown projector": (
+        changed_config(mm_projector_type="qformer"),
+        "mm_projector_type is 'qformer': no projector named 'qformer'; valid: linear",
+    ),
+    "tokenizer without eos": (unnamed("eos_token"), "lacks eos_token .eos_token is None"),
+    "tokenizer without pad": (unnamed("pad_token"), "lacks pad_token .pad_token is None, unk_token is None"),
+    "damaged prompt": (changed_config(warren_prompt={"colour": 1}), "warren_prompt is {'colour': 1}"),
     "vocabulary too small": (
         changed_tensor("model.embed_tokens.weight", lambda t: t[:400]),
         "400 rows of embeddings, 420 tokens",
@@ -100,6 +122,24 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: 
     with pytest.raises(ModelError, match="refused: it holds more than tensors"):
         import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"))
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_a_damaged_pickle_is_a_named_error(kept: float, zipped: bool, tmp_path: Path) -> None:
+    file = tmp_path / "mm_projector.bin"
+    tensors = {"model.mm_projector.0.weight": torch.ones(64, 64), "model.mm_projector.0.bias": torch.ones(64)}
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ModelError, match=r"mm_projector\.bin is .*damaged"):
+        read_file(file)
+
+
+def test_a_page_of_text_instead_of_a_pickle_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "mm_projector.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="more than tensors, or is damaged"):
+        read_file(tmp_path / "mm_projector.bin")
 
 
 def test_a_base_is_asked_for_where_it_is_needed_and_only_there(tmp_path: Path) -> None:

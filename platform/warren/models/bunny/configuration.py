@@ -11,7 +11,7 @@ from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
 from warren.models.extended import PLAIN_PROJECTOR, config_class
 from warren.models.minicpm import SCALES
-from warren.models.projectors import num_projected
+from warren.models.projectors import check_projector, num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
 from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
@@ -49,6 +49,8 @@ def text_config(
         for key, value in config.items()
         if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in SCALES)
     }
+    if family.window_slack and fields.get("sliding_window"):
+        fields["sliding_window"] += family.window_slack
     fields |= {"vocab_size": vocab_size, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id}
     try:
         return AutoConfig.for_model(family.model_type, **fields)
@@ -62,17 +64,20 @@ def llava_config(
     """Return the configuration of the whole model; `bunny_config` keeps the original for the way back.
 
     Raises:
-        ModelError: The projector is unknown, or S² is asked of a tower other than SigLIP.
+        ModelError: The projector is unknown or of another width than the tower, or S² is asked of a tower other than
+            SigLIP.
     """
     projector = source.get("mm_projector_type", PLAIN_PROJECTOR)
     projector = f"sppv{version}" if (version := _spp_version(projector)) else projector
     scales = _scales(source, vision)
+    _check_width(source, vision.hidden_size * len(scales or [0]), scales)
     chosen = config_class(vision, projector, scales)
     extended = {} if chosen is LlavaConfig else {"projector_type": projector, "vision_scales": scales}
     try:
+        check_projector(projector)
         num_tokens = num_projected(projector, num_patches(vision))
     except ConfigError as error:
-        raise ModelError(f"config.json: {error}") from None
+        raise ModelError(f"config.json: mm_projector_type is {projector!r}: {error}") from None
     return chosen(
         vision_config=vision,
         text_config=text,
@@ -87,6 +92,18 @@ def llava_config(
         bunny_config=source,
         **extended,
     )
+
+
+def _check_width(source: dict[str, Any], width: int, scales: list[int] | None) -> None:
+    given = source.get("mm_hidden_size", width)
+    if given != width:
+        hint = (
+            "; three times the tower's width is S²'s: set use_s2 to true" if not scales and given == 3 * width else ""
+        )
+        raise ModelError(
+            f"config.json: mm_hidden_size is {given}, but use_s2 is {source.get('use_s2')!r} and so the vision tower "
+            f"gives {width} features{hint}"
+        )
 
 
 def _scales(source: dict[str, Any], vision: PretrainedConfig) -> list[int] | None:
@@ -130,4 +147,5 @@ def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig,
             padding=source.get("image_aspect_ratio") == "pad",
             resize=_RESIZE.get(config.vision_config.model_type, "stretch"),
         ),
+        chat_template=tokenizer.chat_template,
     )

@@ -10,18 +10,29 @@ from transformers import PretrainedConfig
 
 from warren.data.inputs import Inputs
 from warren.errors import ModelError
+from warren.models.bunny.configuration import SIGLIP
 from warren.models.bunny.families import FAMILIES, PROMPT_KEY, Family, family_of
 from warren.models.bunny.names import projector_end, to_bunny
 from warren.models.bunny.tokenizer import without_image_token
 from warren.models.bunny.tower import OWN_FOLDER
+from warren.models.eva_clip import EvaClipVisionConfig
 from warren.models.extended import PLAIN_PROJECTOR
-from warren.models.minicpm import scales_of, unfolded
+from warren.models.minicpm import minicpm_fields, scales_of, unfolded
 from warren.models.saved import TOKENIZER_FILE, new_folder, read_model_config
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_folder, write_tensors
 from warren.models.vocabulary import with_vocabulary
 
 _TOWER = "vision_tower.vision_model."
-_CLASS_NAMES = {"phi": "Phi", "phi3": "Phi3", "llama": "Llama", "qwen2": "Qwen2", "stablelm": "StableLM"}
+_NAMES = {"granite": "bunny-minicpm"}  # what a MiniCPM trains as
+_CLASS_NAMES = {
+    "bunny-phi": "Phi",
+    "bunny-phi3": "Phi3",
+    "bunny-llama": "Llama",
+    "bunny-qwen2": "Qwen2",
+    "bunny-stablelm": "StableLM",
+    "bunny-minicpm": "MiniCPM",
+}
+_TOWERS = (SIGLIP, "clip_vision_model", EvaClipVisionConfig.model_type)
 
 
 def export_bunny(
@@ -38,16 +49,23 @@ def export_bunny(
         max_shard_bytes: Weights are split into files of at most this.
 
     Raises:
-        ModelError: Bunny has no family for this decoder, or the folder is no such model.
+        ModelError: Bunny has no family for this decoder or no such tower, or the folder is no such model.
     """
     config, inputs = read_model_config(source), Inputs.load(source)
+    if config.vision_config.model_type not in _TOWERS:
+        raise ModelError(f"Bunny has no {config.vision_config.model_type!r} towers; it has {', '.join(_TOWERS)}")
     family, fields = _bunny_config(config, inputs)
     tokenizer_json = (source / TOKENIZER_FILE).read_text()
     text_tokenizer = without_image_token(tokenizer_json)
     fields["vocab_size"] = Tokenizer.from_str(text_tokenizer).get_vocab_size(with_added_tokens=True)
-    fields[PROMPT_KEY] = {"template": inputs.template, "end_of_answer": inputs.tokens.eos_token}
+    fields[PROMPT_KEY] = {
+        "template": inputs.template,
+        "end_of_answer": inputs.tokens.eos_token,
+        "pad_is_eos": Tokenizer.from_str(tokenizer_json).token_to_id(inputs.tokens.eos_token)
+        == inputs.tokens.pad_token_id,
+    }
     tensors = with_vocabulary(read_folder(source), fields["vocab_size"], fields["vocab_size"])
-    if family.scaled:
+    if family.scaled and config.text_config.model_type == family.model_type:
         tensors = unfolded(tensors, scales_of(fields), projector_end(config))
     tower = {k.removeprefix(_TOWER): read for k, read in tensors.items() if k.startswith(_TOWER)}
     with new_folder(target) as folder:
@@ -62,18 +80,25 @@ def _bunny_config(config: Any, inputs: Inputs) -> tuple[Family, dict[str, Any]]:
     original = getattr(config, "bunny_config", None)
     if original:
         family = family_of(original)
-        return family, {**original, "unfreeze_vision_tower": True, "tie_word_embeddings": False}
+        fields = {**original, "unfreeze_vision_tower": True, "tie_word_embeddings": False}
+        if (original.get("image_aspect_ratio") == "pad") != inputs.image.padding:  # trained further, in another way
+            fields["image_aspect_ratio"] = _aspect(inputs)
+        return family, fields
     text = config.text_config
-    name = f"bunny-{text.model_type}"
+    name = _NAMES.get(text.model_type, f"bunny-{text.model_type}")
     if name not in FAMILIES:
         raise ModelError(f"Bunny has no family for {text.model_type!r}; it has {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name]
     back = {new: old for old, new in family.renamed.items()}
     decoder = {back.get(key, key): value for key, value in _flat(text).items()}
+    if family.window_slack and decoder.get("sliding_window"):
+        decoder["sliding_window"] -= family.window_slack
+    if family.scaled:
+        decoder = minicpm_fields(decoder)
     scales = getattr(config, "vision_scales", None)
     return family, {
         **decoder,
-        "architectures": [f"Bunny{_CLASS_NAMES[text.model_type]}ForCausalLM"],
+        "architectures": [f"Bunny{_CLASS_NAMES[name]}ForCausalLM"],
         "model_type": name,
         "mm_vision_tower": OWN_FOLDER,
         "mm_hidden_size": config.vision_config.hidden_size * len(scales or [0]),
@@ -81,12 +106,16 @@ def _bunny_config(config: Any, inputs: Inputs) -> tuple[Family, dict[str, Any]]:
         "use_mm_proj": True,
         "use_s2": bool(scales),
         **({"s2_scales": ",".join(map(str, scales))} if scales else {}),
-        "image_aspect_ratio": "pad" if inputs.image.padding else "square",
+        "image_aspect_ratio": _aspect(inputs),
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": getattr(text, "max_position_embeddings", 2048),
         "tie_word_embeddings": False,
         "unfreeze_vision_tower": True,
     }
+
+
+def _aspect(inputs: Inputs) -> str:
+    return "pad" if inputs.image.padding else "square"
 
 
 def _flat(text: PretrainedConfig) -> dict[str, Any]:
@@ -118,6 +147,7 @@ def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, folder: Path)
             "eos_token": tokens.eos_token,
             "pad_token": vocabulary.id_to_token(tokens.pad_token_id),
             **({"bos_token": begin} if begin else {}),
+            **({"chat_template": inputs.chat_template} if inputs.chat_template else {}),
             "padding_side": "right",
         },
     )

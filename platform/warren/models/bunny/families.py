@@ -19,6 +19,10 @@ class Family:
         template: Warren's prompt template.
         end_of_answer: Text that ends every answer.
         renamed: Configuration fields that Bunny spells differently, to transformers' spelling.
+        tied: Whether the head is the embeddings where config.json does not say; files leave out a class's own default.
+        pad_is_eos: Padding is the end of an answer, whatever the tokenizer says.
+        unused: Tensors of the published language model that Bunny's class has no place for.
+        window_slack: How many tokens more than config.json's `sliding_window` a position attends to.
         scaled: The decoder scales embeddings, residuals and logits (MiniCPM); the factors fold into its weights.
     """
 
@@ -26,17 +30,21 @@ class Family:
     template: str = "bunny"
     end_of_answer: str = "<|endoftext|>"
     renamed: Mapping[str, str] = field(default_factory=dict)
+    tied: bool = False
+    pad_is_eos: bool = False
+    unused: tuple[str, ...] = ()
+    window_slack: int = 0
     scaled: bool = False
 
 
 FAMILIES: dict[str, Family] = {
-    "bunny-phi": Family("phi"),
-    "bunny-phi3": Family("phi3"),
-    "bunny-llama": Family("llama", end_of_answer="<|end_of_text|>"),
+    "bunny-phi": Family("phi", unused=("lm_head.bias",)),
+    "bunny-phi3": Family("phi3", window_slack=1),  # transformers 4.41 masks what lies more than a window behind
+    "bunny-llama": Family("llama", end_of_answer="<|end_of_text|>", pad_is_eos=True),
     "bunny-qwen2": Family("qwen2"),
     "bunny-qwen": Family("qwen2"),
     "bunny-stablelm": Family("stablelm", renamed={"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}),
-    "bunny-minicpm": Family("llama", end_of_answer="</s>", scaled=True),
+    "bunny-minicpm": Family("llama", end_of_answer="</s>", tied=True, scaled=True),
 }
 
 
@@ -48,9 +56,14 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family of a Bunny config.json.
 
     Raises:
-        ModelError: Its `model_type` is none of Bunny's.
+        ModelError: Its `model_type` is none of Bunny's, or what Warren's export added is damaged.
     """
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise ModelError(f"config.json: model_type is {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
-    return replace(FAMILIES[model_type], **config.get(PROMPT_KEY, {}))
+    try:
+        return replace(FAMILIES[model_type], **config.get(PROMPT_KEY, {}))
+    except TypeError as error:
+        raise ModelError(
+            f"config.json: {PROMPT_KEY} is {config[PROMPT_KEY]!r}, which is not understood: {error}"
+        ) from None

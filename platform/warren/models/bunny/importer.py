@@ -8,7 +8,7 @@ import torch
 
 from warren.errors import ModelError
 from warren.models.bunny.configuration import inputs_of_bunny, llava_config, text_config
-from warren.models.bunny.families import FAMILIES, family_of
+from warren.models.bunny.families import FAMILIES, Family, family_of
 from warren.models.bunny.names import projector_end, to_llava
 from warren.models.bunny.tower import read_tower
 from warren.models.lora import ADAPTER_CONFIG, merged
@@ -16,7 +16,7 @@ from warren.models.minicpm import folded, scales_of
 from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
-from warren.models.tokenizer import has_tokenizer, read_tokenizer
+from warren.models.tokenizer import TrainedTokenizer, check_named, has_tokenizer, read_tokenizer
 from warren.models.vocabulary import untied, with_vocabulary
 
 _COPY = "model.vision_tower."
@@ -63,9 +63,10 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     tensors = read_folder(base)
     if lora:
         trained = read_either(source, "non_lora_trainables")
-        tensors = merged({**tensors, **{_plain(name): read for name, read in trained.items()}}, source)
+        tensors = merged({**tensors, **_unwrapped(trained)}, source)
     else:
-        tensors = {**tensors, **read_either(source, "mm_projector")}
+        projector = read_either(source, "mm_projector")
+        tensors = {**tensors, **{_of_projector(name): read for name, read in projector.items()}}
     return Checkpoint(config, tensors, source if has_tokenizer(source) else base)
 
 
@@ -97,12 +98,14 @@ def import_bunny(
     """
     checkpoint = read_checkpoint(source, base)
     family = family_of(checkpoint.config)
-    tokenizer, num_text_tokens = read_tokenizer(checkpoint.tokenizer, family.end_of_answer)
+    tokenizer, num_text_tokens = _tokenizer(checkpoint.tokenizer, family)
     tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
     text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
     config = llava_config(checkpoint.config, tower.config, text, tokenizer)
-    without_tower = {n: read for n, read in checkpoint.tensors.items() if not n.startswith(_COPY)}
-    tensors = untied(to_llava(without_tower, config))
+    kept = {n: r for n, r in checkpoint.tensors.items() if not n.startswith(_COPY) and n not in family.unused}
+    tensors = to_llava(kept, config)
+    if checkpoint.config.get("tie_word_embeddings", family.tied):
+        tensors = untied(tensors)
     if family.scaled:
         tensors = folded(tensors, scales_of(checkpoint.config), projector_end(config))
     tensors = with_vocabulary(tensors, num_text_tokens, tokenizer.vocab_size)
@@ -112,6 +115,21 @@ def import_bunny(
         save_tensors(tensors, config, inputs, tokenizer.json, folder, dtype, max_shard_bytes)
 
 
-def _plain(name: str) -> str:
-    """Strip what PEFT puts in front: `base_model.` and one `model.`."""
-    return name.removeprefix("base_model.model.")
+def _tokenizer(folder: Path, family: Family) -> tuple[TrainedTokenizer, int]:
+    """Read the tokenizer as Bunny prepares it; one that names no eos or no pad is not the one it was trained with."""
+    check_named(folder, pad=not family.pad_is_eos)
+    return read_tokenizer(folder, family.end_of_answer, family.end_of_answer if family.pad_is_eos else None)
+
+
+def _unwrapped(trained: LazyTensors) -> LazyTensors:
+    """Strip what PEFT puts in front, by the rule of Bunny's loader: `base_model.`, then one `model.` of two."""
+    names = {name: name.removeprefix("base_model.") for name in trained}
+    if any(name.startswith("model.model.") for name in names.values()):
+        names = {name: plain.removeprefix("model.") for name, plain in names.items()}
+    return {names[name]: read for name, read in trained.items()}
+
+
+def _of_projector(name: str) -> str:
+    """Name a tensor of `mm_projector.bin` as in a merged checkpoint; Bunny takes any prefix."""
+    _, found, rest = name.partition("mm_projector.")
+    return f"model.mm_projector.{rest}" if found else name
