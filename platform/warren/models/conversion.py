@@ -1,10 +1,11 @@
 """Models from folder to folder: into and out of Bunny's layout, adapters merged, two models averaged."""
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,3 +86,17 @@ def _rewritten(tensors: LazyTensors, like: Path, target: Path, dtype: torch.dtyp
             elif path.suffix not in (".safetensors", ".bin") and not path.name.endswith(".index.json"):
                 shutil.copy(path, folder)
         write_tensors(tensors, folder, dtype, expected)
+        if dtype is not None:
+            _name_dtype(folder / "config.json", str(dtype).removeprefix("torch."))
+
+
+def _name_dtype(file: Path, dtype: str) -> None:
+    """Say in a config.json what the weights are now: loaders go by it."""
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: dtype if k in ("dtype", "torch_dtype") and v else changed(v) for k, v in value.items()}
+
+    config = changed(json.loads(file.read_text()))
+    file.write_text(json.dumps(config, indent=2) + "\n")

@@ -133,6 +133,9 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
         raise ReleaseError(f"{folder} does not load: {error}") from None
     if found["missing_keys"]:
         raise ReleaseError(f"{folder} lacks {', '.join(sorted(found['missing_keys'])[:4])}: it is not complete")
+    if found["unexpected_keys"]:
+        names = ", ".join(sorted(found["unexpected_keys"])[:4])
+        raise ReleaseError(f"{folder} holds {names}, which its config.json has no place for: they are not of one model")
     config = model.config
     expected = {
         "image token id": (config.image_token_index, inputs.tokens.image_token_id),

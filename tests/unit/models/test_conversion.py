@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from bunny_oracle import checkpoint
 from factories import tiny_model_config
 from warren.cluster.converting import main
-from warren.errors import ModelError
+from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.errors import ModelError, ReleaseError
 from warren.models import (
     average_models,
     build_model,
@@ -26,6 +27,10 @@ from warren.models import (
 from warren.models.tokenizer import train_tokenizer
 
 TOWER = "model.vision_tower."
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{% if m['role'] != 'user' %}<|end_of_text|>{% endif %}{% endfor %}"
+)
 
 
 def run(*arguments: str | Path) -> int:
@@ -147,6 +152,54 @@ def test_the_dtype_written_can_be_chosen(tmp_path: Path) -> None:
     assert run("import", checkpoint("bunny-qwen2"), tmp_path / "m", "--dtype", "bfloat16") == 0
     assert {tensor.dtype for tensor in weights(tmp_path / "m").values()} == {torch.bfloat16}
     assert load(tmp_path / "m")[0].dtype == torch.bfloat16
+    tiny(tmp_path / "t", seed=1)
+    assert run("export", "--layout", "llava", "--dtype", "bfloat16", tmp_path / "t", tmp_path / "half") == 0
+    assert load(tmp_path / "half")[0].dtype == torch.bfloat16
+
+
+def test_a_model_with_a_tower_that_bunny_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "m", seed=1)
+    config = json.loads((source / "config.json").read_text())
+    config["vision_config"] = {"model_type": "dinov2", "hidden_size": 32, "num_attention_heads": 4}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="Bunny has no 'dinov2' towers; it has siglip_vision_model"):
+        export_model("bunny", source, tmp_path / "bunny")
+
+
+def test_what_was_trained_with_padding_says_so_and_keeps_its_own_template_in_bunnys_layout(tmp_path: Path) -> None:
+    source = tmp_path / "llava"
+    import_bunny(checkpoint("bunny-llama"), source)
+    inputs = json.loads((source / INPUTS_FILE).read_text())
+    assert inputs["image"]["padding"]
+    inputs |= {"template": "native", "chat_template": CHAT}
+    inputs["image"]["padding"] = False  # as after a stage with other settings
+    (source / INPUTS_FILE).write_text(json.dumps(inputs))
+    export_model("bunny", source, tmp_path / "bunny")
+    assert json.loads((tmp_path / "bunny" / "config.json").read_text())["image_aspect_ratio"] == "square"
+    import_bunny(tmp_path / "bunny", tmp_path / "again")
+    assert Inputs.load(tmp_path / "again") == Inputs.load(source)
+
+
+def test_an_average_reads_each_pickle_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tiny(tmp_path / name, seed) for seed, name in enumerate(("a", "b"), start=1)]
+    for folder in folders:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    opened, read = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: (opened.append(file), read(file, **options))[1])
+    average_models(folders[0], folders[1], 0.5, tmp_path / "c")
+    assert len(opened) == 2
+
+
+def test_weights_that_a_configuration_leaves_out_are_no_model(tmp_path: Path) -> None:
+    source = tiny(tmp_path / "m", seed=1)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    if "layer_types" in config["text_config"]:
+        config["text_config"]["layer_types"] = config["text_config"]["layer_types"][:1]
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReleaseError, match=r"layers\.1\..*which its config\.json has no place for"):
+        load(source)
 
 
 def test_the_job_answers_a_mistake_with_one_line(
