@@ -71,10 +71,11 @@ class WeightsAndBiases:
     def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
         wandb = _library("wandb")
         self._run = wandb.init(project="warren", name=run.name, id=run.name, resume="allow", config=dict(record))
+        self._run.define_metric("*", step_metric="step")  # W&B's own counter drops a step that comes again
 
     def log(self, row: Row) -> None:
         """Take a step's metrics."""
-        self._run.log(numbers(row), step=row["step"])
+        self._run.log({**numbers(row), "step": row["step"]})
 
     def close(self) -> None:
         """Write what is left."""
@@ -82,12 +83,18 @@ class WeightsAndBiases:
 
 
 class MlFlow:
-    """Logs to MLflow, where `MLFLOW_*` says."""
+    """Logs to MLflow, where `MLFLOW_*` says; the run that has the name goes on."""
 
     def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
         self._mlflow = _library("mlflow")
         self._mlflow.set_experiment("warren")
-        self._mlflow.start_run(run_name=run.name, tags={"fingerprint": str(record["fingerprint"])})
+        named = f"attributes.run_name = '{run.name}'"
+        present = self._mlflow.search_runs(filter_string=named, max_results=1, output_format="list")
+        self._mlflow.start_run(
+            run_id=present[0].info.run_id if present else None,
+            run_name=run.name,
+            tags={"fingerprint": str(record["fingerprint"])},
+        )
 
     def log(self, row: Row) -> None:
         """Take a step's metrics."""
@@ -119,4 +126,6 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"resources.trackers names {name}, which is not installed: pip install {name}") from None
+        raise ConfigError(
+            f"resources.trackers names {name}, which is not installed: pip install 'warren-vlm[trackers]'"
+        ) from None

@@ -56,8 +56,41 @@ def test_tensorboard_reads_what_was_logged(run: Run) -> None:
 
 def test_a_tracker_that_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigError, match="names wandb, which is not installed: pip install wandb"):
+    with pytest.raises(ConfigError, match=r"names wandb, which is not installed: pip install .*trackers"):
         open_trackers(["wandb"], run, {}, first_step=0)
+
+
+def log_and_go_on(name: str, run: Run) -> None:
+    """Train three steps, die, go on from the second."""
+    for steps in (range(3), range(2, 5)):
+        [tracker] = open_trackers([name], run, {"fingerprint": "f", "recipe": {"a": {"b": 1}}}, first_step=steps[0])
+        for step in steps:
+            tracker.log(row(step, loss=10.0 * step, grad_norm=float("nan")))
+        tracker.close()
+
+
+def test_mlflow_has_one_run_with_every_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
+    log_and_go_on("mlflow", run)
+    [found] = mlflow.search_runs(experiment_names=["warren"], output_format="list")
+    assert (found.info.run_name, found.data.tags["fingerprint"]) == ("r", "f")
+    history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "loss")
+    assert {(point.step, point.value) for point in history} == {(step, 10.0 * step) for step in range(5)}
+    assert "grad_norm" not in found.data.metrics
+
+
+def test_wandb_has_one_run_with_every_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra `trackers` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_and_go_on("wandb", run)
+    logs = [file.read_bytes() for file in tmp_path.rglob("run-r.wandb")]  # one an attempt; syncing joins them by the id
+    assert len(logs) == 2
+    assert all(b"loss" in log and b"grad_norm" not in log for log in logs)
 
 
 def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run, tmp_path: Path) -> None:
