@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from bench import PAIRS_PER_ROW_GROUP, PATCHES, SIZE_PX, caption_turns, draw_pairs
 
 from warren.data.batch import Cut, pack_parts, unpack_parts
-from warren.data.images import ImageSpec, decode_image, to_pixels
+from warren.data.images import ImageSpec, decode_image, to_square
 from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest, dataset_folder, write_manifest, write_shard
 from warren.data.sample import Sample
@@ -48,7 +48,7 @@ def main() -> None:
         ])  # fmt: skip
         _show("  encode (decode, resize, tokenise)", lambda: [inputs.encode_sample(s, text, 256) for s in samples])
         _show("    decode JPEG", lambda: [decode_image(image) for image, _ in pairs])
-        _show("    resize, to channels first", lambda: [to_pixels(image, inputs.image) for image in decoded])
+        _show("    resize", lambda: [to_square(image, inputs.image) for image in decoded])
         _show("  read Parquet", lambda: pq.read_table(f"{data}/shard.parquet", page_checksum_verification=True))
         _show("unpack at the training worker", lambda: [list(unpack_parts(table)) for table in tables])
 

@@ -1,14 +1,16 @@
 """A global batch, cut into parts for the ranks and micro-batches; no loss depends on how."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load, save
 
+from warren.data.images import write_pixels
 from warren.data.inputs import EncodedSample
 from warren.data.packing import Cut, Sequences, lay_out
 from warren.data.template import IGNORED
@@ -83,43 +85,83 @@ class BatchPart:
     def _header(self) -> str:
         counts = {name: getattr(self, name) for name in _COUNTS}
         bad = [[q.key, q.source, q.reason] for q in self.quarantined]
-        return json.dumps({**counts, "micro": len(self.micro_batches), "keys": self.keys, "quarantined": bad})
+        shapes = [{name: getattr(micro, name).shape for name in _TENSORS} for micro in self.micro_batches]
+        return json.dumps({**counts, "shapes": shapes, "keys": self.keys, "quarantined": bad})
 
-    def _tensors(self) -> bytes:
-        tensors = {
-            f"{i}.{name}": np.ascontiguousarray(getattr(micro, name))
-            for i, micro in enumerate(self.micro_batches)
-            for name in _TENSORS
-        }
-        data: bytes = save(tensors)
-        return data
+    def _tokens(self) -> bytes:
+        return b"".join(getattr(micro, name).tobytes() for micro in self.micro_batches for name in _TOKEN_TENSORS)
 
 
 _COUNTS = ("step", "epoch", "rank", "num_supervised_tokens", "num_samples", "num_tokens", "num_slots")
-_TENSORS = ("input_ids", "labels", "lengths", "sequences", "pixels")
+_TOKEN_TENSORS = ("input_ids", "labels", "lengths", "sequences")
+_TENSORS = (*_TOKEN_TENSORS, "pixels")
 
 
 def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
-    """Pack one rank's shares of consecutive steps into one Arrow row: JSON headers and safetensors buffers."""
+    """Pack one rank's shares of consecutive steps into one Arrow row; the pixels of a single share are not copied.
+
+    Returns:
+        `headers`: JSON, with the tensors' shapes. `tokens`: the int32 tensors of a share, one behind the other.
+        `pixels`: the same of the pictures.
+    """
     headers = pa.array([[part._header() for part in parts]], pa.list_(pa.string()))
-    tensors = pa.array([[part._tensors() for part in parts]], pa.list_(pa.large_binary()))
-    return pa.table({"headers": headers, "tensors": tensors})
+    tokens = pa.array([[part._tokens() for part in parts]], pa.list_(pa.large_binary()))
+    pixels = [_joined([micro.pixels for micro in part.micro_batches]) for part in parts]
+    lists = pa.ListArray.from_arrays(pa.array([0, len(parts)], pa.int32()), _binaries(pixels))
+    return pa.table({"headers": headers, "tokens": tokens, "pixels": lists})
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the bytes of arrays as one array: a view where they follow each other in one, as those of a share do."""
+    arrays = [array for array in arrays if array.size]
+    if not arrays:
+        return np.zeros(0, np.uint8)
+    base, starts = arrays[0].base, [array.ctypes.data for array in arrays]
+    is_whole = base is not None and base.nbytes == sum(array.nbytes for array in arrays)
+    if is_whole and starts == sorted(starts) and all(array.base is base for array in arrays):
+        return base.reshape(-1)  # type: ignore[union-attr]
+    return np.concatenate([array.reshape(-1) for array in arrays])
+
+
+def _binaries(arrays: Sequence[np.ndarray]) -> pa.Array:
+    """Return arrays of bytes as Arrow binaries; a single one is not copied."""
+    offsets = np.concatenate([[0], np.cumsum([array.nbytes for array in arrays])]).astype(np.int64)
+    data = arrays[0] if len(arrays) == 1 else np.concatenate([*arrays, np.zeros(0, np.uint8)])
+    return pa.Array.from_buffers(
+        pa.large_binary(), len(arrays), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
+    )
 
 
 def unpack_parts(table: pa.Table) -> Iterator[BatchPart]:
-    """Unpack what `pack_parts` packed, one share at a time."""
+    """Unpack what `pack_parts` packed, one share at a time; the tensors are read-only views of the table's memory."""
     for row in range(table.num_rows):
-        for header, buffer in zip(table["headers"][row], table["tensors"][row], strict=True):
-            facts: dict[str, Any] = json.loads(header.as_py())
-            tensors = load(buffer.as_py())
-            yield BatchPart(
-                **{name: facts[name] for name in _COUNTS},
-                micro_batches=tuple(
-                    MicroBatch(**{name: tensors[f"{i}.{name}"] for name in _TENSORS}) for i in range(facts["micro"])
-                ),
-                keys=tuple(facts["keys"]),
-                quarantined=tuple(Quarantined(*entry) for entry in facts["quarantined"]),
-            )
+        columns = (table[name][row] for name in ("headers", "tokens", "pixels"))
+        for header, tokens, pixels in zip(*columns, strict=True):
+            yield _unpack(json.loads(header.as_py()), tokens.as_buffer(), pixels.as_buffer())
+
+
+def _unpack(facts: dict[str, Any], tokens: pa.Buffer, pixels: pa.Buffer) -> BatchPart:
+    at = {np.int32: 0, np.uint8: 0}
+
+    def take(data: pa.Buffer, kind: Any, shape: list[int]) -> np.ndarray:
+        count = math.prod(shape)
+        array = np.frombuffer(data, kind, count, at[kind]) if count else np.zeros(0, kind)
+        at[kind] += array.nbytes
+        return array.reshape(shape)
+
+    micro_batches = tuple(
+        MicroBatch(
+            **{name: take(tokens, np.int32, shapes[name]) for name in _TOKEN_TENSORS},
+            pixels=take(pixels, np.uint8, shapes["pixels"]),
+        )
+        for shapes in facts["shapes"]
+    )
+    return BatchPart(
+        **{name: facts[name] for name in _COUNTS},
+        micro_batches=micro_batches,
+        keys=tuple(facts["keys"]),
+        quarantined=tuple(Quarantined(*entry) for entry in facts["quarantined"]),
+    )
 
 
 def cut_global_batch(
@@ -134,10 +176,18 @@ def cut_global_batch(
     """Deal a global batch out so that ranks and micro-batches carry like amounts of tokens."""
     layout = lay_out([len(sample.input_ids) for sample in samples], cut)
 
-    def collate(group: Sequences) -> MicroBatch:
-        return _collate([[samples[i] for i in sequence] for sequence in group], pad_token_id, image_size_px)
+    def share(mine: list[Sequences]) -> tuple[MicroBatch, ...]:
+        groups = [[[samples[i] for i in sequence] for sequence in group] for group in mine]
+        counts = [sum(len(s.pictures) for sequence in group for s in sequence) for group in groups]
+        # One array for all pictures of a share: it is what travels, so nothing is copied on the way to Arrow.
+        pixels = np.empty((sum(counts), 3, image_size_px, image_size_px), dtype=np.uint8)
+        ends = itertools.accumulate(counts)
+        return tuple(
+            _collate(group, pad_token_id, pixels[end - count : end])
+            for group, count, end in zip(groups, counts, ends, strict=True)
+        )
 
-    shares = [tuple(collate(group) for group in mine) for mine in layout]
+    shares = [share(mine) for mine in layout]
     supervised = sum(sample.num_supervised_tokens for sample in samples)
     num_slots = sum(micro_batch.input_ids.size for share in shares for micro_batch in share)
     return [
@@ -157,7 +207,8 @@ def cut_global_batch(
     ]
 
 
-def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, image_size_px: int) -> MicroBatch:
+def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, pixels: np.ndarray) -> MicroBatch:
+    """Lay sequences out as tensors; `pixels` is the place for their pictures."""
     length = max((sum(len(sample.input_ids) for sample in sequence) for sequence in sequences), default=0)
     input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int32)
     labels = np.full((len(sequences), length), IGNORED, dtype=np.int32)
@@ -171,12 +222,11 @@ def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, im
             start = end
             samples.append(sample)
             numbers.append(number)
-    pixels = [sample.pixels for sample in samples]
-    empty = np.zeros((0, 3, image_size_px, image_size_px), dtype=np.uint8)
+    write_pixels([picture for sample in samples for picture in sample.pictures], pixels)
     return MicroBatch(
         input_ids=input_ids,
         labels=labels,
         lengths=np.array([len(sample.input_ids) for sample in samples], dtype=np.int32),
         sequences=np.array(numbers, dtype=np.int32),
-        pixels=np.concatenate(pixels) if pixels else empty,
+        pixels=pixels,
     )

@@ -1,6 +1,7 @@
 """Encoded bytes to pixels: bounded, checked, and as the vision tower was trained to see them."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -78,11 +79,34 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             if max(width, height) > MAX_SIDE_PX:
                 raise BadSampleError(f"the image is {width}×{height} pixels; a side may have {MAX_SIDE_PX}")
             image.info.pop("transparency", None)  # to be dropped anyway; palettes would warn of it
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # converting copies, also RGB to RGB
     except UnidentifiedImageError:
         raise BadSampleError(f"{len(data)} bytes that are no known image format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadSampleError(f"the image cannot be decoded: {error}") from None
+
+
+def to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Resize an RGB picture of any size and aspect to `size_px` × `size_px`, as the vision tower sees it."""
+    if spec.padding:
+        return _scale(_pad_to_square(image, spec), (spec.size_px, spec.size_px))
+    if spec.resize == "stretch":
+        return _scale(image, (spec.size_px, spec.size_px))
+    return _crop(image, spec)
+
+
+def write_pixels(squares: Sequence[Image.Image], target: np.ndarray) -> None:
+    """Write RGB pictures of one size as pixels, channels first.
+
+    Band by band through Pillow: a third of the time that NumPy takes to turn interleaved channels around.
+
+    Args:
+        target: uint8 (num_images, 3, height, width), contiguous.
+    """
+    for square, place in zip(squares, target, strict=True):
+        for channel, band in enumerate(square.getbands()):
+            place[channel] = np.frombuffer(square.tobytes("raw", band), np.uint8).reshape(place.shape[1:])
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec) -> np.ndarray:
@@ -91,13 +115,9 @@ def to_pixels(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     Returns:
         uint8 (3, size_px, size_px). Normalising happens on the training device: bytes travel four times lighter.
     """
-    if spec.padding:
-        image = _scale(_pad_to_square(image, spec), (spec.size_px, spec.size_px))
-    elif spec.resize == "stretch":
-        image = _scale(image, (spec.size_px, spec.size_px))
-    else:
-        image = _crop(image, spec)
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+    pixels = np.empty((3, spec.size_px, spec.size_px), dtype=np.uint8)
+    write_pixels([to_square(image, spec)], pixels[None])
+    return pixels
 
 
 def _scale(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
-from warren.data.images import ImageSpec, decode_image, to_pixels
+from warren.data.images import ImageSpec, decode_image, to_square, write_pixels
 from warren.data.native_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import Segment, Template, TokenSpec, encode, get_template
@@ -20,24 +21,31 @@ INPUTS_FILE = "warren_inputs.json"
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as tensors.
+    """A sample as token ids and pictures, ready to be laid out in a batch.
 
     Attributes:
         input_ids: int32 (length,), image tokens expanded.
         labels: int32 (length,), -100 where no loss is taken.
-        pixels: uint8 (num_images, 3, size_px, size_px).
+        pictures: RGB, resized; their pixels are written once, where the batch has its place for them.
+        size_px: Of the pictures, also if there are none.
     """
 
     key: str
     input_ids: np.ndarray
     labels: np.ndarray
-    pixels: np.ndarray
+    pictures: tuple[Image.Image, ...]
+    size_px: int
 
     @property
     def num_supervised_tokens(self) -> int:
         # The first position has no predecessor, so it is never predicted.
         """Tokens that a loss is taken on."""
         return int((self.labels[1:] >= 0).sum())
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """A copy of the pictures as uint8 (num_images, 3, size_px, size_px)."""
+        return _pixels(self.pictures, self.size_px)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Inputs:
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
         segments = self.prompts.training(sample.turns, self.tokens.eos_token)
         input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
-        return EncodedSample(sample.key, input_ids, labels, self.pixels(sample.images))
+        return EncodedSample(sample.key, input_ids, labels, self._pictures(sample.images), self.image.size_px)
 
     def encode_prompt(
         self, turns: tuple[Turn, ...], tokenizer: Tokenizer, num_images: int, system: str | None = None
@@ -105,9 +113,10 @@ class Inputs:
 
     def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
         """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px)."""
-        shape = (0, 3, self.image.size_px, self.image.size_px)
-        decoded = [to_pixels(decode_image(data), self.image) for data in images]
-        return np.stack(decoded) if decoded else np.zeros(shape, dtype=np.uint8)
+        return _pixels(self._pictures(images), self.image.size_px)
+
+    def _pictures(self, images: tuple[bytes, ...]) -> tuple[Image.Image, ...]:
+        return tuple(to_square(decode_image(data), self.image) for data in images)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
@@ -137,6 +146,12 @@ class Inputs:
             raise ReleaseError(f"{folder} has no {INPUTS_FILE}: it was not written by Warren") from None
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise ReleaseError(f"{folder / INPUTS_FILE} cannot be read: {error!r}") from None
+
+
+def _pixels(pictures: tuple[Image.Image, ...], size_px: int) -> np.ndarray:
+    pixels = np.empty((len(pictures), 3, size_px, size_px), dtype=np.uint8)
+    write_pixels(pictures, pixels)
+    return pixels
 
 
 @lru_cache(maxsize=8)

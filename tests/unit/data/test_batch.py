@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from warren.data.batch import Cut, Quarantined, cut_global_batch, pack_parts, unpack_parts
 from warren.data.inputs import EncodedSample
@@ -13,7 +14,8 @@ PAD, SIZE = 1, 4
 def encoded(key: str, length: int, num_images: int, answer: int) -> EncodedSample:
     ids = np.arange(2, length + 2, dtype=np.int32)
     labels = np.where(np.arange(length) >= length - answer, ids, -100).astype(np.int32)
-    return EncodedSample(key, ids, labels, np.full((num_images, 3, SIZE, SIZE), len(key), dtype=np.uint8))
+    pictures = [Image.new("RGB", (SIZE, SIZE), (int(key[1:]), 7, i)) for i in range(num_images)]
+    return EncodedSample(key, ids, labels, tuple(pictures), SIZE)
 
 
 samples = st.lists(st.tuples(st.integers(2, 30), st.integers(0, 2), st.integers(1, 5)), min_size=0, max_size=20).map(
