@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import pyarrow.fs
 
 from warren.config.environment import storage_deadline_s
+from warren.storage.endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 from warren.storage.patience import Patience, patiently
-from warren.storage.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 
 ResultT = TypeVar("ResultT")
 # How long pyarrow's standard strategy keeps trying a server that refuses connections, measured with pyarrow 26.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow.fs
 
 from warren.errors import ConfigError, ConflictError
-from warren.storage import arrow_s3, s3
+from warren.storage import arrow_s3
 from warren.storage.files import FileStore
 from warren.storage.reader import RangeFile
 from warren.storage.store import Store
@@ -81,7 +81,11 @@ class Location:
     @property
     def store(self) -> Store:
         """The store that holds `key`."""
-        return s3.S3Store() if self.is_s3 else FileStore()
+        if not self.is_s3:
+            return FileStore()
+        from warren.storage.s3 import S3Store  # boto3 takes long to import, and a reading task does without
+
+        return S3Store()
 
     def list(self) -> list["Location"]:
         """Every object below this folder, at any depth, sorted."""

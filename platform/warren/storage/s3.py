@@ -30,11 +30,10 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from warren.errors import AccessDeniedError, ConflictError, NotFoundError, StorageError
+from warren.storage.endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 from warren.storage.patience import Patience, patiently
 
 ResultT = TypeVar("ResultT")
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 60
 _UPLOAD_ATTEMPTS = 10  # of one part: a broken connection need not start a large file anew
 _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 16 << 20
@@ -160,16 +159,6 @@ def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
     except (BotoCoreError, ClientError):
         return False
     return answer == b"ready"
-
-
-def endpoint() -> str | None:
-    """Return the server's URL; None is AWS."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def region() -> str:
-    """Return the region; servers of one's own take any."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def _client(attempts: int = 1) -> Any:
