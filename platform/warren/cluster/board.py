@@ -154,10 +154,11 @@ class Progress:
         rate = steps / elapsed_s if steps and elapsed_s else 0.0
         left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
         waits = row["data_wait_s"] / row["step_s"]
+        bad = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
         return (
             f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
-            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}  {left}"
+            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{bad}  {left}"
         )
 
 

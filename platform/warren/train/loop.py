@@ -158,6 +158,7 @@ class TrainingLoop:
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "samples": part.num_samples,
+            "samples_quarantined": self._quarantined(part),
             "supervised_tokens": part.num_supervised_tokens,
             "padding_fraction": part.padding_fraction,
             "skipped": skipped,
@@ -173,6 +174,11 @@ class TrainingLoop:
         if num_asking:
             self._asked = time.monotonic()
         return num_asking > 0
+
+    def _quarantined(self, part: BatchPart) -> int:
+        """Count the samples that could not be used, from the run's beginning to this step."""
+        before: int = self.history[-1].get("samples_quarantined", 0) if self.history else 0
+        return before + len(part.quarantined)
 
     def _validated(self, num_steps_taken: int) -> Row:
         """Return the loss on held-out samples, where it is due."""

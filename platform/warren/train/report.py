@@ -54,6 +54,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     found = {
         "steps": len(rows),
         "samples": sum(row["samples"] for row in rows),
+        "samples_quarantined": rows[-1].get("samples_quarantined", 0),
         "tokens": sum(row["tokens"] for row in rows),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],

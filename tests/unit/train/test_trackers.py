@@ -98,7 +98,7 @@ def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run
         row(0, step_s=60.0),
         row(1),
         row(2, skipped="the loss is nan", loss=float("nan")),
-        row(3, mfu=0.4, mfu_text=0.3),
+        row(3, mfu=0.4, mfu_text=0.3, samples_quarantined=5),
     ]
     metrics = tmp_path / "local/ranks/metrics.jsonl"
     metrics.parent.mkdir(parents=True)
@@ -119,6 +119,7 @@ def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run
     text = report.read_bytes().decode()
     assert "| data wait fraction | 0.25 |" in text
     assert "| tokens per s | 200 |" in text
+    assert "| samples quarantined | 5 |" in text
     assert "| 2 | the loss is nan |" in text
     assert "| 1 | 1 | 1 | 9 | 2 | 1 | 13 |" in text
     assert '"stage": "pretrain"' in text
