@@ -1,5 +1,6 @@
 """The loss of a micro-batch: a sum over supervised tokens, computed where there are labels and nowhere else."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -146,7 +147,10 @@ def _positions(micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    with warnings.catch_warnings():
+        # What came through the object store is read-only, and nothing writes to it.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
