@@ -1,14 +1,17 @@
 """From a plan to batch parts: what one Ray Data task does. No Ray here; it is a plain generator."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.config import Resources
-from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch
+from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch, pack_parts
 from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest
 from warren.data.mixture import Mixture
@@ -16,6 +19,8 @@ from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_mul
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
 from warren.storage import FileEntry, Location, read_verified
+
+_PARALLEL_READS = 8  # of shards that a batch needs: a request to object storage is mostly waiting
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class StreamSpec:
         folders = [source.folder for source in self.sources]
         return BatchReader(folders, self.encoding, self.global_batch_size, cut)
 
+    def num_windows(self, start_step: int = 0) -> int:
+        """Return how many windows are left from `start_step` on, at most."""
+        plan = self.plan()
+        return -(-(plan.num_steps - start_step) * self.global_batch_size // plan.order.window_samples) + 1
+
     def reads(self, start_step: int = 0) -> Iterator["WindowRead"]:
         """Yield what is left to read from `start_step` on, in order."""
         for task in self.plan().tasks(start_step):
@@ -102,7 +112,7 @@ class WindowRead:
 
 
 class BatchReader:
-    """Reads one window's rows, each slice at once when its first row is needed, and yields batch parts in order.
+    """Reads one window's rows, each slice once, when its first row is needed, and yields batch parts in order.
 
     Args:
         folders: Of the datasets that slices are numbered by.
@@ -113,6 +123,17 @@ class BatchReader:
         self._encoding = encoding
         self._global_batch_size = global_batch_size
         self._cut = cut
+
+    def rows(self, window: dict[str, Any], steps_per_row: int) -> Iterator[pa.Table]:
+        """Yield what travels to the ranks: a row a rank, in their order, for so many steps at a time.
+
+        Args:
+            window: A `WindowRead` as an Arrow row.
+        """
+        steps = self.read(WindowRead.from_row(window))
+        while group := list(itertools.islice(steps, steps_per_row)):
+            for rank in range(self._cut.world_size):
+                yield pack_parts([parts[rank] for parts in group])
 
     def read(self, read: WindowRead) -> Iterator[list[BatchPart]]:
         """Yield each batch of a task as its parts, one a rank.
@@ -128,11 +149,13 @@ class BatchReader:
     def encode(self, read: WindowRead) -> Iterator[tuple[list[EncodedSample], list[Quarantined]]]:
         """Yield each batch of a task before it is cut: its samples in order, and those that cannot be used."""
         samples: dict[RowRef, Sample] = {}
-        for rows in read.task.batches(self._global_batch_size):
-            for row in rows:
-                if row not in samples:
-                    samples.update(self._read_slice(row.slice, read.task.slices[row.slice], read.files[row.slice]))
-            yield self._encode([samples.pop(row) for row in rows])
+        with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="warren-read") as pool:
+            for rows in read.task.batches(self._global_batch_size):
+                shards = _by_shard(read, dict.fromkeys(row.slice for row in rows if row not in samples))
+                many = pool.map if len(shards) > 1 else map
+                for found in many(lambda numbers: self._read_slices(read, numbers), shards):
+                    samples.update(found)
+                yield self._encode([samples.pop(row) for row in rows])
 
     def _encode(self, samples: list[Sample]) -> tuple[list[EncodedSample], list[Quarantined]]:
         encoding = self._encoding
@@ -146,6 +169,13 @@ class BatchReader:
                 bad.append(Quarantined(sample.key, sample.source, str(error)))
         return good, bad
 
+    def _read_slices(self, read: WindowRead, numbers: list[int]) -> dict[RowRef, Sample]:
+        """Read slices of one shard, one after the other: an open Parquet file is for one thread at a time."""
+        found: dict[RowRef, Sample] = {}
+        for number in numbers:
+            found.update(self._read_slice(number, read.task.slices[number], read.files[number]))
+        return found
+
     def _read_slice(self, number: int, wanted: Slice, file: FileEntry) -> dict[RowRef, Sample]:
         folder = self._folders[wanted.dataset]
         location = folder / file.path
@@ -157,6 +187,15 @@ class BatchReader:
             table = _open(location).read_row_group(wanted.row_group)
         rows = table.slice(wanted.first_row, wanted.num_rows).to_pylist()
         return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(rows)}
+
+
+def _by_shard(read: WindowRead, numbers: Iterable[int]) -> list[list[int]]:
+    """Group slices by the shard they are in."""
+    shards: dict[tuple[int, int], list[int]] = {}
+    for number in numbers:
+        wanted = read.task.slices[number]
+        shards.setdefault((wanted.dataset, wanted.shard), []).append(number)
+    return list(shards.values())
 
 
 def iter_samples(folder: Location, manifest: Manifest) -> Iterator[Sample]:
