@@ -22,6 +22,7 @@ from warren.errors import StorageError, TrainingError
 from warren.train.optimization import cosine_schedule
 
 STEPS = 6
+OFFLOADS = [(1, ("optimizer",)), (2, ("optimizer",)), (3, ("optimizer", "weights"))]
 
 
 @pytest.fixture
@@ -67,6 +68,47 @@ def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
             assert figures(measured) == pytest.approx(figures(expected), rel=2e-5), (name, expected["step"])
         same = ("step", "samples", "supervised_tokens", "tokens", "images", "learning_rate")
         assert [[row[key] for key in same] for row in found] == [[row[key] for key in same] for row in whole], name
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), OFFLOADS)
+def test_what_waits_on_the_host_trains_as_ever(training: Training, zero_stage: int, offload: tuple[str, ...]) -> None:
+    [whole, *_] = replace(training, name="whole", zero_stage=zero_stage).train(1)
+    changed = replace(training, name="offloaded", zero_stage=zero_stage, changes={"offload": offload})
+    [found, *_] = changed.train(2)
+    for expected, measured in zip(whole, found, strict=True):
+        assert figures(measured) == pytest.approx(figures(expected), rel=2e-5)
+
+
+def allow_fp16(loop: Any, model: Any, rank: int, kill_at: int | None = None) -> None:
+    """Let DeepSpeed compute in fp16 on a CPU, which torch can, only slowly."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+    if kill_at is not None:
+        at_step(loop, kill_at, partial(kill_once_saved, loop))
+
+
+@pytest.mark.parametrize(("zero_stage", "then_on"), [(1, 2), (2, 1), (3, 2)])
+def test_fp16_finds_its_loss_scale_and_a_resumed_run_goes_on_with_it(
+    training: Training, zero_stage: int, then_on: int
+) -> None:
+    stage = training.stage.model_copy(update={"checkpoint_every_steps": 3})
+    [plain, *_] = replace(training, name="plain", stage=stage, zero_stage=zero_stage).train(1)
+    half = replace(
+        training, name="half", stage=stage, zero_stage=zero_stage, changes={"precision": "fp16"}, prepare=allow_fp16
+    )
+    [rows, *_] = half.train(2)
+    assert rows[0]["skipped"] == "the gradient overflowed fp16 at a loss scale of 65536"
+    assert [row["loss_scale"] for row in rows] == [65536, *[32768] * 5]
+    assert not any(row["skipped"] for row in rows[1:])
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], rel=5e-3)
+    broken = replace(half, name="broken", prepare=partial(allow_fp16, kill_at=4))
+    with pytest.raises((ProcessEndedError, RuntimeError)):
+        broken.train(2)
+    [resumed, *_] = replace(broken, prepare=allow_fp16).train(then_on)
+    assert [row["loss_scale"] for row in resumed] == [row["loss_scale"] for row in rows]
+    expected = [row["loss"] for row in rows]
+    assert [row["loss"] for row in resumed] == (expected if then_on == 2 else pytest.approx(expected, rel=1e-3))
 
 
 def at_step(loop: Any, step: int, action: Callable[[], None]) -> None:

@@ -15,7 +15,8 @@ class Resources(Config):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 with a loss scale that follows its overflows
+    offload: tuple[Literal["optimizer", "weights"], ...] = ()  # what waits in the host's memory: from ZeRO 1, ZeRO 3
     micro_batch_size: int = Field(default=8, gt=0)
     packing: bool = False  # several samples in a sequence: a micro-batch is then so many sequences of full length
     gradient_checkpointing: bool = False
@@ -33,6 +34,25 @@ class Resources(Config):
     def _ascending(self) -> "Resources":
         if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
             raise ValueError(f"num_workers: {list(self.num_workers)} is not [fewest, most]")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_parts(self) -> "Resources":
+        for part, fewest in (("optimizer", 1), ("weights", 3)):
+            if part in self.offload and self.zero_stage < fewest:
+                raise ValueError(
+                    f"offload: [{part}] needs zero_stage {fewest} or more, which cuts it into parts, "
+                    f"not {self.zero_stage}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _fp16_scales_its_loss(self) -> "Resources":
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError(
+                "precision: fp16 needs zero_stage 1 or more: without ZeRO, DeepSpeed 0.19 divides gradients by a loss "
+                "scale that it never multiplied them by"
+            )
         return self
 
     @property

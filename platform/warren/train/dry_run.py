@@ -13,6 +13,8 @@ from warren.storage import Location
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
 
+_WIDTHS = (10, 11, 11, 13, 10, 10)
+
 
 def dry_run(
     recipe: Recipe, stage_name: Literal["pretrain", "finetune"], resources: Resources, root: Location | None
@@ -88,14 +90,19 @@ def _work(stage: StageConfig, resources: Resources, found: Estimate, datasets: l
 def _memory(found: Estimate, resources: Resources) -> str:
     checkpointing = "with" if resources.gradient_checkpointing else "without"
     unit, name = (GIB, "GiB") if max(memory.total for memory in found.memory) >= GIB else (GIB // 1024, "MiB")
+    host = f"{'host':>10}" if resources.offload else ""
     rows = [
         f"memory of a worker in {name}: {resources.precision}, {checkpointing} checkpointing, full-length samples",
-        f"  {'ZeRO':<6}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'together':>10}",
+        f"  {'ZeRO':<6}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'together':>10}{host}",
     ]
-    return "\n".join(rows + [_row(memory, unit, resources.zero_stage) for memory in found.memory])
+    return "\n".join(rows + [_row(memory, unit, resources) for memory in found.memory])
 
 
-def _row(memory: Memory, unit: int, chosen: int) -> str:
-    figures = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
-    columns = "".join(f"{value / unit:>{width}.1f}" for value, width in zip(figures, (10, 11, 11, 13, 10), strict=True))
-    return f"  {memory.zero_stage:<6}{columns}{'  ← these resources' if memory.zero_stage == chosen else ''}"
+def _row(memory: Memory, unit: int, resources: Resources) -> str:
+    figures = [memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total]
+    if resources.offload:
+        figures.append(memory.host)
+    columns = "".join(f"{value / unit:>{width}.1f}" for value, width in zip(figures, _WIDTHS, strict=False))
+    return (
+        f"  {memory.zero_stage:<6}{columns}{'  ← these resources' if memory.zero_stage == resources.zero_stage else ''}"
+    )

@@ -17,25 +17,33 @@ from torch import nn
 
 from warren.config import Resources, StageConfig
 from warren.data.batch import Cut
+from warren.errors import TrainingError
 from warren.train.optimization import cosine_schedule, optimizer
 
 STATE_TAG = "state"
 _OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
 _NEVER = 10**9
+_DEEPSPEEDS_NAMES = {"optimizer": "optimizer", "weights": "param"}
+# The loss scale halves with every gradient that overflows, and doubles after a thousand steps without.
+_FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
 
 
 def deepspeed_config(stage: StageConfig, resources: Resources, cut: Cut) -> dict[str, Any]:
     """Write DeepSpeed's JSON for a stage."""
+    place = {"device": "cpu", "pin_memory": resources.gpus_per_worker > 0}
+    offload = {f"offload_{_DEEPSPEEDS_NAMES[part]}": place for part in resources.offload}
     return {
         "train_micro_batch_size_per_gpu": resources.micro_batch_size,
         "gradient_accumulation_steps": cut.num_micro_batches,
         "gradient_clipping": stage.max_grad_norm,
         "bf16": {"enabled": resources.precision == "bf16"},
+        "fp16": _FP16 if resources.precision == "fp16" else {"enabled": False},
         "zero_optimization": {
             "stage": resources.zero_stage,
             "overlap_comm": resources.gpus_per_worker > 0,
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,
+            **offload,
         },
         # torch's own AdamW, on CPU and GPU alike: DeepSpeed's CPU Adam must be compiled and rounds differently.
         "zero_allow_untested_optimizer": True,
@@ -135,12 +143,29 @@ class Engine:
         learning_rate = float(max(self._engine.get_lr()))
         norm = self._own_norm() if self._engine.zero_optimization_stage() == 0 else None
         self._gate.closed = skip or (norm is not None and not math.isfinite(norm))
-        self._engine.step()
+        self._step()
         self._gate.closed = False
         if getattr(self._engine.optimizer, "overflow", False):
             self._schedule.step()  # DeepSpeed leaves it behind, and the rate would no longer follow from the step
             norm = math.inf
         return float(self._engine.get_global_grad_norm()) if norm is None else norm, learning_rate
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What fp16's losses are multiplied by, so that small gradients do not vanish; None in other precisions."""
+        return float(self._engine.optimizer.loss_scale) if self._engine.fp16_enabled() else None
+
+    def _step(self) -> None:
+        scale = self.loss_scale
+        try:
+            self._engine.step()
+        except Exception as error:
+            if scale is None or "loss scale" not in str(error):
+                raise
+            raise TrainingError(
+                f"the gradient overflows fp16 even at a loss scale of {scale:g}: lower the learning rate, or train in "
+                "bf16 or fp32 (resources.precision)"
+            ) from None
 
     def _own_norm(self) -> float:
         """Return the norm that DeepSpeed does not keep without ZeRO."""
@@ -200,6 +225,7 @@ def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # where the first step overflows
     import deepspeed
 
     if not torch.cuda.is_available():

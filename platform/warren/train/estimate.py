@@ -2,8 +2,9 @@
 
 Model states follow the ZeRO paper (arXiv 1910.02054, section 3): Adam keeps a float32 copy of what trains where weights
 are half precision, and two moments. Activations follow Korthikanti et al. (arXiv 2205.05198, section 4) for attention
-that stores no score matrix. Frozen parts keep weights and nothing else. It is an estimate, for samples of full length;
-what a library allocates beside it, and fragmentation, come on top.
+that stores no score matrix. Frozen parts keep weights and nothing else. What is offloaded waits in the host's
+memory, with the optimizer its share of the gradients from ZeRO 2 on (arXiv 2101.06840, section 4). It is an estimate,
+for samples of full length; what a library allocates beside it, and fragmentation, come on top.
 """
 
 import math
@@ -21,17 +22,18 @@ _LAYER_FACTOR = 34  # bytes that one layer saves, per token and hidden unit, at 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker at one ZeRO stage."""
+    """Bytes of one worker at one ZeRO stage, on its device but for `host`."""
 
     zero_stage: int
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of it on the device."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -103,8 +105,17 @@ def _memory(zero_stage: int, parameters: dict[Part, tuple[int, int]], resources:
     if zero_stage >= 2:
         gradients = math.ceil(gradients / workers)
     if zero_stage == 3:
-        weights = math.ceil(weights / workers) + width * min(total, _GATHERED_PARAMETERS)
-    return Memory(zero_stage, weights, gradients, optimizer, activations)
+        weights = math.ceil(weights / workers)
+    host = 0
+    if "optimizer" in resources.offload and zero_stage >= 1:
+        host, optimizer = optimizer, 0
+        if zero_stage >= 2:
+            host, gradients = host + gradients, 0
+    if "weights" in resources.offload and zero_stage == 3:
+        host, weights = host + weights, 0
+    if zero_stage == 3:
+        weights += width * min(total, _GATHERED_PARAMETERS)
+    return Memory(zero_stage, weights, gradients, optimizer, activations, host)
 
 
 def _activations(config: Any, stage: StageConfig, resources: Resources) -> int:

@@ -18,6 +18,16 @@ from warren.storage import Location
 
 Row = dict[str, Any]
 _SHOWN_KEYS = 8
+_OVERFLOW = "the gradient overflowed fp16"
+
+
+def overflow(loss_scale: float) -> str:
+    """Say that a step was left out because its gradient, times the loss scale, is beyond fp16.
+
+    That is how the scale finds its place: such steps do not count as skips in a row, and the engine ends a run whose
+    scale cannot become smaller.
+    """
+    return f"{_OVERFLOW} at a loss scale of {loss_scale:g}"
 
 
 @dataclass
@@ -76,6 +86,8 @@ class Guard:
             )
 
     def _note(self, loss: float, skipped: str) -> None:
+        if skipped.startswith(_OVERFLOW):
+            return
         if skipped:
             self._skips_in_a_row += 1
         else:

@@ -19,7 +19,7 @@ from warren.models.vlm import recompute_activations
 from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
 from warren.train.engine import Engine
 from warren.train.flops import FlopsCount
-from warren.train.guards import Guard
+from warren.train.guards import Guard, overflow
 from warren.train.kernels import choose_attention
 from warren.train.memory import memory_explained
 from warren.train.metrics import StepMeter
@@ -147,10 +147,10 @@ class TrainingLoop:
         loss, num_busy, num_asking, *counts = self.ranks.total(
             [share, float(self._writer.busy), float(asks), *self._meter.counts()], self._engine.device
         )
-        skipped = self._guard.objection(loss)
+        skipped, scale = self._guard.objection(loss), self._engine.loss_scale
         grad_norm, learning_rate = self._engine.step(skip=bool(skipped))
         if not skipped and not math.isfinite(grad_norm):
-            skipped = f"the gradient norm is {grad_norm}"
+            skipped = f"the gradient norm is {grad_norm}" if scale is None else overflow(scale)
         row = {
             "step": step,
             "epoch": part.epoch,
@@ -162,6 +162,7 @@ class TrainingLoop:
             "supervised_tokens": part.num_supervised_tokens,
             "padding_fraction": part.padding_fraction,
             "skipped": skipped,
+            **({} if scale is None else {"loss_scale": scale}),
             **self._validated(step + 1),
             **self._meter.finish(part, counts, self._engine.device),
         }

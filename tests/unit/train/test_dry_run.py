@@ -44,6 +44,20 @@ def test_memory_follows_the_zero_paper(phi2: Estimate) -> None:
     assert none.total > one.total > two.total > three.total
 
 
+def test_what_is_offloaded_moves_to_the_host() -> None:
+    recipe = recipe_of("bunny-v1_0-3b")
+    _, one, two, three = estimate(recipe, recipe.finetune, resources_of("gpu-8-zero3"), None).memory
+    resources = resources_of("gpu-8-zero3", "offload=[optimizer, weights]")
+    none, *offloaded = estimate(recipe, recipe.finetune, resources, None).memory
+    assert none.host == 0
+    assert [memory.host for memory in offloaded[:2]] == [one.optimizer, two.optimizer + two.gradients]
+    assert offloaded[2].weights == 2 * 10**9  # what is gathered at a time
+    assert [found.total + found.host for found in offloaded] == [before.total for before in (one, two, three)]
+    text = dry_run(recipe, "finetune", resources, None)
+    assert '"offload_param"' in text
+    assert "together      host" in text
+
+
 def test_checkpointing_and_frozen_towers_save_activations() -> None:
     recipe = recipe_of("demo")
     all_kept, fewer = (

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from factories import tiny_model_config, tiny_stage
 from warren.config import Resources
@@ -51,4 +52,23 @@ def test_deepspeed_gets_what_the_recipe_says() -> None:
     resources = Resources(num_workers=2, zero_stage=2, micro_batch_size=4)
     stage = tiny_stage("d@v1", global_batch_size=32)
     written = deepspeed_config(stage, resources, Cut.of(32, 2, 4))
-    assert written == json.loads(GOLDEN.read_text())
+    assert written == json.loads(GOLDEN.read_text())["cpu"]
+
+
+def test_deepspeed_gets_half_precision_and_what_waits_on_the_host() -> None:
+    resources = Resources(
+        num_workers=8,
+        gpus_per_worker=1,
+        zero_stage=3,
+        micro_batch_size=4,
+        precision="fp16",
+        offload=("optimizer", "weights"),
+    )
+    stage = tiny_stage("d@v1", global_batch_size=32)
+    assert deepspeed_config(stage, resources, Cut.of(32, 8, 4)) == json.loads(GOLDEN.read_text())["gpu_offload"]
+
+
+@pytest.mark.parametrize(("part", "zero_stage"), [("optimizer", 0), ("weights", 2)])
+def test_nothing_whole_is_offloaded(part: str, zero_stage: int) -> None:
+    with pytest.raises(ValidationError, match=rf"offload: \[{part}\] needs zero_stage"):
+        Resources(num_workers=1, zero_stage=zero_stage, offload=(part,))
