@@ -1,11 +1,9 @@
 """One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
 
-import itertools
 import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,24 +17,19 @@ from warren.cluster.attempts import Attempts, FailureNotice, gave_way
 from warren.cluster.board import Board, Progress
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Recipe, Resources, StageConfig
-from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
-from warren.data.mixture import samples_per_epoch
-from warren.data.sample import IMAGE_MARK
-from warren.data.stream import Encoding, Source, StreamSpec, iter_samples
-from warren.data.template import get_template
-from warren.errors import CheckpointError, ConfigError, NotFoundError, ServiceError, WarrenError, root_cause
+from warren.data.stream import Encoding, Source, StreamSpec
+from warren.errors import CheckpointError, ServiceError, WarrenError, root_cause
 from warren.storage import Location
 from warren.train.averaging import refuse_to_train
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.origin import Origin, frozen_digest
 from warren.train.record import Run, describe
 from warren.train.report import write_report
+from warren.train.stage_inputs import make_tokenizer, sources_of
 from warren.train.trackers import open_trackers
 
 Stage = Literal["pretrain", "finetune"]
-TOKENIZER = "tokenizer.json"
-_TOKENIZER_SAMPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ def _prepare(
     model: Location | None,
 ) -> TrainingTask:
     config: StageConfig = getattr(recipe, stage)
-    sources = _sources(config, root)
+    sources = sources_of(config, root)
     origin = Origin.of_folder(model) if model else None
     if parent is not None:
         origin = Origin.of_run(Run(root / "runs" / parent))
@@ -171,7 +164,7 @@ def _prepare(
     began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
     record = run.begin(began)
     if origin is None:
-        tokenizer, inputs = _make_tokenizer(recipe, run, root)
+        tokenizer, inputs = make_tokenizer(recipe, run, root)
         tokenizer_json = tokenizer["json"]
     else:
         origin = _as_begun(origin, record, root)
@@ -205,49 +198,6 @@ def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
     """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
     step = record["origin_step"]
     return origin if step == origin.step else Origin.of_run(Run(root / "runs" / record["origin"]["run"]), step)
-
-
-def _sources(config: StageConfig, root: Location) -> tuple[Source, ...]:
-    """Look up the datasets of a stage, and how much of each makes an epoch."""
-    manifests = [read_manifest(root, component.name) for component in config.mixture]
-    counts = samples_per_epoch(config.mixture, [manifest.rows for manifest in manifests])
-    folders = [dataset_folder(root, component.name) for component in config.mixture]
-    return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
-
-
-def _make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
-    """Read the tokenizer of the run's first attempt; else take the language model's own, or train one."""
-    from warren.models import TrainedTokenizer, inputs_of
-
-    stored = run.folder / TOKENIZER
-    try:
-        tokenizer = TrainedTokenizer(**stored.read_json())
-    except NotFoundError:
-        tokenizer = _first_tokenizer(recipe, root)
-        stored.create_json(tokenizer.__dict__)
-    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
-
-
-def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
-    from warren.models import folder_of, read_tokenizer, train_tokenizer
-
-    source = recipe.model.language_model
-    if source.pretrained is not None:
-        return read_tokenizer(folder_of(source.pretrained, weights=False), source.eos_token, source.pad_token)[0]
-    vocab_size = recipe.model.tokenizer.train_vocab_size
-    if vocab_size is None:
-        raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
-    return train_tokenizer(_texts(recipe, root), vocab_size)
-
-
-def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
-    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
-    for config in (recipe.pretrain, recipe.finetune):
-        template = get_template(config.template or recipe.model.template)
-        for source in _sources(config, root):
-            for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
-                for segment in template.training(sample.turns, eos=""):
-                    yield segment.text.replace(IMAGE_MARK, "")
 
 
 def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:

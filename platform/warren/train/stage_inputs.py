@@ -1,0 +1,62 @@
+"""What a stage reads before it trains: its datasets' manifests, and the tokenizer of its run."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from warren.config import Recipe, StageConfig
+from warren.data.inputs import Inputs
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.mixture import samples_per_epoch
+from warren.data.sample import IMAGE_MARK
+from warren.data.stream import Source, iter_samples
+from warren.data.template import get_template
+from warren.errors import ConfigError, NotFoundError
+from warren.storage import Location
+from warren.train.record import Run
+
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_SAMPLES = 20_000
+
+
+def sources_of(config: StageConfig, root: Location) -> tuple[Source, ...]:
+    """Look up the datasets of a stage, and how much of each makes an epoch."""
+    manifests = [read_manifest(root, component.name) for component in config.mixture]
+    counts = samples_per_epoch(config.mixture, [manifest.rows for manifest in manifests])
+    folders = [dataset_folder(root, component.name) for component in config.mixture]
+    return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
+
+
+def make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
+    """Read the tokenizer of the run's first attempt; else take the language model's own, or train one."""
+    from warren.models import TrainedTokenizer, inputs_of
+
+    stored = run.folder / TOKENIZER
+    try:
+        tokenizer = TrainedTokenizer(**stored.read_json())
+    except NotFoundError:
+        tokenizer = _first_tokenizer(recipe, root)
+        stored.create_json(tokenizer.__dict__)
+    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+
+
+def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
+    from warren.models import folder_of, read_tokenizer, train_tokenizer
+
+    source = recipe.model.language_model
+    if source.pretrained is not None:
+        return read_tokenizer(folder_of(source.pretrained, weights=False), source.eos_token, source.pad_token)[0]
+    vocab_size = recipe.model.tokenizer.train_vocab_size
+    if vocab_size is None:
+        raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
+    return train_tokenizer(_texts(recipe, root), vocab_size)
+
+
+def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
+    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
+    for config in (recipe.pretrain, recipe.finetune):
+        template = get_template(config.template or recipe.model.template)
+        for source in sources_of(config, root):
+            for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
+                for segment in template.training(sample.turns, eos=""):
+                    yield segment.text.replace(IMAGE_MARK, "")
