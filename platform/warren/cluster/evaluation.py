@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
 from warren.cluster.judging import judge_of
@@ -24,6 +24,7 @@ from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run
 
 REPORT = "report.json"
+_NUM_READERS = 2
 
 
 def evaluation_folder(run: Run, step: int, config: EvaluateConfig) -> Location:
@@ -93,7 +94,11 @@ def _stored_samples(folder: Location, manifest: Manifest) -> ray.data.Dataset:
         for row_group in range(len(shard.row_groups))
     ]
     samples = ray.data.from_arrow(row_groups).map_batches(
-        _read_row_group, batch_size=None, batch_format="pyarrow", num_cpus=0
+        _read_row_group,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(_NUM_READERS),
+        num_cpus=0,
     )
     samples.context.execution_options.preserve_order = True  # which samples share a batch decides who is chosen from
     return samples
