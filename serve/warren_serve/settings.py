@@ -28,7 +28,7 @@ class ServeSettings(Config):
         engine: `transformers`, or `vllm` where it is installed (an extra with an environment of its own).
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
-        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers.
+        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, pictures in proportion.
         stall_budget_tokens: The same times the running answers; the more of them wait, the less is read.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.
