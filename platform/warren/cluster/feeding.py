@@ -4,24 +4,27 @@ Ray Train asks for the dataset anew whenever it starts a group of workers, and t
 Both hooks are used: the first looks up the newest checkpoint, the second cuts the batches for the world size.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
 from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
+from warren.cluster.pacing import Pace
 from warren.config import Resources
-from warren.data.batch import BatchPart, Cut, pack_parts, unpack_parts
-from warren.data.stream import StreamSpec, WindowRead
+from warren.data.batch import BatchPart, Cut, unpack_parts
+from warren.data.stream import StreamSpec
 from warren.train.record import Run
 
+BatchT = TypeVar("BatchT")
 DATASET = "train"
 _PREFETCHED_ROWS = 2
 _ROW_BYTES = 4 << 20
+_SHORT_PLAN_WINDOWS = 256  # some megabytes in the object store
 _PLANNER_CPUS = 0.001  # next to nothing; unlike the readers', or Ray Data would run both as one task
 
 
@@ -29,7 +32,8 @@ _PLANNER_CPUS = 0.001  # next to nothing; unlike the readers', or Ray Data would
 class RemainingPlan:
     """The windows a run has yet to train on, one row each; evaluated at every start of a worker group.
 
-    One Ray task plans, and streams the windows as they are needed: neither the driver nor a reader holds the plan.
+    A short plan is made at once. A long one is made by a Ray task that streams the windows as they are needed: neither
+    the driver nor a reader holds it; but the first batch waits until one more process has started.
     """
 
     run: Run
@@ -38,8 +42,10 @@ class RemainingPlan:
     def __call__(self) -> ray.data.Dataset:
         """Build the dataset of what is left."""
         latest = self.run.checkpoints.latest()
-        start = pa.table({"start_step": [latest.step if latest else 0]})
-        return ray.data.from_arrow(start).map_batches(
+        start_step = latest.step if latest else 0
+        if self.spec.num_windows(start_step) <= _SHORT_PLAN_WINDOWS:
+            return ray.data.from_arrow(list(_windows(self.spec, start_step)))
+        return ray.data.from_arrow(pa.table({"start_step": [start_step]})).map_batches(
             _plan_windows(self.spec),
             batch_size=None,
             batch_format="pyarrow",
@@ -74,6 +80,7 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
                 zero_copy_batch=True,
             )
             stream.context.target_max_block_size = 1  # every row a block of its own
+            stream.context.custom_execution_callback_classes = [Pace]
             streams[name] = stream
         return super().configure(streams, world_size, *args, **kwargs)
 
@@ -85,34 +92,43 @@ def batch_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
         yield from unpack_parts(table)
 
 
+def started(batches: Iterator[BatchT]) -> Iterator[BatchT]:
+    """Return the same batches, but begin to load the first at once: Ray Data starts while the model is loaded."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="warren-first-batch")
+    first = thread.submit(next, batches, None)
+    thread.shutdown(wait=False)
+
+    def all_of_them() -> Iterator[BatchT]:
+        part = first.result()
+        if part is not None:
+            yield part
+            yield from batches
+
+    return all_of_them()
+
+
 def _steps_per_row(spec: StreamSpec, cut: Cut) -> int:
     """Return how many steps travel together: handing out a row costs Ray Data milliseconds, whatever its size."""
     sample_bytes = 3 * spec.inputs.image.size_px**2 + 8 * spec.encoding.max_length_tokens
     return max(1, _ROW_BYTES * cut.world_size // (spec.global_batch_size * sample_bytes))
 
 
-def _plan_windows(spec: StreamSpec) -> Callable[[pa.Table], Iterator[pa.Table]]:
-    def plan(start: pa.Table) -> Iterator[pa.Table]:
-        for read in spec.reads(start["start_step"][0].as_py()):
-            yield pa.Table.from_pylist([read.to_row()])
+def _windows(spec: StreamSpec, start_step: int) -> Iterator[pa.Table]:
+    for read in spec.reads(start_step):
+        yield pa.Table.from_pylist([read.to_row()])
 
-    return plan
+
+def _plan_windows(spec: StreamSpec) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    return lambda start: _windows(spec, start["start_step"][0].as_py())
 
 
 def _read_windows(spec: StreamSpec, cut: Cut) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """Return what a reading task does; it names nothing of this module, whose imports would delay the first batch."""
     reader = spec.reader(cut)
     steps_per_row = _steps_per_row(spec, cut)
 
     def read(windows: pa.Table) -> Iterator[pa.Table]:
-        for row in windows.to_pylist():
-            steps = _batched(reader.read(WindowRead.from_row(row)), steps_per_row)
-            for parts_of_steps in steps:
-                for rank in range(cut.world_size):
-                    yield pack_parts([parts[rank] for parts in parts_of_steps])
+        for window in windows.to_pylist():
+            yield from reader.rows(window, steps_per_row)
 
     return read
-
-
-def _batched(items: Iterator[list[BatchPart]], size: int) -> Iterator[list[list[BatchPart]]]:
-    while group := list(itertools.islice(items, size)):
-        yield group

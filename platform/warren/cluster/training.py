@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from warren.cluster.attempts import Attempts, FailureNotice, gave_way
 from warren.cluster.board import Board, Progress
-from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts, started
 from warren.config import Recipe, Resources, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.stream import Encoding, Source, StreamSpec
@@ -239,7 +239,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
     held_out = task.held_out
     cut = task.stream.cut(ranks.world_size, task.resources)
-    batches = batch_parts(ray.train.get_dataset_shard(DATASET))
+    batches = started(batch_parts(ray.train.get_dataset_shard(DATASET)))
     start = task.run.checkpoints.latest()
     model = _model(task)
     record = {**task.record, "frozen": frozen_digest(model)}
