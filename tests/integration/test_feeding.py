@@ -1,14 +1,20 @@
-"""Batches through real Ray Data: the same global batches whatever the number of ranks, and from any step."""
+"""Batches through real Ray Data: the same global batches for any ranks, readers and kills, and from any step."""
 
+import hashlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import ray
 
-from factories import colour_sample, source_of, text_sample, write_dataset
+from factories import colour_sample, picture, source_of, text_sample, write_dataset
+from warren.cluster.chaos import titled
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Resources
+from warren.data.batch import BatchPart
 from warren.data.inputs import Inputs
+from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
@@ -46,9 +52,13 @@ def batches(run: Run, spec: StreamSpec, world: int) -> dict[int, list[str]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("short_plan", [0, 256])
 def test_batches_are_the_same_for_every_number_of_ranks_and_after_a_resume(
-    root: Location, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch
+    root: Location, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch, short_plan: int
 ) -> None:
+    if (short_plan == 0) != root.is_s3:
+        pytest.skip("a planning task with S3, none with files: two of the four pairs are enough")
+    monkeypatch.setattr("warren.cluster.feeding._SHORT_PLAN_WINDOWS", short_plan)
     spec = stream(root, tiny_inputs)
     run = Run(root / "runs" / "r")
     # Rows of several steps, so that a window's last row is shorter than the others.
@@ -58,5 +68,62 @@ def test_batches_are_the_same_for_every_number_of_ranks_and_after_a_resume(
     assert sorted(k for step in range(9) for k in whole[step]) == sorted(EPOCH)
     assert batches(run, spec, 2) == whole
     assert batches(run, spec, 3) == whole
+    assert batches(run, spec, 4) == whole
     run.checkpoints.commit(CheckpointManifest(7, 2, 2, "f", (), {}))
     assert batches(run, spec, 2) == {step: keys for step, keys in whole.items() if step >= 7}
+
+
+Shares = dict[tuple[int, int], tuple[tuple[str, ...], str]]  # of each step and rank: keys, and a digest of the tensors
+
+
+def contents(part: BatchPart) -> tuple[tuple[int, int], tuple[tuple[str, ...], str]]:
+    digest = hashlib.sha256()
+    for micro in part.micro_batches:
+        for name in ("input_ids", "labels", "lengths", "sequences", "pixels"):
+            digest.update(getattr(micro, name).tobytes())
+    return (part.step, part.rank), (part.keys, digest.hexdigest())
+
+
+@ray.remote(num_cpus=0)
+def read_on(iterator: Any) -> Iterator[Any]:
+    for part in batch_parts(iterator):
+        yield contents(part)
+
+
+@ray.remote
+def hold_cpus(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def kill_the_readers(cluster: Any) -> None:
+    victims = titled(cluster.head, "reader")
+    assert victims  # in mid-stream
+    for process in victims:
+        process.kill()
+
+
+def leave_one_reader(cluster: Any) -> None:
+    hold_cpus.options(num_cpus=5).remote(3.0)
+
+
+@pytest.mark.parametrize("disturb", [kill_the_readers, leave_one_reader])
+def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_in_mid_stream(
+    ray_cluster: Any,
+    s3_root: Location,
+    tiny_inputs: tuple[Inputs, str],
+    disturb: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("warren.cluster.feeding._ROW_BYTES", 1)  # one step a row: the first comes early
+    turns = (Turn("user", IMAGE_MARK), Turn("assistant", "red"))
+    large = [Sample(f"s{i:05d}", (picture((i, 2 * i, 7), (2400, 2400)),), turns, "tests") for i in range(96)]
+    source = source_of(s3_root, write_dataset(s3_root, "large", large))
+    spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), BATCH, seed=5, window_samples=32, epochs=1)
+    shards = GlobalBatches(spec, RESOURCES).configure({DATASET: RemainingPlan(Run(s3_root / "r"), spec)()}, 2)
+    ranks = [read_on.options(num_returns="streaming").remote(shard[DATASET]) for shard in shards]
+    found: Shares = dict([ray.get(next(ranks[0]), timeout=120)])
+    disturb(ray_cluster)
+    for rank in ranks:
+        found |= dict(ray.get(list(rank), timeout=240))
+    reader = spec.reader(spec.cut(2, RESOURCES))
+    assert found == dict(contents(part) for read in spec.reads() for parts in reader.read(read) for part in parts)

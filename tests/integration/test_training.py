@@ -1,6 +1,9 @@
 """Training on a real cluster: Ray Train, DeepSpeed, S3; killed, resumed, refused."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -59,6 +62,34 @@ class Killer(threading.Thread):
                 time.sleep(0.05)
 
 
+DRIVER = """
+import sys
+import ray
+from warren.cluster.training import train_stage
+from warren.config import Recipe, Resources
+from warren.storage import Location
+
+ray.init(log_to_driver=False, logging_level="ERROR")
+recipe, resources = Recipe.model_validate_json(sys.argv[1]), Resources.model_validate_json(sys.argv[2])
+train_stage(recipe, "pretrain", resources, Location.parse(sys.argv[3]), sys.argv[4])
+"""
+
+
+def train_until_the_driver_is_killed(cluster: Any, recipe: Recipe, resources: Resources, run: Run, step: int) -> None:
+    """Train in a driver of its own, and kill -9 it once there is a checkpoint at the step or later."""
+    values = [recipe.model_dump_json(), resources.model_dump_json(), run.folder.uri.rsplit("/runs/", 1)[0], run.name]
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *values], env={**os.environ, **cluster.driver_env})
+    try:
+        while max(run.checkpoints.steps(), default=0) < step:
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    while titled(cluster.head, "worker"):
+        time.sleep(0.1)
+
+
 def recipe(**changes: Any) -> Recipe:
     stage = tiny_stage("captions@v1", template="plain", duration=Duration(epochs=3), **changes)
     return tiny_recipe(pretrain=stage)
@@ -89,16 +120,20 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
 ) -> None:
     datasets(s3_root)
     whole = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole")
-    killer = Killer(ray_cluster, Run(s3_root / "runs" / "broken"), [("worker", 8), ("controller", 20)])
+    broken = Run(s3_root / "runs" / "broken")
+    resources = RESOURCES.model_copy(update={"max_failures": 2})
+    train_until_the_driver_is_killed(ray_cluster, recipe(**CHANGES), resources, broken, step=4)
+    assert max(broken.checkpoints.steps()) < 36
+    killer = Killer(ray_cluster, broken, [("splitter", 8), ("worker", 16), ("controller", 24)])
     killer.start()
-    broken = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "broken")
+    train_stage(recipe(**CHANGES), "pretrain", resources, s3_root, "broken")
     figures = compare(whole, broken, killer.killed)
-    assert list(figures["recovery_s"]) == ["worker", "controller"]
+    assert list(figures["recovery_s"]) == ["splitter", "worker", "controller"]
     assert figures["weights_bit_equal"]
     assert figures["losses_bit_equal"]
     assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
     recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
-    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
+    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY, RECOVERY]
     assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
     assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
     assert losses(whole)[-1] < losses(whole)[0]

@@ -27,8 +27,13 @@ _CPUS = 4
 _S3_AWAY_S = 3.0
 _TIMEOUT_S = 900.0
 _POLL_S = 0.1
-_TITLES = {"worker": "ray::RayTrainWorker", "reader": "ray::Map", "controller": "ray::TrainController"}
-KILLS = ("reader", "worker", "s3", "controller", "cluster")
+_TITLES = {
+    "worker": "ray::RayTrainWorker",
+    "reader": "ray::Map",
+    "splitter": "ray::SplitCoordinator",
+    "controller": "ray::TrainController",
+}
+KILLS = ("reader", "splitter", "worker", "s3", "controller", "cluster")
 
 Row = dict[str, Any]
 
@@ -133,7 +138,7 @@ class Chaos:
 
 
 def titled(head: RayHead, kind: str) -> list[psutil.Process]:
-    """Return a cluster's processes of a kind: `worker`, `reader` or `controller`."""
+    """Return a cluster's processes of a kind: `worker`, `reader`, `splitter` or `controller`."""
     found = []
     for process in head.processes():
         with suppress(psutil.Error):
