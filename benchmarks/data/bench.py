@@ -4,6 +4,9 @@ make bench-data
 
 The last line is one JSON object. CPU seconds count every process that loads: the training worker, its children, and all
 of Ray's. The contestants take turns, so that whatever else the machine does meets all of them.
+
+The first batch is timed from the moment a training worker has imported what trains and asks. Warren's worker has begun
+to load before that, as in real training; `warren-cold` has not.
 """
 
 import argparse
@@ -34,7 +37,7 @@ from warren.storage.s3 import ensure_bucket
 
 HERE = Path(__file__).parent
 BUCKET = "bench"
-NAMES = ("torch", "webdataset", "mosaic", "warren")
+NAMES = ("torch", "webdataset", "mosaic", "warren", "warren-cold")
 SIZE_PX = 384
 PATCHES = 16
 PAIRS_PER_SHARD = 256
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--peers", default=sys.executable, help="Python that has the peers' libraries")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--readers", type=int, default=2, help="processes that read at the same time, for everyone")
     parser.add_argument("--first", type=int, default=8, help="batch that measuring starts behind")
     parser.add_argument("--last", type=int, default=40, help="batch that measuring ends with")
     parser.add_argument("--profile", action="store_true", help="show the CPU seconds of the cluster's processes")
@@ -73,7 +77,7 @@ def _prepare(folder: Path, num_pairs: int, options: argparse.Namespace) -> None:
     inputs = Inputs("plain", tokens, ImageSpec(SIZE_PX, (0.5,) * 3, (0.5,) * 3))  # type: ignore[arg-type]
     task = {
         "bucket": BUCKET, "inputs": inputs.to_json(), "tokenizer_json": tokenizer.json,
-        "batch_size": options.batch_size, "max_length_tokens": 256,
+        "batch_size": options.batch_size, "max_length_tokens": 256, "readers": options.readers,
     }  # fmt: skip
     (folder / "task.json").write_text(json.dumps(task))
     root = Location.parse(f"s3://{BUCKET}")
@@ -129,12 +133,12 @@ def _take_turns(
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     for number in range(options.rounds):
         for name in options.only:
-            if name != "warren":
+            if not name.startswith("warren"):
                 found = _run(options.peers, name, folder, options, environment)
             else:  # its cluster lives for its turn only: idle processes would cost the others
-                with RayHead(ray_folder, 1, environment, object_store_bytes=600_000_000) as head:
+                with RayHead(ray_folder, options.readers, environment, object_store_bytes=600_000_000) as head:
                     address = {"RAY_ADDRESS": head.driver_address, "RAY_AUTH_MODE": "disabled"}
-                    cluster = ["--cluster", str(ray_folder)]
+                    cluster = ["--cluster", str(ray_folder)] + ["--only-first"] * (name == "warren-cold")
                     found = _run(sys.executable, name, folder, options, {**environment, **address}, cluster)
             print(f"round {number + 1} {name}: {json.dumps(found)}", flush=True)
             results[name].append(found)
@@ -163,7 +167,7 @@ def _report(results: dict[str, list[dict[str, float]]], num_pairs: int) -> None:
     }
     for name, figures in medians.items():
         print(f"{name:>12}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items()))
-    peers = [figures for name, figures in medians.items() if name != "warren"]
+    peers = [figures for name, figures in medians.items() if not name.startswith("warren")]
     summary: dict[str, object] = {"pairs": num_pairs, "raw": results}
     if peers and "warren" in medians:
         mine = medians["warren"]
@@ -173,8 +177,9 @@ def _report(results: dict[str, list[dict[str, float]]], num_pairs: int) -> None:
             "ratio_images_per_s": mine["images_per_s"] / max(p["images_per_s"] for p in peers),
             **summary,
         }
-        if "torch" in medians:
-            summary["first_batch_vs_torch"] = mine["first_batch_s"] / medians["torch"]["first_batch_s"]
+    for name, key in (("warren", "first_batch_vs_torch"), ("warren-cold", "first_batch_cold_vs_torch")):
+        if name in medians and "torch" in medians:
+            summary = {key: medians[name]["first_batch_s"] / medians["torch"]["first_batch_s"], **summary}
     print(json.dumps(summary))
 
 

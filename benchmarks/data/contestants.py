@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from warren.data.images import write_pixels
 from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 
 SHUFFLED_SAMPLES = 256
-READER_CPUS = 0.9  # of the cluster's one CPU: one reading task at a time, beside the planner
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -35,6 +35,7 @@ class Task:
     Attributes:
         bucket: Holds the same pairs in every contestant's format.
         scratch: A local folder that is empty.
+        readers: Processes that read at the same time, for every contestant.
     """
 
     bucket: str
@@ -43,6 +44,7 @@ class Task:
     tokenizer_json: str
     batch_size: int
     max_length_tokens: int
+    readers: int
 
     @classmethod
     def read(cls, path: Path, scratch: Path) -> "Task":
@@ -64,7 +66,9 @@ class Task:
         for row, sample in enumerate(samples):
             ids[row, : len(sample.input_ids)] = sample.input_ids
             labels[row, : len(sample.labels)] = sample.labels
-        pixels = np.concatenate([sample.pixels for sample in samples])
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        pixels = np.empty((len(pictures), 3, self.inputs.image.size_px, self.inputs.image.size_px), dtype=np.uint8)
+        write_pixels(pictures, pixels)
         return {
             "input_ids": torch.from_numpy(ids),
             "labels": torch.from_numpy(labels),
@@ -91,7 +95,9 @@ class Files(Dataset):  # type: ignore[type-arg]
 def torch_files(task: Task) -> Iterator[Batch]:
     """PyTorch's DataLoader over files."""
     return iter(
-        DataLoader(Files(task), batch_size=task.batch_size, shuffle=True, num_workers=1, collate_fn=task.collate)
+        DataLoader(
+            Files(task), batch_size=task.batch_size, shuffle=True, num_workers=task.readers, collate_fn=task.collate
+        )
     )
 
 
@@ -109,7 +115,7 @@ def webdataset(task: Task) -> Iterator[Batch]:
     pairs = wds.WebDataset(urls, shardshuffle=len(urls), seed=1).shuffle(SHUFFLED_SAMPLES).to_tuple("jpg", "txt")
     encoded = pairs.map(lambda pair: task.encode(pair[0], pair[1].decode()))
     batched = encoded.batched(task.batch_size, collation_fn=task.collate)
-    return iter(wds.WebLoader(batched, batch_size=None, num_workers=1))
+    return iter(wds.WebLoader(batched, batch_size=None, num_workers=task.readers))
 
 
 def mosaic(task: Task) -> Iterator[Batch]:
@@ -131,12 +137,13 @@ def mosaic(task: Task) -> Iterator[Batch]:
         batch_size=task.batch_size,
         num_canonical_nodes=1,
     )
-    return iter(DataLoader(pairs, batch_size=task.batch_size, num_workers=1, collate_fn=task.collate))
+    return iter(DataLoader(pairs, batch_size=task.batch_size, num_workers=task.readers, collate_fn=task.collate))
 
 
 def warren(task: Task) -> Iterator[Batch]:
     """Warren's own way: the plan, Ray Data tasks, and the split that Ray Train asks for."""
     from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+    from warren.config import Resources
     from warren.data.manifest import dataset_folder, read_manifest
     from warren.data.stream import Encoding, Source, StreamSpec
     from warren.storage import Location
@@ -148,7 +155,7 @@ def warren(task: Task) -> Iterator[Batch]:
     encoding = Encoding(task.inputs, task.tokenizer_json, task.max_length_tokens)
     spec = StreamSpec((source,), encoding, task.batch_size, seed=1, window_samples=SHUFFLED_SAMPLES, epochs=1)
     run = Run(Location.parse(str(task.scratch / "run")))
-    feeding = GlobalBatches(spec, micro_batch_size=task.batch_size, cpus_per_task=READER_CPUS)
+    feeding = GlobalBatches(spec, Resources(num_workers=1, micro_batch_size=task.batch_size))
     shard = feeding.configure({DATASET: RemainingPlan(run, spec)()}, 1, None, None)[0][DATASET]
     for part in batch_parts(shard):
         micro = part.micro_batches[0]
@@ -161,9 +168,14 @@ def import_for(contestant: str) -> None:
         import_streaming()
     else:
         importlib.import_module(
-            {"torch": "boto3", "webdataset": "webdataset", "warren": "warren.cluster.feeding"}[contestant]
+            {"torch": "boto3", "webdataset": "webdataset"}.get(contestant, "warren.cluster.feeding")
         )
     s3()
+
+
+def begins_early(contestant: str) -> bool:
+    """Tell whether the loader is asked before the model is loaded: Warren's training worker does so."""
+    return contestant == "warren"
 
 
 CONTESTANTS: dict[str, Callable[[Task], Iterator[Batch]]] = {
@@ -171,6 +183,7 @@ CONTESTANTS: dict[str, Callable[[Task], Iterator[Batch]]] = {
     "webdataset": webdataset,
     "mosaic": mosaic,
     "warren": warren,
+    "warren-cold": warren,
 }
 
 

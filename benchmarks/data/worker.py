@@ -1,15 +1,17 @@
 """One contestant as a training worker: takes batches, and tells what they cost. Started by `bench.py`."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from contestants import CONTESTANTS, Task, import_for
+from contestants import CONTESTANTS, Batch, Task, begins_early, import_for
 
 
 def main() -> None:
@@ -20,31 +22,39 @@ def main() -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--last", type=int, required=True)
     parser.add_argument("--cluster", default="", help="folder of the Ray cluster whose processes count, too")
+    parser.add_argument("--only-first", action="store_true", help="end with the first batch")
     parser.add_argument("--profile", action="store_true", help="show the CPU seconds of the cluster's processes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-scratch-") as scratch:
         task = Task.read(options.task, Path(scratch))
         import_for(options.contestant)
-        if options.contestant == "warren":
+        if options.cluster:
             _connect()
         print(json.dumps(_measure(options, task)), flush=True)
         os._exit(0)  # loaders end with their process; some of them slowly
 
 
 def _measure(options: argparse.Namespace, task: Task) -> dict[str, float]:
-    begin_s, begin_cpu_s = time.perf_counter(), _cpu_s(options.cluster)
-    batches = CONTESTANTS[options.contestant](task)
-    found: dict[str, float] = {}
+    begin_cpu_s = _cpu_s(options.cluster)
+    batches = CONTESTANTS[options.contestant](task) if begins_early(options.contestant) else None
+    if batches is not None:
+        batches = _started(batches)
+    found: dict[str, float] = {"load_s": _load_what_trains()}
+    begin_s = time.perf_counter()
+    if batches is None:
+        batches = CONTESTANTS[options.contestant](task)
     peak_bytes = images = 0
     for number, batch in enumerate(batches):
         if number == 0:
             found["first_batch_s"] = time.perf_counter() - begin_s
             found["first_batch_cpu_s"] = sum(_cpu_s(options.cluster)) - sum(begin_cpu_s)
+            if options.only_first:
+                return found
         if options.first < number <= options.last:
             images += len(batch["pixels"])
         if number % 8 == 0 or number == options.last:
             peak_bytes = max(peak_bytes, _memory_bytes())
-        if number in (options.first, options.last) and options.profile:
+        if number in (options.first, options.last) and options.profile and options.cluster:
             for process in _cluster_processes(options.cluster):
                 name, spent = " ".join(process.cmdline())[:70], sum(process.cpu_times()[:2])
                 print(f"batch {number}: {spent:7.2f} s  {process.pid} {name}", file=sys.stderr)
@@ -62,6 +72,20 @@ def _measure(options: argparse.Namespace, task: Task) -> dict[str, float]:
         "worker_cpu_ms_per_image": 1e3 * worker_s / images,
         "peak_memory_mb": peak_bytes / 1e6,
     }
+
+
+def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    from warren.cluster.feeding import started
+
+    return started(batches)
+
+
+def _load_what_trains() -> float:
+    """Import what every training worker imports, whatever loads its data; weights would come on top. Return seconds."""
+    start_s = time.perf_counter()
+    for name in ("warren.models", "warren.train.loop"):
+        importlib.import_module(name)
+    return time.perf_counter() - start_s
 
 
 def _connect() -> None:
