@@ -1,12 +1,14 @@
 """Batches through real Ray Data: the same global batches for any ranks, readers and kills, and from any step."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from factories import colour_sample, picture, source_of, text_sample, write_dataset
 from warren.cluster.chaos import titled
@@ -19,6 +21,8 @@ from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.record import Run
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 BATCH = 8
 RESOURCES = Resources(num_workers=2, micro_batch_size=2, data_cpus_per_task=0.5)
@@ -119,7 +123,9 @@ def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_i
     large = [Sample(f"s{i:05d}", (picture((i, 2 * i, 7), (2400, 2400)),), turns, "tests") for i in range(96)]
     source = source_of(s3_root, write_dataset(s3_root, "large", large))
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), BATCH, seed=5, window_samples=32, epochs=1)
-    shards = GlobalBatches(spec, RESOURCES).configure({DATASET: RemainingPlan(Run(s3_root / "r"), spec)()}, 2)
+    shards = GlobalBatches(spec, RESOURCES).configure(
+        {DATASET: RemainingPlan(Run(s3_root / "r"), spec)()}, 2, None, None
+    )
     ranks = [read_on.options(num_returns="streaming").remote(shard[DATASET]) for shard in shards]
     found: Shares = dict([ray.get(next(ranks[0]), timeout=120)])
     disturb(ray_cluster)

@@ -24,7 +24,7 @@ from warren.train.record import Run
 RESOURCES = Resources(
     num_workers=2, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=2, max_failures=1
 )
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 
 
 def datasets(root: Location, samples: int = 96) -> None:
@@ -124,16 +124,16 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
     resources = RESOURCES.model_copy(update={"max_failures": 2})
     train_until_the_driver_is_killed(ray_cluster, recipe(**CHANGES), resources, broken, step=4)
     assert max(broken.checkpoints.steps()) < 36
-    killer = Killer(ray_cluster, broken, [("splitter", 8), ("worker", 16), ("controller", 24)])
+    killer = Killer(ray_cluster, broken, [("worker", 8), ("controller", 20)])
     killer.start()
     train_stage(recipe(**CHANGES), "pretrain", resources, s3_root, "broken")
     figures = compare(whole, broken, killer.killed)
-    assert list(figures["recovery_s"]) == ["splitter", "worker", "controller"]
+    assert list(figures["recovery_s"]) == ["worker", "controller"]
     assert figures["weights_bit_equal"]
     assert figures["losses_bit_equal"]
     assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
     recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
-    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY, RECOVERY]
+    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
     assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
     assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
     assert losses(whole)[-1] < losses(whole)[0]
