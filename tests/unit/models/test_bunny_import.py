@@ -33,6 +33,12 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compar
     return get
 
 
+def assert_imports_as(expected: Compared, source: Path, target: Path) -> None:
+    import_bunny(source, target, base=checkpoint("base-llm-qwen2"), vision_tower=checkpoint("towers/siglip-tiny"))
+    one, other = (load_file(folder / "model.safetensors") for folder in (target, expected.folder))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_greedy_tokens_are_bunnys(name: str, imported: Callable[[str], Compared]) -> None:
     compared = imported(name)
@@ -87,11 +93,7 @@ def test_pickles_with_tensors_only_import_like_safetensors(tmp_path: Path, impor
             (source / file.name).write_bytes(file.read_bytes())
         elif file.suffix == ".safetensors":
             torch.save(load_file(file), source / f"{file.stem}.bin")
-    tower = checkpoint("towers/siglip-tiny")
-    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
-    one = load_file(tmp_path / "m" / "model.safetensors")
-    other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert_imports_as(imported("bunny-lora-qwen2"), source, tmp_path / "m")
 
 
 @pytest.mark.parametrize("prefix", ["base_model.model.model.", "base_model.model.", "model.model.", "model."])
@@ -102,11 +104,7 @@ def test_what_trained_beside_an_adapter_may_have_any_prefix_that_bunny_strips(
     shutil.copytree(checkpoint("bunny-lora-qwen2"), source)
     file = source / "non_lora_trainables.safetensors"
     save_file({prefix + name[name.index("mm_projector.") :]: t for name, t in load_file(file).items()}, file)
-    tower = checkpoint("towers/siglip-tiny")
-    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
-    one = load_file(tmp_path / "m" / "model.safetensors")
-    other = load_file(imported("bunny-lora-qwen2").folder / "model.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert_imports_as(imported("bunny-lora-qwen2"), source, tmp_path / "m")
 
 
 @pytest.mark.parametrize("prefix", ["base_model.model.model.mm_projector.", "mm_projector."])
@@ -117,11 +115,7 @@ def test_a_stage_1_projector_may_have_any_prefix(
     shutil.copytree(checkpoint("bunny-pretrain-qwen2"), source)
     file = source / "mm_projector.safetensors"
     save_file({prefix + name.partition("mm_projector.")[2]: t for name, t in load_file(file).items()}, file)
-    tower = checkpoint("towers/siglip-tiny")
-    import_bunny(source, tmp_path / "m", base=checkpoint("base-llm-qwen2"), vision_tower=tower)
-    one = load_file(tmp_path / "m" / "model.safetensors")
-    other = load_file(imported("bunny-pretrain-qwen2").folder / "model.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert_imports_as(imported("bunny-pretrain-qwen2"), source, tmp_path / "m")
 
 
 def test_safetensors_are_taken_before_old_pickles(tmp_path: Path) -> None:
