@@ -1,11 +1,11 @@
-"""Split a table of pictures and captions for two stages of training and a test: `pairs.jsonl` to three tables.
+"""Split a table of pictures and captions for two stages of training and a test: `pairs.jsonl` to four tables.
 
 python -m benchmarks.pairs PAIRS.jsonl FOLDER
 
 `captions.jsonl` and `questions.jsonl` hold the same nine tenths of the pictures, for stages 1 and 2; `heldout.jsonl`
-asks about the rest. Which picture goes where depends on its name alone. Held-out questions are in the order of their
-sources, so that the answers to choose from (those of the next samples) are of one kind: nothing but the picture tells
-them apart.
+and `alike.jsonl` ask about the rest. Which picture goes where depends on its name alone. The answers to choose from are
+those of the next samples: in `heldout.jsonl` they are of any source; in `alike.jsonl`, which is in the order of the
+sources, of one source and so of one wording.
 """
 
 import argparse
@@ -24,11 +24,12 @@ def split(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Return the rows of each table, by the table's name."""
     kept = sorted((row for row in rows if row["source"] not in _LEFT_OUT), key=lambda row: _digest(row["image"]))
     training = [row for row in kept if not _is_held_out(row)]
-    held_out = sorted((row for row in kept if _is_held_out(row)), key=lambda row: str(row["source"]))
+    held_out = [row for row in kept if _is_held_out(row)]
     return {
         "captions": [{"image": row["image"], "caption": row["caption"]} for row in training],
         "questions": [_asked(row) for row in training],
         "heldout": [_asked(row) for row in held_out],
+        "alike": [_asked(row) for row in sorted(held_out, key=lambda row: str(row["source"]))],
     }
 
 
@@ -46,7 +47,7 @@ def _asked(row: Row) -> Row:
 
 
 def main() -> None:
-    """Write the three tables."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("folder", type=Path)

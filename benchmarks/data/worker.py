@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from contestants import CONTESTANTS, Batch, Task, begins_early, import_for
 
+_IDLE_S = 8.0
+
 
 def main() -> None:
     """Measure from batch `first` to batch `last`: between them every loader is in its steady state."""
@@ -28,13 +30,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-scratch-") as scratch:
         task = Task.read(options.task, Path(scratch))
         import_for(options.contestant)
-        if options.cluster:
-            _connect()
-        print(json.dumps(_measure(options, task)), flush=True)
+        idle_cpus = _join(options.cluster) if options.cluster else 0.0
+        print(json.dumps(_measure(options, task, idle_cpus)), flush=True)
         os._exit(0)  # loaders end with their process; some of them slowly
 
 
-def _measure(options: argparse.Namespace, task: Task) -> dict[str, float]:
+def _measure(options: argparse.Namespace, task: Task, idle_cpus: float) -> dict[str, float]:
     begin_cpu_s = _cpu_s(options.cluster)
     batches = CONTESTANTS[options.contestant](task) if begins_early(options.contestant) else None
     if batches is not None:
@@ -70,6 +71,7 @@ def _measure(options: argparse.Namespace, task: Task) -> dict[str, float]:
         "images_per_s": images / wall_s,
         "cpu_ms_per_image": 1e3 * (worker_s + cluster_s) / images,
         "worker_cpu_ms_per_image": 1e3 * worker_s / images,
+        "loading_cpu_ms_per_image": 1e3 * (worker_s + cluster_s - idle_cpus * wall_s) / images,
         "peak_memory_mb": peak_bytes / 1e6,
     }
 
@@ -88,13 +90,18 @@ def _load_what_trains() -> float:
     return time.perf_counter() - start_s
 
 
-def _connect() -> None:
+def _join(cluster: str) -> float:
+    """Join the cluster; return how many CPUs it uses while nothing is asked of it, as under any training there."""
     import ray
 
     from warren.cluster.session import quieten
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
     quieten()
+    time.sleep(_IDLE_S)  # until what it starts has started
+    begin_s, (_, begin_cpu_s) = time.perf_counter(), _cpu_s(cluster)
+    time.sleep(_IDLE_S)
+    return (_cpu_s(cluster)[1] - begin_cpu_s) / (time.perf_counter() - begin_s)
 
 
 def _cpu_s(cluster: str) -> tuple[float, float]:

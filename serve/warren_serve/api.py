@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from warren_serve.admission import Admission, OwnAccounts, visit_of
+from warren_serve.admission import Admission, OwnAccounts, SharedAccounts, visit_of
 from warren_serve.backend import Piece
 from warren_serve.chat import Answer, TextAnswer
 from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
@@ -43,12 +43,13 @@ class _Stream(StreamingResponse):
             await self._answer.close()
 
 
-def create_api(service: ChatService, figures: Figures | None = None) -> FastAPI:
+def create_api(service: ChatService, figures: Figures | None = None, accounts: SharedAccounts | None = None) -> FastAPI:
     """Build the application.
 
     Args:
         service: What answers; the caller closes it.
         figures: What `/metrics` shows; None for the figures of this process.
+        accounts: What each key has used; None for the accounts of this process.
     """
     app = FastAPI(title="Warren", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.include_router(_health_routes(service))
@@ -57,7 +58,7 @@ def create_api(service: ChatService, figures: Figures | None = None) -> FastAPI:
     app.include_router(_chat_routes(service))
     if service.settings.web_page:
         app.include_router(page_routes())
-    _add_middleware(app, service)
+    _add_middleware(app, service, accounts or OwnAccounts(service.settings.limits))
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -65,11 +66,10 @@ def create_api(service: ChatService, figures: Figures | None = None) -> FastAPI:
     return app
 
 
-def _add_middleware(app: FastAPI, service: ChatService) -> None:
+def _add_middleware(app: FastAPI, service: ChatService, accounts: SharedAccounts) -> None:
     settings = service.settings
-    limits = settings.limits
     # The last one added is the outermost.
-    app.add_middleware(Admission, keys=service.keys, accounts=OwnAccounts(limits), limits=limits)
+    app.add_middleware(Admission, keys=service.keys, accounts=accounts, limits=settings.limits)
     app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(

@@ -1,8 +1,10 @@
 """The Ray Serve application. Deploy it declaratively with `import_path: warren_serve.app:build` and `args`.
 
     proxy → Ingress (routes, keys, checks) → Engine (tokens, slots, model)
+                  ↘ Accounts (what each key used; only where keys have limits)
 
-Two deployments, because they run out of different things: one of connections, the other of slots and memory. A
+Ingress and engine are two deployments, because they run out of different things: one of connections, the other of
+slots and memory. The accounts are one small replica, so that a limit is a limit however many ingress replicas run. A
 release rolls in as new `args`: Serve starts replicas of the new version beside the old ones (`max_surge_percent:
 100`), and one that does not load or warm up leaves the old ones serving. There is no `user_config` and so no
 `reconfigure()`: an exception in one kills a healthy replica.
@@ -10,6 +12,7 @@ release rolls in as new `args`: Serve starts replicas of the new version beside 
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import ray
@@ -21,16 +24,19 @@ from ray.serve.handle import DeploymentHandle
 from warren.errors import ServiceError
 from warren.release import read_release, resolve_release
 from warren.storage import Location
+from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
 from warren_serve.backend import Piece, Question
 from warren_serve.cluster_metrics import Mirror, figures_of_all_replicas
 from warren_serve.errors import ApiError
 from warren_serve.metrics import engine_registry
-from warren_serve.remote import RemoteBackend
+from warren_serve.ratelimit import Accounts, Limits, Verdict
+from warren_serve.remote import RemoteAccounts, RemoteBackend
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
-INGRESS, ENGINE = "Ingress", "Engine"
+INGRESS, ENGINE, ACCOUNTS = "Ingress", "Engine", "Accounts"
+_ACCOUNTS_ONGOING = 10_000  # they wait for nothing
 
 
 @serve.deployment(name=ENGINE, max_surge_percent=100, health_check_period_s=5.0)
@@ -79,6 +85,30 @@ class EngineServer:
             mirror.close()
 
 
+@serve.deployment(name=ACCOUNTS, max_ongoing_requests=_ACCOUNTS_ONGOING, ray_actor_options={"num_cpus": 0})
+class AccountsServer:
+    """The accounts of all keys: one replica, on one event loop. A release that rolls in leaves it alone.
+
+    Args:
+        limits: The fields of `Limits`.
+    """
+
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        self._accounts = Accounts(Limits(**limits))
+
+    async def enter(self, key: str) -> Verdict:
+        """See `Accounts.enter`."""
+        return self._accounts.enter(key)
+
+    async def charge(self, key: str, num_tokens: int) -> Verdict:
+        """See `Accounts.charge`."""
+        return self._accounts.charge(key, num_tokens)
+
+    async def leave(self, key: str, lease: int, num_unused_tokens: int) -> None:
+        """See `Accounts.leave`."""
+        self._accounts.leave(key, lease, num_unused_tokens)
+
+
 @serve.deployment(name=INGRESS, max_surge_percent=100, health_check_period_s=5.0)
 @serve.ingress()
 class IngressServer:
@@ -87,19 +117,24 @@ class IngressServer:
     Args:
         settings: `ServeSettings` as JSON values; the release is an immutable version.
         engines: The engine deployment.
+        accounts: The accounts deployment; None where keys have no limits.
 
     Raises:
         WarrenError: The release cannot be read, or the keys cannot.
     """
 
-    def __init__(self, settings: Mapping[str, Any], engines: DeploymentHandle) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], engines: DeploymentHandle, accounts: DeploymentHandle | None
+    ) -> None:
         _log_as_serve_does()
-        self._service = open_service(ServeSettings.parse(settings), RemoteBackend(engines))
+        parsed = ServeSettings.parse(settings)
+        self._service = open_service(parsed, RemoteBackend(engines))
+        self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
         self._mirror = Mirror(self._service.metrics.registry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        return create_api(self._service, figures_of_all_replicas)
+        return create_api(self._service, figures_of_all_replicas, self._accounts)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -153,7 +188,9 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         ),
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
     )
-    return ingress.bind(values, engines.bind(values))
+    limits = settings.limits
+    accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.any else None
+    return ingress.bind(values, engines.bind(values), accounts)
 
 
 def _pace(settings: ServeSettings) -> dict[str, Any]:

@@ -26,6 +26,11 @@ class Limits:
     concurrent_requests: int | None
     lease_s: float
 
+    @property
+    def any(self) -> bool:
+        """Whether there is something to count."""
+        return any((self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests))
+
 
 @dataclass(frozen=True)
 class Verdict:

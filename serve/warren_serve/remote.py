@@ -1,18 +1,23 @@
-"""Asking the engines behind a deployment handle, as if they were here."""
+"""Asking what is behind deployment handles, engines and accounts, as if it were here."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from warren_serve.admission import OwnAccounts
 from warren_serve.backend import Piece, Question
 from warren_serve.errors import ApiError, overloaded, unavailable
+from warren_serve.ratelimit import Limits, Verdict
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
+_ACCOUNTS_TIMEOUT_S = 1.0
 
 
 class RemoteBackend:
@@ -58,3 +63,41 @@ class RemoteBackend:
     def close(self) -> None:
         """Pass nothing on any more."""
         self._closed = True
+
+
+class RemoteAccounts:
+    """The accounts that all ingress replicas share. While they cannot be asked, this process keeps its own.
+
+    Args:
+        accounts: The handle of a deployment with the methods of `Accounts`.
+        limits: Of every key.
+    """
+
+    def __init__(self, accounts: DeploymentHandle, limits: Limits) -> None:
+        self._accounts = accounts
+        self._own = OwnAccounts(limits)
+
+    async def enter(self, key: str) -> Verdict:
+        """See `Accounts.enter`."""
+        return await self._ask("enter", key)
+
+    async def charge(self, key: str, num_tokens: int) -> Verdict:
+        """See `Accounts.charge`."""
+        return await self._ask("charge", key, num_tokens)
+
+    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
+        """See `Accounts.leave`. One that is lost on the way ends with its lease."""
+        if lease < 0:
+            self._own.leave(key, -lease, num_unused_tokens)
+        else:
+            self._accounts.leave.remote(key, lease, num_unused_tokens)
+
+    async def _ask(self, method: str, *args: str | int) -> Verdict:
+        try:
+            async with asyncio.timeout(_ACCOUNTS_TIMEOUT_S):
+                verdict: Verdict = await getattr(self._accounts, method).remote(*args)
+                return verdict
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("the shared accounts do not answer, counting here: %r", error)
+        own: Verdict = await getattr(self._own, method)(*args)
+        return replace(own, lease=-own.lease)  # tells where it was opened

@@ -1,6 +1,8 @@
 """The endpoint on a real Ray Serve cluster, asked by OpenAI's own client."""
 
 import base64
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,15 +51,15 @@ class Endpoint:
         config = {"http_options": {"host": "127.0.0.1", "port": self._port}, "applications": [application]}
         httpx.put(self._applications, json=config, timeout=60).raise_for_status()
 
-    def num_engines(self) -> int:
+    def pids_of(self, deployment: str) -> list[int]:
         applications = httpx.get(self._applications, timeout=60).json()["applications"]
-        replicas = applications[APPLICATION]["deployments"]["Engine"]["replicas"]
-        return sum(replica["state"] == "RUNNING" for replica in replicas)
+        replicas = applications[APPLICATION]["deployments"][deployment]["replicas"]
+        return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
-    def wait_for_engines(self, wanted: int) -> None:
+    def wait_for_replicas(self, deployment: str, wanted: int) -> None:
         deadline = time.monotonic() + 120
-        while (found := self.num_engines()) != wanted:
-            assert time.monotonic() < deadline, f"{found} engines, not {wanted}"
+        while (found := len(self.pids_of(deployment))) != wanted:
+            assert time.monotonic() < deadline, f"{found} of {deployment}, not {wanted}"
             time.sleep(0.3)
 
     def wait_for(self, *statuses: str, timeout_s: float = 120.0) -> dict[str, Any]:
@@ -219,6 +221,29 @@ def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(
     endpoint.wait_for("RUNNING")
 
 
+def test_a_limit_holds_over_all_ingress_replicas_and_without_its_accounts(
+    endpoint: Endpoint, first_release: Location
+) -> None:
+    """Two replicas that counted alone would let up to twice as many in."""
+    many = {"ingress_min_replicas": 2, "ingress_max_replicas": 2, "ingress_num_cpus": 0.1}
+    endpoint.deploy(first_release, requests_per_minute=4, **many)
+    time.sleep(1)
+    endpoint.wait_for("RUNNING")
+    endpoint.wait_for_replicas("Ingress", 2)
+    ask = {"model": "tiny", "messages": _messages("what?"), "max_tokens": 1}
+
+    def status(_: int) -> int:
+        return httpx.post(f"{endpoint.url}/v1/chat/completions", json=ask, timeout=60).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(status, range(16)))
+    assert set(statuses) == {200, 429}
+    assert 4 <= statuses.count(200) <= 5  # a place comes back every 15 seconds
+    (accounts,) = endpoint.pids_of("Accounts")
+    os.kill(accounts, signal.SIGKILL)
+    assert status(0) in (200, 429), "each replica counts for itself meanwhile"
+
+
 @pytest.mark.slow
 def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
     endpoint: Endpoint, first_release: Location
@@ -229,7 +254,7 @@ def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
     )
     time.sleep(1)
     endpoint.wait_for("RUNNING")
-    endpoint.wait_for_engines(0)
+    endpoint.wait_for_replicas("Engine", 0)
     num_users = 6
     answered = [0] * num_users
 
@@ -242,13 +267,13 @@ def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
     with ThreadPoolExecutor(num_users) as pool:
         users = [pool.submit(use, number) for number in range(num_users)]
         try:
-            endpoint.wait_for_engines(2)
+            endpoint.wait_for_replicas("Engine", 2)
             num_users = 1  # one stays: it sees a replica go
-            endpoint.wait_for_engines(1)
+            endpoint.wait_for_replicas("Engine", 1)
         finally:
             num_users = 0
         for user in users:
             user.result()  # raises what any request raised
     assert min(answered) > 0
-    endpoint.wait_for_engines(0)
+    endpoint.wait_for_replicas("Engine", 0)
     assert _ask(endpoint.client(), "again?", 4).choices[0].finish_reason

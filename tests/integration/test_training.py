@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
@@ -145,7 +147,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
     assert_equal_to_rounding(losses(broken), losses(whole), step=8)
 
 
-def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location) -> None:
+def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location, ray_cluster: Any) -> None:
     datasets(s3_root, samples=64)
     one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 3})
     run = train_stage(recipe(**CHANGES), "pretrain", one, s3_root, "r")
@@ -155,6 +157,17 @@ def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location) -> None:
         train_stage(recipe(**CHANGES), "pretrain", one.model_copy(update={"zero_stage": 2}), s3_root, "r")
     train_stage(recipe(**CHANGES), "pretrain", one.model_copy(update={"num_workers": 3}), s3_root, "r")
     assert_equal_to_rounding(losses(run), whole, step=8)
+    shown = scraped(ray_cluster.head.metrics_url, 'ray_warren_train_step{.*run="r".*} (.*)')
+    assert float(shown) == len(whole)
+
+
+def scraped(url: str, pattern: str) -> str:
+    """Return what Prometheus would find; Ray's agents tell it some seconds late."""
+    deadline = time.monotonic() + 60
+    while not (found := re.search(pattern, httpx.get(url, timeout=10).text)):
+        assert time.monotonic() < deadline, f"{url} has no {pattern}"
+        time.sleep(1)
+    return found.group(1)
 
 
 def test_finetune_starts_from_the_last_checkpoint_of_pretrain(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,10 @@ import pytest
 
 from factories import colour_sample, tiny_stage, write_dataset
 from train_processes import ProcessEndedError, Training, scratch
-from warren.config import Duration, GuardConfig, ValidationConfig
+from warren.config import Duration, GuardConfig, StageConfig, ValidationConfig
 from warren.data.inputs import Inputs
 from warren.data.sample import Sample, Turn
-from warren.errors import StorageError, TrainingError
+from warren.errors import CheckpointError, StorageError, TrainingError
 from warren.train.optimization import cosine_schedule
 
 STEPS = 6
@@ -195,18 +197,61 @@ def test_too_many_skips_in_a_row_end_the_run_and_name_the_samples(training: Trai
 
 
 def test_storage_that_refuses_a_checkpoint_ends_the_run_soon_after_the_first(training: Training) -> None:
-    many = training.stage.model_copy(update={"duration": Duration(steps=400), "checkpoint_every_steps": 2})
-    run = replace(training, stage=many, prepare=count_steps)
+    run = replace(training, stage=long(training), prepare=count_steps)
     Path(run.run.folder.uri).mkdir(parents=True)
     Path(run.run.folder.uri, "checkpoints").write_text("a file where a folder should be")
     with pytest.raises(StorageError, match="checkpoints"):
         run.train(2)
-    assert Path(run.run.folder.uri, "steps").stat().st_size < 100
+    assert counted(run) < 100
 
 
-def count_steps(loop: Any, model: Any, rank: int) -> None:
+def test_a_full_disk_under_the_storage_ends_the_run_soon_after_the_first_checkpoint(
+    training: Training, full_disk: Path
+) -> None:
+    run = replace(training, stage=long(training), prepare=count_steps)
+    folder = Path(run.run.folder.uri)
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(full_disk)
+    with pytest.raises(StorageError, match="No space left on device"):
+        run.train(2)
+    assert counted(run) < 100
+    assert run.run.checkpoints.steps() == []
+
+
+def test_a_full_local_disk_is_found_before_a_checkpoint_is_written_there(training: Training, full_disk: Path) -> None:
+    run = replace(training, stage=long(training), prepare=partial(count_steps, scratch=full_disk))
+    with pytest.raises(CheckpointError, match=f"{full_disk} has 0.0 GB free.*point TMPDIR at a larger disk"):
+        run.train(2)
+    assert counted(run) == 2
+    assert not list(full_disk.iterdir())
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with next to no room."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a full disk has to be mounted, and that is not allowed here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def long(training: Training) -> StageConfig:
+    return training.stage.model_copy(update={"duration": Duration(steps=400), "checkpoint_every_steps": 2})
+
+
+def counted(run: Training) -> int:
+    return Path(run.run.folder.uri).with_name("steps").stat().st_size
+
+
+def count_steps(loop: Any, model: Any, rank: int, scratch: Path | None = None) -> None:
+    tempfile.tempdir = str(scratch) if scratch else None
+
     def count(row: dict[str, Any]) -> None:
-        with Path(loop.run.folder.uri, "steps").open("a") as file:
+        with Path(loop.run.folder.uri).with_name("steps").open("a") as file:
             file.write(".")
 
     loop.on_step = count
@@ -228,3 +273,18 @@ def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training
     assert pushed.run.checkpoints.steps() == [3]
     [resumed, *_] = replace(pushed, prepare=None).train(2)
     assert [figures(row) for row in resumed] == [figures(row) for row in whole]
+
+
+@pytest.mark.parametrize(("zero_stage", "before", "after"), [(1, 4, 2), (1, 1, 2), (2, 4, 2), (3, 4, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    training: Training, zero_stage: int, before: int, after: int
+) -> None:
+    training = replace(training, zero_stage=zero_stage, micro_batch_size=1)
+    [whole, *_] = training.train(after)
+    resized = replace(training, name="resized", prepare=give_way)
+    resized.train(before)
+    [resumed, *_] = replace(resized, prepare=None).train(after)
+    assert len(resumed) == STEPS
+    for found, expected in zip(resumed, whole, strict=True):
+        assert figures(found) == pytest.approx(figures(expected), rel=2e-4)
+        assert found["samples"] == expected["samples"]

@@ -66,6 +66,7 @@ class LanguageModelConfig(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     eos_token: str | None = None  # None: the tokenizer's own
     pad_token: str | None = None  # None: the tokenizer's own, else its unk, else the eos
+    bos_token: str | None = None  # put in front of every sample; None: only where the tokenizer itself puts one
 
     @model_validator(mode="before")
     @classmethod

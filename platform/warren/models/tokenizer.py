@@ -62,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TrainedTokenizer:
 
 
 def read_tokenizer(
-    folder: Path, eos_token: str | None = None, pad_token: str | None = None
+    folder: Path, eos_token: str | None = None, pad_token: str | None = None, bos_token: str | None = None
 ) -> tuple[TrainedTokenizer, int]:
     """Read a model's tokenizer and append `<image>` where it has none.
 
@@ -70,6 +70,7 @@ def read_tokenizer(
         folder: Has `tokenizer.json`, `tokenizer.model` or `vocab.json`.
         eos_token: What ends an answer; None takes the tokenizer's own.
         pad_token: None takes the tokenizer's own, else its unk, else the eos, as Bunny does.
+        bos_token: What goes in front of every text; None leaves that to the tokenizer.
 
     Returns:
         The tokenizer with its image token, and how many tokens it had before: Bunny cuts embeddings to that.
@@ -82,7 +83,11 @@ def read_tokenizer(
     for _, token in sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         if tokenizer.token_to_id(token["content"]) is None:
             tokenizer.add_tokens([AddedToken(**token)])
-    _apply_bos_setting(tokenizer, settings)
+    if bos_token is None:
+        _apply_bos_setting(tokenizer, settings)
+    else:
+        _token_id(folder, tokenizer, "bos", bos_token)
+        _put_in_front(tokenizer, bos_token)
     eos = eos_token or settings.get("eos_token")
     if eos is None:
         raise ModelError(f"the tokenizer in {folder} names no eos_token: give one as language_model.eos_token")
@@ -146,11 +151,13 @@ def _apply_bos_setting(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
         return
     if tokenizer.token_to_id(bos) is None or settings.get("add_eos_token"):
         return
-    prefix = f"{bos} " if settings.get("add_bos_token", True) else ""
+    _put_in_front(tokenizer, bos if settings.get("add_bos_token", True) else None)
+
+
+def _put_in_front(tokenizer: Tokenizer, bos: str | None) -> None:
+    prefix, named = (f"{bos} ", [(bos, tokenizer.token_to_id(bos))]) if bos else ("", [])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{prefix}$A",
-        pair=f"{prefix}$A {prefix}$B:1",
-        special_tokens=[(bos, tokenizer.token_to_id(bos))],
+        single=f"{prefix}$A", pair=f"{prefix}$A {prefix}$B:1", special_tokens=named
     )
 
 

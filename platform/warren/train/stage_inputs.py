@@ -45,7 +45,8 @@ def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
 
     source = recipe.model.language_model
     if source.pretrained is not None:
-        return read_tokenizer(folder_of(source.pretrained, weights=False), source.eos_token, source.pad_token)[0]
+        folder = folder_of(source.pretrained, weights=False)
+        return read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
     vocab_size = recipe.model.tokenizer.train_vocab_size
     if vocab_size is None:
         raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")

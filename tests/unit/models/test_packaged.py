@@ -24,7 +24,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "target").iterdir())
 
 
-def test_pairs_are_split_by_picture_and_held_out_ones_keep_their_kind_together() -> None:
+def test_pairs_are_split_by_picture_and_those_of_one_kind_come_together_once() -> None:
     rows = [{"image": f"{n}.png", "caption": f"thing {n}", "source": "ab"[n % 2]} for n in range(200)]
     tables = split(rows)
     assert split(reversed(rows)) == tables
@@ -32,6 +32,7 @@ def test_pairs_are_split_by_picture_and_held_out_ones_keep_their_kind_together()
     assert trained | held_out == {row["image"] for row in rows}
     assert not trained & held_out
     assert [row["image"] for row in tables["questions"]] == [row["image"] for row in tables["captions"]]
-    kinds = ["ab"[int(row["image"].split(".")[0]) % 2] for row in tables["heldout"]]
-    assert kinds == sorted(kinds)
+    kinds = {name: ["ab"[int(row["image"].split(".")[0]) % 2] for row in tables[name]] for name in ("heldout", "alike")}
+    assert kinds["alike"] == sorted(kinds["heldout"]) != kinds["heldout"]
+    assert sorted(map(str, tables["alike"])) == sorted(map(str, tables["heldout"]))
     assert tables["heldout"][0]["conversations"][1]["content"].startswith("thing ")

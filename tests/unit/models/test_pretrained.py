@@ -12,6 +12,7 @@ from transformers import SiglipVisionModel as SiglipTower
 
 from warren.config import ModelConfig
 from warren.config.catalog import BACKBONES, Backbone
+from warren.data.inputs import tokenizer_from_json
 from warren.errors import ConfigError, ModelError
 from warren.models import TrainedTokenizer, build_model, folder_of, inputs_of, read_tokenizer, train_tokenizer
 from warren.models.minicpm import folded
@@ -51,7 +52,7 @@ def config_of(language_model: dict[str, Any], tower: Path, family: str = "siglip
 
 def tokenizer_of(config: ModelConfig) -> TrainedTokenizer:
     source = config.language_model
-    return read_tokenizer(folder_of(str(source.pretrained)), source.eos_token, source.pad_token)[0]
+    return read_tokenizer(folder_of(str(source.pretrained)), source.eos_token, source.pad_token, source.bos_token)[0]
 
 
 def built(config: ModelConfig) -> Any:
@@ -100,6 +101,22 @@ def test_a_vocabulary_that_is_full_grows_by_the_image_token(tmp_path: Path) -> N
     model = built(config)
     assert tokenizer_of(config).image_token_id == model.config.image_token_index
     assert model.lm_head.weight.shape[0] == tokenizer_of(config).vocab_size
+
+
+def test_a_bos_goes_in_front_where_the_recipe_names_one(tmp_path: Path) -> None:
+    save_language_model(tmp_path / "lm", "llama")
+    save_tower(tmp_path / "tower")
+    plain = tokenizer_of(config_of({"pretrained": str(tmp_path / "lm")}, tmp_path / "tower"))
+    assert plain.bos_token_id is None
+    config = config_of({"pretrained": str(tmp_path / "lm"), "bos_token": "<|endoftext|>"}, tmp_path / "tower")
+    tokenizer = tokenizer_of(config)
+    assert inputs_of(config, tokenizer).tokens.bos_token_id == tokenizer.bos_token_id
+    begin, *rest = tokenizer_from_json(tokenizer.json).encode("some text").ids
+    assert begin == tokenizer.bos_token_id
+    assert rest == tokenizer_from_json(plain.json).encode("some text").ids
+    unknown = config_of({"pretrained": str(tmp_path / "lm"), "bos_token": "<bos>"}, tmp_path / "tower")
+    with pytest.raises(ModelError, match="no token '<bos>', which is to be its bos"):
+        tokenizer_of(unknown)
 
 
 def test_a_minicpm_trains_as_a_granite_with_the_logits_of_its_folded_llama(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ class RayHead:
         return f"http://{_LOOPBACK}:{self.dashboard_port}"
 
     @property
+    def metrics_url(self) -> str:
+        """Where Prometheus finds this node's figures, those of running jobs among them."""
+        return f"http://{_LOOPBACK}:{self._other_ports[3]}/metrics"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables that make a process a client of this cluster: `ray job submit` and `ray.init` find it."""
         return {
