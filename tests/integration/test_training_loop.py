@@ -244,14 +244,14 @@ def long(training: Training) -> StageConfig:
 
 
 def counted(run: Training) -> int:
-    return Path(run.run.folder.uri).with_name("steps").stat().st_size
+    return Path(run.run.folder.uri).parent.with_name("steps").stat().st_size
 
 
 def count_steps(loop: Any, model: Any, rank: int, scratch: Path | None = None) -> None:
     tempfile.tempdir = str(scratch) if scratch else None
 
     def count(row: dict[str, Any]) -> None:
-        with Path(loop.run.folder.uri).with_name("steps").open("a") as file:
+        with Path(loop.run.folder.uri).parent.with_name("steps").open("a") as file:
             file.write(".")
 
     loop.on_step = count

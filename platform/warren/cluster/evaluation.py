@@ -53,7 +53,10 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     rows.sort(key=lambda row: row["key"])
     measured = score([row["correct"] for row in rows], [row["truth"] for row in rows])
     by_kind = {kind: _share([r for r in rows if r["truth"] == kind]) for kind in sorted({r["truth"] for r in rows})}
-    evaluation = Evaluation(run.name, checkpoint.step, folder.name, config.metric, asdict(measured), by_kind)
+    num_choices = config.num_choices if config.metric == "choice" else None
+    evaluation = Evaluation(
+        run.name, checkpoint.step, folder.name, config.metric, asdict(measured), by_kind, num_choices
+    )
     _write(folder, name, rows, evaluation)
     return evaluation
 
