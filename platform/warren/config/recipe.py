@@ -117,7 +117,8 @@ class EvaluateConfig(Config):
 
     Attributes:
         metric: `exact_match` compares what the model writes with the first answer. `choice` asks which of `num_choices`
-            answers is likeliest: the true one and those of the samples that follow it in the dataset.
+            answers the picture makes likelier than a blank one, most of all: the true one and those of the samples that
+            follow it in the dataset.
         shuffled_images: The control: every question is asked about another sample's picture.
     """
 

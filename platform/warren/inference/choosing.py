@@ -1,4 +1,4 @@
-"""Choosing between given answers: which of them a model finds likeliest after a picture and a question."""
+"""Choosing between given answers: for which of them a picture speaks most, by a model's likelihoods."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,10 @@ from warren.inference.prompts import Prompt
 
 
 class Chooser:
-    """A model that ranks answers by the mean log-likelihood of their tokens, the end of the answer included.
+    """A model that ranks answers by how much likelier a picture makes them than a blank one of its mean colour.
+
+    That is their pointwise mutual information with the picture: an answer that is likely whatever is shown, being
+    short or worded as most are, gains nothing by it. Without pictures, the likeliest answer is first.
 
     Args:
         folder: A model folder that Warren wrote.
@@ -27,23 +30,44 @@ class Chooser:
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
+        self._blank: dict[tuple[tuple[Turn, ...], int, str], float] = {}
 
     def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
-        """Return the position of the likeliest choice, the first of equals."""
-        return int(self.log_likelihoods(prompt, choices).argmax())
-
-    @torch.inference_mode()
-    def log_likelihoods(self, prompt: Prompt, choices: Sequence[str]) -> Tensor:
-        """Return the mean log-likelihood of each choice's tokens, float32 (choices,).
-
-        The picture and the question are computed once, for all choices.
+        """Return the position of the choice that the pictures speak for most, the first of equals.
 
         Raises:
             BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
         """
-        encoded = [self._encode((*prompt.turns, Turn("assistant", choice))) for choice in choices]
+        pixels = self.inputs.pixels(prompt.images)
+        found = self.log_likelihoods(prompt.turns, pixels, choices)
+        if len(pixels):
+            found = found - self._with_blank_pictures(prompt.turns, len(pixels), choices)
+        return int(found.argmax())
+
+    def _with_blank_pictures(self, turns: tuple[Turn, ...], num_images: int, choices: Sequence[str]) -> Tensor:
+        """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
+        keys = [(turns, num_images, choice) for choice in choices]
+        new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
+        if new:
+            colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
+            size = self.inputs.image.size_px
+            blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
+            found = self.log_likelihoods(turns, blank, new)
+            self._blank |= {(turns, num_images, choice): float(v) for choice, v in zip(new, found, strict=True)}
+        return torch.tensor([self._blank[key] for key in keys])
+
+    @torch.inference_mode()
+    def log_likelihoods(self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str]) -> Tensor:
+        """Return the log-likelihood of each choice, the end of the answer included, in nats: float32 (choices,).
+
+        The pictures and the question are computed once, for all choices.
+
+        Args:
+            pixels: uint8 (images, 3, height, width).
+        """
+        encoded = [self._encode((*turns, Turn("assistant", choice))) for choice in choices]
         shared = _shared_length([ids for ids, _ in encoded], min(_first_supervised(labels) for _, labels in encoded))
-        device, pixels = self._model.device, self.inputs.pixels(prompt.images)
+        device = self._model.device
         before = self._model(
             input_ids=torch.from_numpy(encoded[0][0][:shared]).long()[None].to(device),
             pixel_values=self._normalised(pixels) if len(pixels) else None,
@@ -60,8 +84,7 @@ class Chooser:
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-        means: Tensor = -losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
-        return means.cpu()
+        return -losses.sum(dim=1).cpu()
 
     def _encode(self, turns: tuple[Turn, ...]) -> tuple[np.ndarray, np.ndarray]:
         segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token)

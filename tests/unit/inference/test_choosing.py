@@ -26,12 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def alone(chooser: Chooser, prompt: Prompt, choice: str) -> float:
-    """Return one choice's mean log-likelihood from one plain forward of everything."""
+    """Return one choice's log-likelihood from one plain forward of everything."""
     ids, labels = chooser._encode((*prompt.turns, Turn("assistant", choice)))
     pixels = chooser._normalised(chooser.inputs.pixels(prompt.images)) if prompt.images else None
     with torch.no_grad():
         logits = chooser._model(input_ids=torch.tensor(ids)[None].long(), pixel_values=pixels).logits[0]
-    loss = functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]).long(), ignore_index=-100)
+    targets = torch.tensor(labels[1:]).long()
+    loss = functional.cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum")
     return -float(loss)
 
 
@@ -40,9 +41,25 @@ def test_likelihoods_are_those_of_each_choice_alone(folder: Path, images: tuple[
     chooser = Chooser(folder)
     mark = f"{IMAGE_MARK}\n" if images else ""
     prompt = Prompt((Turn("user", f"{mark}what shape is there?"),), images)
-    found = chooser.log_likelihoods(prompt, CHOICES)
+    found = chooser.log_likelihoods(prompt.turns, chooser.inputs.pixels(images), CHOICES)
     np.testing.assert_allclose(found, [alone(chooser, prompt, choice) for choice in CHOICES], rtol=1e-5)
-    assert chooser.choose(prompt, CHOICES) == int(found.argmax())
+
+
+def test_the_choice_is_what_gains_most_over_a_blank_picture(folder: Path) -> None:
+    chooser = Chooser(folder)
+    turns = (Turn("user", f"{IMAGE_MARK}\nwhat shape is there?"),)
+    grey = tuple(round(255 * v) for v in chooser.inputs.image.mean)
+    blank = Prompt(turns, (picture(grey),))
+    for colour in COLOURS.values():
+        shown = Prompt(turns, (picture(colour),))
+        gains = [alone(chooser, shown, choice) - alone(chooser, blank, choice) for choice in CHOICES]
+        assert chooser.choose(shown, CHOICES) == int(np.argmax(gains))
+        assert chooser.choose(shown, CHOICES[::-1]) == 2 - int(
+            np.argmax(gains)
+        )  # what is known by then is not mixed up
+    text = Prompt((Turn("user", "what shape is there?"),), ())
+    likeliest = [alone(chooser, text, choice) for choice in CHOICES]
+    assert chooser.choose(text, CHOICES) == int(np.argmax(likeliest))
 
 
 class _Recorder:
