@@ -87,7 +87,7 @@ class EngineServer:
 
 @serve.deployment(name=ACCOUNTS, max_ongoing_requests=_ACCOUNTS_ONGOING, ray_actor_options={"num_cpus": 0})
 class AccountsServer:
-    """The accounts of all keys: one replica, on one event loop. A release that rolls in leaves it alone.
+    """The accounts of all keys: one replica, on one event loop. Any change of `args` starts it anew, empty.
 
     Args:
         limits: The fields of `Limits`.
@@ -189,7 +189,7 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
     )
     limits = settings.limits
-    accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.any else None
+    accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.has_any else None
     return ingress.bind(values, engines.bind(values), accounts)
 
 

@@ -27,7 +27,7 @@ class Limits:
     lease_s: float
 
     @property
-    def any(self) -> bool:
+    def has_any(self) -> bool:
         """Whether there is something to count."""
         return any((self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests))
 

@@ -89,7 +89,7 @@ class RemoteAccounts:
         """See `Accounts.leave`. One that is lost on the way ends with its lease."""
         if lease < 0:
             self._own.leave(key, -lease, num_unused_tokens)
-        else:
+        elif lease or num_unused_tokens:  # what was not counted has nothing to give back
             self._accounts.leave.remote(key, lease, num_unused_tokens)
 
     async def _ask(self, method: str, *args: str | int) -> Verdict:
