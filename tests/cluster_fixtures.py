@@ -1,6 +1,7 @@
 """One real S3 server and one real Ray cluster for the whole session: starting them costs half a minute."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,3 +101,17 @@ def ray_cluster(s3_server: S3Server, storage_root: Location, repository: Path) -
         finally:
             ray.shutdown()
             os.environ.pop("RAY_ADDRESS")
+
+
+@pytest.fixture
+def idle_cluster(ray_cluster: Cluster) -> Cluster:
+    """The session's cluster with every CPU free: what earlier tests left serving is taken down."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    total, patience = ray.cluster_resources()["CPU"], time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < total:
+        assert time.monotonic() < patience, f"an earlier test still holds CPUs: {ray.available_resources()}"
+        time.sleep(0.5)
+    return ray_cluster
