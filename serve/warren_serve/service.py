@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError
 from warren.inference import (
@@ -19,7 +19,7 @@ from warren.inference import (
     VllmEngine,
     context_limit,
 )
-from warren.models import TOKENIZER_FILE, read_model_config
+from warren.models import read_model_config
 from warren.release import Release, fetch_release
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing

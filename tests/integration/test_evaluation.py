@@ -31,7 +31,9 @@ def checkpointed(root: Location, folder: Path) -> Run:
     return run
 
 
-def test_evaluators_may_take_every_cpu_of_the_cluster(idle_cluster: Any, storage_root: Location, tmp_path: Path) -> None:
+def test_evaluators_may_take_every_cpu_of_the_cluster(
+    idle_cluster: Any, storage_root: Location, tmp_path: Path
+) -> None:
     write_dataset(storage_root, "asked", [colour_sample(i) for i in range(NUM_SAMPLES)])
     run = checkpointed(storage_root, tmp_path / "local")
     everything = Resources(num_workers=1, num_evaluators=1, cpus_per_replica=ray.cluster_resources()["CPU"])

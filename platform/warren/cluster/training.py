@@ -229,17 +229,18 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 
 def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        board.mark.remote("entered", time.time())
+    batches = started(batch_parts(ray.train.get_dataset_shard(DATASET)))
+    # Seconds of imports: after the call above, so that Ray Data starts its readers meanwhile.
     from warren.train.loop import TrainingLoop
     from warren.train.ranks import Ranks
     from warren.train.validation import read_parts
 
-    context = ray.train.get_context()
-    if context.get_world_rank() == 0:
-        board.mark.remote("entered", time.time())
     ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
     held_out = task.held_out
     cut = task.stream.cut(ranks.world_size, task.resources)
-    batches = started(batch_parts(ray.train.get_dataset_shard(DATASET)))
     start = task.run.checkpoints.latest()
     model = _model(task)
     record = {**task.record, "frozen": frozen_digest(model)}

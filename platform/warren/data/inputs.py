@@ -17,6 +17,7 @@ from warren.data.template import Segment, Template, TokenSpec, encode, get_templ
 from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
 from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import (
@@ -31,7 +31,7 @@ from warren.inference.engine import (
 )
 from warren.inference.limits import EngineOptions, check_request, context_limit
 from warren.inference.streams import QueueStream
-from warren.models import TOKENIZER_FILE, read_model_config
+from warren.models import read_model_config
 
 logger = logging.getLogger(__name__)
 

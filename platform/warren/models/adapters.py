@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,6 +34,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> None:
         model: With the weights it starts from; only what is trained after is the adapters'.
         seed: The same on every rank.
     """
+    from peft import LoraConfig as PeftLoraConfig  # here: a second of every worker's start, and few train adapters
+    from peft import inject_adapter_in_model
+
     torch.manual_seed(seed)
     settings = PeftLoraConfig(
         r=config.rank,

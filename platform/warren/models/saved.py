@@ -25,12 +25,10 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from warren.data.images import ImageSpec
-from warren.data.inputs import Inputs
+from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
-
-TOKENIZER_FILE = "tokenizer.json"
 
 _DISK_NAMES = (  # in memory (transformers 5) → on disk
     ("model.vision_tower.vision_model.", "vision_tower.vision_model."),

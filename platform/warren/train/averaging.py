@@ -7,7 +7,6 @@ from typing import Any
 
 from warren.config import AverageConfig, Recipe, fingerprint
 from warren.errors import CheckpointError, ConfigError
-from warren.models import average_models
 from warren.storage import Location, download_tree
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run, git_revision
@@ -28,6 +27,8 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     Raises:
         WarrenError: A run has no complete checkpoint, or they are models of different shape.
     """
+    from warren.models import average_models  # here: who only asks whether a recipe trains needs no models
+
     config: AverageConfig = recipe.require("average")
     runs = [Run(root / "runs" / name) for name in (first, second)]
     checkpoints = [_newest(run) for run in runs]

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.data.inputs import INPUTS_FILE, TOKENIZER_FILE, Inputs
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, ModelError, NotFoundError
-from warren.models import folder_of, load_bundle
-from warren.models.saved import TOKENIZER_FILE
 from warren.storage import FileEntry, Location, download_tree
 from warren.train.checkpoint import MODEL_FOLDER
 from warren.train.record import Run
@@ -96,6 +94,8 @@ class Origin:
         Raises:
             WarrenError: A file is missing or damaged, or the parts contradict each other.
         """
+        from warren.models import folder_of, load_bundle  # here: drivers and Ray Train's controller only name an origin
+
         with TemporaryDirectory(prefix="warren-origin-") as scratch:
             if self.files:
                 download_tree(self.model, self.files, Path(scratch))

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
-from warren.data.inputs import Inputs
+from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError
 from warren.models.bunny.configuration import SIGLIP
 from warren.models.bunny.families import FAMILIES, PROMPT_KEY, Family, family_of
@@ -18,7 +18,7 @@ from warren.models.bunny.tower import OWN_FOLDER
 from warren.models.eva_clip import EvaClipVisionConfig
 from warren.models.extended import PLAIN_PROJECTOR
 from warren.models.minicpm import minicpm_fields, scales_of, unfolded
-from warren.models.saved import TOKENIZER_FILE, new_folder, read_model_config
+from warren.models.saved import new_folder, read_model_config
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_folder, write_tensors
 from warren.models.vocabulary import with_vocabulary
 
