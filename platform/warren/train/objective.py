@@ -15,8 +15,10 @@ from warren.data.inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
 
-_MAX_LOGITS = 1 << 26
-"""More logits than this (256 MiB in float32) are never in memory at once."""
+_MAX_LOGITS = 1 << 23
+"""More logits than this (32 MiB in float32, which caches hold) are not in memory at once …"""
+_MIN_ROWS = 256
+"""… but so many tokens are taken together anyway: a product of fewer rows is slow."""
 
 
 class Objective(nn.Module):
@@ -158,10 +160,9 @@ def _head(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor | None = 
     """Return logits, or with targets their summed cross-entropy, in float32."""
     if targets is None:
         return functional.linear(hidden, head.weight, head.bias)
-    if len(targets) * head.out_features > _MAX_LOGITS:
-        options = nn.LinearCrossEntropyOptions(
-            batch_chunk_size=max(1, _MAX_LOGITS // head.out_features), acc_policy="accurate"
-        )
+    rows_at_once = max(_MIN_ROWS, _MAX_LOGITS // head.out_features)
+    if len(targets) > rows_at_once:
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows_at_once, acc_policy="accurate")
         return functional.linear_cross_entropy(
             hidden, head.weight, targets, linear_bias=head.bias, reduction="sum", options=options
         )
