@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
+from ray.train.collective import broadcast_from_rank_zero
 
 from warren.errors import TrainingError, WarrenError, root_cause
 
@@ -34,7 +35,7 @@ class Attempts:
     Attributes:
         attempt: Runs one; returns when its workers have ended.
         is_complete: Tells whether the run's last step is in its newest checkpoint.
-        on_failure: Called when an attempt's controller has died.
+        on_failure: Called when an attempt's controller has died, or its workers gave way.
         max_failures: How many controllers may die.
         max_preemptions: How many attempts may give way.
     """
@@ -64,6 +65,7 @@ class Attempts:
             if self.is_complete():
                 return
             preemptions += 1
+            self.on_failure()
             if preemptions > self.max_preemptions:
                 raise TrainingError(
                     f"the run gave way to {preemptions} preemptions, more than resources.max_preemptions="
@@ -81,6 +83,10 @@ class Attempts:
             ) from None
 
 
-def gave_way() -> bool:
-    """Tell whether a node of this run is about to be taken away; every rank must ask at once."""
-    return ray.train.get_preemption_info() is not None
+def must_give_way(board: Any) -> bool:
+    """Tell whether a node is about to be taken away, or the run is to change its size; every rank must ask at once."""
+    if ray.train.get_preemption_info() is not None:
+        return True
+    is_first = ray.train.get_context().get_world_rank() == 0
+    asked = ray.get(board.asks_to_give_way.remote()) if is_first else None
+    return bool(broadcast_from_rank_zero(asked))

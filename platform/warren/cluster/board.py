@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from warren.errors import WarrenError
@@ -15,6 +16,12 @@ from warren.train.trackers import Row, Tracker, numbers
 
 _POLL_S = 1.0
 _LINE_EVERY_S = 10.0
+
+
+def open_board() -> Any:
+    """Start a board beside the driver: a node that is lost takes the workers' marks with it otherwise."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @ray.remote(num_cpus=0)
@@ -27,6 +34,7 @@ class Board:
         self._marks: dict[str, float] = {}
         self._recoveries: list[dict[str, Any]] = []
         self._untaken: list[dict[str, Any]] = []
+        self._asks = self._given = False
 
     def pin(self, row: dict[str, Any]) -> None:
         """Replace the newest metrics."""
@@ -48,6 +56,26 @@ class Board:
     def fail(self, error: WarrenError) -> None:
         """Pin the first error that ends the run."""
         self._error = self._error or error
+
+    def ask_to_give_way(self) -> None:
+        """Ask the workers to commit a checkpoint and end."""
+        self._asks, self._given = True, False
+
+    def asks_to_give_way(self) -> bool:
+        """Tell a worker whether it has to."""
+        return self._asks
+
+    def give_way(self) -> None:
+        """Note that a worker has ended; each does so only after what all have committed."""
+        self._given = True
+
+    def has_given_way(self) -> bool:
+        """Tell whether a worker has ended since it was asked."""
+        return self._given
+
+    def end_asking(self) -> None:
+        """Let the workers that come next train."""
+        self._asks = False
 
     def take(self) -> list[dict[str, Any]]:
         """Return the metrics pinned since the last time they were taken."""

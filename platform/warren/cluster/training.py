@@ -13,9 +13,10 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from warren.cluster.attempts import Attempts, FailureNotice, gave_way
-from warren.cluster.board import Board, Progress
+from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
+from warren.cluster.board import Progress, open_board
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts, started
+from warren.cluster.resizing import CheckpointBeforeResize
 from warren.config import Recipe, Resources, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.stream import Encoding, Source, StreamSpec
@@ -93,7 +94,10 @@ def train_stage(
         )
     # How often the controller looks after its workers; its default of two seconds is most of what noticing takes.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    board = Board.remote()  # type: ignore[attr-defined]
+    if isinstance(resources.num_workers, tuple):
+        # How long workers may wait for their place before their number is thought over: a node may just have died.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    board = open_board()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
     with Progress(board, task.run.name, num_steps, trackers):
         Attempts(
@@ -210,7 +214,7 @@ def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
         failure_config=FailureConfig(
             max_failures=task.resources.max_failures, max_preemption_failures=task.resources.max_preemptions
         ),
-        callbacks=[FailureNotice(board)],
+        callbacks=[FailureNotice(board), CheckpointBeforeResize(board, task.resources.hang_timeout_s)],
     )
 
 
@@ -259,10 +263,11 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         origin=task.origin.model.uri if task.origin else None,
         on_step=board.pin.remote,
         on_ready=lambda: board.mark.remote("loaded", time.time()),
-        gives_way=gave_way,
+        gives_way=lambda: must_give_way(board),
         held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
     )
     loop.train(model, batches, start)
+    board.give_way.remote()
 
 
 def _model(task: TrainingTask) -> Any:

@@ -1,0 +1,53 @@
+"""A run whose number of workers changes while it trains: a checkpoint first, so that no step is trained twice.
+
+Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. This callback of
+its controller asks them for a checkpoint before, and lets it go on once they have ended. It relies on Ray Train's
+internal hooks, as there are no public ones; Ray's version is pinned.
+"""
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import RayError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
+
+_POLL_S = 0.1
+_LOOK_TIMEOUT_S = 5.0
+
+
+class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller.
+
+    Args:
+        board: Where the workers learn that they have to give way, and say that they have ended.
+        timeout_s: After so long they are ended anyway, and go on from their newest checkpoint.
+    """
+
+    def __init__(self, board: Any, timeout_s: float) -> None:
+        self._board, self._timeout_s = board, timeout_s
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Wait for the workers' checkpoint before they are replaced; count the nodes anew after a loss."""
+        if isinstance(current_state, ResizingState):
+            self._wait_for_checkpoint()
+        elif isinstance(current_state, RestartingState | ReschedulingState):
+            _look_at_nodes()
+
+    def _wait_for_checkpoint(self) -> None:
+        ray.get(self._board.ask_to_give_way.remote())
+        deadline = time.monotonic() + self._timeout_s
+        while not ray.get(self._board.has_given_way.remote()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        ray.get(self._board.mark.remote("failed", time.time()))
+        ray.get(self._board.end_asking.remote())
+
+
+def _look_at_nodes() -> None:
+    """Have Ray count what the nodes offer: it does so every 20 s only, and would start workers on one that is gone."""
+    with suppress(RayError):
+        coordinator = get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=_LOOK_TIMEOUT_S)

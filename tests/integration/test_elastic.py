@@ -1,0 +1,128 @@
+"""A cluster of several nodes that loses one in the middle of a step, and gets another."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+
+from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
+from ray_nodes import RayNode
+from warren.cluster.chaos import compare
+from warren.cluster.laptop import RayHead
+from warren.config import Duration
+from warren.storage import Location
+from warren.train.checkpoint import CheckpointManifest
+from warren.train.record import Run
+from warren.train.report import read_metrics
+
+STEPS = 500
+STORE_BYTES = 200_000_000
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Nodes:
+    """A head with room for one worker and the reading tasks, and nodes with room for one worker each."""
+
+    head: RayHead
+    folder: Path
+    started: list[RayNode] = field(default_factory=list)
+
+    def add(self) -> RayNode:
+        number = len(self.started) + 2
+        self.started.append(RayNode(self.head, self.folder / f"n{number}", number, 2, STORE_BYTES))
+        return self.started[-1]
+
+
+@pytest.fixture
+def nodes(repository: Path) -> Iterator[Nodes]:
+    sources = os.pathsep.join(str(repository / name) for name in ("platform", "serve"))
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": sources}
+    with (
+        TemporaryDirectory(prefix="warren-n-", ignore_cleanup_errors=True) as folder,
+        RayHead(Path(folder) / "h", 3, environment, STORE_BYTES) as head,
+    ):
+        found = Nodes(head, Path(folder))
+        yield found
+        for node in found.started:
+            node.kill()
+
+
+def wait_until(condition: Callable[[], Any], what: str, job: "subprocess.Popen[bytes]", timeout_s: float = 240) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert job.poll() is None, f"the job ended before there was {what}"
+        assert time.monotonic() < deadline, f"there was no {what} in {timeout_s} s"
+        time.sleep(0.1)
+    return found
+
+
+def read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def written_by(run: Run, world_size: int, after: int = 0) -> Callable[[], CheckpointManifest | None]:
+    def look() -> CheckpointManifest | None:
+        latest = run.checkpoints.latest()
+        return latest if latest and latest.world_size == world_size and latest.step > after else None
+
+    return look
+
+
+def test_a_lost_node_shrinks_the_run_and_a_new_one_lets_it_grow(nodes: Nodes, tmp_path: Path, repository: Path) -> None:
+    root = Location.parse(str(tmp_path / "store"))
+    for name in ("captions", "train"):
+        write_dataset(root, name, [colour_sample(i, caption=name == "captions") for i in range(96)])
+    stage = tiny_stage(
+        "captions@v1",
+        template="plain",
+        duration=Duration(steps=STEPS),
+        global_batch_size=16,
+        learning_rate=1e-4,
+        checkpoint_every_steps=20,
+        keep_checkpoints=99,
+    )
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(pretrain=stage).model_dump(mode="json")))
+
+    def train(name: str, num_workers: Any) -> "subprocess.Popen[bytes]":
+        resources = {
+            "num_workers": num_workers,
+            "cpus_per_worker": 2,
+            "data_cpus_per_task": 0.5,
+            "micro_batch_size": 2,
+            "elastic_check_s": 2,
+        }
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(resources))
+        command = [sys.executable, "jobs/pretrain.py", "--recipe", str(recipe)]
+        command += ["--resources", str(tmp_path / f"{name}.yaml"), "--run", name]
+        environment = {**os.environ, **nodes.head.environment, "RAY_ADDRESS": nodes.head.driver_address}
+        return subprocess.Popen(command, env={**environment, "WARREN_STORAGE": root.uri}, cwd=repository)
+
+    node = nodes.add()
+    whole, run = Run(root / "runs" / "whole"), Run(root / "runs" / "elastic")
+    assert train("whole", 1).wait(400) == 0
+
+    job = train("elastic", [1, 2])
+    wait_until(written_by(run, 2), "a checkpoint of two workers", job)
+    node.kill()
+    lost_at = wait_until(written_by(run, 1), "a checkpoint of one worker", job).step
+    wait_until(lambda: b"ray_warren_train_step" in read(nodes.head.metrics_url), "figures for Prometheus", job)
+    nodes.add()
+    wait_until(written_by(run, 2, after=lost_at), "a checkpoint of two workers again", job)
+    assert job.wait(400) == 0
+
+    figures = compare(whole, run, [])
+    assert (figures["samples_lost"], figures["samples_repeated"]) == (0, 0)
+    expected, found = read_metrics(whole), read_metrics(run)
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-3)

@@ -1,0 +1,57 @@
+"""Further nodes for a Ray cluster on this machine: raylets with addresses, folders and deaths of their own."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from warren.cluster.laptop import RayHead, free_port
+
+_PORTS = (  # told, because a raylet waits only seconds for agents that find their own
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "object-manager-port",
+    "node-manager-port",
+)
+
+
+class RayNode:
+    """One `ray start --address` process; it and what it starts have a temporary folder of their own, as on a machine.
+
+    Args:
+        number: From 2 on: its address is 127.0.0.NUMBER.
+    """
+
+    def __init__(self, head: RayHead, folder: Path, number: int, num_cpus: int, object_store_bytes: int) -> None:
+        folder.mkdir(parents=True)
+        taken: set[int] = set()
+        environment = {**os.environ, **head.environment, "TMPDIR": str(folder)}
+        environment.pop("RAY_ADDRESS")
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            f"--address={head.driver_address}",
+            f"--node-ip-address=127.0.0.{number}",
+            f"--num-cpus={num_cpus}",
+            f"--object-store-memory={object_store_bytes}",
+            f"--temp-dir={folder}",
+            *(f"--{name}={free_port(taken)}" for name in _PORTS),
+        ]
+        with (folder / "node.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        """End every process of the node at once, as a power cut would."""
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self._process.pid)
+            for process in [first, *first.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.wait()
