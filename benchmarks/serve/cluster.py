@@ -1,6 +1,8 @@
 """A Ray cluster with the endpoint on it, for one measurement."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +73,8 @@ class Endpoint:
 
 @contextmanager
 def endpoint(quick: bool, num_cpus: int = 4) -> Iterator[Endpoint]:
-    """Start a cluster, publish the model, and end both."""
+    """Start a cluster, publish the model, and end both, also when this process is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with TemporaryDirectory(prefix="warren-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         release = publish_model(Location.parse(str(folder / "store")), folder / "model", quick)

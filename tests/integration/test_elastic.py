@@ -24,7 +24,7 @@ from warren.train.checkpoint import CheckpointManifest
 from warren.train.record import Run
 from warren.train.report import read_metrics
 
-STEPS = 500
+STEPS = 400
 STORE_BYTES = 200_000_000
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
