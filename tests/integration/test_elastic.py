@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -66,11 +66,6 @@ def wait_until(condition: Callable[[], Any], what: str, job: "subprocess.Popen[b
     return found
 
 
-def read(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return bytes(answer.read())
-
-
 def written_by(run: Run, world_size: int, after: int = 0) -> Callable[[], CheckpointManifest | None]:
     def look() -> CheckpointManifest | None:
         latest = run.checkpoints.latest()
@@ -117,7 +112,7 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_lets_it_grow(nodes: Nodes, tm
     wait_until(written_by(run, 2), "a checkpoint of two workers", job)
     node.kill()
     lost_at = wait_until(written_by(run, 1), "a checkpoint of one worker", job).step
-    wait_until(lambda: b"ray_warren_train_step" in read(nodes.head.metrics_url), "figures for Prometheus", job)
+    wait_until(lambda: "ray_warren_train_step" in httpx.get(nodes.head.metrics_url).text, "figures for Prometheus", job)
     nodes.add()
     wait_until(written_by(run, 2, after=lost_at), "a checkpoint of two workers again", job)
     assert job.wait(400) == 0
