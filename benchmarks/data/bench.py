@@ -7,7 +7,8 @@ The last line is one JSON object. CPU seconds count every process: the training 
 contestants take turns, so that whatever else the machine does meets all of them.
 
 The first batch is timed from the moment a training worker has imported what trains and asks. Warren's worker has begun
-to load before that, as in real training; `warren-cold` has not.
+to load before that, as in real training; `warren-cold` has not. Before the worker starts, Warren's controller has made
+the plan (`prepare_s`).
 """
 
 import argparse

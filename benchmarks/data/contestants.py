@@ -141,8 +141,16 @@ def mosaic(task: Task) -> Iterator[Batch]:
 
 
 def warren(task: Task) -> Iterator[Batch]:
-    """Warren's own way: the plan, Ray Data tasks, and the split that Ray Train asks for."""
-    from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+    """Warren's own way: a rank's first step, and Ray Data's batches behind it."""
+    from warren.cluster.feeding import batch_parts
+
+    return (_tensors(part.micro_batches[0]) for part in batch_parts(*_warrens_plan(task), rank=0, start_step=0))
+
+
+@lru_cache(maxsize=1)
+def _warrens_plan(task: Task) -> tuple[Any, Any, Any]:
+    """Plan the run and split it, as Ray Train's controller does."""
+    from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan
     from warren.config import Resources
     from warren.data.manifest import dataset_folder, read_manifest
     from warren.data.stream import Encoding, Source, StreamSpec
@@ -155,11 +163,13 @@ def warren(task: Task) -> Iterator[Batch]:
     encoding = Encoding(task.inputs, task.tokenizer_json, task.max_length_tokens)
     spec = StreamSpec((source,), encoding, task.batch_size, seed=1, window_samples=SHUFFLED_SAMPLES, epochs=1)
     run = Run(Location.parse(str(task.scratch / "run")))
-    feeding = GlobalBatches(spec, Resources(num_workers=1, micro_batch_size=task.batch_size))
-    shard = feeding.configure({DATASET: RemainingPlan(run, spec)()}, 1, None, None)[0][DATASET]
-    for part in batch_parts(shard):
-        micro = part.micro_batches[0]
-        yield {name: torch.from_numpy(getattr(micro, name)) for name in ("input_ids", "labels", "pixels")}
+    resources = Resources(num_workers=1, micro_batch_size=task.batch_size)
+    shard = GlobalBatches(spec, resources).configure({DATASET: RemainingPlan(run, spec)()}, 1, None, None)[0][DATASET]
+    return shard, spec, spec.cut(1, resources)
+
+
+def _tensors(micro: Any) -> Batch:
+    return {name: torch.from_numpy(getattr(micro, name)) for name in ("input_ids", "labels", "pixels")}
 
 
 def import_for(contestant: str) -> None:
@@ -171,6 +181,12 @@ def import_for(contestant: str) -> None:
             {"torch": "boto3", "webdataset": "webdataset"}.get(contestant, "warren.cluster.feeding")
         )
     s3()
+
+
+def prepare(contestant: str, task: Task) -> None:
+    """Do what another process does before a training worker starts."""
+    if contestant.startswith("warren"):
+        _warrens_plan(task)
 
 
 def begins_early(contestant: str) -> bool:

@@ -30,8 +30,8 @@ EPOCH = [f"sample-{i:05d}" for i in range(60)] + 2 * [f"text-{i:05d}" for i in r
 
 
 @ray.remote(num_cpus=0)
-def consume(iterator: Any) -> list[tuple[int, int, tuple[str, ...]]]:
-    return [(part.step, part.rank, part.keys) for part in batch_parts(iterator)]
+def consume(*share: Any) -> list[tuple[int, int, tuple[str, ...]]]:
+    return [(part.step, part.rank, part.keys) for part in batch_parts(*share)]
 
 
 def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
@@ -42,10 +42,16 @@ def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
     return StreamSpec(sources, Encoding(inputs, tokenizer, 96), BATCH, seed=5, window_samples=24, epochs=2)
 
 
+def shares_of(run: Run, spec: StreamSpec, world: int) -> list[tuple[Any, ...]]:
+    """What each rank asks for its batch parts with."""
+    latest = run.checkpoints.latest()
+    shards = GlobalBatches(spec, RESOURCES).configure({DATASET: RemainingPlan(run, spec)()}, world, None, None)
+    cut = spec.cut(world, RESOURCES)
+    return [(shard[DATASET], spec, cut, rank, latest.step if latest else 0) for rank, shard in enumerate(shards)]
+
+
 def batches(run: Run, spec: StreamSpec, world: int) -> dict[int, list[str]]:
-    plan = RemainingPlan(run, spec)()
-    shards = GlobalBatches(spec, RESOURCES).configure({DATASET: plan}, world, None, None)
-    results = ray.get([consume.remote(shard[DATASET]) for shard in shards], timeout=120)
+    results = ray.get([consume.remote(*share) for share in shares_of(run, spec, world)], timeout=120)
     steps: dict[int, list[str]] = {}
     for rank, parts in enumerate(results):
         assert [part_rank for _, part_rank, _ in parts] == [rank] * len(parts)
@@ -89,8 +95,8 @@ def contents(part: BatchPart) -> tuple[tuple[int, int], tuple[tuple[str, ...], s
 
 
 @ray.remote(num_cpus=0)
-def read_on(iterator: Any) -> Iterator[Any]:
-    for part in batch_parts(iterator):
+def read_on(*share: Any) -> Iterator[Any]:
+    for part in batch_parts(*share):
         yield contents(part)
 
 
@@ -123,11 +129,10 @@ def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_i
     large = [Sample(f"s{i:05d}", (picture((i, 2 * i, 7), (2400, 2400)),), turns, "tests") for i in range(96)]
     source = source_of(s3_root, write_dataset(s3_root, "large", large))
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), BATCH, seed=5, window_samples=32, epochs=1)
-    shards = GlobalBatches(spec, RESOURCES).configure(
-        {DATASET: RemainingPlan(Run(s3_root / "r"), spec)()}, 2, None, None
-    )
-    ranks = [read_on.options(num_returns="streaming").remote(shard[DATASET]) for shard in shards]
-    found: Shares = dict([ray.get(next(ranks[0]), timeout=120)])
+    shares = shares_of(Run(s3_root / "r"), spec, 2)
+    ranks = [read_on.options(num_returns="streaming").remote(*share) for share in shares]
+    # The second comes through Ray Data.
+    found: Shares = dict(ray.get([next(ranks[0]), next(ranks[0])], timeout=120))
     disturb(ray_cluster)
     for rank in ranks:
         found |= dict(ray.get(list(rank), timeout=240))

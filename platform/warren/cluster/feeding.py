@@ -2,8 +2,12 @@
 
 Ray Train asks for the dataset anew whenever it starts a group of workers, and then for its split over their number.
 Both hooks are used: the first looks up the newest checkpoint, the second cuts the batches for the world size.
+
+Ray Data takes seconds to start its processes. Meanwhile every rank reads its share of the first step itself, so that a
+run goes on as soon as its model is there.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ DATASET = "train"
 _PREFETCHED_ROWS = 2
 _ROW_BYTES = 4 << 20
 _SHORT_PLAN_WINDOWS = 256  # some megabytes in the object store
+_MAX_OWN_SAMPLES = 512  # a few seconds of one core
 _PLANNER_CPUS = 0.001  # next to nothing; unlike the readers', or Ray Data would run both as one task
 
 
@@ -42,7 +47,7 @@ class RemainingPlan:
     def __call__(self) -> ray.data.Dataset:
         """Build the dataset of what is left."""
         latest = self.run.checkpoints.latest()
-        start_step = latest.step if latest else 0
+        start_step = _first_streamed(self.spec, latest.step if latest else 0)
         if self.spec.num_windows(start_step) <= _SHORT_PLAN_WINDOWS:
             return ray.data.from_arrow(list(_windows(self.spec, start_step)))
         return ray.data.from_arrow(pa.table({"start_step": [start_step]})).map_batches(
@@ -85,8 +90,35 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
         return super().configure(streams, world_size, *args, **kwargs)
 
 
-def batch_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
-    """Yield a rank's batch parts from its share of the dataset."""
+def batch_parts(
+    iterator: ray.data.DataIterator, spec: StreamSpec, cut: Cut, rank: int, start_step: int
+) -> Iterator[BatchPart]:
+    """Return a rank's batch parts from `start_step` on, and begin to load them at once.
+
+    Args:
+        iterator: The rank's share of the dataset that `RemainingPlan` built for the same step.
+    """
+    streamed = started(_streamed_parts(iterator))
+    return itertools.chain(started(_own_parts(spec, cut, rank, start_step)), streamed)
+
+
+def _first_streamed(spec: StreamSpec, start_step: int) -> int:
+    """Return the first step that comes through Ray Data; the ranks read those before it themselves.
+
+    Each must read all samples of a global batch, as those that cannot be used decide how it is cut: so only one step,
+    and no large one. The last step always streams: Ray Data makes nothing of a plan without windows.
+    """
+    num_own = 1 if spec.global_batch_size <= _MAX_OWN_SAMPLES else 0
+    return max(start_step, min(start_step + num_own, spec.plan().num_steps - 1))
+
+
+def _own_parts(spec: StreamSpec, cut: Cut, rank: int, start_step: int) -> Iterator[BatchPart]:
+    reader = spec.reader(cut)
+    for step in range(start_step, _first_streamed(spec, start_step)):
+        yield next(reader.read(next(spec.reads(step))))[rank]
+
+
+def _streamed_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
     batches = iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_ROWS)
     for table in batches:
         yield from unpack_parts(table)

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
-from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts, started
+from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.cluster.resizing import CheckpointBeforeResize
 from warren.config import Recipe, Resources, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
@@ -234,18 +234,20 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     context = ray.train.get_context()
-    if context.get_world_rank() == 0:
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
         board.mark.remote("entered", time.time())
-    batches = started(batch_parts(ray.train.get_dataset_shard(DATASET)))
-    # Seconds of imports: after the call above, so that Ray Data starts its readers meanwhile.
+    start = task.run.checkpoints.latest()
+    cut = task.stream.cut(world_size, task.resources)
+    shard = ray.train.get_dataset_shard(DATASET)
+    batches = batch_parts(shard, task.stream, cut, rank, start.step if start else 0)
+    # Seconds of imports: after the call above, so that the first batches are read meanwhile.
     from warren.train.loop import TrainingLoop
     from warren.train.ranks import Ranks
     from warren.train.validation import read_parts
 
-    ranks = Ranks(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
+    ranks = Ranks(rank, context.get_local_rank(), world_size)
     held_out = task.held_out
-    cut = task.stream.cut(ranks.world_size, task.resources)
-    start = task.run.checkpoints.latest()
     model = _model(task)
     record = {**task.record, "frozen": frozen_digest(model)}
     _check_frozen(start, record)
@@ -264,7 +266,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
         on_step=board.pin.remote,
         on_ready=lambda: board.mark.remote("loaded", time.time()),
         gives_way=lambda: must_give_way(board),
-        held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
+        held_out=lambda: read_parts(held_out, cut, rank) if held_out else (),
     )
     loop.train(model, batches, start)
     board.give_way.remote()
