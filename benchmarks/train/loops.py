@@ -23,6 +23,7 @@ from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.stream import Encoding, Source, StreamSpec
 from warren.models import TrainedTokenizer, build_model, freeze_all_but, inputs_of
+from warren.train.kernels import choose_attention
 from warren.train.objective import Objective, to_tensors
 from warren.train.optimization import optimizer
 
@@ -141,6 +142,7 @@ def bare_deepspeed(work: Workload) -> Iterator[float | None]:
     parts = work.parts(workload.PACKED)
     cut = work._spec.cut(1, workload.PACKED)
     config = deepspeed_config(work.stage, workload.PACKED, cut)
+    choose_attention(work.model, workload.PACKED)
     objective = Objective(work.model, work.inputs)
     deepspeed = _import_deepspeed()
     engine, *_ = deepspeed.initialize(

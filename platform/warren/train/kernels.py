@@ -6,21 +6,25 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from warren.config import Resources
+from warren.train import attention
 
 
 def choose_attention(model: Any, resources: Resources) -> str:
-    """Let the language model use flash attention where its package and a bf16 GPU are there.
+    """Let the language model compute pairs of tokens within a sample only.
 
-    SDPA must compute packed sequences with a mask, and so for every pair of tokens; flash attention computes only pairs
-    within a sample. It has not been run by CI, which has no GPU.
+    A bf16 GPU does so by flash attention where its package is installed, which CI, without a GPU, has not run; a CPU by
+    one call a sample. Other GPUs keep SDPA with a mask: so many small kernels would cost them more than they save.
 
     Returns:
         The language model's attention implementation.
     """
-    fits = resources.precision == "bf16" and torch.cuda.is_available() and is_flash_attn_2_available()
-    if fits:
+    text = model.config.text_config
+    if not torch.cuda.is_available():
+        if getattr(text, "sliding_window", None) is None:
+            model.set_attn_implementation({"text_config": attention.NAME})
+    elif resources.precision == "bf16" and is_flash_attn_2_available():
         model.set_attn_implementation({"text_config": "flash_attention_2"})
-    return str(model.config.text_config._attn_implementation)
+    return str(text._attn_implementation)
 
 
 def has_fused_optimizer() -> bool:

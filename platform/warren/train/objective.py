@@ -14,6 +14,7 @@ from warren.data.batch import MicroBatch
 from warren.data.inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
+from warren.train import attention
 
 _MAX_LOGITS = 1 << 23
 """More logits than this (32 MiB in float32, which caches hold) are not in memory at once …"""
@@ -48,6 +49,8 @@ class Objective(nn.Module):
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        lengths: tuple[int, ...],
+        places: torch.Tensor,
         predicting: torch.Tensor,
         targets: torch.Tensor,
         pixels: torch.Tensor,
@@ -64,21 +67,26 @@ class Objective(nn.Module):
             positions: int64 (sequences, length), each token's place in its sample.
             attention_mask: int64 (sequences, length), 1 for tokens; None for packed sequences, whose samples are told
                 apart by the positions.
-            predicting: int64 (supervised tokens,), the flat places whose successors are supervised.
+            lengths: Tokens of each sample, in the order of the tokens.
+            places: int64 (tokens,), where they are among the flat slots; the other slots are padding.
+            predicting: int64 (supervised tokens,), which tokens' successors are supervised.
             targets: int64 (supervised tokens,), those successors.
             pixels: uint8 (images, 3, height, width).
         """
         if input_ids.numel() == 0:
             input_ids = input_ids.new_full((1, 2), self._pad_token_id)
-            attention_mask, positions = torch.ones_like(input_ids), torch.arange(2, device=input_ids.device)[None]
+            places = torch.arange(2, device=input_ids.device)
+            attention_mask, positions, lengths = torch.ones_like(input_ids), places[None], (2,)
         embeddings = self._embed(input_ids, pixels)
-        if attention_mask is None and self._is_flash:
-            # Its kernel for sequences of different lengths wants them one behind the other.
-            embeddings, positions = embeddings.flatten(0, 1)[None], positions.reshape(1, -1)
+        if self._is_flat:
+            embeddings, positions = embeddings.flatten(0, 1)[None, places], positions.reshape(1, -1)[:, places]
+            attention_mask = attention.lengths_mask(lengths) if self._attention == attention.NAME else None
+        else:
+            predicting = places[predicting]
         hidden = self.model.model.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            position_ids=positions if attention_mask is None else None,
+            position_ids=positions if self._is_flat or attention_mask is None else None,
             use_cache=False,
         ).last_hidden_state
         loss: torch.Tensor = self.model.lm_head(hidden.flatten(0, 1)[predicting], targets)
@@ -108,9 +116,13 @@ class Objective(nn.Module):
         return features
 
     @property
-    def _is_flash(self) -> bool:
-        config = self.model.model.language_model.config
-        return str(config._attn_implementation).startswith("flash")
+    def _attention(self) -> str:
+        return str(self.model.model.language_model.config._attn_implementation)
+
+    @property
+    def _is_flat(self) -> bool:
+        """Whether samples lie one behind the other, without padding, as kernels for different lengths want them."""
+        return self._attention == attention.NAME or self._attention.startswith("flash")
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype
@@ -127,11 +139,14 @@ def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
     positions, is_token = _positions(micro_batch)
     labels = micro_batch.labels.reshape(-1)
     supervised = np.flatnonzero(labels != IGNORED)
+    places = np.flatnonzero(is_token)
     return {
         "input_ids": send(micro_batch.input_ids.astype(np.int64)),
         "positions": send(positions),
         "attention_mask": None if micro_batch.is_packed else send(is_token.astype(np.int64)),
-        "predicting": send(supervised - 1),
+        "lengths": tuple(micro_batch.lengths.tolist()),
+        "places": send(places),
+        "predicting": send(np.searchsorted(places, supervised - 1)),
         "targets": send(labels[supervised].astype(np.int64)),
         "pixels": send(micro_batch.pixels),
     }

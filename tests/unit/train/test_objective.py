@@ -7,11 +7,14 @@ import torch
 from torch.nn import functional
 
 from factories import colour_sample, tiny_model_config
+from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
 from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.sample import Sample, Turn
 from warren.errors import ModelError
 from warren.models import build_model, freeze_all_but, train_tokenizer
+from warren.train import attention
+from warren.train.kernels import choose_attention
 from warren.train.objective import Objective, to_tensors
 
 CPU = torch.device("cpu")
@@ -90,14 +93,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_language_model_keeps_packed_samples_apart(family: str, tiny_inputs: tuple[Inputs, str]) -> None:
+def test_every_language_model_keeps_packed_samples_apart(
+    family: str, tiny_inputs: tuple[Inputs, str], by_sample: bool
+) -> None:
     config = tiny_model_config(**FAMILIES[family])
     decoder = config.language_model.model_copy(update={"model_type": family})
     texts = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
     model = build_model(config.model_copy(update={"language_model": decoder}), train_tokenizer(texts, 320), seed=1)
     one = Objective(model.double(), tiny_inputs[0]).double()
     whole = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
+    if by_sample:
+        assert choose_attention(model, Resources(num_workers=1, micro_batch_size=1)) == attention.NAME
+        again = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
+        assert again[0] == pytest.approx(whole[0], rel=1e-7)
+        assert torch.allclose(again[1], whole[1], rtol=1e-4, atol=1e-6)
     packed = loss_and_gradient(one, parts_of(tiny_inputs, 1, 2, 120))
     assert packed[0] == pytest.approx(whole[0], rel=1e-7)  # Gemma's norms compute in float32
     assert torch.allclose(packed[1], whole[1], rtol=1e-4, atol=1e-6)
@@ -112,11 +123,11 @@ def test_flash_attention_gets_packed_samples_one_behind_the_other(
     hook = language_model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
     [part] = parts_of(tiny_inputs, 1, 7, 96)
     plain = objective(**to_tensors(part.micro_batches[0], CPU)).item()
-    monkeypatch.setattr(Objective, "_is_flash", True)
+    monkeypatch.setattr(Objective, "_is_flat", True)
     assert objective(**to_tensors(part.micro_batches[0], CPU)).item() == pytest.approx(plain, rel=1e-10)
     hook.remove()
     shapes = [kwargs["position_ids"].shape for kwargs in seen]
-    assert shapes == [part.micro_batches[0].input_ids.shape, (1, part.micro_batches[0].input_ids.size)]
+    assert shapes == [part.micro_batches[0].input_ids.shape, (1, part.num_tokens)]
 
 
 def test_long_losses_are_taken_in_pieces(

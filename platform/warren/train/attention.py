@@ -1,0 +1,70 @@
+"""Attention over samples that lie one behind the other: pairs of tokens from two samples are not computed.
+
+With a mask SDPA computes every pair of a sequence, packed samples' as well as padding's, and throws most away. Flash
+attention's kernel for samples of different lengths does not, but needs a GPU; here each sample is a call of its own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "warren_samples"
+"""What transformers knows it by. With any other mask than `lengths_mask`'s it is transformers' own SDPA."""
+
+
+def lengths_mask(lengths: tuple[int, ...]) -> Tensor:
+    """Return the samples' lengths as what transformers hands on to every layer unchanged: a mask of 4 dimensions."""
+    return torch.tensor(lengths, dtype=torch.int32)[None, None, None]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' attention functions do, each sample to itself.
+
+    Shape letters: Q query heads, H key/value heads, T tokens, D head dimension.
+
+    Args:
+        module: The attention layer.
+        query: [1, Q, T, D].
+        key: [1, H, T, D]; so is `value`.
+        value: See `key`.
+        attention_mask: int32 [1, 1, 1, samples], lengths that add up to T.
+        scaling: Of the scores.
+        dropout: Of the weights.
+        options: What transformers passes besides.
+
+    Returns:
+        [1, T, Q, D], and no weights.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+        return result
+    group = query.shape[1] // key.shape[1]
+    lengths = attention_mask.flatten().tolist()
+    samples = zip(
+        *(x.split(lengths, dim=2) for x in (query, repeat_kv(key, group), repeat_kv(value, group))), strict=True
+    )
+    told = [
+        functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
+        for q, k, v in samples
+    ]
+    return torch.cat([each.transpose(1, 2) for each in told], dim=1), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
