@@ -59,7 +59,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--new-tokens", type=int, nargs="+", default=[128], help="of every answer; two: drawn evenly between them"
+    )
     parser.add_argument("--requests-per-client", type=int, default=2)
     parser.add_argument("--requests-per-client-s", type=float, default=0.25)
     parser.add_argument(
@@ -68,13 +70,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.clients, options.rounds, options.new_tokens = [1, 4], 1, 8
+        options.clients, options.rounds, options.new_tokens = [1, 4], 1, [8]
     return options
 
 
 def _load(num_clients: int, options: argparse.Namespace) -> Load:
     num_requests = max(4, num_clients * options.requests_per_client)
-    return Load(num_clients, options.requests_per_client_s, num_requests, IMAGE_PX, options.new_tokens)
+    return Load(
+        num_clients,
+        options.requests_per_client_s,
+        num_requests,
+        IMAGE_PX,
+        (min(options.new_tokens), max(options.new_tokens)),
+    )
 
 
 def _measure(
@@ -89,7 +97,7 @@ def _measure(
             url = served.url
         for clients in options.clients:
             load = _load(clients, options)
-            asyncio.run(send_all(url, NAME, Load(1, 100.0, 2, load.image_px, 4), seed=_SEED - 1))  # warm
+            asyncio.run(send_all(url, NAME, Load(1, 100.0, 2, load.image_px, (4, 4)), seed=_SEED - 1))  # warm
             start = time.perf_counter()
             timelines = asyncio.run(send_all(url, NAME, load, seed=_SEED + number))
             figures = figures_of(timelines)
@@ -113,6 +121,7 @@ def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: ar
     return {
         "quick": options.quick,
         "clients": level,
+        "new_tokens": options.new_tokens,
         "tokens_per_s_vs_sequential_at_32": ratio("sequential"),
         "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
         "tokens_per_s_vs_vllm_cpu": ratio("vllm"),

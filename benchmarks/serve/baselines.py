@@ -77,8 +77,11 @@ class _Generator:
         self._prompts = PromptBuilder(self._inputs, self._tokenizer, limit, settings)
         self._thread = ThreadPoolExecutor(1)  # one `generate` at a time
 
-    async def pieces(self, questions: Sequence[Question]) -> AsyncGenerator[list[Piece]]:
-        """Generate for all questions; yields a piece for each of them per step."""
+    async def pieces(self, questions: Sequence[Question]) -> AsyncGenerator[list[Piece | type[StopIteration]]]:
+        """Generate for all questions, to the end of the longest answer.
+
+        Yields, per step, a piece for each of them; `StopIteration`, as Serve wants it, where an answer has ended.
+        """
         loop = asyncio.get_running_loop()
         requests = [self._prompts.decode(self._prompts.plan(q.request), q.pictures) for q in questions]
         tokens, abandoned = _Tokens(), _Abandoned()
@@ -89,14 +92,16 @@ class _Generator:
                 step = await tokens.queue.get()
                 if step is None:
                     break
-                reason = "length" if number == most else None
-                yield [self._piece(request, token, reason) for request, token in zip(requests, step, strict=True)]
+                yield [self._piece(request, token, number) for request, token in zip(requests, step, strict=True)]
         finally:
             abandoned.event.set()
             await work
 
-    def _piece(self, request: GenerationRequest, token: int, reason: Any) -> Piece:
-        text = self._tokenizer.decode([token])
+    def _piece(self, request: GenerationRequest, token: int, number: int) -> Piece | type[StopIteration]:
+        most = request.sampling.max_new_tokens
+        if number > most:
+            return StopIteration
+        text, reason = self._tokenizer.decode([token]), "length" if number == most else None
         return Piece(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
 
     @torch.inference_mode()
@@ -136,7 +141,8 @@ class Sequential:
         """Wait for the turn, then generate."""
         async with self._turn:
             async for (piece,) in self._generator.pieces([question]):
-                yield piece
+                if isinstance(piece, Piece):
+                    yield piece
 
 
 @serve.deployment(name="Engine")
@@ -152,7 +158,7 @@ class StaticBatch:
             yield piece
 
     @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
-    async def _together(self, questions: list[Question]) -> AsyncGenerator[list[Piece]]:
+    async def _together(self, questions: list[Question]) -> AsyncGenerator[list[Piece | type[StopIteration]]]:
         async for pieces in self._generator.pieces(questions):
             yield pieces
 

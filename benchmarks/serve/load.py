@@ -26,14 +26,14 @@ class Load:
         requests_per_client_s: The rate of each.
         num_requests: Sent altogether.
         image_px: Height and width of every picture; no two are equal.
-        num_new_tokens: Of every answer.
+        num_new_tokens: Of an answer: at least and at most; drawn evenly between.
     """
 
     num_clients: int
     requests_per_client_s: float
     num_requests: int
     image_px: int
-    num_new_tokens: int
+    num_new_tokens: tuple[int, int]
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _body(model: str, load: Load, rng: random.Random) -> bytes:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": parts}],
-        "max_tokens": load.num_new_tokens,
+        "max_tokens": rng.randint(*load.num_new_tokens),
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,14 @@ def _watch(peaks: list[int], ended: threading.Event) -> None:
     """Keep the largest size of a training worker of this cluster."""
     from ray.util.state import list_actors
 
+    workers: set[int] = set()
     while not ended.wait(0.5):
-        for actor in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]):
-            if actor.pid and Path(f"/proc/{actor.pid}").exists():
-                peaks.append(peak_bytes(actor.pid))
+        if not workers:  # asked no longer than needed: every answer costs the cluster some CPU time
+            actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+            workers = {actor.pid for actor in actors if actor.pid}
+        for pid in workers:
+            with suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has ended
+                peaks.append(peak_bytes(pid))
 
 
 def measure(folder: Path, steps: int, rounds: int) -> dict[str, Figures]:
