@@ -1,5 +1,6 @@
 """One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
 
+import gc
 import os
 import sys
 import time
@@ -241,14 +242,20 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     cut = task.stream.cut(world_size, task.resources)
     shard = ray.train.get_dataset_shard(DATASET)
     batches = batch_parts(shard, task.stream, cut, rank, start.step if start else 0)
-    # Seconds of imports: after the call above, so that the first batches are read meanwhile.
-    from warren.train.loop import TrainingLoop
-    from warren.train.ranks import Ranks
-    from warren.train.validation import read_parts
+    # Seconds of imports: after the call above, so that the first batches are read meanwhile. A fifth of them would be
+    # looking for garbage, of which there is none.
+    gc.disable()
+    try:
+        from warren.train.loop import TrainingLoop
+        from warren.train.ranks import Ranks
+        from warren.train.validation import read_parts
+
+        model = _model(task)
+    finally:
+        gc.enable()
 
     ranks = Ranks(rank, context.get_local_rank(), world_size)
     held_out = task.held_out
-    model = _model(task)
     record = {**task.record, "frozen": frozen_digest(model)}
     _check_frozen(start, record)
     loop = TrainingLoop(

@@ -24,8 +24,8 @@ STATE_TAG = "state"
 _OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
 _NEVER = 10**9
 _BUCKET_ELEMENTS = 1 << 24
-"""Gradients that are added up over the ranks at once: 32 MiB in bf16, about as torch's DDP does. A buffer or two of this
-size are held; DeepSpeed's own 5e8 would be a gigabyte each."""
+"""Gradients that are added up over the ranks at once: 32 MiB in bf16, about as torch's DDP does. A buffer or two of
+this size are held; DeepSpeed's own 5e8 would be a gigabyte each."""
 _DEEPSPEEDS_NAMES = {"optimizer": "optimizer", "weights": "param"}
 # The loss scale halves with every gradient that overflows, and doubles after a thousand steps without.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
