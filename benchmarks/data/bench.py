@@ -140,7 +140,7 @@ def _take_turns(
             else:  # its cluster lives for its turn only: idle processes would cost the others
                 with RayHead(ray_folder, options.readers, environment, object_store_bytes=600_000_000) as head:
                     address = {"RAY_ADDRESS": head.driver_address, "RAY_AUTH_MODE": "disabled"}
-                    cluster = ["--cluster", str(ray_folder)] + ["--only-first"] * (name == "warren-cold")
+                    cluster = ["--cluster", str(ray_folder)] + ["--only-begin"] * (name == "warren-cold")
                     found = _run(sys.executable, name, folder, options, {**environment, **address}, cluster)
             print(f"round {number + 1} {name}: {json.dumps(found)}", flush=True)
             results[name].append(found)

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, required=True)
     parser.add_argument("--last", type=int, required=True)
     parser.add_argument("--cluster", default="", help="folder of the Ray cluster whose processes count, too")
-    parser.add_argument("--only-first", action="store_true", help="end with the second batch")
+    parser.add_argument("--only-begin", action="store_true", help="end with the second batch")
     parser.add_argument("--profile", action="store_true", help="show the CPU seconds of the cluster's processes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-scratch-") as scratch:
@@ -50,7 +50,7 @@ def _measure(options: argparse.Namespace, task: Task, idle_cpus: float) -> dict[
             found["first_batch_cpu_s"] = sum(_cpu_s(options.cluster)) - sum(begin_cpu_s)
         if number == 1:
             found["second_batch_s"] = time.perf_counter() - begin_s
-            if options.only_first:
+            if options.only_begin:
                 return found
         if options.first < number <= options.last:
             images += len(batch["pixels"])

@@ -13,7 +13,8 @@ def choose_attention(model: Any, resources: Resources) -> str:
     """Let the language model compute pairs of tokens within a sample only.
 
     A bf16 GPU does so by flash attention where its package is installed, which CI, without a GPU, has not run; a CPU by
-    one call a sample. Other GPUs keep SDPA with a mask: whether so many small kernels pay there was not measured.
+    one call a sample, unless a window limits what a token sees. Other GPUs keep SDPA with a mask:
+    whether so many small kernels pay there was not measured.
 
     Returns:
         The language model's attention implementation.

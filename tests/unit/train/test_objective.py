@@ -84,7 +84,7 @@ def test_packing_changes_nothing(
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"num_key_value_heads": 1},
     "qwen2": {},
     "phi": {},
     "phi3": {"pad_token_id": 1},
@@ -96,8 +96,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("by_sample", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_language_model_keeps_packed_samples_apart(
-    family: str, tiny_inputs: tuple[Inputs, str], by_sample: bool
+    family: str, tiny_inputs: tuple[Inputs, str], by_sample: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny_model_config(**FAMILIES[family])
     decoder = config.language_model.model_copy(update={"model_type": family})
     texts = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
