@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psutil
 
 from warren.cluster.laptop import RayHead, free_port
@@ -28,6 +29,7 @@ class RayNode:
     """
 
     def __init__(self, head: RayHead, folder: Path, number: int, num_cpus: int, object_store_bytes: int) -> None:
+        self._head, self._address = head, f"127.0.0.{number}"
         folder.mkdir(parents=True)
         taken: set[int] = set()
         environment = {**os.environ, **head.environment, "TMPDIR": str(folder)}
@@ -36,7 +38,7 @@ class RayNode:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             f"--address={head.driver_address}",
-            f"--node-ip-address=127.0.0.{number}",
+            f"--node-ip-address={self._address}",
             f"--num-cpus={num_cpus}",
             f"--object-store-memory={object_store_bytes}",
             f"--temp-dir={folder}",
@@ -46,6 +48,21 @@ class RayNode:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+    def announce_its_end(self, deadline_s: int) -> None:
+        """Tell Ray that the node is to be taken back, as an autoscaler does when the cloud gives notice."""
+        listed = httpx.get(f"{self._head.dashboard_url}/api/v0/nodes").json()["data"]["result"]["result"]
+        (node_id,) = (row["node_id"] for row in listed if row["node_ip"] == self._address and row["state"] == "ALIVE")
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self._head.driver_address}"),
+            *(f"--node-id={node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice"),
+            f"--deadline-remaining-seconds={deadline_s}",
+        ]
+        subprocess.run(command, env={**os.environ, **self._head.environment}, check=True)
+
+    def is_up(self) -> bool:
+        """Tell whether the node still runs."""
+        return self._process.poll() is None
 
     def kill(self) -> None:
         """End every process of the node at once, as a power cut would."""

@@ -1,4 +1,4 @@
-"""A cluster of several nodes that loses one in the middle of a step, and gets another."""
+"""A cluster of several nodes: too few at first; one dies in the middle of a step, one comes, one is taken back."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def written_by(run: Run, world_size: int, after: int = 0) -> Callable[[], Checkp
     return look
 
 
-def test_a_lost_node_shrinks_the_run_and_a_new_one_lets_it_grow(nodes: Nodes, tmp_path: Path, repository: Path) -> None:
+def test_a_run_follows_the_nodes_that_come_and_go(nodes: Nodes, tmp_path: Path, repository: Path) -> None:
     root = Location.parse(str(tmp_path / "store"))
     for name in ("captions", "train"):
         write_dataset(root, name, [colour_sample(i, caption=name == "captions") for i in range(96)])
@@ -90,7 +90,7 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_lets_it_grow(nodes: Nodes, tm
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe(pretrain=stage).model_dump(mode="json")))
 
-    def train(name: str, num_workers: Any) -> "subprocess.Popen[bytes]":
+    def train(name: str, num_workers: list[int]) -> "subprocess.Popen[bytes]":
         resources = {
             "num_workers": num_workers,
             "cpus_per_worker": 2,
@@ -102,22 +102,37 @@ def test_a_lost_node_shrinks_the_run_and_a_new_one_lets_it_grow(nodes: Nodes, tm
         command = [sys.executable, "jobs/pretrain.py", "--recipe", str(recipe)]
         command += ["--resources", str(tmp_path / f"{name}.yaml"), "--run", name]
         environment = {**os.environ, **nodes.head.environment, "RAY_ADDRESS": nodes.head.driver_address}
-        return subprocess.Popen(command, env={**environment, "WARREN_STORAGE": root.uri}, cwd=repository)
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                command, env={**environment, "WARREN_STORAGE": root.uri}, cwd=repository, stderr=log
+            )
 
-    node = nodes.add()
+    def says(name: str, what: str) -> Callable[[], bool]:
+        return lambda: what in (tmp_path / f"{name}.log").read_text()
+
     whole, run = Run(root / "runs" / "whole"), Run(root / "runs" / "elastic")
-    assert train("whole", 1).wait(400) == 0
+    job = train("whole", [2, 2])
+    wait_until(says("whole", "waiting for 2 workers of 2 CPUs; the cluster has 3 CPUs"), "word of too few nodes", job)
+    node = nodes.add()
+    assert job.wait(400) == 0
 
     job = train("elastic", [1, 2])
     wait_until(written_by(run, 2), "a checkpoint of two workers", job)
     node.kill()
     lost_at = wait_until(written_by(run, 1), "a checkpoint of one worker", job).step
     wait_until(lambda: "ray_warren_train_step" in httpx.get(nodes.head.metrics_url).text, "figures for Prometheus", job)
-    nodes.add()
-    wait_until(written_by(run, 2, after=lost_at), "a checkpoint of two workers again", job)
+    node = nodes.add()
+    grown_at = wait_until(written_by(run, 2, after=lost_at), "a checkpoint of two workers again", job).step
+    node.announce_its_end(deadline_s=600)
+    wait_until(written_by(run, 1, after=grown_at), "a checkpoint without the node that is to go", job)
     assert job.wait(400) == 0
+    assert node.is_up()
 
     figures = compare(whole, run, [])
     assert (figures["samples_lost"], figures["samples_repeated"]) == (0, 0)
     expected, found = read_metrics(whole), read_metrics(run)
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
+    (recoveries,) = (run.folder / "recoveries").list()
+    killed, grown, taken_back = recoveries.read_json()
+    assert killed["next_step"] <= killed["last_step"] + 1
+    assert [back["next_step"] - back["last_step"] for back in (grown, taken_back)] == [1, 1]  # no step trained twice

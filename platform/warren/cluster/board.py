@@ -16,6 +16,7 @@ from warren.train.trackers import Row, Tracker, numbers
 
 _POLL_S = 1.0
 _LINE_EVERY_S = 10.0
+_ABSENCE_LINE_EVERY_S = 30.0
 
 
 def open_board() -> Any:
@@ -35,6 +36,7 @@ class Board:
         self._recoveries: list[dict[str, Any]] = []
         self._untaken: list[dict[str, Any]] = []
         self._asks = self._given = False
+        self._absent_since: float | None = time.time()
 
     def pin(self, row: dict[str, Any]) -> None:
         """Replace the newest metrics."""
@@ -48,6 +50,14 @@ class Board:
     def mark(self, event: str, time_s: float) -> None:
         """Note when an attempt's `failed`, `entered` or `loaded` came to pass; the first of each kind counts."""
         self._marks.setdefault(event, time_s)
+        if event == "failed":
+            self._absent_since = self._absent_since or time_s
+        elif event == "entered":
+            self._absent_since = None
+
+    def absent_s(self) -> float:
+        """Return for how long there have been no workers; 0 while there are."""
+        return 0.0 if self._absent_since is None else time.time() - self._absent_since
 
     def recoveries(self) -> list[dict[str, Any]]:
         """Return, for every attempt after the first, how long it took from the last step to the next."""
@@ -125,10 +135,12 @@ class Progress:
 
     Args:
         trackers: Get every step's metrics; they are closed at the end.
+        wanted: What the run waits for while it has no workers.
     """
 
-    def __init__(self, board: Any, title: str, num_steps: int, trackers: Sequence[Tracker]) -> None:
-        self._board, self._title, self._num_steps = board, title, num_steps
+    def __init__(self, board: Any, title: str, num_steps: int, trackers: Sequence[Tracker], wanted: str) -> None:
+        self._board, self._title, self._num_steps, self._wanted = board, title, num_steps, wanted
+        self._absence_told_s = 0.0
         self._trackers = [*trackers, Gauges(title)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -154,6 +166,7 @@ class Progress:
             while not self._stop.wait(_POLL_S):
                 row = self._log()
                 if row is None:
+                    self._tell_absence()
                     continue
                 if first is None:
                     first, began = row["step"], time.monotonic()
@@ -177,6 +190,15 @@ class Progress:
                 tracker.log(row)
         return rows[-1] if rows else None
 
+    def _tell_absence(self) -> None:
+        """Say now and then what the run waits for: a cluster that is too small, or busy, shows in nothing else."""
+        absent_s = ray.get(self._board.absent_s.remote())
+        self._absence_told_s = min(self._absence_told_s, absent_s)
+        if absent_s - self._absence_told_s > _ABSENCE_LINE_EVERY_S:
+            self._absence_told_s = absent_s
+            found = waiting(self._wanted, ray.cluster_resources(), ray.available_resources())
+            tqdm.write(f"{self._title}: {found}, for {absent_s:.0f} s", file=sys.stderr)
+
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:
         steps = row["step"] - first
         rate = steps / elapsed_s if steps and elapsed_s else 0.0
@@ -188,6 +210,13 @@ class Progress:
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
             f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{bad}  {left}"
         )
+
+
+def waiting(wanted: str, there: dict[str, float], free: dict[str, float]) -> str:
+    """Say in a line what is waited for, and what the cluster has of it."""
+    kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
+    found = " and ".join(f"{there[kind]:g} {kind}s ({free.get(kind, 0.0):g} of them free)" for kind in kinds)
+    return f"waiting for {wanted}; the cluster has {found or 'no node'}"
 
 
 def recovered(recovery: dict[str, Any]) -> str:

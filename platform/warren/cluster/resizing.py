@@ -1,8 +1,9 @@
-"""A run whose number of workers changes while it trains: a checkpoint first, so that no step is trained twice.
+"""A run whose number of workers changes while it trains: a checkpoint first, and no worker on a node that is to go.
 
-Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. This callback of
-its controller asks them for a checkpoint before, and lets it go on once they have ended. It relies on Ray Train's
-internal hooks, as there are no public ones; Ray's version is pinned.
+Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. A callback of
+its controller asks them for a checkpoint before, and lets it go on once they have ended. The policy also counts nodes
+that are being drained, though nothing starts there any more: after a notice of two minutes a run would stand still for
+two minutes. Both rely on Ray Train's internal hooks, as there are no public ones; Ray's version is pinned.
 """
 
 import time
@@ -12,11 +13,31 @@ from typing import Any
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 _POLL_S = 0.1
 _LOOK_TIMEOUT_S = 5.0
+
+
+class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
+    """Counts workers only for nodes that stay."""
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        leaving = ray._private.state.state.get_draining_nodes()
+        staying = {node: found for node, found in reserved_resources.items() if node not in leaving}
+        return super()._count_possible_workers(staying)  # type: ignore[no-any-return]
+
+
+class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
+    """A `TorchTrainer` that places workers on nodes that stay, where their number may change."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            parts["scaling_policy"] = StayingNodes(self.scaling_config)
+        return super()._initialize_and_run_controller(**parts)
 
 
 class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]

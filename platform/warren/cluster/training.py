@@ -12,12 +12,12 @@ import ray
 import ray.train
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
-from warren.cluster.resizing import CheckpointBeforeResize
+from warren.cluster.resizing import CheckpointBeforeResize, ElasticTrainer
 from warren.config import Recipe, Resources, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.stream import Encoding, Source, StreamSpec
@@ -100,7 +100,7 @@ def train_stage(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     board = open_board()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
-    with Progress(board, task.run.name, num_steps, trackers):
+    with Progress(board, task.run.name, num_steps, trackers, resources.workers_wanted):
         Attempts(
             attempt=lambda: _attempt(task, board),
             is_complete=lambda: _is_complete(task.run, num_steps),
@@ -123,7 +123,7 @@ def _is_complete(run: Run, num_steps: int) -> bool:
 def _attempt(task: TrainingTask, board: Any) -> None:
     """Start workers under a controller of Ray Train, and wait until they have ended."""
     resources = task.resources
-    TorchTrainer(
+    ElasticTrainer(
         _train_worker,
         train_loop_config={"task": task, "board": board},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
     ResizingState,
@@ -11,7 +12,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from warren.cluster import resizing
-from warren.cluster.resizing import CheckpointBeforeResize
+from warren.cluster.resizing import CheckpointBeforeResize, StayingNodes
 
 
 class Method:
@@ -70,3 +71,12 @@ def test_nothing_else_that_the_controller_does_disturbs_the_workers() -> None:
     board = Board(0)
     CheckpointBeforeResize(board, timeout_s=60).after_controller_state_update(ResizingState(None), RunningState())
     assert board.calls == []
+
+
+def test_a_node_that_is_being_taken_back_has_room_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
+    reserved = {"head": {"CPU": 3.0}, "leaving": {"CPU": 4.0}}
+    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", dict)
+    assert policy._count_possible_workers(reserved) == 3
+    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: {"leaving": 0})
+    assert policy._count_possible_workers(reserved) == 1
