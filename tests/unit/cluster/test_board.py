@@ -11,7 +11,10 @@ from warren.config import Resources
     [
         (Resources(num_workers=2), "2 workers of 1 CPUs"),
         (Resources(num_workers=(2, 2)), "2 workers of 1 CPUs"),
-        (Resources(num_workers=(2, 8), cpus_per_worker=0.5, gpus_per_worker=1), "2 to 8 workers of 0.5 CPUs and 1 GPUs"),
+        (
+            Resources(num_workers=(2, 8), cpus_per_worker=0.5, gpus_per_worker=1),
+            "2 to 8 workers of 0.5 CPUs and 1 GPUs",
+        ),
     ],
 )
 def test_it_says_how_many_workers_of_what_size_it_waits_for(resources: Resources, wanted: str) -> None:
