@@ -29,7 +29,7 @@ class ServeSettings(Config):
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
         prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, pictures in proportion.
-        stall_budget_tokens: The same times the running answers; the more of them wait, the less is read.
+        step_budget_tokens: The same while answers run, each of which counts as 3; on a GPU more costs nearly nothing.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.
         stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
@@ -78,7 +78,7 @@ class ServeSettings(Config):
     num_slots: int = Field(default=8, ge=1, le=256)
     max_context_tokens: int | None = Field(default=None, ge=2)
     prefill_budget_tokens: int = Field(default=512, ge=1)
-    stall_budget_tokens: int = Field(default=512, ge=1)
+    step_budget_tokens: int = Field(default=96, ge=1)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     max_kv_bytes: int | None = Field(default=None, ge=1)
     stream_interval_s: float = Field(default=0.04, ge=0)
@@ -159,7 +159,7 @@ class ServeSettings(Config):
             num_slots=self.num_slots,
             max_context_tokens=self.max_context_tokens,
             prefill_budget_tokens=self.prefill_budget_tokens,
-            stall_budget_tokens=self.stall_budget_tokens,
+            step_budget_tokens=self.step_budget_tokens,
             max_waiting=self.requests_per_engine * self.max_choices,
             image_cache_bytes=self.image_cache_bytes,
             max_kv_bytes=self.max_kv_bytes,

@@ -12,6 +12,9 @@ from warren.inference.engine import GenerationRequest, RequestRefusedError
 _SMALLEST_READ_TOKENS = 32
 """So many more tokens make a pass little longer: most of its time is reading the weights."""
 
+_ANSWER_COST_TOKENS = 3
+"""A running answer takes about as much of a pass as so many tokens of a prompt: it reads all its keys and values."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -21,8 +24,8 @@ class EngineOptions:
         num_slots: Requests that run at the same time; each owns one slot of the cache.
         max_context_tokens: Prompt and answer together; None for what the model was made for.
         prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
-        stall_budget_tokens: The same times the running answers, which all wait for it: the more run, the less
-            is read between two of their tokens. Small keeps the gaps short, large starts bursts sooner.
+        step_budget_tokens: The same while answers run, they included: the more run, the less is read beside them, so
+            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Upper limit of keys and values; None for none.
@@ -31,18 +34,20 @@ class EngineOptions:
     num_slots: int = 8
     max_context_tokens: int | None = None
     prefill_budget_tokens: int = 512
-    stall_budget_tokens: int = 512
+    step_budget_tokens: int = 96
     max_waiting: int = 64
     image_cache_bytes: int = 256 << 20
     max_kv_bytes: int | None = None
 
     def readable_tokens(self, num_decoding: int) -> int:
-        """Return how many prompt tokens a step reads while so many answers wait for it."""
-        fair = self.stall_budget_tokens // max(1, num_decoding)
-        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, fair))
+        """Return how many prompt tokens a step reads while so many answers run."""
+        if not num_decoding:
+            return self.prefill_budget_tokens
+        left = self.step_budget_tokens - num_decoding * _ANSWER_COST_TOKENS
+        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, left))
 
     def __post_init__(self) -> None:
-        for name in ("num_slots", "prefill_budget_tokens", "stall_budget_tokens"):
+        for name in ("num_slots", "prefill_budget_tokens", "step_budget_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_waiting", "image_cache_bytes"):

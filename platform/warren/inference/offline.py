@@ -108,7 +108,7 @@ class OfflineGenerator:
                 num_slots=max(1, min(_MAX_SLOTS, affordable)),
                 max_context_tokens=context,
                 prefill_budget_tokens=_PREFILL_BUDGET_TOKENS,
-                stall_budget_tokens=_PREFILL_BUDGET_TOKENS * _MAX_SLOTS,  # nobody watches
+                step_budget_tokens=10 * _PREFILL_BUDGET_TOKENS,  # nobody watches
             )
             self._batch = Batch(self._model, self.inputs, self._tokenizer, options)
         return self._batch

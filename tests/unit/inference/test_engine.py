@@ -240,6 +240,12 @@ def test_a_step_reads_what_its_budget_pays_and_a_picture_is_not_free(model_folde
     assert sum(paid) / len(paid) > 30, "budgets are used"
 
 
+def test_the_more_answers_run_the_less_is_read_beside_them() -> None:
+    options = EngineOptions(prefill_budget_tokens=512, step_budget_tokens=128)
+    assert [options.readable_tokens(running) for running in (0, 1, 16, 32, 64)] == [512, 125, 80, 32, 32]
+    assert EngineOptions(prefill_budget_tokens=20, step_budget_tokens=128).readable_tokens(1) == 20
+
+
 def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder: Callable[[str], Path]) -> None:
     model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
     tokenizer = tokenizer_from_json(tokenizer_json)

@@ -121,11 +121,11 @@ EVENTS = st.lists(st.one_of(st.none(), st.integers(0, 5)), min_size=8, max_size=
 
 
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(events=EVENTS, num_slots=st.integers(1, 5), budget=st.integers(1, 300), stall=st.integers(1, 300))
+@given(events=EVENTS, num_slots=st.integers(1, 5), budget=st.integers(1, 300), step=st.integers(1, 300))
 def test_joining_and_leaving_changes_nobody(
-    known: Known, events: list[int | None], num_slots: int, budget: int, stall: int
+    known: Known, events: list[int | None], num_slots: int, budget: int, step: int
 ) -> None:
-    options = EngineOptions(num_slots=num_slots, prefill_budget_tokens=budget, stall_budget_tokens=stall)
+    options = EngineOptions(num_slots=num_slots, prefill_budget_tokens=budget, step_budget_tokens=step)
     batch = known.make(options)
     joined: dict[int, int] = {}  # key → number of the request
     got: dict[int, list[int]] = {}
@@ -155,7 +155,7 @@ def test_what_fails_together_and_not_alone_is_done_again_and_changes_nobody(
     known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passes of running answers and prompts together fail here, in the middle of prompts and of answers too."""
-    batch = known.make(EngineOptions(num_slots=4, prefill_budget_tokens=50, stall_budget_tokens=100))
+    batch = known.make(EngineOptions(num_slots=4, prefill_budget_tokens=50, step_budget_tokens=100))
     run, num_broken = batch._runner.run, 0
 
     def only_one_at_a_time(decoding: Any, plan: Any, first_slot: int) -> torch.Tensor:
