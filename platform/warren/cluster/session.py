@@ -16,6 +16,8 @@ _QUIET_VARIABLES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+# A worker trains in a thread that Ray starts. glibc gives each such thread a heap of its own, which cost 0.2 GiB.
+_FRUGAL_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 
 
 def connect(verbose: bool = False) -> None:
@@ -33,7 +35,7 @@ def connect(verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     storage = {name: os.environ[name] for name in (STORAGE_VARIABLE,) if name in os.environ}
-    runtime_env: dict[str, Any] = {"env_vars": {**_QUIET_VARIABLES, **storage}}
+    runtime_env: dict[str, Any] = {"env_vars": {**_QUIET_VARIABLES, **_FRUGAL_VARIABLES, **storage}}
     packages = source_packages()
     if packages:
         runtime_env["py_modules"] = packages
