@@ -50,7 +50,10 @@ class RayNode:
             )
 
     def announce_its_end(self, deadline_s: int) -> None:
-        """Tell Ray that the node is to be taken back, as an autoscaler does when the cloud gives notice."""
+        """Tell Ray that the node is to be taken back, as an autoscaler does when the cloud gives notice.
+
+        The node stays until then, or until nothing runs on it any more.
+        """
         listed = httpx.get(f"{self._head.dashboard_url}/api/v0/nodes").json()["data"]["result"]["result"]
         (node_id,) = (row["node_id"] for row in listed if row["node_ip"] == self._address and row["state"] == "ALIVE")
         command = [
@@ -59,10 +62,6 @@ class RayNode:
             f"--deadline-remaining-seconds={deadline_s}",
         ]
         subprocess.run(command, env={**os.environ, **self._head.environment}, check=True)
-
-    def is_up(self) -> bool:
-        """Tell whether the node still runs."""
-        return self._process.poll() is None
 
     def kill(self) -> None:
         """End every process of the node at once, as a power cut would."""

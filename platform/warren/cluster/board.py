@@ -11,6 +11,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+from warren.cluster.capacity import waiting
 from warren.errors import WarrenError
 from warren.train.trackers import Row, Tracker, numbers
 
@@ -176,7 +177,7 @@ class Progress:
                 recoveries = ray.get(self._board.recoveries.remote())
                 for recovery in recoveries[shown:]:
                     tqdm.write(f"{self._title}: {recovered(recovery)}", file=sys.stderr)
-                    first, began = recovery["next_step"], time.monotonic()
+                    first, began = row["step"], time.monotonic()
                 shown = len(recoveries)
                 if not terminal and time.monotonic() - printed > _LINE_EVERY_S:
                     printed = time.monotonic()
@@ -191,13 +192,12 @@ class Progress:
         return rows[-1] if rows else None
 
     def _tell_absence(self) -> None:
-        """Say now and then what the run waits for: a cluster that is too small, or busy, shows in nothing else."""
+        """Say now and then what the run waits for."""
         absent_s = ray.get(self._board.absent_s.remote())
         self._absence_told_s = min(self._absence_told_s, absent_s)
         if absent_s - self._absence_told_s > _ABSENCE_LINE_EVERY_S:
             self._absence_told_s = absent_s
-            found = waiting(self._wanted, ray.cluster_resources(), ray.available_resources())
-            tqdm.write(f"{self._title}: {found}, for {absent_s:.0f} s", file=sys.stderr)
+            tqdm.write(f"{self._title}: {waiting(self._wanted)}, for {absent_s:.0f} s", file=sys.stderr)
 
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:
         steps = row["step"] - first
@@ -210,13 +210,6 @@ class Progress:
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
             f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{bad}  {left}"
         )
-
-
-def waiting(wanted: str, there: dict[str, float], free: dict[str, float]) -> str:
-    """Say in a line what is waited for, and what the cluster has of it."""
-    kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
-    found = " and ".join(f"{there[kind]:g} {kind}s ({free.get(kind, 0.0):g} of them free)" for kind in kinds)
-    return f"waiting for {wanted}; the cluster has {found or 'no node'}"
 
 
 def recovered(recovery: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Measuring a checkpoint as a Ray Data batch job: dataset → generation actors → predictions and a report."""
 
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
+from warren.cluster.capacity import lacks, waiting, wanted
 from warren.cluster.judging import judge_of
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, dataset_folder, read_manifest
@@ -77,6 +79,9 @@ def _predict(
         num_cpus=resources.cpus_per_replica,
         num_gpus=resources.gpus_per_replica,
     )
+    number, cpus, gpus = resources.num_evaluators, resources.cpus_per_replica, resources.gpus_per_replica
+    if lacks(number * cpus, number * gpus):
+        print(f"evaluate {run.name}: {waiting(wanted(number, 'evaluators', cpus, gpus))}", file=sys.stderr)
     total = min(manifest.rows, config.limit_samples or manifest.rows)
     rows = []
     with tqdm(total=total, desc=f"evaluate {run.name}", unit="sample", mininterval=5) as bar:

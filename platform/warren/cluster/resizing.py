@@ -2,8 +2,9 @@
 
 Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. A callback of
 its controller asks them for a checkpoint before, and lets it go on once they have ended. The policy also counts nodes
-that are being drained, though nothing starts there any more: after a notice of two minutes a run would stand still for
-two minutes. Both rely on Ray Train's internal hooks, as there are no public ones; Ray's version is pinned.
+that are being drained, where nothing starts any more: after a notice of two minutes a run would stand still for two
+minutes; and for a while those that are gone. Both parts rely on Ray Train's internals, as there are no public hooks;
+Ray's version is pinned.
 """
 
 import time
@@ -26,9 +27,10 @@ class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
     """Counts workers only for nodes that stay."""
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
-        leaving = ray._private.state.state.get_draining_nodes()
-        staying = {node: found for node, found in reserved_resources.items() if node not in leaving}
-        return super()._count_possible_workers(staying)  # type: ignore[no-any-return]
+        staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        staying -= ray._private.state.state.get_draining_nodes().keys()
+        found = {node: resources for node, resources in reserved_resources.items() if node in staying}
+        return super()._count_possible_workers(found)  # type: ignore[no-any-return]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig
 
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
+from warren.cluster.capacity import wanted
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.cluster.resizing import CheckpointBeforeResize, ElasticTrainer
 from warren.config import Recipe, Resources, StageConfig
@@ -100,7 +101,8 @@ def train_stage(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     board = open_board()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
-    with Progress(board, task.run.name, num_steps, trackers, resources.workers_wanted):
+    workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
+    with Progress(board, task.run.name, num_steps, trackers, workers):
         Attempts(
             attempt=lambda: _attempt(task, board),
             is_complete=lambda: _is_complete(task.run, num_steps),

@@ -59,10 +59,3 @@ class Resources(Config):
     def max_workers(self) -> int:
         """The number of workers when there is room for all."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
-
-    @property
-    def workers_wanted(self) -> str:
-        """How many workers of what size there are to be, in words."""
-        numbers = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,)
-        gpus = f" and {self.gpus_per_worker:g} GPUs" if self.gpus_per_worker else ""
-        return f"{' to '.join(map(str, dict.fromkeys(numbers)))} workers of {self.cpus_per_worker:g} CPUs{gpus}"

@@ -73,10 +73,12 @@ def test_nothing_else_that_the_controller_does_disturbs_the_workers() -> None:
     assert board.calls == []
 
 
-def test_a_node_that_is_being_taken_back_has_room_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("alive", "leaving", "room"), [(True, {}, 3), (True, {"other": 0}, 1), (False, {}, 1)])
+def test_a_node_that_goes_or_is_gone_has_room_for_nobody(
+    alive: bool, leaving: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
-    reserved = {"head": {"CPU": 3.0}, "leaving": {"CPU": 4.0}}
-    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", dict)
-    assert policy._count_possible_workers(reserved) == 3
-    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: {"leaving": 0})
-    assert policy._count_possible_workers(reserved) == 1
+    nodes = [{"NodeID": "head", "Alive": True}, {"NodeID": "other", "Alive": alive}]
+    monkeypatch.setattr(resizing.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: leaving)
+    assert policy._count_possible_workers({"head": {"CPU": 3.0}, "other": {"CPU": 4.0}}) == room

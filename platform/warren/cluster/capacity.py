@@ -1,0 +1,30 @@
+"""What a job waits for, in words: a cluster that is too small, or busy, shows in nothing else."""
+
+import ray
+
+
+def wanted(number: int | tuple[int, int], kind: str, cpus: float, gpus: float) -> str:
+    """Say how many processes of what size there are to be.
+
+    Args:
+        number: Or the fewest and the most.
+        kind: What they are called, in the plural.
+        cpus: Of each; so are `gpus`.
+    """
+    numbers = number if isinstance(number, tuple) else (number,)
+    size = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    return f"{' to '.join(map(str, dict.fromkeys(numbers)))} {kind} of {size}"
+
+
+def lacks(cpus: float, gpus: float) -> bool:
+    """Tell whether less than that is free in the whole cluster."""
+    free = ray.available_resources()
+    return bool(free.get("CPU", 0.0) < cpus or free.get("GPU", 0.0) < gpus)
+
+
+def waiting(for_what: str) -> str:
+    """Say what is waited for, and what the cluster has of it."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
+    found = " and ".join(f"{there[kind]:g} {kind}s ({free.get(kind, 0.0):g} of them free)" for kind in kinds)
+    return f"waiting for {for_what}; the cluster has {found or 'no node'}"

@@ -1,0 +1,32 @@
+"""What a job that has no workers says of itself."""
+
+import pytest
+
+from warren.cluster import capacity
+from warren.cluster.capacity import lacks, waiting, wanted
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e9})
+    monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": 0.5, "memory": 1e9})
+
+
+def test_it_says_how_many_of_what_size_it_waits_for() -> None:
+    assert wanted(2, "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
+    assert wanted((2, 2), "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
+    assert wanted((2, 8), "evaluators", 0.5, 1.0) == "2 to 8 evaluators of 0.5 CPUs and 1 GPUs"
+
+
+def test_it_says_what_the_cluster_has_of_it(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waiting("2 workers") == (
+        "waiting for 2 workers; the cluster has 8 CPUs (0.5 of them free) and 2 GPUs (0 of them free)"
+    )
+    monkeypatch.setattr(capacity.ray, "cluster_resources", dict)
+    assert waiting("2 workers") == "waiting for 2 workers; the cluster has no node"
+
+
+def test_either_kind_may_be_lacking(cluster: None) -> None:
+    assert not lacks(0.5, 0.0)
+    assert lacks(1.0, 0.0)
+    assert lacks(0.5, 1.0)
