@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serve.alone import median_latency_s
+from benchmarks.serve.alone import endpoint_latency_s, engine_latency_s
 from benchmarks.serve.cluster import Endpoint, endpoint
 from benchmarks.serve.figures import Figures, draw, figures_of, middle, table
 from benchmarks.serve.load import Load, send_all
@@ -34,22 +34,26 @@ def main() -> None:
     """Measure, print and draw."""
     options = _options()
     results: dict[str, dict[int, list[Figures]]] = {mode: {} for mode in options.modes}
+    through: list[float] = []
     alone: list[float] = []
+    num_tokens = sum(options.new_tokens) // len(options.new_tokens)
     vllm_reason = None if "vllm" in options.modes else why_not() or "not asked for"
     with endpoint(options.quick) as served:
         for number in range(options.rounds):
             for mode in options.modes:
                 try:
                     _measure(served, mode, number, options, results[mode])
+                    if mode == "warren":
+                        through.append(endpoint_latency_s(served.url, NAME, IMAGE_PX, num_tokens, _SEED))
                 except VllmError as error:
                     vllm_reason = str(error)
             served.remove()
-            alone.append(median_latency_s(served.model_folder, _load(1, options), _SEED))
+            alone.append(engine_latency_s(served.model_folder, IMAGE_PX, num_tokens, _SEED))
     medians = {mode: {n: middle(rounds) for n, rounds in by.items()} for mode, by in results.items() if by}
     print(table(medians))
     if options.plot:
         draw(medians, options.plot)
-    print(json.dumps(_summary(medians, min(alone), options) | {"vllm_reason": vllm_reason}))
+    print(json.dumps(_summary(medians, min(alone), min(through, default=None), options) | {"vllm_reason": vllm_reason}))
 
 
 def _options() -> argparse.Namespace:
@@ -108,7 +112,9 @@ def _measure(
                 print(f"  failed: {error}")
 
 
-def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: argparse.Namespace) -> dict[str, Any]:
+def _summary(
+    medians: dict[str, dict[int, Figures]], alone_s: float, through_s: float | None, options: argparse.Namespace
+) -> dict[str, Any]:
     """Return the figures by which changes are judged, at 32 clients (or the most that were measured)."""
     level = 32 if 32 in options.clients else max(options.clients)
     own = medians.get("warren", {}).get(level)
@@ -117,7 +123,6 @@ def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: ar
         theirs = medians.get(other, {}).get(level, {}).get("tokens_per_s")
         return round(own["tokens_per_s"] / theirs, 2) if own and theirs else None
 
-    first = medians.get("warren", {}).get(min(options.clients), {})
     return {
         "quick": options.quick,
         "clients": level,
@@ -126,7 +131,8 @@ def _summary(medians: dict[str, dict[int, Figures]], alone_s: float, options: ar
         "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
         "tokens_per_s_vs_vllm_cpu": ratio("vllm"),
         "engine_alone_p50_s": round(alone_s, 4),
-        "ingress_overhead_fraction": round(1 - alone_s / first["total_p50_s"], 4) if first else None,
+        "endpoint_alone_p50_s": round(through_s, 4) if through_s else None,
+        "ingress_overhead_fraction": round(1 - alone_s / through_s, 4) if through_s else None,
         **{
             f"{mode.replace(' ', '_')}_{name}": round(by[level][name], 4)
             for mode, by in medians.items()

@@ -40,7 +40,6 @@ def figures_of(timelines: Sequence[Timeline]) -> Figures:
         "first_p99_s": float(np.percentile(firsts, 99)),
         "gap_p50_s": float(np.percentile(gaps, 50)),
         "gap_p99_s": float(np.percentile(gaps, 99)),
-        "total_p50_s": float(np.percentile([one.chunks_s[-1] - one.sent_s for one in done] or [float("nan")], 50)),
         "good_fraction": len(good) / len(timelines),
         "num_failed": len(timelines) - len(done),
     }

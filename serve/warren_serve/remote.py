@@ -5,7 +5,8 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from grpc import RpcError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -28,7 +29,8 @@ class RemoteBackend:
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
-        self._engines = engines.options(stream=True)
+        # Pieces travel by gRPC between the replicas: each as an object of Ray's costs several times the CPU.
+        self._engines = engines.options(stream=True, _by_reference=False)
         self._closed = False
 
     @property
@@ -54,7 +56,7 @@ class RemoteBackend:
                 logger.warning("attempt %d: an engine is gone: %s", attempt, str(error).splitlines()[0])
                 if begun or attempt == _ATTEMPTS:
                     raise unavailable("The replica that answered is gone; try again.") from None
-            except (RayError, RayServeException, TaskCancelledError) as error:
+            except (RayError, RayServeException, RpcError) as error:
                 logger.exception("an engine failed outside its own error handling")
                 raise unavailable("The replica that answered failed; try again.") from error
             finally:

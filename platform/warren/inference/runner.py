@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from warren.data.inputs import Inputs
@@ -16,8 +15,6 @@ from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import GenerationRequest
 from warren.inference.features import ImageFeatures
 from warren.inference.sampling import Sampler
-
-_HEAD_PIECE = 1024  # rows of the head's weight
 
 
 @dataclass(eq=False)
@@ -74,6 +71,9 @@ class Runner:
         self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)  # given, so that none is built
         self._image_cost = _image_cost(model, self._tokens_per_image)
         model.model.language_model.set_attn_implementation(NAME)
+        _store_columns_first(model.model.language_model)
+        if self._embed.weight is not model.lm_head.weight:  # embedding is reading rows
+            _store_columns_first(model.lm_head)
 
     def costs_of(self, prompt_ids: np.ndarray) -> np.ndarray:
         """Return what reading a prompt up to and with each token costs: a picture's features at its first token."""
@@ -160,17 +160,15 @@ class Runner:
                 use_cache=True,
             )
         hidden = output.last_hidden_state[0, torch.tensor(ends, dtype=torch.long, device=self._device)]
-        return self._logits(hidden).float()
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits.float()
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Apply the head, on a CPU in pieces: MKL takes twice as long for few rows times a very wide matrix at once."""
-        head = self._model.lm_head
-        if hidden.device.type != "cpu":
-            whole: Tensor = head(hidden)
-            return whole
-        weights = head.weight.split(_HEAD_PIECE)
-        biases = [None] * len(weights) if head.bias is None else head.bias.split(_HEAD_PIECE)
-        return torch.cat([functional.linear(hidden, w, b) for w, b in zip(weights, biases, strict=True)], dim=-1)
+
+def _store_columns_first(module: nn.Module) -> None:
+    """Turn how weights lie in memory, on a CPU: MKL takes 1.2 to 1.4 times as long for 8 to 128 tokens by rows."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and part.weight.device.type == "cpu" and part.weight.dtype == torch.float32:
+            part.weight.data = part.weight.data.t().contiguous().t()
 
 
 def _image_cost(model: LlavaForConditionalGeneration, tokens_per_image: int) -> int:
