@@ -29,7 +29,8 @@ class ServeSettings(Config):
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
         prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, pictures in proportion.
-        step_budget_tokens: The same while answers run, each of which counts as 3; on a GPU more costs nearly nothing.
+        step_budget_tokens: The same while answers run, each of which counts as 3; None for 64 on a CPU, and for no
+            bound but the former on a GPU. Small keeps gaps between tokens short, large starts answers sooner.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.
         stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
@@ -78,7 +79,7 @@ class ServeSettings(Config):
     num_slots: int = Field(default=8, ge=1, le=256)
     max_context_tokens: int | None = Field(default=None, ge=2)
     prefill_budget_tokens: int = Field(default=512, ge=1)
-    step_budget_tokens: int = Field(default=96, ge=1)
+    step_budget_tokens: int | None = Field(default=None, ge=1)
     image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
     max_kv_bytes: int | None = Field(default=None, ge=1)
     stream_interval_s: float = Field(default=0.04, ge=0)

@@ -178,7 +178,7 @@ class Batch:
 
     def _plan_prefill(self) -> Plan:
         """Give slots to waiting rows; return what this step reads. At most the last row is read in part."""
-        budget = self.options.readable_tokens(self._num_decoding)
+        budget = self.options.readable_tokens(self._num_decoding, self._runner.device)
         plan: list[tuple[Row, int]] = []
         for row in self._rows[self._num_decoding :]:
             plan.append((row, count := row.affordable(budget) or 1))

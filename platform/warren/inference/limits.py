@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import LlavaForConditionalGeneration
 
 from warren.data.template import TokenSpec
@@ -15,6 +16,8 @@ _SMALLEST_READ_TOKENS = 32
 _ANSWER_COST_TOKENS = 3
 """A running answer takes about as much of a pass as so many tokens of a prompt: it reads all its keys and values."""
 
+_CPU_STEP_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -25,7 +28,8 @@ class EngineOptions:
         max_context_tokens: Prompt and answer together; None for what the model was made for.
         prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
         step_budget_tokens: The same while answers run, they included: the more run, the less is read beside them, so
-            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner.
+            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 64 on a CPU,
+            and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Upper limit of keys and values; None for none.
@@ -34,22 +38,26 @@ class EngineOptions:
     num_slots: int = 8
     max_context_tokens: int | None = None
     prefill_budget_tokens: int = 512
-    step_budget_tokens: int = 96
+    step_budget_tokens: int | None = None
     max_waiting: int = 64
     image_cache_bytes: int = 256 << 20
     max_kv_bytes: int | None = None
 
-    def readable_tokens(self, num_decoding: int) -> int:
+    def readable_tokens(self, num_decoding: int, device: torch.device) -> int:
         """Return how many prompt tokens a step reads while so many answers run."""
-        if not num_decoding:
+        budget = self.step_budget_tokens
+        if budget is None and device.type == "cpu":
+            budget = _CPU_STEP_TOKENS
+        if budget is None or not num_decoding:
             return self.prefill_budget_tokens
-        left = self.step_budget_tokens - num_decoding * _ANSWER_COST_TOKENS
+        left = budget - num_decoding * _ANSWER_COST_TOKENS
         return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, left))
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "prefill_budget_tokens", "step_budget_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
         for name in ("max_waiting", "image_cache_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")

@@ -67,8 +67,8 @@ class Runner:
         self._embed = model.get_input_embeddings()
         self._image_token_id = inputs.tokens.image_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
-        self._device = model.lm_head.weight.device
-        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._device)  # given, so that none is built
+        self.device = model.lm_head.weight.device
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # given, so that none is built
         self._image_cost = _image_cost(model, self._tokens_per_image)
         model.model.language_model.set_attn_implementation(NAME)
         _store_columns_first(model.model.language_model)
@@ -89,7 +89,7 @@ class Runner:
         """
         parts = [torch.tensor([row.next_token for row in decoding], dtype=torch.long)]
         parts += [torch.from_numpy(row.request.prompt_ids[row.length : row.length + n]).long() for row, n in plan]
-        embeddings = self._embedded(torch.cat(parts).to(self._device), len(decoding), plan)
+        embeddings = self._embedded(torch.cat(parts).to(self.device), len(decoding), plan)
         spans, positions, slots = self._layout(decoding, plan, first_slot)
         ends, end = list(range(len(decoding))), len(decoding)
         for row, count in plan:
@@ -110,11 +110,11 @@ class Runner:
             blocks.append((first_slot + number, torch.arange(row.length, row.length + count)[None]))
         spans, slots, start = [], [], 0
         for slot, positions in blocks:
-            spans.append(Span.of(start, slot, positions.to(self._device)))
+            spans.append(Span.of(start, slot, positions.to(self.device)))
             slots.append(torch.arange(slot, slot + len(positions)).repeat_interleave(positions.shape[1]))
             start += positions.numel()
         positions = torch.cat([positions.flatten() for _, positions in blocks])
-        return spans, positions.to(self._device), torch.cat(slots).to(self._device)
+        return spans, positions.to(self.device), torch.cat(slots).to(self.device)
 
     def _embedded(self, tokens: Tensor, num_decoding: int, plan: Plan) -> Tensor:
         """Return [T, E], visual features in the places of the prompts' image tokens."""
@@ -159,7 +159,7 @@ class Runner:
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        hidden = output.last_hidden_state[0, torch.tensor(ends, dtype=torch.long, device=self._device)]
+        hidden = output.last_hidden_state[0, torch.tensor(ends, dtype=torch.long, device=self.device)]
         logits: Tensor = self._model.lm_head(hidden)
         return logits.float()
 

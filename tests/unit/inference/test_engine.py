@@ -241,9 +241,14 @@ def test_a_step_reads_what_its_budget_pays_and_a_picture_is_not_free(model_folde
 
 
 def test_the_more_answers_run_the_less_is_read_beside_them() -> None:
-    options = EngineOptions(prefill_budget_tokens=512, step_budget_tokens=128)
-    assert [options.readable_tokens(running) for running in (0, 1, 16, 32, 64)] == [512, 125, 80, 32, 32]
-    assert EngineOptions(prefill_budget_tokens=20, step_budget_tokens=128).readable_tokens(1) == 20
+    def readable(device: str, prefill: int = 512, step: int | None = None) -> list[int]:
+        options = EngineOptions(prefill_budget_tokens=prefill, step_budget_tokens=step)
+        return [options.readable_tokens(running, torch.device(device)) for running in (0, 1, 8, 16, 64)]
+
+    assert readable("cpu", step=128) == readable("cuda", step=128) == [512, 125, 104, 80, 32]
+    assert readable("cpu") == [512, 61, 40, 32, 32]
+    assert readable("cuda") == [512] * 5
+    assert readable("cpu", prefill=20, step=128) == [20] * 5
 
 
 def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder: Callable[[str], Path]) -> None:
