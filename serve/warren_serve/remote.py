@@ -29,7 +29,7 @@ class RemoteBackend:
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
-        # Pieces travel by gRPC between the replicas: each as an object of Ray's costs several times the CPU.
+        # By gRPC between the replicas: as an object of Ray's each, pieces took 6 % of a burst's throughput.
         self._engines = engines.options(stream=True, _by_reference=False)
         self._closed = False
 
