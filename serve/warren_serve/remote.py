@@ -29,7 +29,7 @@ class RemoteBackend:
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
-        # By gRPC between the replicas: as an object of Ray's each, pieces took 6 % of a burst's throughput.
+        # By gRPC between the replicas: as objects of Ray's, pieces cost more (docs/adr/0005 has figures).
         self._engines = engines.options(stream=True, _by_reference=False)
         self._closed = False
 

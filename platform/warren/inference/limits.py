@@ -17,6 +17,7 @@ _ANSWER_COST_TOKENS = 3
 """A running answer takes about as much of a pass as so many tokens of a prompt: it reads all its keys and values."""
 
 _CPU_STEP_TOKENS = 64
+"""Gaps between tokens no longer than those of static batches; docs/benchmarks.md has what more of it gives."""
 
 
 @dataclass(frozen=True)
