@@ -275,7 +275,9 @@ def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training
     assert [figures(row) for row in resumed] == [figures(row) for row in whole]
 
 
-@pytest.mark.parametrize(("zero_stage", "before", "after"), [(1, 4, 2), (1, 1, 2), (2, 4, 2), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("zero_stage", "before", "after"), [(1, 4, 2), (1, 1, 2), (1, 2, 3), (2, 4, 2), (2, 2, 1), (3, 4, 2), (3, 2, 3)]
+)
 def test_a_run_goes_on_with_another_number_of_ranks(
     training: Training, zero_stage: int, before: int, after: int
 ) -> None:
