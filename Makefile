@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test check bench clean chaos bench-serve soak bench-data bench-order bench-train
+.PHONY: help install demo test check bench clean chaos bench-serve soak bench-data bench-order bench-train bench-recovery
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench-order: install  ## Cost of planning up to 10^9 samples, and how well they 
 
 bench-train: install  ## Speed and memory of a training step against a plain loop and Hugging Face's trainer
 	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-recovery: install  ## Kill a training worker, and tell whose code runs until the next step
+	$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 PEERS := .venv-bench-data
 bench-data: install  ## Compare the data loader with torch's, webdataset and mosaicml-streaming (installs the latter two)

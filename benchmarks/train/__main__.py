@@ -4,6 +4,7 @@ a  padded          a plain loop: padding to the longest, logits over the vocabul
 b  hugging_face    the same under Hugging Face's trainer and DeepSpeed
 c  warren          recipe to Ray Data to Ray Train to DeepSpeed, packed; decoding and tokenising included
 d  bare_deepspeed  Warren's objective and packed batches in DeepSpeed's plainest loop, batches in memory
+e  warren_compiled Warren with `compile: true`
 """
 
 import argparse
@@ -22,10 +23,12 @@ from typing import Any
 
 from benchmarks.train import workload
 from benchmarks.train.loops import LOOPS, peak_bytes
+from warren.config import Resources
 
 Figures = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("warren", *LOOPS)
+WARREN = {"warren": workload.PACKED, "warren_compiled": workload.PACKED.model_copy(update={"compile": True})}
+NAMES = (*WARREN, *LOOPS)
 
 
 def run_loop(name: str, folder: Path, steps: int) -> Figures:
@@ -39,7 +42,7 @@ def run_loop(name: str, folder: Path, steps: int) -> Figures:
     return found
 
 
-def run_warren(folder: Path, steps: int, name: str) -> Figures:
+def run_warren(resources: Resources, folder: Path, steps: int, name: str) -> Figures:
     """Train through Ray; a step's time is all that passes from the end of the one before."""
     from warren.cluster.training import train_stage
     from warren.train.checkpoint import METRICS_FILE
@@ -48,7 +51,7 @@ def run_warren(folder: Path, steps: int, name: str) -> Figures:
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(peaks, ended), daemon=True)
     watcher.start()
-    run = train_stage(workload.recipe(steps), "pretrain", workload.PACKED, workload.root_of(folder), name)
+    run = train_stage(workload.recipe(steps), "pretrain", resources, workload.root_of(folder), name)
     ended.set()
     watcher.join()
     latest = run.checkpoints.latest()
@@ -94,7 +97,10 @@ def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict
         for number in range(rounds):
             for name in names:
                 began = time.monotonic()
-                one = run_warren(folder, steps, f"r{number}") if name == "warren" else run_loop(name, folder, steps)
+                if name in WARREN:
+                    one = run_warren(WARREN[name], folder, steps, f"{name}-{number}")
+                else:
+                    one = run_loop(name, folder, steps)
                 found.setdefault(name, []).append(one)
                 median = statistics.median(one["step_s"])
                 print(
@@ -141,6 +147,8 @@ def _summary(found: dict[str, Figures]) -> dict[str, float]:
         summary["speedup_vs_hf_trainer"] = took["hugging_face"]
     if "bare_deepspeed" in found:
         summary["overhead_vs_bare_deepspeed"] = 1 / took["bare_deepspeed"] - 1
+    if "warren_compiled" in found:
+        summary["speedup_by_compile"] = 1 / took["warren_compiled"]
     return summary
 
 

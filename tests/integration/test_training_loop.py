@@ -61,6 +61,12 @@ def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
         one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=1, changes={"packing": True})
         [curves[name], *_] = one.train(world_size)
         assert all(row["padding_fraction"] < 0.2 for row in curves[name])
+    for zero_stage, changes in ((0, {"packing": True}), (2, {"gradient_checkpointing": True})):
+        name = f"zero{zero_stage}-compiled"
+        one = replace(
+            training, name=name, zero_stage=zero_stage, micro_batch_size=2, changes={**changes, "compile": True}
+        )
+        [curves[name], *_] = one.train(2)
     whole = curves["zero0-micro8-ranks1"]
     assert len(whole) == STEPS
     assert whole[-1]["loss"] < whole[0]["loss"]

@@ -53,7 +53,7 @@ class Chaos:
     options: Sequence[str]
     kills: Sequence[str]
     scratch: Path
-    _killed: list[tuple[str, float]] = field(default_factory=list)
+    killed: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
         """Run both and compare them.
@@ -71,7 +71,7 @@ class Chaos:
                 self._wait(self._job("pretrain", "--run", "whole"))
                 broken = Run(root / "runs" / "broken")
                 self._train_and_kill(broken)
-            return compare(Run(root / "runs" / "whole"), broken, self._killed)
+            return compare(Run(root / "runs" / "whole"), broken, self.killed)
 
     def _train_and_kill(self, run: Run) -> None:
         job = self._job("pretrain", "--run", run.name)
@@ -115,7 +115,7 @@ class Chaos:
 
     def _note(self, kind: str) -> None:
         print(f"chaos: killing {kind}", file=sys.stderr, flush=True)
-        self._killed.append((kind, time.time()))
+        self.killed.append((kind, time.time()))
 
     def _job(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         sets = [part for option in self.options for part in ("--set", option)]

@@ -20,6 +20,7 @@ class Resources(Config):
     micro_batch_size: int = Field(default=8, gt=0)
     packing: bool = False  # several samples in a sequence: a micro-batch is then so many sequences of full length
     gradient_checkpointing: bool = False
+    compile: bool = False  # by torch.compile: the first step slower, others faster; losses equal to rounding only
     data_cpus_per_task: float = Field(default=1.0, gt=0)
     num_evaluators: int = Field(default=1, gt=0)
     cpus_per_replica: float = Field(default=1.0, gt=0)
@@ -44,6 +45,12 @@ class Resources(Config):
                     f"offload: [{part}] needs zero_stage {fewest} or more, which cuts it into parts, "
                     f"not {self.zero_stage}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_layers_are_whole(self) -> "Resources":
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile: true needs zero_stage 2 or less: ZeRO-3 gathers weights inside the layers")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
 from warren.config import Resources
@@ -26,6 +27,17 @@ def choose_attention(model: Any, resources: Resources) -> str:
     elif resources.precision == "bf16" and is_flash_attn_2_available():
         model.set_attn_implementation({"text_config": "flash_attention_2"})
     return str(text._attn_implementation)
+
+
+def compile_layers(model: Any) -> None:
+    """Fuse what stands between a decoder layer's products, by torch.compile; all layers share one compilation.
+
+    The vision tower is left alone: on a CPU it gained nothing. On a GPU this was not run.
+    """
+    # Attention by sample stays as it is: every mix of lengths would be compiled anew.
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))  # type: ignore[no-untyped-call]
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
 
 
 def has_fused_optimizer() -> bool:

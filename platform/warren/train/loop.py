@@ -20,7 +20,7 @@ from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
 from warren.train.engine import Engine
 from warren.train.flops import FlopsCount
 from warren.train.guards import Guard, overflow
-from warren.train.kernels import choose_attention
+from warren.train.kernels import choose_attention, compile_layers
 from warren.train.memory import memory_explained
 from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
@@ -118,6 +118,8 @@ class TrainingLoop:
         zero_stage = self.resources.zero_stage
         universal = resizes(start, self.ranks.world_size, zero_stage)
         choose_attention(model, self.resources)
+        if self.resources.compile:
+            compile_layers(model)
         objective = Objective(model, self.inputs)
         if start is None:
             self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps)

@@ -55,6 +55,12 @@ def test_adapters_without_a_language_model_that_trains_are_refused() -> None:
         load(lora, "finetune.trainable=[projector]")
 
 
+def test_compiled_layers_need_whole_weights() -> None:
+    assert load_config(Resources, "laptop", RESOURCES, ["compile=true", "zero_stage=2"]).compile
+    with pytest.raises(ConfigError, match="compile: true needs zero_stage 2 or less"):
+        load_config(Resources, "laptop", RESOURCES, ["compile=true", "zero_stage=3"])
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no recipe named 'dmeo'; did you mean 'demo'"):
         load_config(Recipe, "dmeo", FOLDERS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional
 
 from factories import colour_sample, tiny_model_config
@@ -14,7 +15,7 @@ from warren.data.sample import Sample, Turn
 from warren.errors import ModelError
 from warren.models import build_model, freeze_all_but, train_tokenizer
 from warren.train import attention
-from warren.train.kernels import choose_attention
+from warren.train.kernels import choose_attention, compile_layers
 from warren.train.objective import Objective, to_tensors
 
 CPU = torch.device("cpu")
@@ -113,6 +114,26 @@ def test_every_language_model_keeps_packed_samples_apart(
     packed = loss_and_gradient(one, parts_of(tiny_inputs, 1, 2, 120))
     assert packed[0] == pytest.approx(whole[0], rel=1e-7)  # Gemma's norms compute in float32
     assert torch.allclose(packed[1], whole[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_layers_share_one_compilation_and_give_the_same_gradient(tiny_inputs: tuple[Inputs, str]) -> None:
+    texts = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
+    model = build_model(tiny_model_config(num_hidden_layers=8), train_tokenizer(texts, 320), seed=1)
+    one = Objective(model.double(), tiny_inputs[0]).double()
+    whole = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
+    choose_attention(model, Resources(num_workers=1, micro_batch_size=1))
+    compile_layers(model)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = []
+    for packed_tokens in (96, 120):
+        fast = loss_and_gradient(one, parts_of(tiny_inputs, 1, 2, packed_tokens))
+        assert fast[0] == pytest.approx(whole[0], rel=1e-7)
+        assert torch.allclose(fast[1], whole[1], rtol=1e-4, atol=1e-6)
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert compiled == [compiled[0]] * 2  # other lengths compile nothing
+    assert 0 < compiled[0] < 8  # as many as a layer has pieces, not as there are layers
 
 
 def test_flash_attention_gets_packed_samples_one_behind_the_other(
