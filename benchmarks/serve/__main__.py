@@ -72,6 +72,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--modes", nargs="+", choices=_MODES, default=[m for m in _MODES if m != "vllm" or not why_not()]
     )
+    parser.add_argument(
+        "--step-budget-tokens", type=int, help="prompt tokens that Warren's step reads beside answers (its own default)"
+    )
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     if options.quick:
@@ -98,7 +101,9 @@ def _measure(
             served.remove()
             url = stack.enter_context(VllmServer(served.model_folder, NAME, _CONTEXT_TOKENS, _NUM_SLOTS)).url
         else:
-            served.deploy(*_DEPLOYMENTS[mode])
+            build, args = _DEPLOYMENTS[mode]
+            own = {"step_budget_tokens": options.step_budget_tokens} if mode == "warren" else {}
+            served.deploy(build, args | own)
             url = served.url
         for clients in options.clients:
             load = _load(clients, options)
