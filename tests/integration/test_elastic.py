@@ -24,9 +24,9 @@ from warren.train.checkpoint import CheckpointManifest
 from warren.train.record import Run
 from warren.train.report import read_metrics
 
-STEPS = 300
+STEPS = 450
 STORE_BYTES = 200_000_000
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Weights as a CPU multiplies them fastest: packed once for oneDNN. MKL would read them as they lie, every time."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,9 +32,9 @@ def pack_weights(model: nn.Module, embedding: nn.Module) -> None:
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    # Not of its subclasses: their owners read their weights.
-    linears = [(name, part) for name, part in model.named_modules() if type(part) is nn.Linear]
-    for name, linear in linears:
+    # Not of its subclasses: their owners read their weights. By name, so that each is freed before the next is packed.
+    for name in [name for name, part in model.named_modules() if type(part) is nn.Linear]:
+        linear: Any = model.get_submodule(name)
         weight = linear.weight
         if weight.is_cpu and weight.dtype == torch.float32 and weight is not embedding.weight:
             model.set_submodule(name, PackedLinear(linear))

@@ -15,7 +15,7 @@ class Tied(nn.Module):
         self.embed = nn.Embedding(40, 24)
         self.layers = nn.ModuleList([nn.Linear(24, 24), nn.Linear(24, 24, bias=False)])
         self.attention = nn.MultiheadAttention(24, 2)  # reads the weight of its own linear layer
-        self.half = nn.Linear(24, 24, dtype=torch.bfloat16)
+        self.in_bf16 = nn.Linear(24, 24, dtype=torch.bfloat16)
         self.head = nn.Linear(24, 40, bias=False)
         self.head.weight = self.embed.weight
 
