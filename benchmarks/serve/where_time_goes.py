@@ -19,6 +19,7 @@ from benchmarks.serve.model import IMAGE_PX, publish_model
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.inference import Batch, EngineOptions, GenerationRequest, Prompt, SamplingParams, encode_request
+from warren.inference.weights import PackedLinear
 from warren.models import load_bundle
 from warren.storage import Location
 
@@ -65,6 +66,24 @@ def main() -> None:
     _print_parts(pstats.Stats(profile), options.steps)
     batch.add(options.rows, request())
     print(f"the same while a prompt with a picture is read: {_median_ms(batch, 4):.1f} ms a step")
+    _compare_products()
+
+
+def _compare_products() -> None:
+    """Print what share of a plain product's time a packed one takes, weights of many layers after one another."""
+    plain = [torch.nn.Linear(512, 1536, bias=False) for _ in range(36)]  # more than caches hold
+    packed = [PackedLinear(layer) for layer in plain]
+    for num_tokens in (1, 4, 8, 32, 64, 512):
+        values = torch.randn(num_tokens, 512)
+        taken: dict[bool, list[float]] = {False: [], True: []}
+        for is_packed in [False, True] * 15:
+            start = time.thread_time()
+            with torch.inference_mode():
+                for layer in packed if is_packed else plain:
+                    layer(values)
+            taken[is_packed].append(time.thread_time() - start)
+        share = np.median(taken[True]) / np.median(taken[False])
+        print(f"products of {num_tokens} tokens with packed weights: {share:.2f} of the time")
 
 
 def _median_ms(batch: Batch, steps: int) -> float:

@@ -48,7 +48,10 @@ def figures(row: dict[str, Any]) -> list[float]:
     return [row["loss"], row["grad_norm"], row.get("validation_loss", 0.0)]
 
 
-def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(training: Training) -> None:
+def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     # With three ranks and micro-batches of one sample, one of the nine is empty; some hold text only.
     cuts = [(0, 8, 1), (2, 2, 1), (1, 4, 2), (3, 2, 2), (0, 2, 3), (2, 1, 3), (3, 1, 4)]
     curves = {}
@@ -61,12 +64,14 @@ def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
         one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=1, changes={"packing": True})
         [curves[name], *_] = one.train(world_size)
         assert all(row["padding_fraction"] < 0.2 for row in curves[name])
+    assert not [*(tmp_path / "compiled").rglob("*.cpp")]
     for zero_stage, changes in ((0, {"packing": True}), (2, {"gradient_checkpointing": True})):
         name = f"zero{zero_stage}-compiled"
         one = replace(
             training, name=name, zero_stage=zero_stage, micro_batch_size=2, changes={**changes, "compile": True}
         )
         [curves[name], *_] = one.train(2)
+    assert [*(tmp_path / "compiled").rglob("*.cpp")]
     whole = curves["zero0-micro8-ranks1"]
     assert len(whole) == STEPS
     assert whole[-1]["loss"] < whole[0]["loss"]
