@@ -25,7 +25,7 @@ from warren.storage import Location
 
 _PARTS = {  # what the profiler calls it, and whether what it calls belongs to it
     "products with weights": ("<built-in method torch._ops.mkldnn._linear_pointwise>", False),
-    "attention": ("<built-in method torch._C._nn.scaled_dot_product_attention>", False),
+    "attention": ("attention.py:attend", True),
     "writing keys and values": ("cache.py:update", True),
     "choosing tokens": ("sampling.py:choose", True),
     "text of the tokens": ("batch.py:_settle", True),

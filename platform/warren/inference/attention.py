@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from warren.inference.decode_kernel import attend_rows, can_attend
+
 NAME = "warren_slots"
 """What transformers knows it by. Outside of `reading` it is transformers' own, so `generate` works as ever."""
 
@@ -28,23 +30,23 @@ class Span:
     Attributes:
         tokens: Where they are in the pass.
         slots: Their rows.
-        length: L, the longest row, the new tokens included.
-        seen: bool [rows, 1, tokens per row, L], what each token may look at.
+        positions: int64 [rows, tokens per row], where in its row each token is; on the host.
+        seen: bool [rows, 1, tokens per row, longest row], what each token may look at.
     """
 
     tokens: slice
     slots: slice
-    length: int
+    positions: Tensor
     seen: Tensor
 
     @classmethod
-    def of(cls, start: int, first_slot: int, positions: Tensor) -> "Span":
-        """Make the span of tokens from `start` on, at int64 [rows, tokens per row] positions of their rows."""
+    def of(cls, start: int, first_slot: int, positions: Tensor, device: torch.device) -> "Span":
+        """Make the span of tokens from `start` on, at these positions of their rows."""
         rows, width = positions.shape
-        length = int(positions.max()) + 1
         # Everything at or before a position was written: one comparison is causality and padding at once.
-        seen = torch.arange(length, device=positions.device) <= positions[:, None, :, None]
-        return cls(slice(start, start + rows * width), slice(first_slot, first_slot + rows), length, seen)
+        seen = torch.arange(int(positions.max()) + 1) <= positions[:, None, :, None]
+        tokens, slots = slice(start, start + rows * width), slice(first_slot, first_slot + rows)
+        return cls(tokens, slots, positions, seen.to(device))
 
 
 _SPANS: ContextVar[Sequence[Span] | None] = ContextVar("spans", default=None)
@@ -99,12 +101,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: Span, scaling: floa
 
     Query heads that share a key/value head are laid behind each other like tokens: then none of the cache is repeated.
     """
-    rows, _, width, _ = span.seen.shape
+    if span.positions.shape[1] == 1 and can_attend(query):
+        lengths = span.positions[:, 0].numpy() + 1
+        return attend_rows(query.transpose(0, 1), key[span.slots], value[span.slots], lengths, scaling)
+    rows, _, width, length = span.seen.shape
     num_heads, num_kv_heads, dim = query.shape[0], key.shape[1], query.shape[-1]
     group = num_heads // num_kv_heads
     shared = query.reshape(num_kv_heads, group, rows, width, dim).permute(2, 0, 1, 3, 4)
     shared = shared.reshape(rows, num_kv_heads, group * width, dim)
-    keys, values = (store[span.slots, :, : span.length] for store in (key, value))
+    keys, values = (store[span.slots, :, :length] for store in (key, value))
     seen = span.seen if width == 1 else span.seen.repeat(1, 1, group, 1)
     told = functional.scaled_dot_product_attention(shared, keys, values, attn_mask=seen, scale=scaling)
     told = told.view(rows, num_kv_heads, group, width, -1).permute(0, 3, 1, 2, 4)

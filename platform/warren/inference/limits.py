@@ -13,10 +13,7 @@ from warren.inference.engine import GenerationRequest, RequestRefusedError
 _SMALLEST_READ_TOKENS = 32
 """So many more tokens make a pass little longer: most of its time is reading the weights."""
 
-_ANSWER_COST_TOKENS = 3
-"""A running answer takes about as much of a pass as so many tokens of a prompt: it reads all its keys and values."""
-
-_CPU_STEP_TOKENS = 64
+_CPU_STEP_TOKENS = 80
 """Gaps between tokens no longer than those of static batches; docs/benchmarks.md has what more of it gives."""
 
 
@@ -29,7 +26,7 @@ class EngineOptions:
         max_context_tokens: Prompt and answer together; None for what the model was made for.
         prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
         step_budget_tokens: The same while answers run, they included: the more run, the less is read beside them, so
-            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 64 on a CPU,
+            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 80 on a CPU,
             and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
@@ -51,8 +48,7 @@ class EngineOptions:
             budget = _CPU_STEP_TOKENS
         if budget is None or not num_decoding:
             return self.prefill_budget_tokens
-        left = budget - num_decoding * _ANSWER_COST_TOKENS
-        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, left))
+        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, budget - num_decoding))
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "prefill_budget_tokens", "step_budget_tokens"):

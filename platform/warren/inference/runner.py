@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration
 from warren.data.inputs import Inputs
 from warren.inference.attention import NAME, Span, reading
 from warren.inference.cache import SlotCache
+from warren.inference.decode_kernel import can_attend, compiled
 from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import GenerationRequest
 from warren.inference.features import ImageFeatures
@@ -73,6 +74,8 @@ class Runner:
         self._image_cost = _image_cost(model, self._tokens_per_image)
         model.model.language_model.set_attn_implementation(NAME)
         pack_weights(model, self._embed)
+        if can_attend(model.lm_head.weight):
+            compiled()  # now, not while the first answer waits
 
     def costs_of(self, prompt_ids: np.ndarray) -> np.ndarray:
         """Return what reading a prompt up to and with each token costs: a picture's features at its first token."""
@@ -109,7 +112,7 @@ class Runner:
             blocks.append((first_slot + number, torch.arange(row.length, row.length + count)[None]))
         spans, slots, start = [], [], 0
         for slot, positions in blocks:
-            spans.append(Span.of(start, slot, positions.to(self.device)))
+            spans.append(Span.of(start, slot, positions, self.device))
             slots.append(torch.arange(slot, slot + len(positions)).repeat_interleave(positions.shape[1]))
             start += positions.numel()
         positions = torch.cat([positions.flatten() for _, positions in blocks])
