@@ -221,12 +221,18 @@ def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(
     endpoint.wait_for("RUNNING")
 
 
-def test_a_limit_holds_over_all_ingress_replicas_and_without_its_accounts(
-    endpoint: Endpoint, first_release: Location
+def test_a_limit_holds_over_all_ingress_replicas_while_a_release_rolls_in_and_without_its_accounts(
+    endpoint: Endpoint, first_release: Location, publish_model: Callable[[str, int], Location]
 ) -> None:
     """Two replicas that counted alone would let up to twice as many in."""
-    many = {"ingress_min_replicas": 2, "ingress_max_replicas": 2, "ingress_num_cpus": 0.1}
-    endpoint.deploy(first_release, requests_per_minute=4, **many)
+    limit = 4
+    many = {
+        "requests_per_minute": limit,
+        "ingress_min_replicas": 2,
+        "ingress_max_replicas": 2,
+        "ingress_num_cpus": 0.1,
+    }
+    endpoint.deploy(first_release, **many)
     time.sleep(1)
     endpoint.wait_for("RUNNING")
     endpoint.wait_for_replicas("Ingress", 2)
@@ -238,7 +244,30 @@ def test_a_limit_holds_over_all_ingress_replicas_and_without_its_accounts(
     with ThreadPoolExecutor(4) as pool:
         statuses = list(pool.map(status, range(16)))
     assert set(statuses) == {200, 429}
-    assert 4 <= statuses.count(200) <= 5  # a place comes back every 15 seconds
+    assert limit <= statuses.count(200) <= limit + 1  # a place comes back every 15 seconds
+
+    before, rolling = endpoint.pids_of("Accounts"), True
+
+    def statuses_meanwhile() -> list[int]:
+        found = []
+        while rolling:
+            found.append(status(0))
+            time.sleep(0.1)
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(statuses_meanwhile)
+        try:
+            endpoint.deploy(publish_model("limited", 4), **many)
+            time.sleep(1)
+            endpoint.wait_for("RUNNING")
+        finally:
+            rolling = False
+        statuses = meanwhile.result() + [status(0) for _ in range(2 * limit)]
+    assert endpoint.pids_of("Accounts") != before
+    assert set(statuses) <= {200, 429}, "no request fails for want of accounts"
+    assert 429 in statuses[-2 * limit :], "the new release keeps the limit"
+
     (accounts,) = endpoint.pids_of("Accounts")
     os.kill(accounts, signal.SIGKILL)
     assert status(0) in (200, 429), "each replica counts for itself meanwhile"
