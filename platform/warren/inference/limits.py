@@ -10,10 +10,10 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError
 from warren.inference.engine import GenerationRequest, RequestRefusedError
 
-_SMALLEST_READ_TOKENS = 32
-"""So many more tokens make a pass little longer: most of its time is reading the weights."""
+_SMALLEST_READ_TOKENS = 16
+"""Prompts come to their end however many answers run."""
 
-_CPU_STEP_TOKENS = 64
+_CPU_STEP_TOKENS = 48
 """Gaps between tokens no longer than those of static batches; docs/benchmarks.md has what more of it gives."""
 
 
@@ -26,7 +26,7 @@ class EngineOptions:
         max_context_tokens: Prompt and answer together; None for what the model was made for.
         prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
         step_budget_tokens: The same while answers run, they included: the more run, the less is read beside them, so
-            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 64 on a CPU,
+            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 48 on a CPU,
             and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
