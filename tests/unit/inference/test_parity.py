@@ -21,6 +21,7 @@ from warren.inference import (
     Prompt,
     SamplingParams,
     TokenDelta,
+    attention,
     encode_request,
     generate_all,
 )
@@ -69,10 +70,18 @@ def _alone(model: Any, inputs: Any, request: GenerationRequest, eos: int) -> tup
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("num_slots", "budget"), [(5, 40), (3, 4096)])
+@pytest.mark.parametrize(("num_slots", "budget", "as_on_a_gpu"), [(5, 40, False), (3, 4096, False), (4, 100, True)])
 def test_greedy_tokens_equal_single_generate_in_any_company(
-    model_folder: Callable[[str], Path], family: str, num_slots: int, budget: int
+    model_folder: Callable[[str], Path],
+    family: str,
+    num_slots: int,
+    budget: int,
+    as_on_a_gpu: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if as_on_a_gpu:  # torch's attention decodes, too
+        monkeypatch.setattr(attention, "can_attend", lambda _: False)
+        monkeypatch.delattr(attention, "attend_rows")
     model, inputs, tokenizer_json = load_bundle(model_folder(family))
     model.generation_config.eos_token_id = None
     tokenizer = tokenizer_from_json(tokenizer_json)
