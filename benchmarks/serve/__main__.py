@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serve.alone import endpoint_latency_s, engine_latency_s
+import numpy as np
+
+from benchmarks.serve.alone import latencies_s
 from benchmarks.serve.cluster import Endpoint, endpoint
 from benchmarks.serve.figures import Figures, draw, figures_of, middle, table
 from benchmarks.serve.load import Load, send_all
@@ -35,8 +37,7 @@ def main() -> None:
     """Measure, print and draw."""
     options = _options()
     results: dict[str, dict[int, list[Figures]]] = {mode: {} for mode in options.modes}
-    through: list[float] = []
-    alone: list[float] = []
+    through_and_alone_s: list[tuple[float, float]] = []
     num_tokens = sum(options.new_tokens) // len(options.new_tokens)
     vllm_reason = None if "vllm" in options.modes else why_not() or "not asked for"
     with endpoint(options.quick) as served:
@@ -45,16 +46,16 @@ def main() -> None:
                 try:
                     _measure(served, mode, number, options, results[mode])
                     if mode == "warren":
-                        through.append(endpoint_latency_s(served.url, NAME, IMAGE_PX, num_tokens, _ALONE_SEED))
+                        where = (served.url, NAME, served.model_folder, IMAGE_PX)
+                        through_and_alone_s.append(latencies_s(*where, num_tokens, _ALONE_SEED))
                 except VllmError as error:
                     vllm_reason = str(error)
             served.remove()
-            alone.append(engine_latency_s(served.model_folder, IMAGE_PX, num_tokens, _ALONE_SEED))
     medians = {mode: {n: middle(rounds) for n, rounds in by.items()} for mode, by in results.items() if by}
     print(table(medians))
     if options.plot:
         draw(medians, options.plot)
-    print(json.dumps(_summary(medians, min(alone), min(through, default=None), options) | {"vllm_reason": vllm_reason}))
+    print(json.dumps(_summary(medians, through_and_alone_s, options) | {"vllm_reason": vllm_reason}))
 
 
 def _options() -> argparse.Namespace:
@@ -119,11 +120,12 @@ def _measure(
 
 
 def _summary(
-    medians: dict[str, dict[int, Figures]], alone_s: float, through_s: float | None, options: argparse.Namespace
+    medians: dict[str, dict[int, Figures]], through_and_alone_s: list[tuple[float, float]], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the figures by which changes are judged, at 32 clients (or the most that were measured)."""
     level = 32 if 32 in options.clients else max(options.clients)
     own = medians.get("warren", {}).get(level)
+    through_s, alone_s = np.median(through_and_alone_s, axis=0).tolist() if through_and_alone_s else (None, None)
 
     def ratio(other: str) -> float | None:
         theirs = medians.get(other, {}).get(level, {}).get("tokens_per_s")
@@ -136,7 +138,7 @@ def _summary(
         "tokens_per_s_vs_sequential_at_32": ratio("sequential"),
         "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
         "tokens_per_s_vs_vllm_cpu": ratio("vllm"),
-        "engine_alone_p50_s": round(alone_s, 4),
+        "engine_alone_p50_s": round(alone_s, 4) if through_s else None,
         "endpoint_alone_p50_s": round(through_s, 4) if through_s else None,
         "ingress_overhead_fraction": round(1 - alone_s / through_s, 4) if through_s else None,
         **{

@@ -11,6 +11,7 @@ release rolls in as new `args`: Serve starts replicas of the new version beside 
 """
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -35,6 +36,8 @@ from warren_serve.remote import RemoteAccounts, RemoteBackend
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
+logger = logging.getLogger(__name__)
+
 INGRESS, ENGINE, ACCOUNTS = "Ingress", "Engine", "Accounts"
 _ACCOUNTS_ONGOING = 10_000  # they wait for nothing
 
@@ -57,18 +60,25 @@ class EngineServer:
         self._mirror = Mirror(engine_registry(self._backend.engine.stats))
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece | ApiError]:
-        """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way."""
+        """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way.
+
+        A replica whose engine is gone ends with it, not when its health is next checked: never busy, it would be sent
+        every request meanwhile. As it is, those that have no answer yet ask another one.
+        """
         pieces = self._backend.ask(question)
         try:
             async for piece in pieces:
                 yield piece
         except ApiError as error:
+            if not self._backend.is_alive:
+                logger.error("the engine is gone, and this replica with it")
+                os._exit(1)
             yield error
         finally:
             await pieces.aclose()
 
     def check_health(self) -> None:
-        """Raise when the engine's thread is dead, so that Serve replaces the replica.
+        """Raise when the engine is dead, so that Serve replaces the replica.
 
         Raises:
             ServiceError: The engine does not run.

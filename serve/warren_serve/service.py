@@ -141,7 +141,7 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
 def _engine_of(settings: ServeSettings, folder: Path, num_threads: int) -> TransformersEngine | VllmEngine:
     if settings.engine == "vllm":
         return VllmEngine(folder, settings.engine_options)
-    return TransformersEngine.load(folder, settings.engine_options, num_threads)
+    return TransformersEngine(folder, settings.engine_options, num_threads)
 
 
 def _warm_up(engine: TransformersEngine | VllmEngine) -> None:

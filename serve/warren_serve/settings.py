@@ -29,7 +29,7 @@ class ServeSettings(Config):
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
         prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, pictures in proportion.
-        step_budget_tokens: The same while answers run, each of which counts as one; None for 48 on a CPU, and for no
+        step_budget_tokens: The same while answers run, each of which counts as two; None for 96 on a CPU, and for no
             bound but the former on a GPU. Small keeps gaps between tokens short, large starts answers sooner.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Refuse to start with slots that need more.

@@ -1,8 +1,6 @@
 """The endpoint behind Ray Serve's own proxy: raw sockets that misbehave, and a replica that is killed."""
 
 import json
-import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import ray
 from ray.util.state import list_actors
@@ -153,13 +152,17 @@ def test_figures_of_ingress_and_engine_come_together(url: str) -> None:
     wait_for(found, 60)
 
 
-def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: str) -> None:
+@pytest.mark.parametrize("killed", ["replica", "engine"])
+def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: str, killed: str) -> None:
+    """The engine is a process of its own: neither lives without the other."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     (pid,) = engine_pids()
+    replica = psutil.Process(pid)
+    (engine,) = replica.children()
     stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
     told = [next(stream) for _ in range(5)]
     assert told
-    os.kill(pid, signal.SIGKILL)
+    (replica if killed == "replica" else engine).kill()
     with pytest.raises(openai.APIError) as error:
         list(stream)
     assert error.value.code == "unavailable"
@@ -173,4 +176,5 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
 
     wait_for(answered, 60)
     assert engine_pids() != [pid]
+    assert not psutil.wait_procs([replica, engine], timeout=10)[1]
     assert ray.is_initialized()

@@ -2,7 +2,7 @@
 
 EngineError (ServiceError)
 ├── EngineBusyError             every slot and every waiting place is taken: try again later
-├── EngineClosedError           the engine was closed, or its thread died
+├── EngineClosedError           the engine was closed, or died
 ├── RequestRefusedError         the request can never run here: too long, or malformed
 └── GenerationFailedError       this one request failed; the others go on
 """
@@ -28,7 +28,7 @@ class EngineBusyError(EngineError):
 
 
 class EngineClosedError(EngineError):
-    """The engine was closed, or its thread died."""
+    """The engine was closed, or died."""
 
 
 class RequestRefusedError(EngineError):

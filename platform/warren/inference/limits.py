@@ -13,7 +13,11 @@ from warren.inference.engine import GenerationRequest, RequestRefusedError
 _SMALLEST_READ_TOKENS = 16
 """Prompts come to their end however many answers run."""
 
-_CPU_STEP_TOKENS = 48
+_ANSWER_COST_TOKENS = 2
+"""The next token of an answer takes a CPU about twice as long as a prompt's: it attends to all before it, and is chosen
+from the whole vocabulary. Counted so, steps take about as long however many answers run."""
+
+_CPU_STEP_TOKENS = 96
 """Gaps between tokens no longer than those of static batches; docs/benchmarks.md has what more of it gives."""
 
 
@@ -25,9 +29,9 @@ class EngineOptions:
         num_slots: Requests that run at the same time; each owns one slot of the cache.
         max_context_tokens: Prompt and answer together; None for what the model was made for.
         prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
-        step_budget_tokens: The same while answers run, they included: the more run, the less is read beside them, so
-            that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None for 48 on a CPU,
-            and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
+        step_budget_tokens: The same while answers run, each of which counts as two: the more run, the less is read
+            beside them, so that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None
+            for 96 on a CPU, and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
         max_waiting: Requests that wait for a slot; more are refused.
         image_cache_bytes: Visual features kept for repeated pictures.
         max_kv_bytes: Upper limit of keys and values; None for none.
@@ -48,7 +52,7 @@ class EngineOptions:
             budget = _CPU_STEP_TOKENS
         if budget is None or not num_decoding:
             return self.prefill_budget_tokens
-        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, budget - num_decoding))
+        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, budget - _ANSWER_COST_TOKENS * num_decoding))
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "prefill_budget_tokens", "step_budget_tokens"):

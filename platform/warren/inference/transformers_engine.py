@@ -1,15 +1,19 @@
-"""The default engine: continuous batching over a transformers model, in one worker thread."""
+"""The default engine: continuous batching over a transformers model, in a process of its own."""
 
 import asyncio
 import logging
+import os
+import socket
+import subprocess
+import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
-import torch
-from transformers import LlavaForConditionalGeneration
-
-from warren.data.inputs import Inputs, tokenizer_from_json
-from warren.inference.batch import Batch, Event
+from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
+from warren.errors import ReleaseError, WarrenError
+from warren.inference.batch import Event
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
@@ -18,136 +22,144 @@ from warren.inference.engine import (
     GenerationRequest,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions
+from warren.inference.limits import EngineOptions, check_request
 from warren.inference.streams import QueueStream
-from warren.models import load_bundle
+from warren.inference.worker import Command, Order, Report
 
 logger = logging.getLogger(__name__)
 
+_START = "import sys; from warren.inference.worker import main; main(int(sys.argv[1]))"
+
 
 class TransformersEngine:
-    """An `Engine` over one loaded model.
+    """An `Engine` whose model is loaded by another process, onto the GPU where there is one.
 
     Args:
-        model: In evaluation mode, on its device. The engine is its only user.
-        inputs: What it was trained on.
-        tokenizer_json: The text of its tokenizer.
+        folder: A model folder that Warren wrote; it may be deleted afterwards.
         options: How much to hold.
         num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
 
     Raises:
+        ReleaseError: The folder does not load.
         ConfigError: The options do not fit the model.
     """
 
-    def __init__(
-        self,
-        model: LlavaForConditionalGeneration,
-        inputs: Inputs,
-        tokenizer_json: str,
-        options: EngineOptions,
-        num_threads: int = 1,
-    ) -> None:
-        self.inputs = inputs
-        self.tokenizer = tokenizer_from_json(tokenizer_json)
-        self._batch = Batch(model, inputs, self.tokenizer, options)
+    def __init__(self, folder: Path, options: EngineOptions, num_threads: int = 1) -> None:
+        self._process, self._connection = _start()
+        try:
+            self._stats = self._load(Order(folder, options, num_threads, logger.getEffectiveLevel()))
+            self.inputs = Inputs.load(folder)
+            self.tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
+        except BaseException:
+            self._end_process()
+            raise
         self._max_requests = options.num_slots + options.max_waiting
-        self._num_threads = max(1, num_threads)
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
         self._streams: dict[int, QueueStream] = {}
-        self._new: list[tuple[int, GenerationRequest]] = []
-        self._cancelled: list[int] = []
         self._last_key = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="warren-engine", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    def load(cls, folder: Path, options: EngineOptions, num_threads: int = 1) -> "TransformersEngine":
-        """Load a model folder that Warren wrote, onto the GPU where there is one.
-
-        Raises:
-            ReleaseError: The folder does not load.
-            ConfigError: The options do not fit the model.
-        """
-        model, inputs, tokenizer_json = load_bundle(folder)
-        if torch.cuda.is_available():
-            model = model.to("cuda")
-        return cls(model, inputs, tokenizer_json, options, num_threads)
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        threading.Thread(target=self._send, name="warren-engine-out", daemon=True).start()
+        self._reader = threading.Thread(target=self._receive, name="warren-engine-in", daemon=True)
+        self._reader.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker thread runs and takes requests."""
-        return not self._closed and self._thread.is_alive()
+        """Whether the process runs and requests are taken."""
+        return not self._closed
 
     @property
     def max_context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._batch.max_context_tokens
+        return self._stats.max_context_tokens
+
+    @property
+    def pid(self) -> int:
+        """The process that owns the model."""
+        return self._process.pid
 
     def submit(self, request: GenerationRequest) -> QueueStream:
         """Queue a request; see `Engine.submit`."""
-        self._batch.check(request)
-        with self._wake:
-            if not self.is_alive:
+        check_request(request, self.inputs.tokens, self.max_context_tokens)
+        with self._lock:
+            if self._closed:
                 raise EngineClosedError("the engine no longer runs")
             if len(self._streams) >= self._max_requests:
                 raise EngineBusyError(f"{len(self._streams)} requests are running or waiting already")
             self._last_key += 1
             stream = self._streams[self._last_key] = QueueStream(self._last_key, self.cancel)
-            self._new.append((self._last_key, request))
-            self._wake.notify()
+            self._commands.put((stream.key, request))
         return stream
 
     def cancel(self, key: int) -> None:
         """Free a request's slot before the next step; harmless after its end."""
-        with self._wake:
+        with self._lock:
             if self._streams.pop(key, None):
-                self._cancelled.append(key)
-                self._wake.notify()
+                self._commands.put((key, None))
 
     def stats(self) -> EngineStats:
-        """Return counts; callable from any thread."""
-        return self._batch.stats()
+        """Return counts as of the last step; callable from any thread."""
+        return self._stats
 
     def close(self) -> None:
-        """Stop the thread and fail what is unfinished."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=60.0)
+        """End the process and fail what is unfinished."""
+        self._end_process()
+        if self._reader is not threading.current_thread():
+            self._reader.join(timeout=60.0)
 
-    def _run(self) -> None:
-        torch.set_num_threads(self._num_threads)  # counts for this thread
-        error: EngineError = EngineClosedError("the engine was closed")
+    def _load(self, order: Order) -> EngineStats:
+        self._connection.send(order)
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                code = self._process.wait()
+                raise ReleaseError(
+                    f"the engine's process ended with code {code} while loading {order.folder}"
+                ) from None
+            if isinstance(message, WarrenError):
+                raise message
+            if isinstance(message, Report):
+                return message.stats
+            logging.getLogger(message.name).handle(message)
+
+    def _send(self) -> None:
+        """Hand commands over, from a thread: a pipe may be full while the other end computes."""
+        while command := self._commands.get():
+            try:
+                self._connection.send(command)
+            except OSError:
+                return  # the process is gone, as the reader finds too
+
+    def _receive(self) -> None:
+        error: EngineError | None = None
         try:
-            while self._take_commands():
-                self._publish(self._batch.step())
-        except Exception as failure:
-            logger.exception("the engine died")
-            error = EngineClosedError(f"the engine died: {failure}")
-        with self._wake:
+            while error is None:
+                message = self._connection.recv()
+                if isinstance(message, Report):
+                    self._stats = message.stats
+                    self._publish(message.events)
+                elif isinstance(message, EngineError):
+                    error = message
+                else:
+                    logging.getLogger(message.name).handle(message)
+        except (EOFError, OSError):
+            error = EngineClosedError("the engine's process ended")
+        with self._lock:
             self._closed = True
             keys = list(self._streams)
-        self._publish([(key, error) for key in keys])
+        self._commands.put(None)
+        self._publish(tuple((key, error) for key in keys))
+        self._end_process()
 
-    def _take_commands(self) -> bool:
-        """Wait for work and hand it to the batch; returns False once the engine is closed."""
-        with self._wake:
-            while not (self._closed or self._new or self._cancelled or self._batch.has_work):
-                self._wake.wait()
-            new, self._new = self._new, []
-            cancelled, self._cancelled = self._cancelled, []
-        for key, request in new:
-            self._batch.add(key, request)
-        for key in cancelled:
-            self._batch.cancel(key)
-        return not self._closed
+    def _end_process(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
-    def _publish(self, events: list[Event]) -> None:
+    def _publish(self, events: tuple[Event, ...]) -> None:
         """Hand events to their readers: one wake-up per event loop and step."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[QueueStream, TokenDelta | EngineError]]] = {}
-        with self._wake:
+        with self._lock:
             for key, item in events:
                 stream = self._streams.get(key)
                 if stream is None:
@@ -161,6 +173,20 @@ class TransformersEngine:
             except RuntimeError:  # the loop is closed: nobody reads any more
                 for stream, _ in items:
                     self.cancel(stream.key)
+
+
+def _start() -> tuple["subprocess.Popen[bytes]", Connection]:
+    """Start a worker; returns it with this end of its pipe."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            # `-c` and the path: modules that a job shipped are found as here, and this process' own are not run again.
+            [sys.executable, "-c", _START, str(theirs.fileno())],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # whoever interrupts this process is answered by it alone
+        )
+    return process, Connection(ours.detach())
 
 
 def _deliver(items: list[tuple[QueueStream, TokenDelta | EngineError]]) -> None:

@@ -1,6 +1,10 @@
 """The engine's promises: bounded, isolated, cancellable, alive or honestly dead."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +16,7 @@ import torch
 
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
-from warren.errors import ConfigError
+from warren.errors import ConfigError, ReleaseError
 from warren.inference import (
     Batch,
     EngineBusyError,
@@ -29,7 +33,9 @@ from warren.inference import (
     completion_of,
     encode_request,
     generate_all,
+    transformers_engine,
 )
+from warren.inference.batch import MAX_FAILURES_IN_A_ROW
 from warren.inference.limits import context_limit
 from warren.inference.testing import png_bytes
 from warren.models import load_bundle
@@ -37,11 +43,24 @@ from warren.models import load_bundle
 OPTIONS = EngineOptions(num_slots=2, prefill_budget_tokens=32, max_waiting=2, image_cache_bytes=10_000)
 
 
-@pytest.fixture
-def engine(model_folder: Callable[[str], Path]) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine.load(model_folder("qwen2"), OPTIONS)
+@pytest.fixture(scope="module")
+def shared(model_folder: Callable[[str], Path]) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(model_folder("qwen2"), OPTIONS)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def engine(shared: TransformersEngine) -> TransformersEngine:
+    """An engine that has nothing to do, and outlives the test."""
+    asyncio.run(_until(lambda: (shared.stats().num_running, shared.stats().num_waiting) == (0, 0)))
+    return shared
+
+
+@pytest.fixture
+def batch(model_folder: Callable[[str], Path]) -> Batch:
+    model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
+    return Batch(model, inputs, tokenizer_from_json(tokenizer_json), OPTIONS)
 
 
 def _request(engine: TransformersEngine, words: str = "what?", new: int = 8, **sampling: Any) -> GenerationRequest:
@@ -62,6 +81,8 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def test_more_requests_than_slots_all_end(engine: TransformersEngine) -> None:
+    before = engine.stats()
+
     async def main() -> None:
         requests = [_request(engine, "what " * n, new=3 + n) for n in range(4)]
         answers = await asyncio.gather(*(_all(engine.submit(request)) for request in requests))
@@ -72,7 +93,8 @@ def test_more_requests_than_slots_all_end(engine: TransformersEngine) -> None:
 
     asyncio.run(main())
     stats = engine.stats()
-    assert (stats.num_finished, stats.num_running, stats.num_waiting, stats.kv_used_tokens) == (4, 0, 0, 0)
+    assert stats.num_finished - before.num_finished == 4
+    assert (stats.num_running, stats.num_waiting, stats.kv_used_tokens) == (0, 0, 0)
     assert stats.kv_bytes == 2 * 2 * 2 * 2 * 256 * 16 * 4  # K and V, layers, slots, heads, capacity, dimension
 
 
@@ -89,6 +111,8 @@ def test_one_too_many_is_refused_and_nothing_is_queued(engine: TransformersEngin
 
 
 def test_abort_frees_the_slot_for_the_next(engine: TransformersEngine) -> None:
+    before = engine.stats()
+
     async def main() -> None:
         hogs = [engine.submit(_request(engine, new=200)) for _ in range(2)]
         await anext(aiter(hogs[0]))
@@ -100,8 +124,8 @@ def test_abort_frees_the_slot_for_the_next(engine: TransformersEngine) -> None:
         await _until(lambda: engine.stats().num_running == 0)
 
     asyncio.run(main())
-    assert engine.stats().num_cancelled == 2
-    assert engine.stats().num_generated_tokens < 100
+    assert engine.stats().num_cancelled - before.num_cancelled == 2
+    assert engine.stats().num_generated_tokens - before.num_generated_tokens < 100
 
 
 def test_reading_an_aborted_stream_ends_with_an_error(engine: TransformersEngine) -> None:
@@ -126,70 +150,108 @@ def test_what_can_never_run_is_refused_at_once(engine: TransformersEngine, new: 
     asyncio.run(main())
 
 
+def _unreadable(engine: TransformersEngine) -> GenerationRequest:
+    """A request whose picture is too small for the model, which nobody noticed."""
+    good = _request(engine)
+    return GenerationRequest(good.prompt_ids, good.pixels[:, :, :16, :16], good.sampling)
+
+
 def test_one_failing_request_leaves_the_others_alone(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    features = engine._batch._runner.features
-    compute = features._compute
-    poison = 66
-
-    def fail(pictures: list[Any]) -> Any:
-        if any((picture == poison).all() for picture in pictures):
-            raise RuntimeError("boom")
-        return compute(pictures)
-
-    monkeypatch.setattr(features, "_compute", fail)
-
     async def main() -> None:
         alone = completion_of(await _all(engine.submit(_request(engine))))
-        bad = _request(engine)
-        bad = GenerationRequest(bad.prompt_ids, bad.pixels * 0 + poison, bad.sampling)
-        streams = [engine.submit(request) for request in (bad, _request(engine), _request(engine))]
+        streams = [engine.submit(request) for request in (_unreadable(engine), _request(engine), _request(engine))]
         with pytest.raises(GenerationFailedError):
             await _all(streams[0])
         for stream in streams[1:]:
             assert completion_of(await _all(stream)) == alone
 
+    before = engine.stats()
     asyncio.run(main())
     assert engine.is_alive
-    assert engine.stats().num_failed == 1
+    assert engine.stats().num_failed - before.num_failed == 1
+    records = [record for record in caplog.records if record.name == "warren.inference.batch"]
+    assert "Traceback" in records[0].getMessage(), "what the engine's process logs comes here"
 
 
-def test_numbers_that_are_not_finite_fail_one_request_and_leave_no_trace(engine: TransformersEngine) -> None:
-    async def main() -> None:
-        alone = completion_of(await _all(engine.submit(_request(engine))))
-        bad = _request(engine, "nan")
-        engine._batch._runner.features._keep(bad.digests[0], torch.full((16, 64), float("nan")))
-        with pytest.raises(GenerationFailedError):
-            await _all(engine.submit(bad))
-        engine._batch._runner.features._cache.clear()
-        assert completion_of(await _all(engine.submit(_request(engine)))) == alone
-
-    asyncio.run(main())
-
-
-def test_an_engine_whose_model_is_broken_dies_and_says_so(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+def test_numbers_that_are_not_finite_fail_one_request_and_leave_no_trace(
+    batch: Batch, engine: TransformersEngine
 ) -> None:
-    def boom(*_: Any) -> Any:
-        raise RuntimeError("no device")
+    good, bad = _request(engine), _request(engine, "nan")
+    (alone,) = generate_all(batch, [good])
+    features = batch._runner.features
+    features._keep(bad.digests[0], torch.full((16, 64), float("nan")))
+    with pytest.raises(GenerationFailedError):
+        generate_all(batch, [bad])
+    features._cache.clear()
+    assert generate_all(batch, [good]) == [alone]
 
-    monkeypatch.setattr(engine._batch._runner, "_forward", boom)
+
+def test_an_engine_whose_model_is_broken_dies_and_says_so(model_folder: Callable[[str], Path]) -> None:
+    engine = TransformersEngine(model_folder("qwen2"), OPTIONS)
 
     async def main() -> None:
-        for _ in range(8):
-            if not engine.is_alive:
-                break
+        for _ in range(MAX_FAILURES_IN_A_ROW):
             with pytest.raises((GenerationFailedError, EngineClosedError)):
-                await _all(engine.submit(_request(engine)))
+                await _all(engine.submit(_unreadable(engine)))
         await _until(lambda: not engine.is_alive)
         with pytest.raises(EngineClosedError):
             engine.submit(_request(engine))
 
     asyncio.run(main())
+    engine.close()
 
 
-def test_closing_fails_what_is_unfinished(engine: TransformersEngine) -> None:
+def test_an_engine_whose_process_is_killed_fails_what_is_unfinished(model_folder: Callable[[str], Path]) -> None:
+    engine = TransformersEngine(model_folder("qwen2"), OPTIONS)
+
+    async def main() -> None:
+        streams = [engine.submit(_request(engine, new=200)) for _ in range(4)]
+        await anext(aiter(streams[0]))
+        os.kill(engine.pid, signal.SIGKILL)
+        for stream in streams:
+            with pytest.raises(EngineClosedError):
+                await asyncio.wait_for(_all(stream), 10)
+        with pytest.raises(EngineClosedError):
+            engine.submit(_request(engine))
+
+    asyncio.run(main())
+    assert not engine.is_alive
+    engine.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a process is looked up as Linux shows it")
+def test_an_engine_does_not_outlive_who_started_it(model_folder: Callable[[str], Path]) -> None:
+    starts = (
+        "import os, pathlib, sys\n"
+        "from warren.inference import EngineOptions, TransformersEngine\n"
+        "print(TransformersEngine(pathlib.Path(sys.argv[1]), EngineOptions()).pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", starts, str(model_folder("qwen2"))]
+    pid = int(subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout)
+    asyncio.run(_until(lambda: not _runs(pid)))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_engine_that_ends_while_it_loads_says_so(
+    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_engine, "_START", "import os; os._exit(3)")
+    with pytest.raises(ReleaseError, match="ended with code 3"):
+        TransformersEngine(model_folder("qwen2"), OPTIONS)
+
+
+def test_closing_fails_what_is_unfinished(model_folder: Callable[[str], Path]) -> None:
+    engine = TransformersEngine(model_folder("qwen2"), OPTIONS)
+
     async def main() -> None:
         stream = engine.submit(_request(engine, new=200))
         await anext(aiter(stream))
@@ -245,10 +307,10 @@ def test_the_more_answers_run_the_less_is_read_beside_them() -> None:
         options = EngineOptions(prefill_budget_tokens=prefill, step_budget_tokens=step)
         return [options.readable_tokens(running, torch.device(device)) for running in (0, 1, 8, 16, 64)]
 
-    assert readable("cpu", step=128) == readable("cuda", step=128) == [512, 127, 120, 112, 64]
-    assert readable("cpu") == [512, 47, 40, 32, 16]
+    assert readable("cpu", step=160) == readable("cuda", step=160) == [512, 158, 144, 128, 32]
+    assert readable("cpu") == [512, 94, 80, 64, 16]
     assert readable("cuda") == [512] * 5
-    assert readable("cpu", prefill=20, step=128) == [20] * 5
+    assert readable("cpu", prefill=20, step=160) == [20] * 5
 
 
 def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder: Callable[[str], Path]) -> None:
@@ -269,18 +331,12 @@ def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder
     assert tuple(tokens) == alone.token_ids
 
 
-def test_features_are_kept_within_their_bytes(engine: TransformersEngine) -> None:
-    async def ask(color: int) -> None:
+def test_features_are_kept_within_their_bytes(batch: Batch, engine: TransformersEngine) -> None:
+    for color in (1, 2, 3, 3, 1):  # room for two pictures of 16 x 64 floats
         prompt = Prompt((Turn("user", "<image>\nwhat?"),), (png_bytes((color, 0, 0)),))
-        params = SamplingParams(max_new_tokens=1)
-        await _all(engine.submit(encode_request(prompt, engine.inputs, engine.tokenizer, params)))
-
-    async def main() -> None:
-        for color in (1, 2, 3, 3, 1):  # room for two pictures of 16 x 64 floats
-            await ask(color)
-
-    asyncio.run(main())
-    stats = engine.stats()
+        request = encode_request(prompt, engine.inputs, engine.tokenizer, SamplingParams(max_new_tokens=1))
+        generate_all(batch, [request])
+    stats = batch.stats()
     assert (stats.image_cache_hits, stats.image_cache_misses) == (1, 4)
     assert 0 < stats.image_cache_bytes <= OPTIONS.image_cache_bytes
 
@@ -299,9 +355,9 @@ def test_stop_strings_and_end_of_sequence_end_an_answer(engine: TransformersEngi
 
 def test_options_that_do_not_fit_the_model_are_refused(model_folder: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="at most 256"):
-        TransformersEngine.load(model_folder("qwen2"), EngineOptions(max_context_tokens=257))
+        TransformersEngine(model_folder("qwen2"), EngineOptions(max_context_tokens=257))
     with pytest.raises(ConfigError, match="max_kv_bytes"):
-        TransformersEngine.load(model_folder("qwen2"), EngineOptions(max_kv_bytes=1000))
+        TransformersEngine(model_folder("qwen2"), EngineOptions(max_kv_bytes=1000))
 
 
 def test_a_sliding_window_bounds_the_context(model_folder: Callable[[str], Path]) -> None:

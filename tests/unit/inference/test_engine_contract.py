@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=needs_vllm)])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
-    engine = VllmEngine(folder, OPTIONS) if request.param == "vllm" else TransformersEngine.load(folder, OPTIONS)
+    engine = VllmEngine(folder, OPTIONS) if request.param == "vllm" else TransformersEngine(folder, OPTIONS)
     yield engine
     engine.close()
     with pytest.raises(EngineClosedError):
@@ -143,7 +143,7 @@ def test_seeded_answers_repeat(engine: Any) -> None:
 
 @needs_vllm
 def test_both_engines_give_the_same_greedy_tokens(engine: Any, folder: Path) -> None:
-    reference = TransformersEngine.load(folder, OPTIONS)
+    reference = TransformersEngine(folder, OPTIONS)
 
     async def main() -> None:
         for number in range(6):

@@ -1,0 +1,140 @@
+"""The process that owns the model: commands come in over a pipe, what every step gave goes out.
+
+It shares neither Python's lock nor an event loop with those who decode pictures and write answers, so nothing but the
+model's own work is between one token and the next. When the other end of the pipe closes, for whatever reason, it
+ends at once: nothing here is worth keeping.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import torch
+
+from warren.data.inputs import tokenizer_from_json
+from warren.errors import WarrenError
+from warren.inference.batch import Batch, Event
+from warren.inference.engine import EngineClosedError, EngineStats, GenerationRequest
+from warren.inference.limits import EngineOptions
+from warren.models import load_bundle
+
+logger = logging.getLogger(__name__)
+
+Command = tuple[int, GenerationRequest | None]
+"""A request under its key, or None: the request of this key is cancelled."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The first message to a worker: what to load.
+
+    Attributes:
+        folder: A model folder that Warren wrote.
+        options: How much to hold.
+        num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
+        log_level: Of what is worth sending.
+    """
+
+    folder: Path
+    options: EngineOptions
+    num_threads: int
+    log_level: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step gave, and where the engine stands after it. The first, without events, says that it is loaded."""
+
+    events: tuple[Event, ...]
+    stats: EngineStats
+
+
+Message = Report | WarrenError | logging.LogRecord
+"""What a worker sends. An error is its last."""
+
+
+def turn(batch: Batch, commands: SimpleQueue[Command], publish: Callable[[Message], None]) -> None:
+    """Do what is commanded, step by step, until the model is broken.
+
+    Args:
+        batch: Nobody else uses it.
+        commands: Are waited for while there is nothing else to do.
+        publish: Gets a report after every step, and an `EngineClosedError` at the end.
+    """
+    publish(Report((), batch.stats()))
+    try:
+        while True:
+            for key, request in _waiting(commands, block=not batch.has_work):
+                if request:
+                    batch.add(key, request)
+                else:
+                    batch.cancel(key)
+            publish(Report(tuple(batch.step()), batch.stats()))
+    except Exception as error:
+        logger.exception("the engine died")
+        publish(EngineClosedError(f"the engine died: {error}"))
+
+
+def main(descriptor: int) -> None:
+    """Serve one engine over the pipe with this file descriptor. Everything else it gets to know is in its order."""
+    connection, lock = Connection(descriptor), threading.Lock()
+
+    def publish(message: Message) -> None:
+        with lock:
+            connection.send(message)
+
+    try:
+        order: Order = connection.recv()
+        _log_through(publish, order.log_level)
+        torch.set_num_threads(max(1, order.num_threads))
+        batch = _load(order)
+    except (EOFError, OSError):
+        return  # nobody is there any more
+    except WarrenError as error:
+        publish(error)
+        return
+    commands: SimpleQueue[Command] = SimpleQueue()
+    threading.Thread(target=_read, args=(connection, commands), daemon=True).start()
+    turn(batch, commands, publish)
+
+
+def _load(order: Order) -> Batch:
+    model, inputs, tokenizer_json = load_bundle(order.folder)
+    placed = model.to("cuda") if torch.cuda.is_available() else model
+    return Batch(placed, inputs, tokenizer_from_json(tokenizer_json), order.options)
+
+
+def _read(connection: Connection, commands: SimpleQueue[Command]) -> None:
+    try:
+        while True:
+            commands.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # in the middle of a step: its reader is gone
+
+
+def _waiting(commands: SimpleQueue[Command], block: bool) -> list[Command]:
+    taken = [commands.get()] if block else []
+    try:
+        while True:
+            taken.append(commands.get_nowait())
+    except Empty:
+        return taken
+
+
+def _log_through(publish: Callable[[Message], None], level: int) -> None:
+    """Send what Warren logs to the other end: it goes wherever that one's records go."""
+
+    class Sender(QueueHandler):
+        def enqueue(self, record: logging.LogRecord) -> None:
+            publish(record)
+
+    warren = logging.getLogger("warren")
+    warren.handlers = [Sender(SimpleQueue())]
+    warren.setLevel(level)
+    warren.propagate = False
