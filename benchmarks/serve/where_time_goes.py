@@ -19,7 +19,8 @@ from benchmarks.serve.load import picture
 from benchmarks.serve.model import IMAGE_PX, publish_model
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
-from warren.inference import Batch, EngineOptions, GenerationRequest, Prompt, SamplingParams, encode_request
+from warren.inference import EngineOptions, GenerationRequest, Prompt, SamplingParams, encode_request
+from warren.inference.batch import Batch
 from warren.inference.decode_kernel import attend_rows
 from warren.inference.weights import PackedLinear
 from warren.models import load_bundle

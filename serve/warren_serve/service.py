@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +18,9 @@ from warren.inference import (
     GenerationRequest,
     SamplingParams,
     TransformersEngine,
-    VllmEngine,
+    WorkerProcess,
     context_limit,
 )
-from warren.models import read_model_config
 from warren.release import Release, fetch_release
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
@@ -30,6 +31,9 @@ from warren_serve.fetching import ImageFetcher
 from warren_serve.metrics import RequestMetrics, engine_registry, render
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import GenerationFields
+
+if TYPE_CHECKING:
+    from warren.inference.vllm_engine import VllmEngine
 
 _PREPARING_THREADS = 2
 _WARM_UP_TOKENS = 4
@@ -110,16 +114,18 @@ def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch
         ReleaseError: It does not exist, does not load, or does not generate.
         ConfigError: Settings and model do not fit.
     """
-    with TemporaryDirectory(prefix="warren-serve-") as folder:
-        release = fetch(settings.release, Path(folder))
-        engine = _engine_of(settings, Path(folder), num_threads)
-        try:
-            _warm_up(engine)
-            prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
-            return LocalBackend(engine, prompts, release.version, settings)
-        except BaseException:
-            engine.close()
-            raise
+    with TemporaryDirectory(prefix="warren-serve-") as name, ExitStack() as on_failure:
+        folder, process = Path(name), None
+        if settings.engine == "transformers":
+            process = WorkerProcess()  # it imports torch while the release is fetched
+            on_failure.callback(process.end)
+        release = fetch(settings.release, folder)
+        engine = _engine_of(settings, folder, num_threads, process)
+        on_failure.callback(engine.close)
+        _warm_up(engine)
+        prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
+        on_failure.pop_all()
+        return LocalBackend(engine, prompts, release.version, settings)
 
 
 def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
@@ -128,6 +134,8 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     Raises:
         ReleaseError: There is no such release.
     """
+    from warren.models import read_model_config  # late: a replica of the engine asks its process instead
+
     with TemporaryDirectory(prefix="warren-ingress-") as name:
         folder = Path(name)
         release = fetch_release(settings.release, folder, weights=False)
@@ -138,13 +146,17 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     return ChatService(backend, prompts, release, settings)
 
 
-def _engine_of(settings: ServeSettings, folder: Path, num_threads: int) -> TransformersEngine | VllmEngine:
-    if settings.engine == "vllm":
-        return VllmEngine(folder, settings.engine_options)
-    return TransformersEngine(folder, settings.engine_options, num_threads)
+def _engine_of(
+    settings: ServeSettings, folder: Path, num_threads: int, process: WorkerProcess | None
+) -> "TransformersEngine | VllmEngine":
+    if process:
+        return TransformersEngine(folder, settings.engine_options, num_threads, process)
+    from warren.inference.vllm_engine import VllmEngine  # late: it computes in this process, by torch
+
+    return VllmEngine(folder, settings.engine_options)
 
 
-def _warm_up(engine: TransformersEngine | VllmEngine) -> None:
+def _warm_up(engine: "TransformersEngine | VllmEngine") -> None:
     """Generate a few tokens about a grey picture, so that the first client waits for nothing that is lazy.
 
     Raises:

@@ -76,6 +76,13 @@ def test_platform_is_the_standard_library_when_the_repository_is_on_the_path(rep
     assert Path(found.stdout.strip()).parent == Path(sysconfig.get_paths()["stdlib"])
 
 
+def test_who_only_asks_an_engine_imports_no_torch() -> None:
+    """Replicas are there seconds sooner for it, and hundreds of MiB smaller."""
+    code = "import sys, warren_serve.app; print(sorted({'torch', 'transformers', 'numba'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("command", [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["lint-imports"]])
 def test_the_checks_pass(repository: Path, command: list[str]) -> None:
     program = Path(sys.executable).parent / command[0]

@@ -8,7 +8,9 @@ from warren.config import EvaluateConfig
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
 from warren.evaluate.scoring import exact_match
-from warren.inference import Chooser, OfflineGenerator, Prompt
+from warren.inference import Prompt
+from warren.inference.choosing import Chooser
+from warren.inference.offline import OfflineGenerator
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Generation: one engine protocol, its default engine, and the way batch jobs use it."""
+"""Generation: one engine protocol and its default engine.
 
-from warren.inference.batch import Batch
-from warren.inference.choosing import Chooser
+What computes in the process that imports it is asked for by module (`batch`, `offline`, `choosing`, `vllm_engine`): it
+takes torch and transformers with it, and whoever only asks an engine needs neither.
+"""
+
 from warren.inference.engine import (
     Completion,
     Engine,
@@ -20,14 +22,11 @@ from warren.inference.engine import (
 )
 from warren.inference.gathering import Item, gathered
 from warren.inference.limits import EngineOptions, context_limit
-from warren.inference.offline import OfflineGenerator, completion_of, generate_all
+from warren.inference.process import WorkerProcess
 from warren.inference.prompts import Prompt, encode_request
 from warren.inference.transformers_engine import TransformersEngine
-from warren.inference.vllm_engine import VllmEngine
 
 __all__ = [
-    "Batch",
-    "Chooser",
     "Completion",
     "Engine",
     "EngineBusyError",
@@ -38,7 +37,6 @@ __all__ = [
     "GenerationFailedError",
     "GenerationRequest",
     "Item",
-    "OfflineGenerator",
     "Prompt",
     "RequestRefusedError",
     "SamplingParams",
@@ -46,11 +44,9 @@ __all__ = [
     "TokenLogprob",
     "TokenStream",
     "TransformersEngine",
-    "VllmEngine",
-    "completion_of",
+    "WorkerProcess",
     "context_limit",
     "encode_request",
     "gathered",
-    "generate_all",
     "join_deltas",
 ]

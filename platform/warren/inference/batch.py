@@ -19,6 +19,7 @@ from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import (
     EngineError,
     EngineStats,
+    Event,
     FinishReason,
     GenerationFailedError,
     GenerationRequest,
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 8
 """So many failed passes without one that works mean that the engine is broken, not the requests."""
-
-Event = tuple[int, TokenDelta | EngineError]
 
 
 class Batch:

@@ -132,6 +132,10 @@ def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:
     )
 
 
+Event = tuple[int, TokenDelta | EngineError]
+"""What happened to the request of this key."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """A whole answer. `token_ids` includes the end-of-sequence token where one was generated."""

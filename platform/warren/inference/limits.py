@@ -1,14 +1,15 @@
 """How much one engine holds: its options, and what the model itself allows."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from transformers import LlavaForConditionalGeneration
+from typing import TYPE_CHECKING, Any
 
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError
 from warren.inference.engine import GenerationRequest, RequestRefusedError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaForConditionalGeneration
 
 _SMALLEST_READ_TOKENS = 16
 """Prompts come to their end however many answers run."""
@@ -45,7 +46,7 @@ class EngineOptions:
     image_cache_bytes: int = 256 << 20
     max_kv_bytes: int | None = None
 
-    def readable_tokens(self, num_decoding: int, device: torch.device) -> int:
+    def readable_tokens(self, num_decoding: int, device: "torch.device") -> int:
         """Return how many prompt tokens a step reads while so many answers run."""
         budget = self.step_budget_tokens
         if budget is None and device.type == "cpu":
@@ -89,7 +90,7 @@ def context_limit(config: Any, asked: int | None) -> int:
     return asked or limit
 
 
-def kv_bytes_per_token(model: LlavaForConditionalGeneration) -> int:
+def kv_bytes_per_token(model: "LlavaForConditionalGeneration") -> int:
     """Return the bytes of keys and values that one token of one request takes."""
     text: Any = model.config.text_config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -97,7 +98,7 @@ def kv_bytes_per_token(model: LlavaForConditionalGeneration) -> int:
     return int(2 * text.num_hidden_layers * heads * dim * model.lm_head.weight.element_size())
 
 
-def check_kv_bytes(model: LlavaForConditionalGeneration, options: EngineOptions, context_tokens: int) -> None:
+def check_kv_bytes(model: "LlavaForConditionalGeneration", options: EngineOptions, context_tokens: int) -> None:
     """Refuse options whose slots need more memory than they allow.
 
     Raises:

@@ -2,33 +2,27 @@
 
 import asyncio
 import logging
-import os
-import socket
-import subprocess
-import sys
 import threading
-from multiprocessing.connection import Connection
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
 from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ReleaseError, WarrenError
-from warren.inference.batch import Event
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
     EngineError,
     EngineStats,
+    Event,
     GenerationRequest,
     TokenDelta,
 )
 from warren.inference.limits import EngineOptions, check_request
+from warren.inference.process import Command, Order, Report, WorkerProcess
 from warren.inference.streams import QueueStream
-from warren.inference.worker import Command, Order, Report
 
 logger = logging.getLogger(__name__)
-
-_START = "import sys; from warren.inference.worker import main; main(int(sys.argv[1]))"
 
 
 class TransformersEngine:
@@ -38,20 +32,23 @@ class TransformersEngine:
         folder: A model folder that Warren wrote; it may be deleted afterwards.
         options: How much to hold.
         num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
+        process: One that was started while the folder was not there yet; ended with the engine.
 
     Raises:
         ReleaseError: The folder does not load.
         ConfigError: The options do not fit the model.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions, num_threads: int = 1) -> None:
-        self._process, self._connection = _start()
+    def __init__(
+        self, folder: Path, options: EngineOptions, num_threads: int = 1, process: WorkerProcess | None = None
+    ) -> None:
+        self._process = process or WorkerProcess()
         try:
             self._stats = self._load(Order(folder, options, num_threads, logger.getEffectiveLevel()))
             self.inputs = Inputs.load(folder)
             self.tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
         except BaseException:
-            self._end_process()
+            self._process.end()
             raise
         self._max_requests = options.num_slots + options.max_waiting
         self._lock = threading.Lock()
@@ -103,58 +100,42 @@ class TransformersEngine:
 
     def close(self) -> None:
         """End the process and fail what is unfinished."""
-        self._end_process()
+        self._process.end()
         if self._reader is not threading.current_thread():
             self._reader.join(timeout=60.0)
 
     def _load(self, order: Order) -> EngineStats:
-        self._connection.send(order)
-        while True:
-            try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                code = self._process.wait()
-                raise ReleaseError(
-                    f"the engine's process ended with code {code} while loading {order.folder}"
-                ) from None
-            if isinstance(message, WarrenError):
-                raise message
-            if isinstance(message, Report):
-                return message.stats
-            logging.getLogger(message.name).handle(message)
+        try:
+            self._process.send(order)
+            message = self._process.receive()
+        except (EOFError, OSError):
+            code = self._process.end()
+            raise ReleaseError(f"the engine's process ended with code {code} while it loaded {order.folder}") from None
+        if isinstance(message, WarrenError):
+            raise message
+        return message.stats
 
     def _send(self) -> None:
         """Hand commands over, from a thread: a pipe may be full while the other end computes."""
         while command := self._commands.get():
             try:
-                self._connection.send(command)
+                self._process.send(command)
             except OSError:
                 return  # the process is gone, as the reader finds too
 
     def _receive(self) -> None:
-        error: EngineError | None = None
-        try:
-            while error is None:
-                message = self._connection.recv()
-                if isinstance(message, Report):
-                    self._stats = message.stats
-                    self._publish(message.events)
-                elif isinstance(message, EngineError):
-                    error = message
-                else:
-                    logging.getLogger(message.name).handle(message)
-        except (EOFError, OSError):
-            error = EngineClosedError("the engine's process ended")
+        error: WarrenError = EngineClosedError("the engine's process ended")
+        with suppress(EOFError):
+            while isinstance(message := self._process.receive(), Report):
+                self._stats = message.stats
+                self._publish(message.events)
+            error = message
         with self._lock:
             self._closed = True
             keys = list(self._streams)
         self._commands.put(None)
-        self._publish(tuple((key, error) for key in keys))
-        self._end_process()
-
-    def _end_process(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._publish(tuple((key, EngineClosedError(str(error))) for key in keys))
+        self._process.end()
 
     def _publish(self, events: tuple[Event, ...]) -> None:
         """Hand events to their readers: one wake-up per event loop and step."""
@@ -173,20 +154,6 @@ class TransformersEngine:
             except RuntimeError:  # the loop is closed: nobody reads any more
                 for stream, _ in items:
                     self.cancel(stream.key)
-
-
-def _start() -> tuple["subprocess.Popen[bytes]", Connection]:
-    """Start a worker; returns it with this end of its pipe."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            # `-c` and the path: modules that a job shipped are found as here, and this process' own are not run again.
-            [sys.executable, "-c", _START, str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,  # whoever interrupts this process is answered by it alone
-        )
-    return process, Connection(ours.detach())
 
 
 def _deliver(items: list[tuple[QueueStream, TokenDelta | EngineError]]) -> None:

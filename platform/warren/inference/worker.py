@@ -9,54 +9,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import torch
 
 from warren.data.inputs import tokenizer_from_json
 from warren.errors import WarrenError
-from warren.inference.batch import Batch, Event
-from warren.inference.engine import EngineClosedError, EngineStats, GenerationRequest
-from warren.inference.limits import EngineOptions
+from warren.inference.batch import Batch
+from warren.inference.engine import EngineClosedError
+from warren.inference.process import Command, Message, Order, Report
 from warren.models import load_bundle
 
 logger = logging.getLogger(__name__)
-
-Command = tuple[int, GenerationRequest | None]
-"""A request under its key, or None: the request of this key is cancelled."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """The first message to a worker: what to load.
-
-    Attributes:
-        folder: A model folder that Warren wrote.
-        options: How much to hold.
-        num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
-        log_level: Of what is worth sending.
-    """
-
-    folder: Path
-    options: EngineOptions
-    num_threads: int
-    log_level: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a step gave, and where the engine stands after it. The first, without events, says that it is loaded."""
-
-    events: tuple[Event, ...]
-    stats: EngineStats
-
-
-Message = Report | WarrenError | logging.LogRecord
-"""What a worker sends. An error is its last."""
 
 
 def turn(batch: Batch, commands: SimpleQueue[Command], publish: Callable[[Message], None]) -> None:

@@ -12,7 +12,8 @@ from factories import COLOURS, colour_sample, picture
 from warren.cluster.judging import judge_of
 from warren.config import EvaluateConfig
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.inference import Chooser, Prompt
+from warren.inference import Prompt
+from warren.inference.choosing import Chooser
 from warren.inference.testing import save_random_model
 
 CHOICES = ["yes", "a blue circle", "no, a red one"]

@@ -18,25 +18,21 @@ from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.errors import ConfigError, ReleaseError
 from warren.inference import (
-    Batch,
     EngineBusyError,
     EngineClosedError,
     EngineOptions,
     GenerationFailedError,
     GenerationRequest,
-    OfflineGenerator,
     Prompt,
     RequestRefusedError,
     SamplingParams,
     TokenDelta,
     TransformersEngine,
-    completion_of,
     encode_request,
-    generate_all,
-    transformers_engine,
 )
-from warren.inference.batch import MAX_FAILURES_IN_A_ROW
+from warren.inference.batch import MAX_FAILURES_IN_A_ROW, Batch
 from warren.inference.limits import context_limit
+from warren.inference.offline import OfflineGenerator, completion_of, generate_all
 from warren.inference.testing import png_bytes
 from warren.models import load_bundle
 
@@ -244,7 +240,7 @@ def _runs(pid: int) -> bool:
 def test_an_engine_that_ends_while_it_loads_says_so(
     model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers_engine, "_START", "import os; os._exit(3)")
+    monkeypatch.setattr("warren.inference.process._PROGRAM", "import os; os._exit(3)")
     with pytest.raises(ReleaseError, match="ended with code 3"):
         TransformersEngine(model_folder("qwen2"), OPTIONS)
 

@@ -26,11 +26,11 @@ from warren.inference import (
     RequestRefusedError,
     SamplingParams,
     TransformersEngine,
-    VllmEngine,
-    completion_of,
     encode_request,
 )
+from warren.inference.offline import completion_of
 from warren.inference.testing import png_bytes, save_random_model
+from warren.inference.vllm_engine import VllmEngine
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed here: it has an environment of its own")

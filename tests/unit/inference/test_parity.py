@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.inference import (
-    Batch,
     EngineOptions,
     GenerationRequest,
     Prompt,
@@ -23,8 +22,9 @@ from warren.inference import (
     TokenDelta,
     attention,
     encode_request,
-    generate_all,
 )
+from warren.inference.batch import Batch
+from warren.inference.offline import generate_all
 from warren.inference.testing import png_bytes
 from warren.inference.weights import PackedLinear
 from warren.models import load_bundle

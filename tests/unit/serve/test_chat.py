@@ -11,7 +11,9 @@ from typing import Any
 import openai
 import pytest
 from chat_parts import assistant, picture, text, user
+from safetensors.torch import load_file, save_file
 
+from warren.errors import ReleaseError
 from warren.inference import (
     EngineClosedError,
     GenerationFailedError,
@@ -304,18 +306,17 @@ def test_the_description_is_sound(endpoint: Any) -> None:
     assert "$defs" not in json.dumps(schema)
 
 
-def test_a_release_that_does_not_generate_is_refused(
-    fetch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from warren.errors import ReleaseError
-    from warren.inference.runner import Runner
+def test_a_release_that_does_not_generate_is_refused(fetch: Callable[..., Any]) -> None:
+    def broken(uri: str, target: Path) -> Any:
+        release = fetch(uri, target)
+        weights = target / "model.safetensors"
+        save_file(
+            {name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
+        )
+        return release
 
-    def boom(*_: Any) -> Any:
-        raise RuntimeError("broken weights")
-
-    monkeypatch.setattr(Runner, "_forward", boom)
     with pytest.raises(ReleaseError, match="does not generate"):
-        load_backend(ServeSettings.parse({"release": "x"}), 1, fetch)
+        load_backend(ServeSettings.parse({"release": "x"}), 1, broken)
 
 
 def test_the_scripted_engine_counts() -> None:
