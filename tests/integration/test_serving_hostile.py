@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,13 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
     stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
     told = [next(stream) for _ in range(5)]
     assert told
-    (replica if killed == "replica" else engine).kill()
-    with pytest.raises(openai.APIError) as error:
-        list(stream)
+    with ThreadPoolExecutor(1) as others:
+        whole = others.submit(client.chat.completions.create, **ASK, max_tokens=400)
+        time.sleep(0.3)
+        (replica if killed == "replica" else engine).kill()
+        with pytest.raises(openai.APIError) as error:
+            list(stream)
+        assert whole.result().usage.completion_tokens, "who has no answer yet gets it from the next replica"
     assert error.value.code == "unavailable"
     assert error.value.type == "server_error"
 

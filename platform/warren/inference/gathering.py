@@ -51,7 +51,7 @@ async def gathered(streams: Sequence[TokenStream], pause_s: float | None) -> Asy
         pause_s: The first deltas come at once, later ones at least so far apart; None for all at the end.
 
     Raises:
-        EngineError: A stream failed; what came before was yielded.
+        EngineError: A stream failed; what came before was yielded, unless all was to come at the end.
     """
     loop = asyncio.get_running_loop()
     inbox = _Inbox(len(streams))
@@ -64,6 +64,8 @@ async def gathered(streams: Sequence[TokenStream], pause_s: float | None) -> Asy
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_at):
                     await inbox.done.wait()
+            if inbox.error and pause_s is None:
+                break  # of an answer that is wanted whole, nothing is told: it may be asked for again elsewhere
             is_last = inbox.done.is_set()  # asked before taking: what comes while the reader is busy is taken next
             if items := inbox.take():
                 yield items

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import threading
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -125,16 +124,22 @@ class TransformersEngine:
 
     def _receive(self) -> None:
         error: WarrenError = EngineClosedError("the engine's process ended")
-        with suppress(EOFError):
+        try:
             while isinstance(message := self._process.receive(), Report):
                 self._stats = message.stats
                 self._publish(message.events)
             error = message
+        except EOFError:
+            pass  # it was closed, or killed
+        finally:
+            self._fail_all(EngineClosedError(str(error)))
+
+    def _fail_all(self, error: EngineError) -> None:
         with self._lock:
             self._closed = True
             keys = list(self._streams)
         self._commands.put(None)
-        self._publish(tuple((key, EngineClosedError(str(error))) for key in keys))
+        self._publish(tuple((key, error) for key in keys))
         self._process.end()
 
     def _publish(self, events: tuple[Event, ...]) -> None:

@@ -65,6 +65,9 @@ def main(descriptor: int) -> None:
     except WarrenError as error:
         publish(error)
         return
+    except Exception:
+        logger.exception("the engine does not start")
+        raise
     commands: SimpleQueue[Command] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, commands), daemon=True).start()
     turn(batch, commands, publish)

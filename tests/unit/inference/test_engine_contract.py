@@ -1,7 +1,8 @@
 """What every engine promises, whatever computes the tokens. vLLM's runs where vLLM is installed.
 
 There: `PYTHONPATH=platform $VLLM_PYTHON -m pytest -c /dev/null --rootdir . --noconftest FILE -k vllm`, with pytest,
-pyarrow, boto3, peft and accelerate beside vLLM.
+pyarrow, boto3, peft and accelerate beside vLLM. In a container without its own cores, `OMP_NUM_THREADS=1
+VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1` in front of it.
 """
 
 import asyncio
