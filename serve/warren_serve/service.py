@@ -151,7 +151,7 @@ def _engine_of(
 ) -> "TransformersEngine | VllmEngine":
     if process:
         return TransformersEngine(folder, settings.engine_options, num_threads, process)
-    from warren.inference.vllm_engine import VllmEngine  # late: it computes in this process, by torch
+    from warren.inference.vllm_engine import VllmEngine  # late: it takes torch along
 
     return VllmEngine(folder, settings.engine_options)
 
