@@ -124,8 +124,9 @@ def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch
         on_failure.callback(engine.close)
         _warm_up(engine)
         prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
+        backend = LocalBackend(engine, prompts, release.version, settings)
         on_failure.pop_all()
-        return LocalBackend(engine, prompts, release.version, settings)
+        return backend
 
 
 def open_service(settings: ServeSettings, backend: Backend) -> ChatService:

@@ -1,8 +1,7 @@
 """The process that owns the model: commands come in over a pipe, what every step gave goes out.
 
-It shares neither Python's lock nor an event loop with those who decode pictures and write answers, so nothing but the
-model's own work is between one token and the next. When the other end of the pipe closes, for whatever reason, it
-ends at once: nothing here is worth keeping.
+It shares neither Python's lock nor an event loop with those who decode pictures and write answers, so no step waits for
+them. When the other end of the pipe closes, for whatever reason, it ends at once: nothing here is worth keeping.
 """
 
 import logging
