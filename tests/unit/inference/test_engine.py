@@ -227,7 +227,9 @@ def test_an_engine_does_not_outlive_who_started_it(model_folder: Callable[[str],
         "os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", starts, str(model_folder("qwen2"))]
-    pid = int(subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout
+        pid = int(starter.stdout.readline())  # not to its end: the engine would hold that open
     asyncio.run(_until(lambda: not _runs(pid)))
 
 
