@@ -15,6 +15,7 @@ from warren.data.inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import BadSampleError
 from warren.inference import GenerationRequest, SamplingParams
+from warren.inference.detokenize import TokenBytes
 from warren_serve.errors import bad_request
 from warren_serve.fetching import ImageSource
 from warren_serve.images import check_image, decode_data_uri
@@ -60,6 +61,7 @@ class PromptBuilder:
     def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
         self._inputs = inputs
         self._tokenizer = tokenizer
+        self.token_bytes = TokenBytes(tokenizer)
         self.max_context_tokens = max_context_tokens
         self._settings = settings
         added = tokenizer.get_added_tokens_decoder()
@@ -122,10 +124,6 @@ class PromptBuilder:
         except BadSampleError as error:
             raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
         return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)
-
-    def token_text(self, token_id: int) -> str:
-        """Return the text of one token, special ones included; an unfinished character is U+FFFD."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def _check_messages(self, messages: Sequence[Message]) -> None:
         limits = self._settings
@@ -239,4 +237,5 @@ def _sampling(request: GenerationFields, max_new_tokens: int) -> SamplingParams:
         frequency_penalty=request.frequency_penalty,
         stop=request.stop_strings,
         num_logprobs=request.num_logprobs,
+        keeps_leading_space=isinstance(request, CompletionRequest),
     )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
-from warren.inference.detokenize import Detokenizer
+from warren.inference.detokenize import Detokenizer, detokenizer_of
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
@@ -165,7 +165,7 @@ class VllmEngine:
             task.cancel()  # vLLM frees the request when its generator is left
 
     async def _run(self, stream: QueueStream, request: GenerationRequest) -> None:
-        answer = _Answer(request.sampling, Detokenizer(self.tokenizer, request.sampling.stop), self._eos_id)
+        answer = _Answer(request.sampling, detokenizer_of(request, self.tokenizer), self._eos_id)
         self._counts["prompt"] += len(request.prompt_ids)
         try:
             outputs = self._llm.generate(self._prompt(request), _sampling(request.sampling), str(stream.key))
