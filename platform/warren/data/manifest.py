@@ -120,9 +120,7 @@ def read_manifest(root: Location, reference: str) -> Manifest:
     folder = dataset_folder(root, reference)
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_json())
-    except NotFoundError as error:
-        if "bucket" in str(error):
-            raise
+    except NotFoundError:
         raise NotFoundError(
             f"no dataset {reference!r}: {folder / MANIFEST} does not exist; run jobs/ingest.py, or let it finish"
         ) from None

@@ -47,6 +47,13 @@ class Store(Protocol):
             NotFoundError: There is no such object.
         """
 
+    def stamp(self, key: str) -> tuple[int, str]:
+        """Return an object's size in bytes, and text that changes when its bytes do: an ETag or the time it was written.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
     def list(self, prefix: str) -> list[str]:
         """Return every key below the folder `prefix`, sorted by UTF-8 bytes, at any depth."""
 
