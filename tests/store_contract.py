@@ -130,7 +130,9 @@ class StoreContract:
         with pytest.raises(NotFoundError):
             target.store.stamp((folder / "missing").key)
 
-    @pytest.mark.parametrize("name", ["no bucket here", "bucket/file/below", "file/below-a-file", "nul\0", "\ud83d", "x" * 2000])
+    @pytest.mark.parametrize(
+        "name", ["no bucket here", "bucket/file/below", "file/below-a-file", "nul\0", "\ud83d", "x" * 2000]
+    )
     def test_a_name_that_nothing_can_have_is_not_found(self, folder: Location, name: str) -> None:
         (folder / "file").create_bytes(b"x")
         (folder / "bucket/file").create_bytes(b"x")

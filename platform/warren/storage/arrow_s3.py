@@ -15,7 +15,9 @@ ResultT = TypeVar("ResultT")
 _SECONDS_OF_ATTEMPTS = {3: 3.0, 5: 10.0, 8: 43.0, 10: 92.0, 15: 195.0}
 
 # Behind the names of bucket and key, which may contain any of these words: the last match is pyarrow's own.
-_AWS_ERROR = re.compile(r".*AWS Error (?P<kind>[A-Z_]+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation", re.S)
+_AWS_ERROR = re.compile(
+    r".*AWS Error (?P<kind>[A-Z_]+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation", re.S
+)
 _PASSING = {
     "NETWORK_CONNECTION",
     "SLOW_DOWN",

@@ -222,6 +222,11 @@ def _split(key: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": name}
 
 
+def _is_odd(key: str) -> bool:
+    """Whether some servers refuse a key because they keep objects as files."""
+    return "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/"))
+
+
 @contextmanager
 def _errors(key: str) -> Iterator[None]:
     """Translate boto3's errors to Warren's; the message says what to do."""
@@ -239,7 +244,7 @@ def _errors(key: str) -> Iterator[None]:
                 f"bucket {key.split('/', 1)[0]!r} does not exist at {endpoint() or 'AWS'}: "
                 "create it, or point WARREN_STORAGE at another"
             ) from None
-        if code in _MISSING or (code == "InvalidRequest" and {"", ".", ".."} & set(key.split("/"))):
+        if code in _MISSING or (code == "InvalidRequest" and _is_odd(key)):
             raise NotFoundError(f"{where}: no such object") from None
         if code in _DENIED or status in _DENIED:
             raise AccessDeniedError(
