@@ -29,7 +29,17 @@ survive pickling between Ray processes.
 
 
 class WarrenError(Exception):
-    """Anything Warren knows to be wrong; the message is meant for the person who started the job."""
+    """Anything Warren knows to be wrong; the message is meant for the person who started the job.
+
+    The message is kept apart from `args`: Ray Data appends advice about its own retries to the `args` of an error.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.message = super().__str__()
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ConfigError(WarrenError):
@@ -45,7 +55,7 @@ class NotFoundError(StorageError):
 
 
 class BucketNotFoundError(StorageError):
-    """No such bucket. It is not a `NotFoundError`: readers take that for "not written yet", a wrong bucket is an error."""
+    """No such bucket. Not a `NotFoundError`: that may mean "not written yet", a missing bucket is always wrong."""
 
 
 class AccessDeniedError(StorageError):

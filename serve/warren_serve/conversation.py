@@ -118,7 +118,7 @@ class PromptBuilder:
             ApiError: 400.
         """
         try:
-            pixels = self._inputs.pixels(pictures, self._settings.max_image_pixels)
+            pixels = self._inputs.pixels(pictures)
         except BadSampleError as error:
             raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
         return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)

@@ -13,8 +13,8 @@ def storage_root() -> str:
     """Return the URI or folder below which datasets, runs and releases live.
 
     Raises:
-        ConfigError: `WARREN_STORAGE` is not set, or is a relative path. It has no default, and means the same wherever a
-            process runs: Ray deletes a job's working directory after the job.
+        ConfigError: `WARREN_STORAGE` is not set, or is a relative path. It has no default and must mean the same
+            wherever a process runs: Ray deletes a job's working directory after the job.
     """
     root = os.environ.get(STORAGE_VARIABLE, "").strip()
     if not root:
@@ -23,7 +23,7 @@ def storage_root() -> str:
             f"for example {STORAGE_VARIABLE}=s3://my-bucket/warren or {STORAGE_VARIABLE}=/data/warren"
         )
     path = root.removeprefix("file://")
-    if "://" not in path and not os.path.isabs(os.path.expanduser(path)):
+    if "://" not in path and not os.path.expanduser(path).startswith("/"):
         raise ConfigError(
             f"{STORAGE_VARIABLE}={root!r} is a relative path: a job runs in a directory of its own, which Ray deletes "
             f"afterwards; give an absolute path, for example {STORAGE_VARIABLE}={os.path.abspath(path)}"

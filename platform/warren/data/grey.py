@@ -21,8 +21,8 @@ _WHITE_IS_ZERO = 0
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Scale a loaded grey image to mode `L`.
 
-    Integers from 0 to 65,535 are scaled by the depth they need. Floats from 0 to 1 become 0 to 255; floats from 0 to 255
-    are taken as they are.
+    Integers from 0 to 65,535 are scaled by the depth they need. Floats from 0 to 1 become 0 to 255; floats from 0 to
+    255 are taken as they are.
 
     Raises:
         BadSampleError: Values are outside these ranges: nothing says how bright they are.

@@ -48,7 +48,7 @@ class Store(Protocol):
         """
 
     def stamp(self, key: str) -> tuple[int, str]:
-        """Return an object's size in bytes, and text that changes when its bytes do: an ETag or the time it was written.
+        """Return an object's size in bytes and what changes when it is written: an ETag or a time.
 
         Raises:
             NotFoundError: There is no such object.
