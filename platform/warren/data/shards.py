@@ -159,8 +159,9 @@ class ShardMaker:
             try:
                 if isinstance(sample, str):
                     raise BadSampleError(sample)
-                statistics.add(sample, self.limits.check(sample))
+                sizes_px = self.limits.check(sample)
                 good.append(self.rules.apply(sample))
+                statistics.add(good[-1], sizes_px)
             except BadSampleError as error:
                 bad.append(Quarantined(raw.key, raw.source, str(error)))
                 statistics.add_bad(bad[-1])

@@ -28,7 +28,9 @@ def file_fingerprint(path: str) -> str:
 
 
 def range_fingerprint(path: str, start: int, stop: int, header: str = "") -> str:
-    """Identify a byte range by its bytes, and by the header that says what they mean."""
+    """Identify a byte range by its bytes, and by the header that says what they mean; a range to 0 is a whole file."""
+    if not stop:
+        return file_fingerprint(path)
     digest = hashlib.sha256(header.encode(errors="replace") + b"\0")
     digest.update(Location(path).read_range(start, stop))
     return digest.hexdigest()
