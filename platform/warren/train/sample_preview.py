@@ -21,6 +21,7 @@ from warren.storage import Location
 from warren.train.sample_page import Shown, shown_sample, write_page
 
 _SHOWN = 10
+_NAMED = 5  # unusable samples that the terminal names; the page has more
 _STAND_IN_VOCAB = 1000
 _ANY_LENGTH = 1 << 30
 
@@ -35,6 +36,7 @@ class Look:
         statistics: Of the samples as ingest would count them.
         refused: Samples that ingest takes and training could not use, by reason.
         cut: Samples that training would cut to `max_length_tokens`.
+        bad: Source and reason of those that ingest would quarantine.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Look:
     statistics: Statistics = field(default_factory=Statistics)
     refused: Counter[str] = field(default_factory=Counter)
     cut: int = 0
+    max_length_tokens: int = 0
     shown: list[Shown] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
@@ -51,8 +54,10 @@ class Look:
         read = totals["samples"] + totals["quarantined"]
         found = [f"{self.name}: {read:,} samples read, {totals['quarantined']:,} of them quarantined"]
         found += [f"  {count:,} × {reason}" for reason, count in self.statistics.reasons.most_common()]
+        found += [f"  {source}: {reason}" for source, reason in self.bad[:_NAMED]]
         if self.refused or self.cut:
-            found.append(f"  in training {self.cut:,} are cut to its length, {self.refused.total():,} cannot be used")
+            length = f"{self.max_length_tokens:,} tokens"
+            found.append(f"  in training {self.cut:,} are cut to {length}, {self.refused.total():,} cannot be used")
         found += [f"  {count:,} × {reason}" for reason, count in self.refused.most_common()]
         return found + [f"  note: {note}" for note in self.notes]
 
@@ -120,6 +125,7 @@ def _encode(recipe: Recipe, folder: Location, manifest: Manifest, look: Look) ->
     stage = _stage(recipe, look.name)
     encoding = _encoding(recipe, stage, _texts(folder, manifest), look.notes)
     tokenizer = tokenizer_from_json(encoding.tokenizer_json)
+    look.max_length_tokens = encoding.max_length_tokens
     step = max(1, manifest.rows // _SHOWN)
     for number, sample in enumerate(iter_samples(folder, manifest)):
         try:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from store_contract import StoreContract
-from warren.errors import AccessDeniedError, ConfigError, StorageError
-from warren.storage import Location, apply_umask
+from warren.errors import AccessDeniedError, ConfigError, StorageError, UnsafePathError
+from warren.storage import Location, apply_umask, path_below
 from warren.storage.arrow_s3 import _is_passing
 
 
@@ -101,3 +101,10 @@ def test_the_s3_filesystem_keeps_its_retries_when_pickled(monkeypatch: pytest.Mo
 )
 def test_the_name_of_an_object_does_not_decide_whether_an_error_passes(text: str, passing: bool) -> None:
     assert _is_passing(OSError(text)) is passing
+
+
+@pytest.mark.parametrize("key", ["/etc/x", "../x", "a/../../x"])
+def test_a_listed_key_is_not_written_outside_a_folder(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsafePathError):
+        path_below(tmp_path / "target", key)
+    assert path_below(tmp_path / "target", "a/b") == tmp_path / "target/a/b"
