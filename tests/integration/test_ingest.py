@@ -138,11 +138,13 @@ def test_a_bucket_of_any_name_and_a_source_that_changes(ray_cluster: Cluster) ->
     root = Location.parse("s3://my-bucket/warren-bucket")
     source = root / "bucket/train.json"
     names = ["bucket-0.jpg", "bucket/1.jpg", "no-such-bucket.jpg", "s3://no-such-bucket/1.jpg"]
-    for number, name in enumerate(names[:2]):
-        (root / "bucket" / name).create_bytes(raw_pairs.colour_image(number))
+    (root / "bucket" / names[0]).create_bytes(raw_pairs.colour_image(0))
     records = [{"image": name, "conversations": raw_pairs.messages(0)} for name in names]
     source.put_json(records)
     config = raw_pairs.config("bunny-json", path=source.uri, max_quarantined_fraction=0.5)
+    with pytest.raises(QuarantineError, match=r"pairs: 3 of 4 samples cannot be used so far"):
+        ingest(config, root)
+    (root / "bucket" / names[1]).create_bytes(raw_pairs.colour_image(1))  # the JSON stays as it is
     made = ingest(config, root)[0]
     assert (made.rows, made.statistics["totals"]["quarantined"]) == (2, 2)
     assert ingest(config, root) == [made]

@@ -22,7 +22,8 @@ from warren.errors import DataError, EmptyDatasetError, NotFoundError, Quarantin
 from warren.storage import Location
 
 _MAX_BLOCKS = 4096
-_DELETING_THREADS = 16
+_IO_THREADS = 16
+_OVER_CEILING = "over-ceiling.json"  # beside the receipts
 
 
 def ingest(config: IngestConfig, root: Location) -> list[Manifest]:
@@ -45,6 +46,7 @@ def _ingest_one(importer: Importer, config: IngestConfig, root: Location) -> Man
     pieces = list(importer.pieces(config.samples_per_shard))
     if not pieces:
         raise EmptyDatasetError(f"{importer.name}: the source has no samples")
+    _forget_unusable(folder)
     receipts = _collect(shard_maker(importer, folder, config, provenance), pieces, config.max_quarantined_fraction)
     changes = Provenance.of(config, importer.files).changes_since(provenance)
     if changes:
@@ -163,14 +165,26 @@ def _quarantine(
     try:
         quarantine.add(0, bad, num_samples)
     except QuarantineError as error:
-        for (_, part), receipt in receipts.items():
-            if receipt.bad:
-                maker.forget(receipt, part)  # its source may be mended before the next attempt
+        (receipts_folder(maker.folder) / _OVER_CEILING).put_json({})
         raise QuarantineError(
             f"{maker.importer.name}: {error}. jobs/ingest.py --dry-run reads samples and writes no dataset"
         ) from None
     finally:
         quarantine.write(0)
+
+
+def _forget_unusable(folder: Location) -> None:
+    """Do shards with unusable samples anew if an attempt ended because of them: their images may be mended since.
+
+    That attempt cannot do it: tasks of it may have written receipts behind its end.
+    """
+    found = receipts_folder(folder).list()
+    marks = [location for location in found if location.name == _OVER_CEILING]
+    if marks:
+        with ThreadPoolExecutor(_IO_THREADS) as pool:
+            values = list(pool.map(lambda location: location.read_json(), found))
+        _delete([location for location, value in zip(found, values, strict=True) if value.get("bad")])
+        _delete(marks)
 
 
 def _make_shards(maker: ShardMaker, pieces: list[Piece]) -> Iterator[tuple[tuple[int, int], Receipt]]:
@@ -205,5 +219,5 @@ def _tidy(folder: Location, manifest: Manifest) -> None:
 
 
 def _delete(objects: list[Location]) -> None:
-    with ThreadPoolExecutor(_DELETING_THREADS) as pool:
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
         list(pool.map(lambda found: found.store.delete(found.key), objects))

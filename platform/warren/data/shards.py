@@ -120,11 +120,6 @@ class ShardMaker:
             if receipt.is_last:
                 return
 
-    def forget(self, receipt: Receipt, part: int) -> None:
-        """Let the next attempt do a shard, and those behind it in its piece, anew."""
-        target = self._receipt(receipt.piece, part)
-        target.store.delete(target.key)
-
     def _identity(self, piece: Piece) -> str:
         name = label(piece.path, self.importer.files) if piece.path in self.importer.files else ""
         facts = [self.options, name, piece.start, piece.stop, piece.rows, self.importer.fingerprint(piece)]

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from warren.storage import Location
 
-_HASHED_BYTES = 64 << 20
+_HASHED_BYTES = 8 << 20
 
 
 def label(path: str, files: Sequence[str]) -> str:
