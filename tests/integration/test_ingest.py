@@ -18,7 +18,7 @@ from cluster_fixtures import Cluster
 from warren.cluster.ingestion import ingest
 from warren.config import IngestConfig
 from warren.data.manifest import Manifest, read_manifest
-from warren.errors import DataError, QuarantineError, root_cause
+from warren.errors import DataError, EmptyDatasetError, QuarantineError, root_cause
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 
@@ -138,13 +138,15 @@ def test_a_bucket_of_any_name_and_a_source_that_changes(ray_cluster: Cluster) ->
     root = Location.parse("s3://my-bucket/warren-bucket")
     source = root / "bucket/train.json"
     names = ["bucket-0.jpg", "bucket/1.jpg", "no-such-bucket.jpg", "s3://no-such-bucket/1.jpg"]
-    (root / "bucket" / names[0]).create_bytes(raw_pairs.colour_image(0))
     records = [{"image": name, "conversations": raw_pairs.messages(0)} for name in names]
     source.put_json(records)
     config = raw_pairs.config("bunny-json", path=source.uri, max_quarantined_fraction=0.5)
+    with pytest.raises(EmptyDatasetError, match="none of its 4 samples can be used"):
+        ingest(config.model_copy(update={"max_quarantined_fraction": 1.0}), root)
+    (root / "bucket" / names[0]).create_bytes(raw_pairs.colour_image(0))  # the JSON stays as it is
     with pytest.raises(QuarantineError, match=r"pairs: 3 of 4 samples cannot be used so far"):
         ingest(config, root)
-    (root / "bucket" / names[1]).create_bytes(raw_pairs.colour_image(1))  # the JSON stays as it is
+    (root / "bucket" / names[1]).create_bytes(raw_pairs.colour_image(1))
     made = ingest(config, root)[0]
     assert (made.rows, made.statistics["totals"]["quarantined"]) == (2, 2)
     assert ingest(config, root) == [made]

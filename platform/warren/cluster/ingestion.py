@@ -23,7 +23,7 @@ from warren.storage import Location
 
 _MAX_BLOCKS = 4096
 _IO_THREADS = 16
-_OVER_CEILING = "over-ceiling.json"  # beside the receipts
+_TO_MEND = "to-mend.json"  # beside the receipts: an attempt ended because of its unusable samples
 
 
 def ingest(config: IngestConfig, root: Location) -> list[Manifest]:
@@ -84,6 +84,7 @@ def _publish(
         statistics.merge(receipt.statistics)
     shards = tuple(receipt.shard for receipt in receipts if receipt.shard)
     if not shards:
+        (receipts_folder(folder) / _TO_MEND).put_json({})
         raise EmptyDatasetError(f"{importer.name}: none of its {statistics.totals['quarantined']} samples can be used")
     manifest = Manifest(importer.name, version, shards, importer.origin, importer.licence, statistics.to_json())
     write_card(folder, manifest, statistics)
@@ -165,7 +166,7 @@ def _quarantine(
     try:
         quarantine.add(0, bad, num_samples)
     except QuarantineError as error:
-        (receipts_folder(maker.folder) / _OVER_CEILING).put_json({})
+        (receipts_folder(maker.folder) / _TO_MEND).put_json({})
         raise QuarantineError(
             f"{maker.importer.name}: {error}. jobs/ingest.py --dry-run reads samples and writes no dataset"
         ) from None
@@ -179,7 +180,7 @@ def _forget_unusable(folder: Location) -> None:
     That attempt cannot do it: tasks of it may have written receipts behind its end.
     """
     found = receipts_folder(folder).list()
-    marks = [location for location in found if location.name == _OVER_CEILING]
+    marks = [location for location in found if location.name == _TO_MEND]
     if marks:
         with ThreadPoolExecutor(_IO_THREADS) as pool:
             values = list(pool.map(lambda location: location.read_json(), found))
