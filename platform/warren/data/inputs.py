@@ -112,12 +112,12 @@ class Inputs:
         """Turn plain text into ids, int32 (length,): no template, only the BOS where the model has one."""
         return encode([Segment(text, False)], tokenizer, self.tokens)[0]
 
-    def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
-        """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px)."""
-        return _pixels(self._pictures(images), self.image.size_px)
+    def pixels(self, images: tuple[bytes, ...], formats: tuple[str, ...] | None = None) -> np.ndarray:
+        """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px); `formats` as in `decode_image`."""
+        return _pixels(self._pictures(images, formats), self.image.size_px)
 
-    def _pictures(self, images: tuple[bytes, ...]) -> tuple[Image.Image, ...]:
-        return tuple(to_square(decode_image(data), self.image) for data in images)
+    def _pictures(self, images: tuple[bytes, ...], formats: tuple[str, ...] | None = None) -> tuple[Image.Image, ...]:
+        return tuple(to_square(decode_image(data, formats=formats), self.image) for data in images)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
