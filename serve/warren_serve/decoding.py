@@ -1,8 +1,8 @@
 """Decoding clients' images in processes that can be ended.
 
-Every format has small files that take minutes: thousands of empty scans in a JPEG, comments in a GIF that are copied
-again and again. A thread cannot be stopped in the middle of that, but a process can. So each image is decoded under a
-limit of CPU time, which the kernel enforces. An image that exceeds it costs its sender a 400, and others a short wait.
+Formats have files that take far longer than their size suggests: a JPEG of empty scans, a PNG of a million empty chunks.
+A thread cannot be stopped in the middle of one, but a process can. So each image is decoded under a limit of CPU time,
+which the kernel enforces. An image that exceeds it costs its sender a 400, and others a short wait.
 """
 
 import logging

@@ -147,7 +147,7 @@ def _call(handle: DeploymentHandle, method: str, *args: Any) -> Any:
 def _cancel(pieces: DeploymentResponseGenerator[Any]) -> None:
     try:
         pieces.cancel()
-    except Exception as error:  # it raises anew what the assignment to a replica raised
+    except (Exception, asyncio.CancelledError) as error:  # it raises anew what the assignment to a replica raised
         logger.debug("nothing to cancel: %r", error)
 
 
