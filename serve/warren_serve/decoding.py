@@ -1,8 +1,8 @@
 """Decoding clients' images in processes that can be ended.
 
-Formats have files that take far longer than their size suggests: a JPEG of empty scans, a PNG of a million empty chunks.
-A thread cannot be stopped in the middle of one, but a process can. So each image is decoded under a limit of CPU time,
-which the kernel enforces. An image that exceeds it costs its sender a 400, and others a short wait.
+Some files take far longer than their size suggests: a JPEG of empty scans, a PNG of a million empty chunks. A thread
+cannot be stopped in the middle of one, but a process can. So each image is decoded under a limit of CPU time, which the
+kernel enforces. An image that exceeds it costs its sender a 400, and others a short wait.
 """
 
 import logging
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -159,7 +160,8 @@ def main(fd: int) -> None:
             signal.setitimer(signal.ITIMER_PROF, order.timeout_s)
             answer = _decode(order)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            connection.send(answer)
+            with suppress(OSError):  # the starter has ended meanwhile
+                connection.send(answer)
 
 
 def _decode(order: _Order) -> np.ndarray | ApiError:

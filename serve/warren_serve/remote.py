@@ -122,7 +122,9 @@ class RemoteAccounts:
             async with asyncio.timeout(_ACCOUNTS_TIMEOUT_S):
                 verdict: Verdict = await _call(self._accounts, method, *args)
                 return verdict
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
             logger.warning("the shared accounts do not answer, counting here: %r", error)
             return None
 

@@ -16,7 +16,7 @@ from warren_serve.ratelimit import Limits
 
 _MIB = 1 << 20
 _DRAIN_MARGIN_S = 10.0
-_HOST = re.compile(r"(\*\.)?[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+_HOST = re.compile(r"(\*\.)?[\w.-]+(:[0-9]{1,5})?")
 
 
 class ServeSettings(Config):
