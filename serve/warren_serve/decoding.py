@@ -1,8 +1,8 @@
 """Decoding clients' images in processes that can be ended.
 
 Some files take far longer than their size suggests: a JPEG of empty scans, a PNG of a million empty chunks. A thread
-cannot be stopped in the middle of one, but a process can. So each image is decoded under a limit of CPU time, which the
-kernel enforces. An image that exceeds it costs its sender a 400, and others a short wait.
+cannot be stopped in the middle of one, but a process can. So a request's images are decoded under a limit of CPU time,
+which the kernel enforces. Images that exceed it cost their sender a 400, and others a short wait.
 """
 
 import logging
@@ -32,10 +32,9 @@ _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGI
 
 @dataclass(frozen=True)
 class _Order:
-    """One image to decode."""
+    """The images of one request, with the names of their fields."""
 
-    data: bytes
-    param: str
+    images: Sequence[tuple[bytes, str]]
     inputs: Inputs
     max_pixels: int
     timeout_s: float
@@ -47,7 +46,7 @@ class ImageDecoder:
     Args:
         num_processes: Calls at the same time; more wait.
         max_pixels: Of one image.
-        timeout_s: CPU time for one image.
+        timeout_s: CPU time for the images of one call.
     """
 
     def __init__(self, num_processes: int, max_pixels: int, timeout_s: float) -> None:
@@ -80,11 +79,8 @@ class ImageDecoder:
             return inputs.pixels(())
         worker = self._workers.get()
         try:
-            orders = (
-                _Order(data, param, inputs, self._max_pixels, self._timeout_s)
-                for data, param in zip(images, params, strict=True)
-            )
-            return np.concatenate([worker.run(order) for order in orders])
+            named = tuple(zip(images, params, strict=True))
+            return worker.run(_Order(named, inputs, self._max_pixels, self._timeout_s))
         finally:
             self._workers.put(worker)
 
@@ -116,14 +112,17 @@ class _Worker:
 
     def run(self, order: _Order) -> np.ndarray:
         connection = self.start()
+        found: list[np.ndarray] = []
         try:
             connection.send(order)
-            answer: np.ndarray | ApiError = connection.recv()
+            while len(found) < len(order.images):
+                answer: np.ndarray | ApiError = connection.recv()
+                if isinstance(answer, ApiError):
+                    raise answer
+                found.append(answer)
         except (EOFError, OSError):
-            raise _ended(self.end(), order) from None
-        if isinstance(answer, ApiError):
-            raise answer
-        return answer
+            raise _ended(self.end(), order.timeout_s, order.images[len(found)][1]) from None
+        return np.concatenate(found)
 
     def end(self) -> int:
         """End the process, if it runs, and return its exit code."""
@@ -136,14 +135,14 @@ class _Worker:
         return process.wait()
 
 
-def _ended(code: int, order: _Order) -> ApiError:
-    """Say why there are no pixels."""
+def _ended(code: int, timeout_s: float, param: str) -> ApiError:
+    """Say why there are no pixels, of the image in this field."""
     if code == -signal.SIGPROF:
-        message = f"The image takes more than {order.timeout_s:g} s of CPU time to decode; save it anew and send that."
-        return bad_request(message, "invalid_image", order.param)
+        message = f"The images take more than {timeout_s:g} s of CPU time to decode; save this one anew, or send fewer."
+        return bad_request(message, "invalid_image", param)
     logger.error("the process that decodes images ended with exit code %d", code)
     if -code in _CRASHES:
-        return bad_request("The image cannot be decoded; save it anew and send that.", "invalid_image", order.param)
+        return bad_request("The image cannot be decoded; save it anew and send that.", "invalid_image", param)
     return unavailable("The process that decodes images was ended; try again.")
 
 
@@ -157,20 +156,30 @@ def main(fd: int) -> None:
                 order: _Order = connection.recv()
             except (EOFError, OSError):
                 return
-            signal.setitimer(signal.ITIMER_PROF, order.timeout_s)
-            answer = _decode(order)
-            signal.setitimer(signal.ITIMER_PROF, 0)
             with suppress(OSError):  # the starter has ended meanwhile
-                connection.send(answer)
+                _carry_out(order, connection)
 
 
-def _decode(order: _Order) -> np.ndarray | ApiError:
+def _carry_out(order: _Order, connection: Connection) -> None:
+    """Send the pixels of each image; an error is the last answer."""
+    signal.setitimer(signal.ITIMER_PROF, order.timeout_s)
+    for number, (data, param) in enumerate(order.images, start=1):
+        answer = _decode(data, param, order)
+        is_last = number == len(order.images) or isinstance(answer, ApiError)
+        if is_last:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send(answer)
+        if is_last:
+            return
+
+
+def _decode(data: bytes, param: str, order: _Order) -> np.ndarray | ApiError:
     try:
-        found = check_image(order.data, order.max_pixels, order.param)
-        return order.inputs.pixels((order.data,), formats=(found,))
+        found = check_image(data, order.max_pixels, param)
+        return order.inputs.pixels((data,), formats=(found,))
     except ApiError as error:
         return error
     except BadSampleError as error:
-        return bad_request(f"The image cannot be decoded: {error}.", "invalid_image", order.param)
+        return bad_request(f"The image cannot be decoded: {error}.", "invalid_image", param)
     except Exception:  # Pillow's parsers raise many kinds
-        return bad_request("The image cannot be decoded.", "invalid_image", order.param)
+        return bad_request("The image cannot be decoded.", "invalid_image", param)

@@ -44,7 +44,7 @@ class ServeSettings(Config):
         body_timeout_s: For the body to arrive.
         max_body_bytes: Counted as it arrives.
         max_image_pixels: Width times height of one picture, checked before it is decoded.
-        image_decode_timeout_s: CPU time that decoding one picture may take; more is a 400.
+        image_decode_timeout_s: CPU time that decoding a request's images may take; more is a 400.
         max_text_chars: Of all messages together, checked before they are tokenised.
         api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
             no keys.

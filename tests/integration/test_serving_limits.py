@@ -160,16 +160,19 @@ def test_clients_that_leave_at_any_time_keep_no_place(url: str, fresh: Iterator[
 
 
 def test_tokens_generated_for_clients_who_left_are_charged(url: str, fresh: Iterator[str]) -> None:
-    """Two answers are generated side by side; after 150 tokens of the one that streams, both clients leave."""
+    """Two answers are generated side by side; when the one that streams is well under way, both clients leave.
+
+    The other has an image of more than 2 MiB, which takes another way to the engine.
+    """
     whole, streamed = next(fresh), next(fresh)
     asked = body(max_tokens=550, temperature=0.7, seed=3)
-    content = json.dumps(asked).encode()
+    content = json.dumps(body("what?", noise(900), max_tokens=550)).encode()
     connection = connect(url, whole, len(content), content)
     headers = {"authorization": f"Bearer {streamed}"}
     with httpx.stream("POST", url + PATH, json=asked | {"stream": True}, headers=headers, timeout=120) as answer:
         assert answer.status_code == 200
         for num_lines, _ in enumerate(answer.iter_lines()):
-            if num_lines > 60:
+            if num_lines > 100:
                 break
     connection.close()
     time.sleep(1)

@@ -78,6 +78,18 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_one_is_not(
     assert impatient.pixels(inputs, [png_bytes((1, 2, 3))], ["first"])[0, :, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_the_images_of_a_request_share_its_time(impatient: ImageDecoder, inputs: Inputs) -> None:
+    slow = png_of_chunks(5_000)
+    for _ in range(3):
+        assert impatient.pixels(inputs, [slow], ["0"]).shape == (1, 3, 32, 32)
+    with pytest.raises(ApiError) as refused:
+        impatient.pixels(inputs, [slow] * 50, [str(number) for number in range(50)])
+    assert 0 < int(refused.value.param or 0) < 50
+    with pytest.raises(ApiError, match="cannot be read"):
+        impatient.pixels(inputs, [png_bytes(), b"no image", png_bytes()], ["0", "1", "2"])
+    assert impatient.pixels(inputs, [png_bytes()] * 3, ["0", "1", "2"]).shape == (3, 3, 32, 32)
+
+
 def test_a_decoder_that_was_ended_is_the_servers_fault_and_starts_again(
     impatient: ImageDecoder, inputs: Inputs
 ) -> None:
