@@ -69,7 +69,13 @@ def create_api(service: ChatService, figures: Figures | None = None, accounts: S
 def _add_middleware(app: FastAPI, service: ChatService, accounts: SharedAccounts) -> None:
     settings = service.settings
     # The last one added is the outermost.
-    app.add_middleware(Admission, keys=service.keys, accounts=accounts, limits=settings.limits)
+    app.add_middleware(
+        Admission,
+        keys=service.keys,
+        accounts=accounts,
+        limits=settings.limits,
+        max_requests=settings.ingress_max_ongoing_requests,
+    )
     app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
     if settings.cors_origins:
         app.add_middleware(
