@@ -28,7 +28,7 @@ from warren.storage import Location
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
 from warren_serve.backend import Piece, Question
-from warren_serve.cluster_metrics import Mirror, figures_of_all_replicas
+from warren_serve.cluster_metrics import ClusterFigures, Mirror
 from warren_serve.errors import ApiError
 from warren_serve.metrics import engine_registry
 from warren_serve.ratelimit import Accounts, Limits, Verdict
@@ -144,7 +144,8 @@ class IngressServer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        return create_api(self._service, figures_of_all_replicas, self._accounts)
+        figures = ClusterFigures(serve.get_replica_context().app_name)
+        return create_api(self._service, figures.read, self._accounts, names_requests=False)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
