@@ -29,7 +29,7 @@ from warren.storage import Location
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
 from warren_serve.backend import Piece, Question
-from warren_serve.cluster_metrics import Mirror, figures_of_all_replicas
+from warren_serve.cluster_metrics import ClusterFigures, Mirror
 from warren_serve.errors import RETRY_AFTER_S, ApiError
 from warren_serve.metrics import engine_registry
 from warren_serve.proxy import Disconnects
@@ -154,7 +154,8 @@ class IngressServer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        api = create_api(self._service, figures_of_all_replicas, self._accounts)
+        figures = ClusterFigures(serve.get_replica_context().app_name)
+        api = create_api(self._service, figures.read, self._accounts, names_requests=False)
         api.add_middleware(Disconnects)
         return api
 

@@ -146,6 +146,30 @@ def test_a_key_file_written_wrongly_keeps_the_keys_that_were_valid(
     assert "SHA-256" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", "a" * 64, b"\xff\xfe\x00"], ids=["empty", "blank", "utf-16", "binary"]
+)
+def test_a_key_file_that_is_emptied_or_in_another_encoding_locks_nobody_out(
+    scripted: Any, two_keys: Any, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, _ = scripted(hello, two_keys)
+    file = Path(two_keys["api_keys_file"])
+    digests = file.read_text()
+    file.write_bytes(content if isinstance(content, bytes) else digests.encode("utf-16"))
+    assert [ask(endpoint, key).status_code for key in ("alice", "nobody", "alice")] == [200, 401, 200]
+    assert sum("stay valid" in line for line in caplog.messages) == 1, "once, not at each request"
+    file.write_bytes(b"\xef\xbb\xbf" + digests.encode())  # a byte order mark, as Windows editors write it
+    assert ask(endpoint, "alice").status_code == 200
+
+
+def test_a_key_in_another_script_is_known_by_the_digest_of_its_bytes(scripted: Any, tmp_path: Path) -> None:
+    key = "clé-ключ-鍵"
+    (tmp_path / "keys").write_text(hashlib.sha256(key.encode()).hexdigest())
+    endpoint, _ = scripted(hello, {"api_keys_file": str(tmp_path / "keys")})
+    headers = [(b"authorization", b"Bearer " + key.encode())]
+    assert endpoint.request("POST", PATH, json=ASK, headers=headers).status_code == 200
+
+
 def test_pages_of_other_sites_are_let_in_only_where_asked(scripted: Any) -> None:
     preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
     closed, _ = scripted(hello)
