@@ -16,6 +16,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     ├── ModelError                  a model folder cannot be read, converted or written
     ├── TrainingError               a run cannot start, go on or be resumed
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
+    │       └── DamagedCheckpointError  its files are not what its manifest promised
     ├── ReleaseError                a release is missing, broken or refused
     │   └── GateError               a release did not reach what its gate asks for
     └── ServiceError                a service (Ray, S3 server, Serve, an engine) did not start or answer
@@ -80,6 +81,10 @@ class TrainingError(WarrenError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is incomplete or does not fit the run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint's files are not what its manifest promised; an older one may be whole."""
 
 
 class ReleaseError(WarrenError):

@@ -65,7 +65,7 @@ class Board:
         return self._recoveries
 
     def fail(self, error: WarrenError) -> None:
-        """Pin the first error that ends the run."""
+        """Pin the first error that ends an attempt."""
         self._error = self._error or error
 
     def ask_to_give_way(self) -> None:
@@ -93,9 +93,10 @@ class Board:
         rows, self._untaken = self._untaken, []
         return rows
 
-    def error(self) -> WarrenError | None:
-        """Return the error that ends the run, if any."""
-        return self._error
+    def take_error(self) -> WarrenError | None:
+        """Return the error that ended an attempt, if any, and forget it."""
+        error, self._error = self._error, None
+        return error
 
 
 def _recovery(last: dict[str, Any], marks: dict[str, float], row: dict[str, Any]) -> dict[str, Any]:

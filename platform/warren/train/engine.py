@@ -168,7 +168,7 @@ class Engine:
                 raise
             raise TrainingError(
                 f"the gradient overflows fp16 even at a loss scale of {scale:g}: lower the learning rate, or train in "
-                "bf16 or fp32 (resources.precision)"
+                "bf16 or fp32 (resources.precision), in a new run (--run)"
             ) from None
 
     def _own_norm(self) -> float:
