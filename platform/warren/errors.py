@@ -10,6 +10,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   └── ConflictError           a conditional write lost: the object is there already, or changed
     ├── DataError                   a dataset or a sample is wrong
     │   ├── BadSampleError          one sample cannot be used (it is quarantined)
+    │   │   └── SampleTooLongError      nothing useful of it fits into max_length_tokens
     │   ├── QuarantineError         more samples were quarantined than the recipe allows
     │   ├── EmptyDatasetError       nothing is left to train or evaluate on
     │   └── CorruptDataError        bytes differ from what the manifest promised
@@ -57,6 +58,16 @@ class DataError(WarrenError):
 
 class BadSampleError(DataError):
     """One sample cannot be used; whoever reads it quarantines it."""
+
+
+class SampleTooLongError(BadSampleError):
+    """Nothing that can be trained on is left of a sample within `max_length_tokens`.
+
+    Attributes:
+        num_cut_tokens: Its supervised tokens, none of which is trained on.
+    """
+
+    num_cut_tokens = 0
 
 
 class QuarantineError(DataError):

@@ -206,6 +206,8 @@ class Progress:
         left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
         waits = row["data_wait_s"] / row["step_s"]
         bad = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
+        if row["samples_cut"]:
+            bad += f"  {row['samples_cut']} samples cut, by {row['supervised_tokens_cut']} supervised tokens"
         return (
             f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "

@@ -28,7 +28,7 @@ from warren.train.checkpoint import CheckpointManifest
 from warren.train.damage import newest_intact
 from warren.train.origin import Origin, frozen_digest
 from warren.train.record import Run
-from warren.train.report import write_report
+from warren.train.report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers
 
 
@@ -86,7 +86,7 @@ def train_stage(
     recoveries = ray.get(board.recoveries.remote())
     _write_recoveries(task.run, recoveries)
     report = write_report(task.run, task.record, recoveries)
-    print(f"report: {report}", file=sys.stderr)
+    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
     return task.run
 
 
