@@ -1,6 +1,7 @@
 """One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
 
 import gc
+import math
 import os
 import sys
 import time
@@ -112,7 +113,9 @@ def _attempt(task: TrainingTask, board: Any) -> None:
     ElasticTrainer(
         _train_worker,
         train_loop_config={"task": task, "board": board},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=math.ceil(resources.group_timeout_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,

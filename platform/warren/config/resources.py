@@ -7,6 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 from warren.config.resume import OnResume
 from warren.config.tree import Config
 
+_GROUP_SPARE_S = 60.0
+
 
 class Resources(Config):
     """What one cluster gives to a job. Numbers are per worker unless named otherwise."""
@@ -64,6 +66,11 @@ class Resources(Config):
                 "scale that it never multiplied them by"
             )
         return self
+
+    @property
+    def group_timeout_s(self) -> float:
+        """How long a rank waits for the others in a collective: a rank that hangs is ended, and says where, before."""
+        return self.hang_timeout_s + _GROUP_SPARE_S
 
     @property
     def max_workers(self) -> int:
