@@ -20,7 +20,8 @@ from train_processes import ProcessEndedError, Training, scratch
 from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
 from warren.data.inputs import Inputs
 from warren.data.sample import Sample, Turn
-from warren.errors import CheckpointError, StorageError, TrainingError
+from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
+from warren.train.damage import newest_intact
 from warren.train.optimization import cosine_schedule
 
 STEPS = 6
@@ -306,6 +307,25 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     for found, expected in zip(resumed, whole, strict=True):
         assert figures(found) == pytest.approx(figures(expected), rel=2e-4)
         assert found["samples"] == expected["samples"]
+
+
+def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_before(training: Training) -> None:
+    stage = training.stage.model_copy(update={"checkpoint_every_steps": 2, "keep_checkpoints": 3})
+    training = replace(training, stage=stage)
+    [whole, *_] = training.train(2)
+    latest = training.run.checkpoints.read(STEPS)
+    [file, *_] = latest.below("state")
+    target = Path(training.run.checkpoints.at(STEPS).uri, file.path)
+    data = target.read_bytes()
+    longer = replace(training, stage=stage.model_copy(update={"duration": Duration(steps=STEPS + 1)}))
+    target.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
+    with pytest.raises(DamagedCheckpointError, match=f"{target}: .*damaged, restore it from a copy"):
+        longer.train(2)
+    found = newest_intact(training.run, "its bytes are others")
+    assert found is not None
+    assert found.step == 4
+    [resumed, *_] = training.train(2)
+    assert [figures(row) for row in resumed] == [figures(row) for row in whole]
 
 
 def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:

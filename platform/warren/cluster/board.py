@@ -11,7 +11,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import waiting
+from warren.cluster.capacity import has_room, waiting
 from warren.errors import WarrenError
 from warren.train.trackers import Row, Tracker, numbers
 
@@ -198,7 +198,8 @@ class Progress:
         self._absence_told_s = min(self._absence_told_s, absent_s)
         if absent_s - self._absence_told_s > _ABSENCE_LINE_EVERY_S:
             self._absence_told_s = absent_s
-            tqdm.write(f"{self._title}: {waiting(self._wanted)}, for {absent_s:.0f} s", file=sys.stderr)
+            doing = f"starting {self._wanted}" if has_room() else waiting(self._wanted)
+            tqdm.write(f"{self._title}: {doing}, for {absent_s:.0f} s", file=sys.stderr)
 
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:
         steps = row["step"] - first

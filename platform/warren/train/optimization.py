@@ -16,7 +16,8 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
     """Group trainable parameters by part and weight decay.
 
     The projector and the vision tower may have learning rates of their own; biases and norms do not decay.
-    (Bunny's trainer lets RMSNorms decay, as it knows torch's LayerNorm only; no recipe of Bunny's has any decay.)
+    Bunny's trainer leaves out torch's LayerNorms and the RMSNorms that transformers has put on its list, Llama's among
+    them; the RMSNorms of its other language models decay there. No recipe of Bunny's has any decay.
     """
     rates = {
         "projector": stage.projector_learning_rate or stage.learning_rate,
