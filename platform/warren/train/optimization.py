@@ -16,8 +16,8 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
     """Group trainable parameters by part and weight decay.
 
     The projector and the vision tower may have learning rates of their own; biases and norms do not decay.
-    Bunny's trainer leaves out torch's LayerNorms and the RMSNorms that transformers has put on its list, Llama's among
-    them; the RMSNorms of its other language models decay there. No recipe of Bunny's has any decay.
+    In Bunny's trainer torch's LayerNorms do not decay, nor do Llama's and MiniCPM's RMSNorms, which are on transformers'
+    list of norms; other RMSNorms would. No recipe of Bunny's has any decay.
     """
     rates = {
         "projector": stage.projector_learning_rate or stage.learning_rate,
