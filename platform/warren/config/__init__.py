@@ -23,10 +23,12 @@ from warren.config.recipe import (
     ValidationConfig,
 )
 from warren.config.resources import Resources
+from warren.config.resume import Change, OnResume, changes
 from warren.config.tree import Config, fingerprint, load_config
 
 __all__ = [
     "AverageConfig",
+    "Change",
     "Config",
     "Duration",
     "EvaluateConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "LoraConfig",
     "MixtureComponent",
     "ModelConfig",
+    "OnResume",
     "Part",
     "ProjectorConfig",
     "Recipe",
@@ -46,6 +49,7 @@ __all__ = [
     "TokenizerConfig",
     "ValidationConfig",
     "VisionTowerConfig",
+    "changes",
     "fingerprint",
     "load_config",
 ]

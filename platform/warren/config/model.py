@@ -1,10 +1,11 @@
 """The model of a recipe: vision tower, projector, language model, tokenizer and prompt template."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.catalog import BACKBONES, TOWERS, entry
+from warren.config.resume import OnResume
 from warren.config.tree import Config
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -16,7 +17,7 @@ class VisionTowerConfig(Config):
     A family's weights come from `pretrained`, or start random with the sizes in `config`.
     """
 
-    name: str | None = None
+    name: Annotated[str | None, OnResume.FREE] = None  # the fields below say what it stands for
     family: Literal["siglip", "clip", "eva-clip", "dinov2"]  # "siglip" is SigLIP 2's fixed-size towers too
     pretrained: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
@@ -60,7 +61,7 @@ class LanguageModelConfig(Config):
     `pretrained` is a hub id, a local folder or an S3 folder. Its sizes are read there, unless `config` has them.
     """
 
-    name: str | None = None
+    name: Annotated[str | None, OnResume.FREE] = None  # the fields below say what it stands for
     pretrained: str | None = None
     model_type: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)

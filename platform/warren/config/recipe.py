@@ -1,12 +1,13 @@
 """The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.ingest import IngestConfig
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, Part
+from warren.config.resume import OnResume
 from warren.config.tree import Config
 from warren.errors import ConfigError
 
@@ -46,7 +47,7 @@ class GuardConfig(Config):
 
     spike_factor: float | None = Field(default=None, gt=1.0)  # leave out a loss above this many times the median
     spike_window_steps: int = Field(default=100, ge=2)  # of the losses of so many steps before it, once there are
-    max_skips_in_a_row: int = Field(default=3, ge=0)  # one more ends the run
+    max_skips_in_a_row: Annotated[int, OnResume.FREE] = Field(default=3, ge=0)  # one more ends the run
 
 
 class ValidationConfig(Config):
@@ -58,14 +59,17 @@ class ValidationConfig(Config):
 
 
 class StageConfig(Config):
-    """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
+    """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts).
+
+    A run that goes on may change the fields marked so, and no other.
+    """
 
     dataset: str | None = None  # the short form of `datasets: [{name: …}]`
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[Part, ...] = ("projector",)
     lora: LoraConfig | None = None  # None: the parts in `trainable` are trained whole
-    duration: Duration = Duration(epochs=1)
+    duration: Annotated[Duration, OnResume.SCHEDULE] = Duration(epochs=1)
     global_batch_size: int = PositiveInt
     max_length_tokens: int = Field(default=2048, gt=0)
     image_padding: bool | None = None  # pad to a square with the mean colour first; None: as the model was trained
@@ -79,11 +83,11 @@ class StageConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     seed: int = 42
     shuffle_window_samples: int = Field(default=4096, gt=0)
-    checkpoint_every_steps: int = Field(default=500, gt=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    max_quarantined_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    checkpoint_every_steps: Annotated[int, OnResume.FREE] = Field(default=500, gt=0)
+    keep_checkpoints: Annotated[int, OnResume.FREE] = Field(default=2, ge=1)
+    max_quarantined_fraction: Annotated[float, OnResume.FREE] = Field(default=0.001, ge=0.0, le=1.0)
     guard: GuardConfig = GuardConfig()
-    validation: ValidationConfig | None = None
+    validation: Annotated[ValidationConfig | None, OnResume.FREE] = None
 
     @field_validator("trainable")
     @classmethod
@@ -155,8 +159,8 @@ class AverageConfig(Config):
 class Recipe(Config):
     """One model, from raw pairs to a release. A recipe with `average` is made of two others' models."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    description: str = ""
+    name: Annotated[str, OnResume.FREE] = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: Annotated[str, OnResume.FREE] = ""
     model: ModelConfig
     ingest: IngestConfig | None = None
     pretrain: StageConfig

@@ -33,6 +33,8 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     runs = [Run(root / "runs" / name) for name in (first, second)]
     checkpoints = [_newest(run) for run in runs]
     made = Run(root / "runs" / target)
+    if made.checkpoints.steps():
+        raise CheckpointError(f"run {target!r} exists at {made.folder}: give the average another name with --run")
     record = _record(recipe, config, runs, checkpoints)
     with TemporaryDirectory(prefix="warren-average-") as temporary:
         scratch = Path(temporary)
@@ -42,7 +44,7 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
         result = scratch / "result"
         result.mkdir()
         average_models(models[0], models[1], config.first_weight, result / MODEL_FOLDER)
-        made.begin(record)
+        made.write(record)
         step = checkpoints[1].step
         files = made.checkpoints.upload(step, uuid.uuid4().hex[:8], result)
         made.checkpoints.commit(CheckpointManifest(step, 1, 0, record["fingerprint"], tuple(files), record))

@@ -12,6 +12,7 @@ from warren.errors import NotFoundError
 from warren.storage import Location
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
+from warren.train.stage_inputs import check_templates
 
 _WIDTHS = (10, 11, 11, 13, 10, 10)
 
@@ -25,9 +26,10 @@ def dry_run(
         root: Where datasets may be; None, or one that lacks the dataset, leaves Bunny's published sizes.
 
     Raises:
-        ConfigError: The model's sizes are neither in the recipe nor at hand.
+        ConfigError: The model's sizes are neither in the recipe nor at hand, or a template does not exist.
     """
     stage: StageConfig = getattr(recipe, stage_name)
+    check_templates(recipe)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)
     cut = Cut.of(stage.global_batch_size, resources.max_workers, resources.micro_batch_size)

@@ -8,10 +8,11 @@ from warren.config import Recipe, StageConfig
 from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
+from warren.data.native_template import NATIVE
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import Source, iter_samples
 from warren.data.template import get_template
-from warren.errors import ConfigError, NotFoundError
+from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.record import Run
 
@@ -27,17 +28,36 @@ def sources_of(config: StageConfig, root: Location) -> tuple[Source, ...]:
     return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
 
 
-def make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
-    """Read the tokenizer of the run's first attempt; else take the language model's own, or train one."""
+def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[dict[str, Any], Inputs]:
+    """Take the language model's own tokenizer, or train one; a run that goes on reads the one it began with."""
     from warren.models import TrainedTokenizer, inputs_of
 
-    stored = run.folder / TOKENIZER
-    try:
-        tokenizer = TrainedTokenizer(**stored.read_json())
-    except NotFoundError:
-        tokenizer = _first_tokenizer(recipe, root)
-        stored.create_json(tokenizer.__dict__)
+    tokenizer = TrainedTokenizer(**(run.folder / TOKENIZER).read_json()) if goes_on else _first_tokenizer(recipe, root)
     return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+
+
+def keep_tokenizer(run: Run, tokenizer: dict[str, Any]) -> None:
+    """Write the tokenizer down for the attempts that go on with the run."""
+    (run.folder / TOKENIZER).put_json(tokenizer)
+
+
+def check_templates(recipe: Recipe) -> None:
+    """Refuse a recipe that names a template which does not exist; nothing is read for it.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    given = {
+        "model.template": recipe.model.template,
+        "pretrain.template": recipe.pretrain.template,
+        "finetune.template": recipe.finetune.template,
+    }
+    for key, name in given.items():
+        if name not in (None, NATIVE):
+            try:
+                get_template(name)
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {error}, {NATIVE}") from None
 
 
 def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
