@@ -19,9 +19,9 @@ def main(job: Job) -> None:
     from warren.cluster.training import run_name
     from warren.train.record import Run
 
-    run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
+    run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
     print(evaluate(job.recipe.require("evaluate"), job.resources, job.root, run).summary())
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate"]))

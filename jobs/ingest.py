@@ -17,4 +17,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__))
+    sys.exit(run_job(main, __doc__, needs=["ingest"]))

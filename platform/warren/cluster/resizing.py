@@ -34,7 +34,14 @@ class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` that places workers on nodes that stay, where their number may change."""
+    """A `TorchTrainer` that places workers on nodes that stay, where their number may change.
+
+    Ctrl-C ends the driver, and the controller and the workers with it. Ray Train would have the controller abort, which
+    looks like a controller that died: the run would be started again.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave SIGINT to the driver."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         if self.scaling_config.elasticity_enabled:

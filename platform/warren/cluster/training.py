@@ -56,7 +56,7 @@ class TrainingTask:
     @property
     def config(self) -> StageConfig:
         """The configuration of the stage this task trains."""
-        return getattr(self.recipe, self.stage)  # type: ignore[no-any-return]
+        return self.recipe.require(self.stage)
 
 
 def run_name(recipe: Recipe, stage: Stage) -> str:
@@ -159,13 +159,13 @@ def _prepare(
     parent: str | None,
     model: Location | None,
 ) -> TrainingTask:
-    config: StageConfig = getattr(recipe, stage)
+    config = recipe.require(stage)
     sources = sources_of(config, root)
     origin = Origin.of_folder(model) if model else None
     if parent is not None:
-        origin = Origin.of_run(Run(root / "runs" / parent))
-    run = Run(root / "runs" / name)
-    template = config.template or recipe.model.template
+        origin = Origin.of_run(Run.of(root, parent))
+    run = Run.of(root, name)
+    template = config.template or recipe.require("model").template
     if origin is not None:
         origin.check_template(template)
     began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
@@ -204,7 +204,7 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
 def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
     """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
     step = record["origin_step"]
-    return origin if step == origin.step else Origin.of_run(Run(root / "runs" / record["origin"]["run"]), step)
+    return origin if step == origin.step else Origin.of_run(Run.of(root, record["origin"]["run"]), step)
 
 
 def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
@@ -288,7 +288,7 @@ def _model(task: TrainingTask) -> Any:
     if task.origin is not None:
         model: Any = task.origin.load()
     else:
-        model = build_model(task.recipe.model, TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+        model = build_model(task.recipe.require("model"), TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
     if task.config.lora is not None:
         add_adapters(model, task.config.lora, task.config.seed)
     freeze_all_but(model, task.config.trainable)

@@ -1,13 +1,15 @@
 """The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, overload
 
 from pydantic import Field, field_validator, model_validator
 
+from warren.config.catalog import check_template
 from warren.config.ingest import IngestConfig
+from warren.config.layers import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, Part
-from warren.config.tree import Config
+from warren.config.names import DatasetReference, Name
 from warren.errors import ConfigError
 
 PositiveInt = Field(gt=0)
@@ -16,6 +18,8 @@ Fraction = Field(ge=0.0, le=1.0)
 
 class Duration(Config):
     """How long a stage trains: a number of passes over its dataset, or of optimizer steps."""
+
+    replaces: ClassVar[Replaces] = alternatives("epochs", "steps")
 
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
@@ -52,7 +56,7 @@ class GuardConfig(Config):
 class ValidationConfig(Config):
     """What the loss is taken on during training, besides what is trained on."""
 
-    dataset: str
+    dataset: DatasetReference
     every_steps: int = Field(default=500, gt=0)  # and after the last step
     num_samples: int = Field(default=512, gt=0)  # the first of the dataset's shuffled order; held in memory
 
@@ -60,7 +64,9 @@ class ValidationConfig(Config):
 class StageConfig(Config):
     """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
 
-    dataset: str | None = None  # the short form of `datasets: [{name: …}]`
+    replaces: ClassVar[Replaces] = alternatives("dataset", "datasets")
+
+    dataset: DatasetReference | None = None  # the short form of `datasets: [{name: …}]`
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[Part, ...] = ("projector",)
@@ -92,6 +98,11 @@ class StageConfig(Config):
             raise ValueError("name each part to train once: vision_tower, projector, language_model")
         return parts
 
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, name: str | None) -> str | None:
+        return None if name is None else check_template(name)
+
     @model_validator(mode="after")
     def _sound_mixture(self) -> "StageConfig":
         check_mixture(self.dataset, self.datasets)
@@ -122,7 +133,7 @@ class EvaluateConfig(Config):
         shuffled_images: The control: every question is asked about another sample's picture.
     """
 
-    dataset: str
+    dataset: DatasetReference
     metric: Literal["exact_match", "choice"] = "exact_match"
     num_choices: int = Field(default=10, ge=2)
     shuffled_images: bool = False
@@ -140,32 +151,50 @@ class GateConfig(Config):
 class ReleaseConfig(Config):
     """How the result is published."""
 
-    name: str
+    name: Name
     gate: GateConfig
 
 
 class AverageConfig(Config):
     """A model that is the weighted mean of two others' weights (model soups, arXiv 2203.05482)."""
 
-    first: str  # names of recipes; the second's configuration is kept
-    second: str
+    first: Name  # names of recipes; the second's configuration is kept
+    second: Name
     first_weight: float = Fraction
 
 
-class Recipe(Config):
-    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models."""
+Section = Literal["model", "ingest", "pretrain", "finetune", "average", "evaluate", "release"]
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+
+class Recipe(Config):
+    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models.
+
+    Each job needs some of the sections (`require`); a recipe for `jobs/ingest.py` may hold `ingest` alone.
+    """
+
+    name: Name
     description: str = ""
-    model: ModelConfig
+    model: ModelConfig | None = None
     ingest: IngestConfig | None = None
-    pretrain: StageConfig
-    finetune: StageConfig
+    pretrain: StageConfig | None = None
+    finetune: StageConfig | None = None
     average: AverageConfig | None = None
     evaluate: EvaluateConfig | None = None
     release: ReleaseConfig | None = None
 
-    def require(self, section: Literal["ingest", "average", "evaluate", "release"]) -> Any:
+    @overload
+    def require(self, section: Literal["model"]) -> ModelConfig: ...
+    @overload
+    def require(self, section: Literal["pretrain", "finetune"]) -> StageConfig: ...
+    @overload
+    def require(self, section: Literal["ingest"]) -> IngestConfig: ...
+    @overload
+    def require(self, section: Literal["average"]) -> AverageConfig: ...
+    @overload
+    def require(self, section: Literal["evaluate"]) -> EvaluateConfig: ...
+    @overload
+    def require(self, section: Literal["release"]) -> ReleaseConfig: ...
+    def require(self, section: Section) -> Any:
         """Return a section that a job cannot do without.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from warren.config.tree import Config
+from warren.config.layers import Config
 
 
 class Resources(Config):

@@ -27,7 +27,7 @@ def dry_run(
     Raises:
         ConfigError: The model's sizes are neither in the recipe nor at hand.
     """
-    stage: StageConfig = getattr(recipe, stage_name)
+    stage = recipe.require(stage_name)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)
     cut = Cut.of(stage.global_batch_size, resources.max_workers, resources.micro_batch_size)

@@ -37,26 +37,27 @@ def make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, 
     except NotFoundError:
         tokenizer = _first_tokenizer(recipe, root)
         stored.create_json(tokenizer.__dict__)
-    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+    return tokenizer.__dict__, inputs_of(recipe.require("model"), tokenizer)
 
 
 def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
     from warren.models import folder_of, read_tokenizer, train_tokenizer
 
-    source = recipe.model.language_model
+    model = recipe.require("model")
+    source = model.language_model
     if source.pretrained is not None:
         folder = folder_of(source.pretrained, weights=False)
         return read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
-    vocab_size = recipe.model.tokenizer.train_vocab_size
+    vocab_size = model.tokenizer.train_vocab_size
     if vocab_size is None:
         raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
     return train_tokenizer(_texts(recipe, root), vocab_size)
 
 
 def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
-    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
-    for config in (recipe.pretrain, recipe.finetune):
-        template = get_template(config.template or recipe.model.template)
+    """Render what a tokenizer is trained on: the samples of the recipe's stages, in their templates."""
+    for config in filter(None, (recipe.pretrain, recipe.finetune)):
+        template = get_template(config.template or recipe.require("model").template)
         for source in sources_of(config, root):
             for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
                 for segment in template.training(sample.turns, eos=""):
