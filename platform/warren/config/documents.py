@@ -18,6 +18,7 @@ _FLOAT = re.compile(
     r"^([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
 )
 _MAX_INTEGER = 2**63 - 1
+_QUOTES = "; text with ':', '[', '{', '#' or '@' goes in quotes, as in \"COCO: 2017\""
 _MAX_VALUES = 100_000  # aliases of aliases grow without limit
 
 
@@ -88,12 +89,13 @@ def parse(text: str | bytes, shown: str) -> Any:
         _check(value, "", [0])
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        is_syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        problem = _one_line(" ".join(filter(None, (error.context, error.problem))))
+        problem = f"not valid YAML: {problem}" if is_syntax else problem
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ConfigError(
-            f"{shown}: not valid YAML: {_one_line(error.problem or error.context or '')}{where}"
-        ) from None
+        raise ConfigError(f"{shown}: {problem}{where}{_QUOTES if is_syntax else ''}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{shown}: not valid YAML: {_one_line(str(error))}") from None
+        raise ConfigError(f"{shown}: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{shown}: not valid YAML: it is nested too deeply, or an anchor holds itself") from None
     return json.loads(json.dumps(value))  # an alias shares its value with its anchor; here each has its own

@@ -123,14 +123,14 @@ class Layers:
             self._origins[path] = self.names[-1]
 
     def _drop_replaced(self, schema: type[BaseModel], at: Path, over: Tree) -> None:
-        """Remove what the keys of the next layer take the place of, unless it gives that itself."""
+        """Remove what the keys of the next layer take the place of; what it gives of that itself comes back alone."""
         below = _get(self.values, at)
         for key, others in getattr(schema, "replaces", {}).items():
             given = _get(over, tuple(key.split(".")))
             if given in _UNSET or given == _get(below, tuple(key.split("."))):
                 continue
             for other in (tuple(name.split(".")) for name in others):
-                if _get(below, other) not in _UNSET and _get(over, other, absent=_ABSENT) is _ABSENT:
+                if _get(below, other) not in _UNSET:
                     self._remove((*at, *other), ".".join((*at, key)))
         for key, value in over.items():
             child = node_type(schema, key)
@@ -168,14 +168,9 @@ def _without_nulls(schema: type[BaseModel], tree: Tree) -> Tree:
     return settled
 
 
-_ABSENT = object()
-
-
-def _get(tree: Any, path: Path, absent: Any = None) -> Any:
+def _get(tree: Any, path: Path) -> Any:
     for part in path:
-        if not isinstance(tree, dict) or part not in tree:
-            return absent
-        tree = tree[part]
+        tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
 
@@ -185,12 +180,7 @@ def _parse(override: str) -> tuple[Path, Any]:
     shown = f"--set {override[:120]!r}"
     if not equals or not all(path):
         raise ConfigError(f"{shown}: expected key=value, for example pretrain.seed=7")
-    try:
-        return path, parse(text, shown)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error}: text with ':', '[', '{{' or '#' goes in quotes, as in --set '{key}=\"a: b\"'"
-        ) from None
+    return path, parse(text, shown)
 
 
 def _assign(tree: Tree, path: Path, value: Any, override: str) -> None:

@@ -83,7 +83,7 @@ class StageConfig(Config):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    seed: int = 42
+    seed: int = Field(default=42, ge=0)
     shuffle_window_samples: int = Field(default=4096, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -32,6 +32,8 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     for source, tree in _read(schema, name, folders, seen=()):
         layers.add(source, tree)
     layers.add_overrides(overrides)
+    if "name" in schema.model_fields:  # a file that holds one section need not be named inside
+        layers.values.setdefault("name", Path(name).stem)
     try:
         # Through JSON: strict mode then still takes a list for a tuple, but never "3" for 3.
         return schema.model_validate_json(json.dumps(layers.settle()))
@@ -87,10 +89,10 @@ def _explain(layers: Layers, error: Any) -> str:
         return f"{where}: is required"
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    if isinstance(given, dict | list):
+    text = repr(given)
+    if isinstance(given, dict | list) or (isinstance(given, str) and text in message):
         shown = ""
     else:
-        text = repr(given)
         shown = f" (given: {text if len(text) <= 120 else text[:117] + '…'})"
     if error["type"] == "string_type" and given is not None:
         key = error["loc"][-1]
