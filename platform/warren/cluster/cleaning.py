@@ -1,9 +1,9 @@
 """What Ray Train leaves behind when a driver ends while its controller starts.
 
 Ray Train's controller starts a detached actor that removes the workers' placement group once the controller is gone.
-The actor begins to watch when the controller calls it, so a controller that ends before, as by `ray job stop` during
-start-up, leaves it waiting for ever. Here it watches from its start. This relies on Ray Train's internals, as there are
-no public hooks; Ray's version is pinned.
+That actor begins to watch when the controller calls it: a controller that ends before, as by `ray job stop` during
+start-up, leaves it waiting for ever. Once it has seen the controller gone, it does not end either. Here it watches from
+its start, and ends. This relies on Ray Train's internals, as there are no public hooks; Ray's version is pinned.
 """
 
 from typing import Any
@@ -20,6 +20,10 @@ class WatchfulCleaner(PlacementGroupCleaner):  # type: ignore[misc]
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.start_monitoring()
+
+    def _exit(self) -> None:
+        """End the actor; `exit_actor`, which Ray Train calls here, ends the watching thread alone."""
+        ray.kill(ray.get_runtime_context().current_actor)
 
 
 class WatchfulCleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from warren.cluster.cli import Parser, exit_code
 
 def main(description: str, arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says and return the exit code."""
-    options = _parser(description).parse_args(arguments)
+    options = convert_parser(description).parse_args(arguments)
 
     def work() -> None:
         from warren.models.staging import with_local_folders  # late: --help answers at once
@@ -20,7 +20,8 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
     return exit_code(work)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def convert_parser(description: str) -> argparse.ArgumentParser:
+    """Return the job's command line."""
     parser = Parser(description)
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -131,14 +131,15 @@ class Layers:
                 continue
             for other in (tuple(name.split(".")) for name in others):
                 if _get(below, other) not in _UNSET:
-                    self._remove((*at, *other), ".".join((*at, key)))
+                    self._remove((*at, *other), ".".join((*at, key)), told=_gives(over, other))
         for key, value in over.items():
             child = node_type(schema, key)
             if child is not None and isinstance(value, dict) and isinstance(below.get(key), dict):
                 self._drop_replaced(child, (*at, key), value)
 
-    def _remove(self, path: Path, by: str) -> None:
-        _log.warning("%s takes the place of %s, inherited from %s", by, ".".join(path), self.origin(path))
+    def _remove(self, path: Path, by: str, told: bool) -> None:
+        if not told:
+            _log.warning("%s takes the place of %s, inherited from %s", by, ".".join(path), self.origin(path))
         del _get(self.values, path[:-1])[path[-1]]
         self._forget(path)
 
@@ -166,6 +167,12 @@ def _without_nulls(schema: type[BaseModel], tree: Tree) -> Tree:
         child = node_type(schema, key)
         settled[key] = _without_nulls(child, value) if child is not None and isinstance(value, dict) else value
     return settled
+
+
+def _gives(tree: Any, path: Path) -> bool:
+    """Tell whether a layer says anything of a key, be it null."""
+    node = _get(tree, path[:-1])
+    return isinstance(node, dict) and path[-1] in node
 
 
 def _get(tree: Any, path: Path) -> Any:
