@@ -1,50 +1,38 @@
-"""What Ray Train leaves behind when a driver ends while its controller starts.
+"""The workers' placement group outlives a controller that died: the driver removes it, before it starts another one.
 
-Ray Train's controller starts a detached actor that removes the workers' placement group once the controller is gone.
-That actor begins to watch when the controller calls it: a controller that ends before, as by `ray job stop` during
-start-up, leaves it waiting for ever. Once it has seen the controller gone, it does not end either. Here it watches from
-its start, and ends. This relies on Ray Train's internals, as there are no public hooks; Ray's version is pinned.
+Ray Train has a detached actor for that. It begins to watch when the controller calls it, so a controller that ends
+before, as by `ray job stop` during start-up, leaves it behind for ever; and once it has seen the controller gone, it
+does not end either. Nothing here is detached: what a driver started ends with the driver, and Ray then removes its
+placement groups. The callback relies on Ray Train's internals, as there are no public hooks; Ray's version is pinned.
 """
 
 from typing import Any
 
 import ray
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.placement_group import remove_placement_group
 
 
-class WatchfulCleaner(PlacementGroupCleaner):  # type: ignore[misc]
-    """Watches the controller from its start, and ends with it."""
+class GroupOnBoard(WorkerGroupCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller: notes on the board which placement group the workers are in."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.start_monitoring()
+    def __init__(self, board: Any) -> None:
+        self._board = board
 
-    def _exit(self) -> None:
-        """End the actor; `exit_actor`, which Ray Train calls here, ends the watching thread alone."""
-        ray.kill(ray.get_runtime_context().current_actor)
-
-
-class WatchfulCleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Start the actor on the head, where it outlives the controller's node."""
-        self._controller_actor_id = ray.get_runtime_context().get_actor_id()
-        options = {"lifetime": "detached", "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
-        self._cleaner = (
-            ray.remote(num_cpus=0)(WatchfulCleaner)
-            .options(**options)
-            .remote(
-                controller_actor_id=self._controller_actor_id,
-                check_interval_s=self._check_interval_s,
-                get_actor_timeout_s=self._get_actor_timeout_s,
-                stop_timeout=self._stop_timeout,
-            )
-        )
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note the group."""
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        ray.get(self._board.note_group.remote(group))
 
 
-def with_watchful_cleaner(callbacks: list[Any]) -> list[Any]:
-    """Put the callback in the place of Ray Train's own."""
-    return [WatchfulCleanerCallback() if type(c) is PlacementGroupCleanerCallback else c for c in callbacks]
+def without_detached_cleaner(callbacks: list[Any]) -> list[Any]:
+    """Leave out the callback that starts Ray Train's detached actor."""
+    return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def remove_group(board: Any) -> None:
+    """Remove the placement group of a controller that is gone, if it is still there."""
+    group = ray.get(board.group.remote())
+    if group is not None:
+        remove_placement_group(group)

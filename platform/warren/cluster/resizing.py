@@ -19,7 +19,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from warren.cluster.cleaning import with_watchful_cleaner
+from warren.cluster.cleaning import without_detached_cleaner
 
 _POLL_S = 0.1
 _LOOK_TIMEOUT_S = 5.0
@@ -43,7 +43,7 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return with_watchful_cleaner(super()._create_default_callbacks())
+        return without_detached_cleaner(super()._create_default_callbacks())
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave SIGINT to the driver."""

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
 from warren.cluster.capacity import wanted
+from warren.cluster.cleaning import GroupOnBoard, remove_group
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.cluster.resizing import CheckpointBeforeResize, ElasticTrainer
 from warren.config import Recipe, Resources, StageConfig
@@ -106,7 +107,7 @@ def train_stage(
         Attempts(
             attempt=lambda: _attempt(task, board),
             is_complete=lambda: _is_complete(task.run, num_steps),
-            on_failure=lambda: ray.get(board.mark.remote("failed", time.time())),
+            on_failure=lambda: _after_failure(board),
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
@@ -115,6 +116,11 @@ def train_stage(
     report = write_report(task.run, task.record, recoveries)
     print(f"report: {report}", file=sys.stderr)
     return task.run
+
+
+def _after_failure(board: Any) -> None:
+    ray.get(board.mark.remote("failed", time.time()))
+    remove_group(board)
 
 
 def _is_complete(run: Run, num_steps: int) -> bool:
@@ -217,7 +223,11 @@ def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
         failure_config=FailureConfig(
             max_failures=task.resources.max_failures, max_preemption_failures=task.resources.max_preemptions
         ),
-        callbacks=[FailureNotice(board), CheckpointBeforeResize(board, task.resources.hang_timeout_s)],
+        callbacks=[
+            FailureNotice(board),
+            GroupOnBoard(board),
+            CheckpointBeforeResize(board, task.resources.hang_timeout_s),
+        ],
     )
 
 

@@ -79,6 +79,8 @@ def test_make_targets_exist() -> None:
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that has the files which the documents tell their readers to write."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
+    own = next(text for text in _YAML.findall((REPOSITORY / "docs" / "own-data.md").read_text()))
+    (tmp_path / "birds.yaml").write_text(own)
     (tmp_path / "my-recipe.yaml").write_text("ingest: {source: webdataset, name: laion-2m, path: s3://raw/laion}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
