@@ -46,10 +46,10 @@ def connect(verbose: bool = False) -> None:
             ray.init(runtime_env=runtime_env, log_to_driver=verbose, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "")
-        advice = ""
+        reason = str(error)
         if address.startswith("http"):
-            advice = ": http:// is the dashboard, which `ray job submit` talks to; unset RAY_ADDRESS or give host:port"
-        raise ServiceError(f"Ray at {address or 'a local cluster'} does not answer{advice} ({error})") from None
+            reason = "that is a dashboard, for `ray job submit`; unset RAY_ADDRESS, or give the head's host:port"
+        raise ServiceError(f"Ray at {address or 'a local cluster'} does not answer: {reason}") from None
     quieten()
 
 
