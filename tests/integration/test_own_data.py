@@ -44,12 +44,12 @@ def bash(script: str, folder: Path, cluster: Any) -> "subprocess.CompletedProces
     env = {**os.environ, **cluster.env, "PATH": path}
     env.pop("WARREN_STORAGE", None)
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=580
+        ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=1150
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_own_images_become_an_answered_request(idle_cluster: Any, repository: Path, tmp_path: Path) -> None:
     ensure_bucket("my-bucket")
     write_birds(tmp_path / "birds")
