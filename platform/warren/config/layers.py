@@ -139,7 +139,7 @@ class Layers:
 
     def _remove(self, path: Path, by: str, told: bool) -> None:
         if not told:
-            _log.warning("%s takes the place of %s, inherited from %s", by, ".".join(path), self.origin(path))
+            _log.warning("%s replaces %s, inherited from %s", by, ".".join(path), self.origin(path))
         del _get(self.values, path[:-1])[path[-1]]
         self._forget(path)
 
