@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.util import placement_group_table
 
 from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
 from warren.cluster.chaos import compare, titled
@@ -144,6 +145,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
     assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
     recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
     assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
+    assert not [group for group in placement_group_table().values() if group["state"] == "CREATED"]
     assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
     assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
     assert losses(whole)[-1] < losses(whole)[0]

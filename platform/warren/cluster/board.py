@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
@@ -38,6 +39,15 @@ class Board:
         self._untaken: list[dict[str, Any]] = []
         self._asks = self._given = False
         self._absent_since: float | None = time.time()
+        self._group: PlacementGroup | None = None
+
+    def note_group(self, group: PlacementGroup) -> None:
+        """Note the placement group that the workers are in."""
+        self._group = group
+
+    def group(self) -> PlacementGroup | None:
+        """Return the placement group of the newest workers."""
+        return self._group
 
     def pin(self, row: dict[str, Any]) -> None:
         """Replace the newest metrics."""

@@ -12,7 +12,7 @@ from warren.train.checkpoint import CheckpointManifest
 from warren.train.origin import Origin
 from warren.train.record import Run, describe
 from warren.train.resuming import begin, check_duration, go_on
-from warren.train.stage_inputs import check_templates, keep_tokenizer, make_tokenizer, sources_of
+from warren.train.stage_inputs import keep_tokenizer, make_tokenizer, sources_of
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -39,7 +39,7 @@ class TrainingTask:
     @property
     def config(self) -> StageConfig:
         """The configuration of the stage this task trains."""
-        return getattr(self.recipe, self.stage)  # type: ignore[no-any-return]
+        return self.recipe.require(self.stage)
 
     def begin(self, latest: CheckpointManifest | None) -> None:
         """Write the run's record and its tokenizer."""
@@ -65,11 +65,10 @@ def prepare(
     Raises:
         WarrenError: The run cannot start or go on; the message says why.
     """
-    check_templates(recipe)
-    config: StageConfig = getattr(recipe, stage)
+    config = recipe.require(stage)
     root = Location(run.folder.uri.rsplit("/", 2)[0])
     sources = sources_of(config, root)
-    template = config.template or recipe.model.template
+    template = config.template or recipe.require("model").template
     if origin is not None:
         origin.check_template(template)
     began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
@@ -119,4 +118,4 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
 def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
     """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
     step = record["origin_step"]
-    return origin if step == origin.step else Origin.of_run(Run(root / "runs" / record["origin"]["run"]), step)
+    return origin if step == origin.step else Origin.of_run(Run.of(root, record["origin"]["run"]), step)

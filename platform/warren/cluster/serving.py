@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from warren.cluster.session import shipped_packages
+from warren.cluster.session import job_environment, shipped_packages
 from warren.config import Resources
 from warren.errors import ServiceError
 
@@ -31,7 +31,7 @@ def application_config(release_uri: str, model_name: str, resources: Resources) 
     Serve keeps the old ones until the new are healthy.
     """
     # Waiting compute threads must not spin: on shared cores that is ten times slower.
-    runtime_env: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    runtime_env: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **job_environment()}}
     if packages := shipped_packages():
         runtime_env["py_modules"] = packages
     return {

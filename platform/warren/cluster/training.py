@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
 from warren.cluster.capacity import wanted
+from warren.cluster.cleaning import GroupOnBoard, remove_group
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.cluster.preparing import Stage, TrainingTask, prepare
 from warren.cluster.resizing import CheckpointBeforeResize, ElasticTrainer
@@ -58,10 +59,10 @@ def train_stage(
         WarrenError: The run cannot start or go on; the message says why.
     """
     refuse_to_train(recipe)
-    run = Run(root / "runs" / name)
+    run = Run.of(root, name)
     origin = Origin.of_folder(model) if model else None
     if parent is not None:
-        origin = Origin.of_run(Run(root / "runs" / parent))
+        origin = Origin.of_run(Run.of(root, parent))
     latest = newest_intact(run)
     task = prepare(recipe, stage, resources, run, latest, origin)
     num_steps = task.stream.plan().num_steps
@@ -80,7 +81,7 @@ def train_stage(
         Attempts(
             attempt=lambda: _attempt_until_intact(task, board),
             is_complete=lambda: _is_complete(task.run, num_steps),
-            on_failure=lambda: ray.get(board.mark.remote("failed", time.time())),
+            on_failure=lambda: _after_failure(board),
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
@@ -89,6 +90,11 @@ def train_stage(
     report = write_report(task.run, task.record, recoveries)
     print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
     return task.run
+
+
+def _after_failure(board: Any) -> None:
+    ray.get(board.mark.remote("failed", time.time()))
+    remove_group(board)
 
 
 def _is_complete(run: Run, num_steps: int) -> bool:
@@ -147,7 +153,11 @@ def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
         failure_config=FailureConfig(
             max_failures=task.resources.max_failures, max_preemption_failures=task.resources.max_preemptions
         ),
-        callbacks=[FailureNotice(board), CheckpointBeforeResize(board, task.resources.hang_timeout_s)],
+        callbacks=[
+            FailureNotice(board),
+            GroupOnBoard(board),
+            CheckpointBeforeResize(board, task.resources.hang_timeout_s),
+        ],
     )
 
 
@@ -225,7 +235,7 @@ def _model(task: TrainingTask) -> Any:
     if task.origin is not None:
         model: Any = task.origin.load()
     else:
-        model = build_model(task.recipe.model, TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+        model = build_model(task.recipe.require("model"), TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
     if task.config.lora is not None:
         add_adapters(model, task.config.lora, task.config.seed)
     freeze_all_but(model, task.config.trainable)

@@ -1,16 +1,19 @@
 """Which raw pairs become which datasets."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from warren.config.tree import Config
+from warren.config.layers import Config, Replaces, alternatives
+from warren.config.names import Name
 
 Source = Literal["easy-vqa", "bunny-json", "webdataset", "parquet", "table"]
 
 
 class ColumnsConfig(Config):
     """Which columns of a table hold what. A table has captions or conversations."""
+
+    replaces: ClassVar[Replaces] = alternatives("caption", "conversations")
 
     image: str | None = "image"  # None: the table has no pictures
     caption: str | None = None
@@ -42,11 +45,19 @@ class IngestConfig(Config):
         max_quarantined_fraction: Share of unusable samples above which nothing is published.
     """
 
+    # another source's pairs are none of what a lower layer says about its own
+    replaces: ClassVar[Replaces] = {
+        "source": (
+            *("path", "images", "name", "licence", "origin", "columns"),
+            *("limit_images", "questions_per_conversation"),
+        )
+    }
+
     source: Source
     path: str | None = None
     images: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    version: str = "v1"
+    name: Name | None = None
+    version: Name = "v1"
     licence: str = "unknown"
     origin: str = ""
     columns: ColumnsConfig = ColumnsConfig()

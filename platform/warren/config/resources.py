@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from warren.config.layers import Config
 from warren.config.resume import OnResume
-from warren.config.tree import Config
 
 _GROUP_SPARE_S = 60.0
 

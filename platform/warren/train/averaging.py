@@ -30,9 +30,9 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     from warren.models import average_models  # here: who only asks whether a recipe trains needs no models
 
     config: AverageConfig = recipe.require("average")
-    runs = [Run(root / "runs" / name) for name in (first, second)]
+    runs = [Run.of(root, name) for name in (first, second)]
     checkpoints = [_newest(run) for run in runs]
-    made = Run(root / "runs" / target)
+    made = Run.of(root, target)
     if made.checkpoints.steps():
         raise CheckpointError(f"run {target!r} exists at {made.folder}: give the average another name with --run")
     record = _record(recipe, config, runs, checkpoints)

@@ -10,9 +10,9 @@ from warren.data.manifest import read_manifest
 from warren.data.mixture import samples_per_epoch
 from warren.errors import NotFoundError
 from warren.storage import Location
+from warren.train.averaging import refuse_to_train
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
-from warren.train.stage_inputs import check_templates
 
 _WIDTHS = (10, 11, 11, 13, 10, 10)
 
@@ -26,10 +26,10 @@ def dry_run(
         root: Where datasets may be; None, or one that lacks the dataset, leaves Bunny's published sizes.
 
     Raises:
-        ConfigError: The model's sizes are neither in the recipe nor at hand, or a template does not exist.
+        ConfigError: The model's sizes are neither in the recipe nor at hand, or the recipe is not one to train.
     """
-    stage: StageConfig = getattr(recipe, stage_name)
-    check_templates(recipe)
+    refuse_to_train(recipe)
+    stage = recipe.require(stage_name)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)
     cut = Cut.of(stage.global_batch_size, resources.max_workers, resources.micro_batch_size)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from warren import __version__
-from warren.config import Recipe, Resources, fingerprint
+from warren.config import Recipe, Resources, check_name, fingerprint
 from warren.data.stream import Source
 from warren.errors import NotFoundError
 from warren.storage import Location
@@ -26,6 +26,15 @@ class Run:
     """A run's folder. The same storage and the same name mean the same run: it goes on where it stopped."""
 
     folder: Location
+
+    @classmethod
+    def of(cls, root: Location, name: str) -> "Run":
+        """Return the run of a name below a storage root.
+
+        Raises:
+            ConfigError: It is not a name.
+        """
+        return cls(root / "runs" / check_name(name, "run"))
 
     @property
     def name(self) -> str:
@@ -51,7 +60,7 @@ class Run:
 
 def describe(
     recipe: Recipe,
-    stage: str,
+    stage: Literal["pretrain", "finetune"],
     resources: Resources,
     sources: Sequence[Source],
     origin: dict[str, str] | None = None,
@@ -59,8 +68,8 @@ def describe(
 ) -> dict[str, Any]:
     """Collect what a later reader needs to know what was trained, from what, on what, with what."""
     identity = {
-        "model": recipe.model.model_dump(mode="json"),
-        stage: getattr(recipe, stage).model_dump(mode="json"),
+        "model": recipe.require("model").model_dump(mode="json"),
+        stage: recipe.require(stage).model_dump(mode="json"),
     }
     return {
         "stage": stage,

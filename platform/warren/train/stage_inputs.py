@@ -8,7 +8,6 @@ from warren.config import Recipe, StageConfig
 from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
-from warren.data.native_template import NATIVE
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import Source, iter_samples
 from warren.data.template import get_template
@@ -33,7 +32,7 @@ def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> t
     from warren.models import TrainedTokenizer, inputs_of
 
     tokenizer = TrainedTokenizer(**(run.folder / TOKENIZER).read_json()) if goes_on else _first_tokenizer(recipe, root)
-    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+    return tokenizer.__dict__, inputs_of(recipe.require("model"), tokenizer)
 
 
 def keep_tokenizer(run: Run, tokenizer: dict[str, Any]) -> None:
@@ -41,42 +40,24 @@ def keep_tokenizer(run: Run, tokenizer: dict[str, Any]) -> None:
     (run.folder / TOKENIZER).put_json(tokenizer)
 
 
-def check_templates(recipe: Recipe) -> None:
-    """Refuse a recipe that names a template which does not exist; nothing is read for it.
-
-    Raises:
-        ConfigError: One does not.
-    """
-    given = {
-        "model.template": recipe.model.template,
-        "pretrain.template": recipe.pretrain.template,
-        "finetune.template": recipe.finetune.template,
-    }
-    for key, name in given.items():
-        if name not in (None, NATIVE):
-            try:
-                get_template(name)
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {error}, {NATIVE}") from None
-
-
 def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
     from warren.models import folder_of, read_tokenizer, train_tokenizer
 
-    source = recipe.model.language_model
+    model = recipe.require("model")
+    source = model.language_model
     if source.pretrained is not None:
         folder = folder_of(source.pretrained, weights=False)
         return read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
-    vocab_size = recipe.model.tokenizer.train_vocab_size
+    vocab_size = model.tokenizer.train_vocab_size
     if vocab_size is None:
         raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
     return train_tokenizer(_texts(recipe, root), vocab_size)
 
 
 def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
-    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
-    for config in (recipe.pretrain, recipe.finetune):
-        template = get_template(config.template or recipe.model.template)
+    """Render what a tokenizer is trained on: the samples of the recipe's stages, in their templates."""
+    for config in filter(None, (recipe.pretrain, recipe.finetune)):
+        template = get_template(config.template or recipe.require("model").template)
         for source in sources_of(config, root):
             for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
                 for segment in template.training(sample.turns, eos=""):
