@@ -56,14 +56,14 @@ def tower_config(place: Path) -> PretrainedConfig:
             except ValueError as error:
                 raise ModelError(f"{file} is no JSON: {error}") from None
             if "vision_cfg" in fields:
-                return _eva_config(fields["vision_cfg"])
+                return _eva_config(fields["vision_cfg"], fields.get("embed_dim"))
             return known_config(fields.get("vision_config", fields))
     if place.is_file():
         return EvaClipVisionConfig()  # the published file: EVA02_CLIP_L_336_psz14_s6B.pt
     raise ModelError(f"the vision tower {place} is no folder with a config.json")
 
 
-def _eva_config(fields: dict[str, Any]) -> EvaClipVisionConfig:
+def _eva_config(fields: dict[str, Any], projection_dim: int | None) -> EvaClipVisionConfig:
     """Read the `vision_cfg` of an EVA-CLIP configuration file."""
     missing = [key for key in ("rope", "naiveswiglu", "subln", "intp_freq") if not fields.get(key)]
     if missing:
@@ -76,6 +76,7 @@ def _eva_config(fields: dict[str, Any]) -> EvaClipVisionConfig:
         image_size=fields["image_size"],
         patch_size=fields["patch_size"],
         pretrained_grid=fields["pt_hw_seq_len"],
+        **({} if projection_dim is None else {"projection_dim": projection_dim}),
     )
 
 

@@ -19,6 +19,7 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.adapters import has_adapters, is_adapter
 from warren.models.extended import MODEL_CLASSES, config_class
+from warren.models.head import Head, appended_ids, unfold_head
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
 from warren.models.projectors import num_projected
@@ -63,8 +64,7 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
     if config.vision_tower.pretrained:
         load_tower(model.model.vision_tower, folder_of(config.vision_tower.pretrained))
     if config.language_model.pretrained:
-        model_type, fields = _text_fields(config.language_model)
-        base = AutoConfig.for_model(model_type, **fields)
+        base = _base_config(config.language_model)
         folder = folder_of(config.language_model.pretrained)
         load_language_model(
             model.model.language_model, model.lm_head, folder, base.vocab_size, base.tie_word_embeddings
@@ -74,14 +74,16 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
 
 
 def outline_model(config: ModelConfig) -> LlavaForConditionalGeneration:
-    """Build the model of a recipe on the meta device: every shape, no weights, no tokenizer, nothing downloaded.
+    """Build the model of a recipe as it trains, on the meta device: shapes, no weights, no tokenizer, no download.
 
     A pretrained language model has the rows its checkpoint has; one that must grow for `<image>` gets that row later.
     """
     nothing = TrainedTokenizer("", config.tokenizer.train_vocab_size or 0, image_token_id=0, pad_token_id=0)
     llava = _llava_config(config, nothing)
     with torch.device("meta"):
-        return MODEL_CLASSES[llava.model_type](llava)
+        model = MODEL_CLASSES[llava.model_type](llava)
+    unfold_head(model)
+    return model
 
 
 def _llava_config(config: ModelConfig, tokenizer: TrainedTokenizer) -> LlavaConfig:
@@ -100,6 +102,7 @@ def _llava_config(config: ModelConfig, tokenizer: TrainedTokenizer) -> LlavaConf
         multimodal_projector_bias=True,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
+        **_head(config.language_model, tokenizer).fields(),
         **({} if chosen is LlavaConfig else {"projector_type": config.projector.type, "vision_scales": scales}),
     )
 
@@ -212,15 +215,29 @@ def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
 
 
 def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:
-    model_type, fields = _text_fields(config)
-    rows = max(fields.get("vocab_size", 0), tokenizer.vocab_size) if config.pretrained else tokenizer.vocab_size
-    try:
-        text = AutoConfig.for_model(model_type, **{**fields, "vocab_size": rows})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.language_model: {error}") from None
+    text = _base_config(config)
+    text.vocab_size = max(text.vocab_size, tokenizer.vocab_size) if config.pretrained else tokenizer.vocab_size
     text.tie_word_embeddings = False
     text.pad_token_id = tokenizer.pad_token_id
     return text
+
+
+def _head(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> Head:
+    """Return how the head of a recipe's language model trains: as its checkpoint's did."""
+    if not config.pretrained:
+        return Head()
+    base = _base_config(config)
+    divisor = float(getattr(base, "logits_scaling", 1.0))
+    return Head(appended_ids(tokenizer, base.vocab_size), bool(base.tie_word_embeddings), divisor)
+
+
+def _base_config(config: LanguageModelConfig) -> PretrainedConfig:
+    """Return the decoder's configuration as the recipe or its pretrained folder has it."""
+    model_type, fields = _text_fields(config)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.language_model: {error}") from None
 
 
 def _text_fields(config: LanguageModelConfig) -> tuple[str | None, dict[str, Any]]:

@@ -10,7 +10,8 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
 from warren.models.extended import PLAIN_PROJECTOR, config_class
-from warren.models.minicpm import SCALES
+from warren.models.head import Head
+from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
@@ -47,8 +48,9 @@ def text_config(
     fields = {
         family.renamed.get(key, key): value
         for key, value in config.items()
-        if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in SCALES)
+        if key not in _NOT_THE_DECODERS and not key.startswith("mm_")
     }
+    fields = granite_fields(fields) | {"logits_scaling": 1.0} if family.scaled else fields
     if family.window_slack and fields.get("sliding_window"):
         fields["sliding_window"] += family.window_slack
     fields |= {"vocab_size": vocab_size, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id}
@@ -59,7 +61,7 @@ def text_config(
 
 
 def llava_config(
-    source: dict[str, Any], vision: PretrainedConfig, text: PretrainedConfig, tokenizer: TrainedTokenizer
+    source: dict[str, Any], vision: PretrainedConfig, text: PretrainedConfig, tokenizer: TrainedTokenizer, head: Head
 ) -> LlavaConfig:
     """Return the configuration of the whole model; `bunny_config` keeps the original for the way back.
 
@@ -90,6 +92,7 @@ def llava_config(
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bunny_config=source,
+        **head.fields(),
         **extended,
     )
 

@@ -9,17 +9,19 @@ import torch
 from warren.errors import ModelError
 from warren.models.bunny.configuration import inputs_of_bunny, llava_config, text_config
 from warren.models.bunny.families import FAMILIES, Family, family_of
-from warren.models.bunny.names import projector_end, to_llava
+from warren.models.bunny.names import to_llava
 from warren.models.bunny.tower import read_tower
+from warren.models.head import Head, appended_ids
 from warren.models.lora import ADAPTER_CONFIG, merged
-from warren.models.minicpm import folded, scales_of
+from warren.models.minicpm import granite_fields
 from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
 from warren.models.tokenizer import TrainedTokenizer, check_named, has_tokenizer, read_tokenizer
-from warren.models.vocabulary import untied, with_vocabulary
+from warren.models.vocabulary import num_rows, scaled_head, untied, with_vocabulary
 
 _COPY = "model.vision_tower."
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Checkpoint:
         config: Its config.json.
         tensors: By the names of a merged checkpoint.
         tokenizer: The folder that holds its tokenizer.
+        is_lora: Bunny trains it further only when it is merged, and merging cuts the vocabulary to the tokenizer's.
     """
 
     config: dict[str, Any]
     tensors: LazyTensors
     tokenizer: Path
+    is_lora: bool = False
 
 
 def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
@@ -67,7 +71,7 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     else:
         projector = read_either(source, "mm_projector")
         tensors = {**tensors, **{_of_projector(name): read for name, read in projector.items()}}
-    return Checkpoint(config, tensors, source if has_tokenizer(source) else base)
+    return Checkpoint(config, tensors, source if has_tokenizer(source) else base, lora)
 
 
 def is_bunny(folder: Path) -> bool:
@@ -100,19 +104,27 @@ def import_bunny(
     family = family_of(checkpoint.config)
     tokenizer, num_text_tokens = _tokenizer(checkpoint.tokenizer, family)
     tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
-    text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
-    config = llava_config(checkpoint.config, tower.config, text, tokenizer)
     kept = {n: r for n, r in checkpoint.tensors.items() if not n.startswith(_COPY) and n not in family.unused}
+    rows = num_text_tokens if checkpoint.is_lora else max(num_text_tokens, num_rows(kept, _EMBEDDINGS))
+    head = _head(checkpoint.config, family, kept, appended_ids(tokenizer, rows))
+    text = text_config(checkpoint.config, family, max(rows, tokenizer.vocab_size), tokenizer)
+    config = llava_config(checkpoint.config, tower.config, text, tokenizer, head)
     tensors = to_llava(kept, config)
-    if checkpoint.config.get("tie_word_embeddings", family.tied):
-        tensors = untied(tensors)
-    if family.scaled:
-        tensors = folded(tensors, scales_of(checkpoint.config), projector_end(config))
-    tensors = with_vocabulary(tensors, num_text_tokens, tokenizer.vocab_size)
+    tensors = scaled_head(untied(tensors) if head.tied else tensors, 1.0 / head.divisor)
+    tensors = with_vocabulary(tensors, rows, text.vocab_size)
     tensors |= {f"vision_tower.vision_model.{name}": read for name, read in tower.tensors.items()}
     inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer)
     with new_folder(target) as folder:
         save_tensors(tensors, config, inputs, tokenizer.json, folder, dtype, max_shard_bytes)
+
+
+def _head(config: dict[str, Any], family: Family, tensors: LazyTensors, unpredicted_ids: tuple[int, ...]) -> Head:
+    """Return how the checkpoint's head trains in Bunny. One that the checkpoint holds itself counts for itself."""
+    tied = bool(config.get("tie_word_embeddings", family.tied))
+    if tied and _HEAD in tensors:
+        tied = torch.equal(tensors[_HEAD](), tensors[_EMBEDDINGS]())
+    divisor = granite_fields(config)["logits_scaling"] if family.scaled else 1.0
+    return Head(unpredicted_ids, tied, divisor)
 
 
 def _tokenizer(folder: Path, family: Family) -> tuple[TrainedTokenizer, int]:

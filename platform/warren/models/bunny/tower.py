@@ -9,11 +9,9 @@ from typing import Any
 
 from warren.config.catalog import TOWERS
 from warren.errors import ModelError
+from warren.models.bunny.tower_files import OWN_FOLDER, OWN_TOWERS
 from warren.models.tensors import LazyTensors
 from warren.models.towers import MODEL_TYPES, Tower, known_config, read_tower_folder, tower_config, tower_tensors
-
-OWN_FOLDER = "vision_tower"
-"""Where Warren's Bunny export puts the tower, so that the folder is complete without a hub."""
 
 _COPY = "model.vision_tower.vision_tower."  # of the tower, in a checkpoint
 
@@ -53,5 +51,7 @@ def _find(source: Path, name: str) -> Path | None:
     source = source.resolve()
     names = [name, name.removesuffix(".pt")]
     roots = [Path(), source, *list(source.parents)[:3]]
-    places = [source / OWN_FOLDER, *(root / name for name in names for root in roots)]
+    own = [source / place for place in OWN_TOWERS.values()]
+    older = [source / OWN_FOLDER] if (source / OWN_FOLDER / "config.json").is_file() else []
+    places = [*own, *older, *(root / name for name in names for root in roots)]
     return next((place for place in places if place.exists()), None)
