@@ -1,8 +1,9 @@
 """The language model's head: which tokens it can predict, and the form in which its own checkpoint trained it.
 
 On disk the head is a matrix of its own with every factor in it, which transformers' LLaVA and vLLM take as it is. A
-checkpoint that shares this matrix with its embeddings, or divides its logits (MiniCPM, Granite), trains otherwise: Adam's
-steps do not scale with the weights. So a stage unfolds the head before it trains, and folds it for what it writes.
+checkpoint that shares this matrix with its embeddings, or divides its logits (MiniCPM, Granite), trains otherwise, as
+Adam's steps do not scale with the weights. So a stage unfolds the head before it trains, and folds it for what it
+writes.
 """
 
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def folded_state(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 
 def excluded(model: nn.Module) -> Tensor | None:
-    """Return what is added to a model's logits so that unpredicted tokens have no share of the softmax, [vocabulary]."""
+    """Return what is added to a model's logits, [vocabulary]: -inf for tokens outside the softmax; None: all are in."""
     config: Any = model.config
     ids = Head.of(config).unpredicted_ids
     if not ids:

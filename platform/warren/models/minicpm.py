@@ -1,4 +1,4 @@
-"""MiniCPM is a Llama whose embeddings, residual branches and logits are scaled: transformers' Granite, with other names.
+"""MiniCPM is a Llama whose embeddings, residual branches and logits are scaled: transformers' Granite.
 
 A Granite has the same matrices and multiplies by the factors itself, so logits and Adam's steps are MiniCPM's. The
 divisor of the logits is the exception: LLaVA's head has none, so the head on disk carries it (`models/head.py`).

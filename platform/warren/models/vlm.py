@@ -1,6 +1,8 @@
 """Building the vision-language model. It is transformers' LLaVA: what Warren saves loads without Warren."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
 from warren.models.projectors import num_projected
 from warren.models.tokenizer import TrainedTokenizer
-from warren.models.towers import MODEL_TYPES, known_config, tower_config
+from warren.models.towers import MODEL_TYPES, Normalisation, known_config, normalisation, tower_config
 
 FEATURE_LAYER = -2
 """Bunny and LLaVA read the tower before its last block."""
@@ -33,8 +35,7 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Channels = tuple[float, float, float]
-_NORMALISATION: dict[str, tuple[Channels, Channels]] = {  # mean and standard deviation each family was trained with
+_NORMALISATION: dict[str, Normalisation] = {  # mean and standard deviation each family was trained with
     "siglip": (SIGLIP_MEAN, SIGLIP_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
     "eva-clip": (CLIP_MEAN, CLIP_STD),
@@ -118,7 +119,7 @@ def _reset(projector: nn.Module) -> None:
 def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
     """Return what the model of a recipe expects at its inputs."""
     vision = _vision_config(config.vision_tower)
-    mean, std = _NORMALISATION[config.vision_tower.family]
+    mean, std = _normalisation(config.vision_tower, vision)
     return Inputs(
         template=config.template,
         chat_template=tokenizer.chat_template,
@@ -212,6 +213,17 @@ def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
             f"model.vision_tower.scales_px starts with {config.scales_px[0]}; the tower takes {vision.image_size} px"
         )
     return vision
+
+
+def _normalisation(config: VisionTowerConfig, vision: PretrainedConfig) -> Normalisation:
+    """Return what pictures are normalised with: by the processor in the tower's folder, else as its family was."""
+    usual = _NORMALISATION[config.family]
+    if not config.pretrained or (config.config and not Path(os.path.expandvars(config.pretrained)).exists()):
+        return usual  # nothing is downloaded for a published tower, whose sizes the recipe has
+    try:
+        return normalisation(folder_of(config.pretrained, weights=False), vision) or usual
+    except ModelError as error:
+        raise ConfigError(f"model.vision_tower: {error}") from None
 
 
 def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:

@@ -15,6 +15,7 @@ from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
+from warren.models.towers import Normalisation
 from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
 
 SIGLIP = "siglip_vision_model"
@@ -131,9 +132,16 @@ def _spp_version(projector: str) -> int | None:
 _RESIZE: dict[str, Resize] = {"clip_vision_model": RESIZE["clip"], "eva_clip_vision_model": RESIZE["eva-clip"]}
 
 
-def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig, tokenizer: TrainedTokenizer) -> Inputs:
+def inputs_of_bunny(
+    source: dict[str, Any],
+    family: Family,
+    config: LlavaConfig,
+    tokenizer: TrainedTokenizer,
+    normalisation: Normalisation | None = None,
+) -> Inputs:
     """Return the prompt template, special tokens and preprocessing the checkpoint was trained with."""
     siglip = config.vision_config.model_type == SIGLIP
+    mean, std = normalisation or ((SIGLIP_MEAN, SIGLIP_STD) if siglip else (CLIP_MEAN, CLIP_STD))
     return Inputs(
         template=family.template,
         tokens=TokenSpec(
@@ -145,8 +153,8 @@ def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig,
         ),
         image=ImageSpec(
             size_px=image_size_px(config),
-            mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
-            std=SIGLIP_STD if siglip else CLIP_STD,
+            mean=mean,
+            std=std,
             padding=source.get("image_aspect_ratio") == "pad",
             resize=_RESIZE.get(config.vision_config.model_type, "stretch"),
         ),

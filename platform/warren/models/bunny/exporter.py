@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError
-from warren.models.bunny.families import FAMILIES, PROMPT_KEY, Family, family_of
+from warren.models.bunny.families import FAMILIES, PROMPT_KEY
 from warren.models.bunny.names import to_bunny
 from warren.models.bunny.tokenizer import in_old_format, without_image_token
 from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_tower

@@ -12,11 +12,11 @@ from warren.models.bunny.families import FAMILIES, Family, family_of
 from warren.models.bunny.names import to_llava
 from warren.models.bunny.tower import read_tower
 from warren.models.head import Head, appended_ids
-from warren.models.lora import ADAPTER_CONFIG, merged
+from warren.models.lora import ADAPTER_CONFIG, merged, unwrapped
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
-from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
+from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, has_weights, read_either, read_folder
 from warren.models.tokenizer import TrainedTokenizer, check_named, has_tokenizer, read_tokenizer
 from warren.models.vocabulary import num_rows, scaled_head, untied, with_vocabulary
 
@@ -33,16 +33,20 @@ class Checkpoint:
         tensors: By the names of a merged checkpoint.
         tokenizer: The folder that holds its tokenizer.
         is_lora: Bunny trains it further only when it is merged, and merging cuts the vocabulary to the tokenizer's.
+        has_tower_adapters: Its adapters change the vision tower too.
     """
 
     config: dict[str, Any]
     tensors: LazyTensors
     tokenizer: Path
     is_lora: bool = False
+    has_tower_adapters: bool = False
 
 
 def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     """Read a checkpoint; its files tell its kind: LoRA (`adapter_config.json`), stage 1 (`mm_projector`) or whole.
+
+    A whole checkpoint may have an `mm_projector` beside its weights; its own projector counts, as in Bunny.
 
     Args:
         source: The checkpoint's folder.
@@ -57,21 +61,22 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     family_of(config)
     lora = (source / ADAPTER_CONFIG).is_file()
     stage_1 = any((source / f"mm_projector.{ending}").is_file() for ending in ("bin", "safetensors"))
-    if not lora and not stage_1:
+    if not lora and (not stage_1 or (base is None and has_weights(source))):
         if base is not None:
             raise ModelError(f"{source} is a whole checkpoint: it needs no --base")
         return Checkpoint(config, read_folder(source), source)
     if base is None:
         kind = "a LoRA adapter" if lora else "a stage-1 projector"
         raise ModelError(f"{source} is {kind}; give the model it was trained from as --base DIR")
-    tensors = read_folder(base)
-    if lora:
-        trained = read_either(source, "non_lora_trainables")
-        tensors = merged({**tensors, **_unwrapped(trained)}, source)
-    else:
+    tensors, tokenizer = read_folder(base), source if has_tokenizer(source) else base
+    if not lora:
         projector = read_either(source, "mm_projector")
-        tensors = {**tensors, **{_of_projector(name): read for name, read in projector.items()}}
-    return Checkpoint(config, tensors, source if has_tokenizer(source) else base, lora)
+        return Checkpoint(config, {**tensors, **{_of_projector(n): read for n, read in projector.items()}}, tokenizer)
+    trained = read_either(source, "non_lora_trainables")
+    # With `lora_bias: all` the adapter lists the biases of a frozen tower too, which are its folder's.
+    tensors = merged({**tensors, **_unwrapped(trained)}, source, ignored=(_COPY,))
+    in_tower = any(_COPY in name and ".lora_A." in name for name in read_either(source, "adapter_model"))
+    return Checkpoint(config, tensors, tokenizer, True, in_tower)
 
 
 def is_bunny(folder: Path) -> bool:
@@ -103,7 +108,7 @@ def import_bunny(
     checkpoint = read_checkpoint(source, base)
     family = family_of(checkpoint.config)
     tokenizer, num_text_tokens = _tokenizer(checkpoint.tokenizer, family)
-    tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
+    tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower, checkpoint.has_tower_adapters)
     kept = {n: r for n, r in checkpoint.tensors.items() if not n.startswith(_COPY) and n not in family.unused}
     rows = num_text_tokens if checkpoint.is_lora else max(num_text_tokens, num_rows(kept, _EMBEDDINGS))
     head = _head(checkpoint.config, family, kept, appended_ids(tokenizer, rows))
@@ -113,7 +118,7 @@ def import_bunny(
     tensors = scaled_head(untied(tensors) if head.tied else tensors, 1.0 / head.divisor)
     tensors = with_vocabulary(tensors, rows, text.vocab_size)
     tensors |= {f"vision_tower.vision_model.{name}": read for name, read in tower.tensors.items()}
-    inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer)
+    inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer, tower.normalisation)
     with new_folder(target) as folder:
         save_tensors(tensors, config, inputs, tokenizer.json, folder, dtype, max_shard_bytes)
 
@@ -138,7 +143,7 @@ def _unwrapped(trained: LazyTensors) -> LazyTensors:
     names = {name: name.removeprefix("base_model.") for name in trained}
     if any(name.startswith("model.model.") for name in names.values()):
         names = {name: plain.removeprefix("model.") for name, plain in names.items()}
-    return {names[name]: read for name, read in trained.items()}
+    return {unwrapped(names[name]): read for name, read in trained.items()}
 
 
 def _of_projector(name: str) -> str:

@@ -104,7 +104,7 @@ def _eva_fields(vision: EvaClipVisionConfig) -> dict[str, Any]:
 def _processor(vision: PretrainedConfig, image: ImageSpec) -> dict[str, Any]:
     square = {"height": vision.image_size, "width": vision.image_size}
     siglip = vision.model_type == SIGLIP
-    kind = {"image_processor_type": "SiglipImageProcessor", "size": square}
+    kind: dict[str, Any] = {"image_processor_type": "SiglipImageProcessor", "size": square}
     if not siglip:
         crop = {"size": {"shortest_edge": vision.image_size}, "crop_size": square, "do_center_crop": True}
         kind = {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, **crop}
