@@ -230,12 +230,13 @@ def _start(task: TrainingTask, rank: int) -> CheckpointManifest | None:
 
 def _model(task: TrainingTask) -> Any:
     """Make the model as the stage begins with it, also to go on: checkpoints hold what trains and nothing frozen."""
-    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
+    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but, unfold_head
 
     if task.origin is not None:
         model: Any = task.origin.load()
     else:
         model = build_model(task.recipe.require("model"), TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+    unfold_head(model)
     if task.config.lora is not None:
         add_adapters(model, task.config.lora, task.config.seed)
     freeze_all_but(model, task.config.trainable)

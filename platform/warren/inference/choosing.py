@@ -12,6 +12,7 @@ from warren.data.sample import Turn
 from warren.data.template import IGNORED, encode
 from warren.inference.offline import load_alone
 from warren.inference.prompts import Prompt
+from warren.models.head import excluded
 
 
 class Chooser:
@@ -30,6 +31,7 @@ class Chooser:
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
+        self._excluded = excluded(self._model)
         self._blank: dict[tuple[tuple[Turn, ...], int, str], float] = {}
 
     def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
@@ -83,6 +85,8 @@ class Chooser:
         after = self._model(input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
+        if self._excluded is not None:  # the likelihoods are those that were trained
+            logits += self._excluded.to(device)
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return -losses.sum(dim=1).cpu()
 
