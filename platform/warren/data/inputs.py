@@ -90,7 +90,7 @@ class Inputs:
             BadSampleError: The conversation or a picture is unusable.
         """
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
-        segments = self.prompts.training(sample.turns, self.tokens.eos_token)
+        segments = self.prompts.training(sample.turns, self.tokens.eos_token, sample.system)
         input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
         return EncodedSample(sample.key, input_ids, labels, self._pictures(sample.images), self.image.size_px)
 
