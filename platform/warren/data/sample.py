@@ -82,11 +82,11 @@ class Sample:
             raise BadSampleError(f"turns must alternate user, assistant, …; given: {', '.join(roles) or 'none'}")
         if not allow_empty_answers and not any(t.role == "assistant" and t.text.strip() for t in self.turns):
             raise BadSampleError("every assistant turn is empty: there is nothing to learn from them")
+        if IMAGE_MARK in (self.system or ""):
+            raise BadSampleError("the system text holds an image mark; images belong to the user's messages")
         marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns)
         if marks != len(self.images):
             raise BadSampleError(f"{marks} image marks in the text, but {len(self.images)} images")
-        if IMAGE_MARK in (self.system or ""):
-            raise BadSampleError("the system text holds an image mark; images belong to the user's messages")
         self._check_encoding()
         return self
 

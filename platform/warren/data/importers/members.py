@@ -95,14 +95,15 @@ def _samples(held: list[Member]) -> Iterator[Group]:
         parts.setdefault(member.stem, []).append(member)
     first = held[0].first_part if held else ""
     # `0.1.jpg`, `0.2.jpg`, `0.txt`: numbered images of one text.
-    shares_text = any(m.is_text for m in parts.get(first, ())) and not any(m.is_text for m in held if m.stem != first)
+    plain, others = parts.get(first, []), [member for member in held if member.stem != first]
+    shares_text = any(m.is_text for m in plain) and not _is_whole(plain) and not any(m.is_text for m in others)
     rest: list[Member] = []
     for stem, part in parts.items():
         if _is_whole(part) or (_is_numbered(part[0]) and not shares_text):
             yield stem, tuple(part)
         else:
             rest += part
-    if rest and not _is_whole(parts.get(first, [])):
+    if rest and not _is_whole(plain):
         yield first, tuple(rest)
 
 
