@@ -168,7 +168,7 @@ def _value(text: Utf8) -> Row:
             value, end = _DECODER.raw_decode(text.text, text.at)
         except json.JSONDecodeError as error:
             if not _may_go_on(error, text.text) or not text.more():
-                raise text.error(f"the record at byte {start} is no JSON: {error.msg}") from None
+                raise DataError(f"{text.name}: the record at byte {start} is no JSON: {error.msg}") from None
         except (RecursionError, ValueError) as error:
             found = _end_of_value(text.text, text.at)
             if found is None and text.more():

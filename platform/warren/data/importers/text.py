@@ -20,12 +20,13 @@ class Utf8:
         name: For errors.
 
     Attributes:
+        name: Of the file.
         position: Of the next character, in bytes.
         text: What has been read and not passed, from `at` on.
     """
 
     def __init__(self, file: IO[bytes], name: object) -> None:
-        self._file, self._name = file, name
+        self._file, self.name = file, name
         self.position = self._read_bytes = start_of_text(file, name)
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.text, self.at = "", 0
@@ -53,17 +54,17 @@ class Utf8:
         """
         ahead = len(self.text) - self.at
         if ahead > _MAX_AHEAD_CHARACTERS:
-            raise self.error(f"the record at byte {self.position} has more than {_MAX_AHEAD_CHARACTERS} characters")
+            raise self.error(f"the record has more than {_MAX_AHEAD_CHARACTERS} characters")
         chunk = self._file.read(max(_CHUNK_BYTES, ahead))
         try:
             decoded = self._decode(chunk, not chunk)
         except UnicodeDecodeError as error:
             place = self._read_bytes + len(chunk) - len(error.object) + error.start
-            raise DataError(f"{self._name}: it is not UTF-8 at byte {place}: {error.reason}; convert it") from None
+            raise DataError(f"{self.name}: it is not UTF-8 at byte {place}: {error.reason}; convert it") from None
         self._read_bytes += len(chunk)
         self.text, self.at = self.text[self.at :] + decoded, 0
         return bool(chunk)
 
     def error(self, message: str) -> DataError:
         """Return an error that names the file and the byte."""
-        return DataError(f"{self._name}: byte {self.position}: {message}")
+        return DataError(f"{self.name}: byte {self.position}: {message}")
