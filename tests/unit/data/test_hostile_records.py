@@ -1,12 +1,9 @@
 """Hostile values in every field of every importer: what went in came out or is quarantined."""
 
 import gzip
-import io
-import itertools
 import json
 import re
 import struct
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,88 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import raw_pairs
+from raw_records import IMAGE, ingest, tar_of, write_csv, write_json, write_jsonl, write_parquet, write_tar
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
-from warren.data.importers import Raw, importers
+from warren.data.importers import Raw
 from warren.data.sample import Sample, Turn
-from warren.data.shards import Limits, ShardMaker
 from warren.errors import CorruptDataError, StorageError
-from warren.storage import Location
 
-IMAGE = raw_pairs.colour_image(0)
 TALK = raw_pairs.messages(0)
 CAPTION, CONVERSATIONS = ColumnsConfig(caption="caption"), ColumnsConfig(conversations="conversations")
 QUESTIONS = ColumnsConfig(question="question", answer="answer")
-
-
-def ingest(config: IngestConfig) -> tuple[list[Sample], list[tuple[str, str, str]]]:
-    """Return the samples and the (key, source, reason) of what is quarantined, through shards and receipts."""
-    from warren.data.manifest import Manifest
-    from warren.data.stream import iter_samples
-
-    with TemporaryDirectory() as name:
-        folder = Location(name)
-        maker = ShardMaker(importers(config)[0], folder, Limits(config.max_pixels, config.max_characters), 50, 50)
-        found = [r for number, piece in enumerate(maker.importer.pieces(50)) for r in maker.make(number, piece)]
-        shards = tuple(receipt.shard for receipt in found if receipt.shard)
-        samples = list(iter_samples(folder, Manifest("pairs", "v1", shards, "", ""))) if shards else []
-    bad = [(entry.key, entry.source, entry.reason) for receipt in found for entry in receipt.bad]
-    for text in itertools.chain.from_iterable(bad):
-        assert text.encode(), "a quarantined sample is named"
-        assert len(text) <= 300
-    assert sum(receipt.statistics.totals["quarantined"] for receipt in found) == len(bad)
-    return samples, bad
-
-
-def fields_of(records: list[Any], columns: ColumnsConfig) -> set[str]:
-    return {name for record in records for name in record} | set(columns.model_dump(exclude_none=True).values())
-
-
-def write_json(folder: Path, records: list[Any], columns: ColumnsConfig, **options: Any) -> IngestConfig:
-    (folder / "x.json").write_text(json.dumps(records))
-    return raw_pairs.config("bunny-json", path=f"{folder}/x.json", columns=columns, **options)
-
-
-def write_jsonl(folder: Path, records: list[Any], columns: ColumnsConfig, **options: Any) -> IngestConfig:
-    (folder / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return raw_pairs.config("table", path=f"{folder}/x.jsonl", columns=columns, **options)
-
-
-def write_csv(folder: Path, records: list[Any], columns: ColumnsConfig, **options: Any) -> IngestConfig:
-    names = sorted(
-        {name for record in records for name in record} | set(columns.model_dump(exclude_none=True).values())
-    )
-    lines = [names] + [[record.get(name) for name in names] for record in records]
-    with (folder / "x.csv").open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
-        for line in lines:
-            cells = [cell if isinstance(cell, str) else "" if cell is None else json.dumps(cell) for cell in line]
-            file.write(",".join('"' + cell.replace('"', '""') + '"' for cell in cells) + "\r\n")
-    return raw_pairs.config("table", path=f"{folder}/x.csv", columns=columns, **options)
-
-
-def write_tar(folder: Path, records: list[Any], columns: ColumnsConfig, **options: Any) -> IngestConfig:
-    members = [
-        member
-        for number, record in enumerate(records)
-        for member in ((f"{number}.jpg", IMAGE), (f"{number}.json", json.dumps(record).encode()))
-    ]
-    return tar_of(folder, members, columns=columns, **options)
-
-
-def write_parquet(folder: Path, records: list[Any], columns: ColumnsConfig, **options: Any) -> IngestConfig:
-    names = sorted(fields_of(records, columns))
-    table = {name: pa.array([record.get(name) for record in records]) for name in names}
-    pq.write_table(pa.table(table), folder / "x.parquet")
-    return raw_pairs.config("parquet", path=f"{folder}/x.parquet", columns=columns, **options)
-
-
-def tar_of(folder: Path, members: list[tuple[str, bytes]], name: str = "x.tar", **options: Any) -> IngestConfig:
-    with tarfile.open(folder / name, "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
-        for path, data in members:
-            info = tarfile.TarInfo(path)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return raw_pairs.config("webdataset", path=str(folder), **options)
 
 
 Write = Callable[..., IngestConfig]
@@ -291,100 +216,6 @@ def test_rows_of_tables(
     assert all(reason in entry[2] for reason, entry in zip(reasons, bad, strict=True))
 
 
-TEXT = b"a caption"
-
-
-def pairs(*stems: str) -> list[tuple[str, bytes]]:
-    return [(f"{stem}.{suffix}", data) for stem in stems for suffix, data in (("jpg", IMAGE), ("txt", TEXT))]
-
-
-def images(*names: str) -> list[tuple[str, bytes]]:
-    return [(name, IMAGE) for name in names]
-
-
-JSON_CAPTION = b'{"caption": "a"}'
-NO_TEXT = "neither a caption"
-# What is in the tar, which samples it gives, and why others are quarantined.
-TARS: dict[str, tuple[list[tuple[str, bytes]], list[str], list[str]]] = {
-    "dots in keys": (pairs("p.0", "p.1", "p.2", "z"), ["p.0", "p.1", "p.2", "z"], []),
-    "many dots": (pairs("a.b.c", "1.5", "x.jpg"), ["a.b.c", "1.5", "x.jpg"], []),
-    "dots in words": (pairs("a.v1", "a.last"), ["a.v1", "a.last"], []),
-    "fields with dots": ([("0.input.jpg", IMAGE), ("0.outputs.txt", TEXT)], ["0"], []),
-    "a page without a text": ([*pairs("p.0"), *images("p.1.jpg")], ["p.0"], [NO_TEXT]),
-    "a numbered image beside a pair": ([*pairs("p"), *images("p.1.jpg")], ["p"], [NO_TEXT]),
-    "two captions": (
-        [("0.jpg", IMAGE), ("0.en.txt", b"a"), ("0.de.txt", b"b")],
-        [],
-        ["2 texts: 0.jpg, 0.en.txt, 0.de.txt"],
-    ),
-    "several images": ([*images("0.0.jpg", "0.1.jpg"), ("0.txt", TEXT)], ["0"], []),
-    "other fields": ([*pairs("0"), ("0.seg.png", IMAGE), ("0.cls", b"7")], ["0"], []),
-    "nothing known": ([("0.cls", b"7"), ("README", b"hello"), *pairs("1")], ["1"], ["0.cls", "README"]),
-    "equal names": (pairs("0", "0"), ["0", "0"], []),
-    "upper case": ([("A.JPG", IMAGE), ("A.TXT", TEXT)], ["A"], []),
-    "apart": ([*images("0.jpg", "1.jpg"), ("0.txt", TEXT)], [], [NO_TEXT, NO_TEXT, "no image"]),
-    "folders": (pairs("a/0", "b/0", "a.b/0"), ["a/0", "b/0", "a.b/0"], []),
-    "what macOS adds": ([("._0.jpg", b"x"), ("0.jpg", IMAGE), ("._0.txt", b"x"), ("0.txt", TEXT)], ["0"], []),
-    "hidden": (pairs(".0"), [".0"], []),
-    "no unicode": (pairs("caf\udce9", "b"), ["b"], ["not valid Unicode"]),
-    "no unicode inside": (
-        [*images("0.jpg"), ("0.txt", b"caf\xe9"), *images("1.jpg"), ("1.json", b"{")],
-        [],
-        ["not UTF-8", "no JSON"],
-    ),
-    "url cut": ([*pairs("0"), ("0.json", rb'{"url": "\ud83d"}')], [], ["source is not valid Unicode"]),
-    "caption in json": (
-        [*images("0.jpg"), ("0.json", JSON_CAPTION), *images("1.jpg"), ("1.txt", b" "), ("1.json", JSON_CAPTION)],
-        ["0", "1"],
-        [],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TARS)
-def test_every_file_of_a_tar_is_in_a_sample(name: str, tmp_path: Path) -> None:
-    members, keys, reasons = TARS[name]
-    samples, bad = ingest(tar_of(tmp_path, members))
-    assert [sample.key.split("-", 2)[2] for sample in samples] == keys
-    assert len(bad) == len(reasons), bad
-    for reason, entry in zip(reasons, bad, strict=True):
-        assert reason in entry[2]
-    assert name != "several images" or len(samples[0].images) == 2
-
-
-SUFFIXES = st.sampled_from(["jpg", "png", "txt", "json", "cls", ""])
-
-
-@given(st.lists(st.sampled_from(["a", "a.0", "a.1", "a.x", "b", "b.1.2", ".c"]), max_size=12).flatmap(
-    lambda stems: st.tuples(*[st.tuples(st.just(s), SUFFIXES) for s in stems])
-))  # fmt: skip
-def test_no_image_and_no_text_of_a_tar_is_left_out(parts: tuple[tuple[str, str], ...]) -> None:
-    from warren.data.importers.members import Member, group_members
-
-    members = [
-        Member(f"{stem}.{suffix}" if suffix else stem, str(n).encode()) for n, (stem, suffix) in enumerate(parts)
-    ]
-    groups = list(group_members(members))
-    held = [member for _, group in groups for member in group]
-    assert len(held) == len(set(held))
-    for member in set(members) - set(held):
-        owner = next(group for name, group in groups if name == member.first_part)
-        assert not member.stem.rpartition(".")[2].isdigit()
-        assert any(m.is_image for m in owner)
-        assert any(m.is_text for m in owner)
-
-
-def test_links_in_a_tar_are_named(tmp_path: Path) -> None:
-    config = tar_of(tmp_path, [("0.jpg", IMAGE), ("0.txt", TEXT)])
-    with tarfile.open(tmp_path / "x.tar", "a") as tar:
-        link = tarfile.TarInfo("1.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "0.jpg"
-        tar.addfile(link)
-    samples, bad = ingest(config)
-    assert len(samples) == 1
-    assert "'1.jpg' is a link" in bad[0][2]
-
-
 def test_an_empty_file_among_good_ones_is_one_quarantined_sample(tmp_path: Path) -> None:
     (tmp_path / "ok.jpg").write_bytes(IMAGE)
     record = {"image": "ok.jpg", "conversations": TALK, "caption": "a"}
@@ -407,7 +238,7 @@ def test_an_empty_file_among_good_ones_is_one_quarantined_sample(tmp_path: Path)
 
 
 def test_an_empty_tar_and_damaged_gzip(tmp_path: Path) -> None:
-    config = tar_of(tmp_path, [("0.jpg", IMAGE), ("0.txt", TEXT)])
+    config = tar_of(tmp_path, [("0.jpg", IMAGE), ("0.txt", b"a caption")])
     tar_of(tmp_path, [], "nothing.tar")
     assert [len(part) for part in ingest(config)] == [1, 0]
     (tmp_path / "x.json.gz").write_bytes(gzip.compress(b"[{}]" * 1000)[:-10])
