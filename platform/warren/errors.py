@@ -5,7 +5,8 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     WarrenError
     ├── ConfigError                 a recipe, an option or the environment is wrong
     ├── StorageError                object storage or a disk did not do what was asked
-    │   ├── NotFoundError           no such bucket, object or file
+    │   ├── NotFoundError           no such object or file
+    │   ├── BucketNotFoundError     no such bucket: nothing below it can be there
     │   ├── AccessDeniedError       credentials are missing, wrong or too weak
     │   └── ConflictError           a conditional write lost: the object is there already, or changed
     ├── DataError                   a dataset or a sample is wrong
@@ -13,6 +14,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   ├── QuarantineError         more samples were quarantined than the recipe allows
     │   ├── EmptyDatasetError       nothing is left to train or evaluate on
     │   └── CorruptDataError        bytes differ from what the manifest promised
+    │       └── UnsafePathError     a manifest names a file outside its own folder
     ├── ModelError                  a model folder cannot be read, converted or written
     ├── TrainingError               a run cannot start, go on or be resumed
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
@@ -27,7 +29,17 @@ survive pickling between Ray processes.
 
 
 class WarrenError(Exception):
-    """Anything Warren knows to be wrong; the message is meant for the person who started the job."""
+    """Anything Warren knows to be wrong; the message is meant for the person who started the job.
+
+    The message is kept apart from `args`: Ray Data appends advice about its own retries to the `args` of an error.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.message = super().__str__()
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ConfigError(WarrenError):
@@ -39,7 +51,11 @@ class StorageError(WarrenError):
 
 
 class NotFoundError(StorageError):
-    """No such bucket, object or file."""
+    """No such object or file."""
+
+
+class BucketNotFoundError(StorageError):
+    """No such bucket. Not a `NotFoundError`: that may mean "not written yet", a missing bucket is always wrong."""
 
 
 class AccessDeniedError(StorageError):
@@ -68,6 +84,10 @@ class EmptyDatasetError(DataError):
 
 class CorruptDataError(DataError):
     """Bytes differ from what the manifest promised."""
+
+
+class UnsafePathError(CorruptDataError):
+    """A manifest names a file outside its own folder; following it would read or write elsewhere."""
 
 
 class ModelError(WarrenError):

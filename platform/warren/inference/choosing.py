@@ -38,7 +38,7 @@ class Chooser:
         Raises:
             BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
         """
-        pixels = self.inputs.pixels(prompt.images)
+        pixels = self.inputs.pixels(prompt.images, max_pixels=None)
         found = self.log_likelihoods(prompt.turns, pixels, choices, prompt.system)
         if len(pixels):
             found = found - self._with_blank_pictures(prompt, len(pixels), choices)

@@ -1,21 +1,23 @@
 """Bunny's and LLaVA's files: one JSON array of records with `image` and `conversations`, and a folder of pictures."""
 
 import io
-from collections import Counter
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from warren.config import IngestConfig
-from warren.data.importers.files import empty_file, find_files, is_whole, opened, unpacked_name
+from warren.data.importers.files import empty_file, find_files, is_whole, opened
+from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
 from warren.data.importers.rows import Row, array_rows, group
-from warren.data.printable import shown, storable
+from warren.data.printable import shown
 from warren.storage import Location
 
 _SUFFIXES = (".json", ".json.gz")
+_SUFFIX = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,17 @@ class BunnyJson:
                 for start, stop, rows in group(array_rows(file, uri), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a range by its bytes."""
+        return range_fingerprint(piece.path, piece.start, piece.stop)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's records."""
         location = Location(piece.path)
-        prefix = self._key_prefix(location)
+        name = _SUFFIX.sub("", label(piece.path, self.files))
         for number, row in enumerate(self._rows(location, piece)):
             # Ids are not unique in LLaVA's files, so a record's place is its key.
-            key = f"{prefix}-{piece.start:012d}-{number:05d}"
+            key = f"{name}-{piece.start:012d}-{number:05d}"
             if isinstance(row, Raw):
                 yield row
             elif row.fault:
@@ -73,16 +79,9 @@ class BunnyJson:
             return
         with opened(location) as file:
             if not file.peek(1):  # type: ignore[attr-defined]  # both kinds of files are buffered
-                yield empty_file(location)
+                yield empty_file(location, label(piece.path, self.files))
                 return
             yield from array_rows(file, location)
-
-    def _key_prefix(self, location: Location) -> str:
-        """Return a name that no other file has: folders may hold files of equal names."""
-        names = Counter(unpacked_name(Location(uri)) for uri in self.files)
-        stem = location.name[: unpacked_name(location).rindex(".json")]
-        alone = names[unpacked_name(location)] == 1
-        return storable(stem if alone else f"{self.files.index(location.uri):06d}-{stem}")
 
 
 def _source(location: Location, record: Any) -> str:

@@ -92,9 +92,9 @@ def start_of_text(file: IO[bytes], name: object) -> int:
     return 0
 
 
-def empty_file(location: Location) -> Raw:
+def empty_file(location: Location, key: str) -> Raw:
     """Stand for a file without a byte: it is counted and named, and the other files are read."""
-    return Raw.unusable(location.name, location.uri, f"the file {location.name!r} is empty (0 bytes)")
+    return Raw.unusable(key, location.uri, f"the file {location.name!r} is empty (0 bytes)")
 
 
 def _there(path: str) -> bool:

@@ -10,7 +10,7 @@ from warren.data.importers.conversation import first_of
 from warren.data.importers.downloads import download
 from warren.data.importers.inlined import inlined, unpacked
 from warren.data.printable import is_unicode, shown
-from warren.errors import BadSampleError, ConfigError, NotFoundError
+from warren.errors import BadSampleError, BucketNotFoundError, ConfigError, NotFoundError
 from warren.storage import Location
 
 MAX_IMAGE_BYTES = 256 << 20
@@ -74,9 +74,11 @@ class Pictures:
             location = Location.parse(name if absolute else f"{self.folder}/{_without_dots(name)}")
             _check_place(location)
             return location.read_bytes()
-        except (NotFoundError, ConfigError) as error:
-            if "bucket" in str(error):
+        except BucketNotFoundError as error:
+            if not absolute:  # the images' own bucket is missing: no picture will be found
                 raise
+            raise BadSampleError(f"the image cannot be read: {error}") from None
+        except (NotFoundError, ConfigError) as error:
             raise BadSampleError(f"the image cannot be read: {error}") from None
 
 

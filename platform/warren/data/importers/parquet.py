@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from warren.config import IngestConfig
 from warren.data.importers.files import empty_file, find_files
+from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
 from warren.errors import CorruptDataError
@@ -69,18 +70,22 @@ class Parquet:
                     yield Piece(uri, start, number + 1, rows)
                     start, rows = number + 1, 0
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify row groups by their file."""
+        return file_fingerprint(piece.path)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield the rows of a range of row groups.
 
         Raises:
             CorruptDataError: The file is damaged.
         """
-        number, location = self.files.index(piece.path), Location(piece.path)
+        name, location = label(piece.path, self.files), Location(piece.path)
         if piece.stop == 0:
-            yield empty_file(location)
+            yield empty_file(location, name)
             return
         for place, row in enumerate(self._rows(location, piece)):
-            key = f"{number:06d}-{piece.start:05d}-{place:07d}"
+            key = f"{name}-{piece.start:05d}-{place:07d}"
             source = f"{location.name}, row groups {piece.start} to {piece.stop - 1}, row {place}"
             if isinstance(row, str):
                 yield Raw.unusable(key, source, row)

@@ -9,6 +9,7 @@ from typing import IO
 
 from warren.config import IngestConfig
 from warren.data.importers.files import empty_file, find_files, is_whole, opened, unpacked_name
+from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
 from warren.data.importers.rows import Row, csv_rows, delimited_rows, group, line_rows
@@ -60,12 +61,18 @@ class Table:
                 for start, stop, rows in group(self._body(location, file), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a range by its bytes and by the names of the columns."""
+        location = Location(piece.path)
+        header = "\0".join(self._header(location) or ()) if _has_header(location) else ""
+        return range_fingerprint(piece.path, piece.start, piece.stop, header)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's rows."""
-        number, location = self.files.index(piece.path), Location(piece.path)
+        name, location = label(piece.path, self.files), Location(piece.path)
         header = self._header(location) if _has_header(location) else None
         for place, row in enumerate(self._rows(location, piece)):
-            key = f"{number:06d}-{piece.start:012d}-{place:06d}"
+            key = f"{name}-{piece.start:012d}-{place:06d}"
             source = f"{location.name}, byte {piece.start}, row {place}"
             if isinstance(row, Raw):
                 yield row
@@ -81,7 +88,7 @@ class Table:
             return
         with opened(location) as file:
             if not file.peek(1):  # type: ignore[attr-defined]  # both kinds of files are buffered
-                yield empty_file(location)
+                yield empty_file(location, label(piece.path, self.files))
                 return
             yield from self._body(location, file)
 

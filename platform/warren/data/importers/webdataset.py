@@ -10,6 +10,7 @@ from typing import Any
 
 from warren.config import IngestConfig
 from warren.data.importers.files import empty_file, find_files
+from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.inputs import MAX_IMAGE_BYTES
 from warren.data.importers.members import IMAGES, Member, group_members
@@ -50,18 +51,22 @@ class WebDataset:
         """Take every tar for a piece; it may become several shards."""
         return (Piece(uri) for uri in self.files)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a tar."""
+        return file_fingerprint(piece.path)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a tar's groups of members.
 
         Raises:
             CorruptDataError: The tar is damaged or ends early.
         """
-        number, location = self.files.index(piece.path), Location(piece.path)
+        tar, location = label(piece.path, self.files), Location(piece.path)
         if location.store.size(location.key) == 0:
-            yield empty_file(location)
+            yield empty_file(location, tar)
             return
         for place, (name, members) in enumerate(group_members(_members(location))):
-            key, source = f"{number:06d}-{place:06d}-{name}", f"{location.name}/{name}"
+            key, source = f"{tar}-{place:06d}-{name}", f"{location.name}/{name}"
             yield Raw(key, source, partial(self._load, key, source, members))
 
     def _load(self, key: str, source: str, members: Sequence[Member]) -> Sample:
