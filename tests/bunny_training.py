@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from bunny_oracle import checkpoint
 from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
-from warren.data.importers.bunny_turns import normalise_turns
+from warren.data.importers.conversation import normalise_turns, read_messages
 from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.sample import Sample
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer, unfold_head
@@ -158,7 +158,7 @@ class Replay:
         encoded = []
         for record in json.loads((ORACLE / "data" / file).read_text()):
             pictures = [ORACLE / "data" / "images" / record["image"]] if "image" in record else []
-            turns = normalise_turns(record["conversations"], has_image=bool(pictures))
+            turns = normalise_turns(read_messages(record["conversations"]), len(pictures))
             sample = Sample(record["id"], tuple(path.read_bytes() for path in pictures), turns, file)
             encoded.append(self.inputs.encode_sample(sample, self.tokenizer, 2048))
         return encoded

@@ -44,7 +44,7 @@ def judge_of(config: EvaluateConfig, folder: Path) -> Judge:
         generator = OfflineGenerator(folder)
 
         def ask(samples: Sequence[Sample]) -> list[str]:
-            prompts = [Prompt(turns=sample.turns[:1], images=sample.images) for sample in samples]
+            prompts = [Prompt(sample.turns[:1], sample.images, sample.system) for sample in samples]
             return generator.generate(prompts, config.max_new_tokens)
 
     def judge(samples: Sequence[Sample]) -> list[Verdict]:
@@ -80,7 +80,7 @@ def _choose(chooser: Chooser, samples: Sequence[Sample], place: int, num_choices
     sample = samples[place]
     answers = [other.turns[1].text for other in (*samples[place:], *samples[:place])]
     choices = sorted(list(dict.fromkeys(answers))[:num_choices])
-    return choices[chooser.choose(Prompt(turns=sample.turns[:1], images=sample.images), choices)]
+    return choices[chooser.choose(Prompt(sample.turns[:1], sample.images, sample.system), choices)]
 
 
 def _with_others_images(samples: Sequence[Sample], distance: int) -> list[Sample]:

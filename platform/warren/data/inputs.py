@@ -91,7 +91,7 @@ class Inputs:
             BadSampleError: The conversation or a picture is unusable.
         """
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
-        segments = self.prompts.training(sample.turns, self.tokens.eos_token)
+        segments = self.prompts.training(sample.turns, self.tokens.eos_token, sample.system)
         ids, labels = encode(segments, tokenizer, self.tokens)
         kept_ids, kept_labels = truncate(ids, labels, self.tokens, max_length_tokens)
         num_cut = num_supervised(labels) - num_supervised(kept_labels)

@@ -11,7 +11,7 @@ because no picture would stand behind it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -64,14 +64,21 @@ class Template:
                 "choose the template the model was trained on"
             )
 
-    def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
-        """Render a whole conversation; every answer and its end is supervised."""
+    def training(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
+        """Render a whole conversation; every answer and its end is supervised.
+
+        Args:
+            turns: The conversation.
+            eos: Ends every answer.
+            system: Replaces the template's own system text; None keeps it.
+        """
+        system = self.system if system is None else system
         if self.captions_only:
             return [
                 Segment(_marks(turn), False) if turn.role == "user" else Segment(f"{turn.text}\n", True)
                 for turn in turns
             ]
-        segments = [Segment(f"{self.system} " if self.system else "", False)]
+        segments = [Segment(f"{system} " if system else "", False)]
         for turn in turns:
             if turn.role == "user":
                 segments.append(Segment(f"USER: {turn.text} ASSISTANT:", False))
@@ -81,8 +88,7 @@ class Template:
 
     def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
         """Render a conversation that the assistant is to continue."""
-        template = self if system is None else replace(self, system=system)
-        return template.training(turns, eos)
+        return self.training(turns, eos, system)
 
 
 def _marks(turn: Turn) -> str:

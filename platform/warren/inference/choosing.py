@@ -32,7 +32,7 @@ class Chooser:
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
         self._excluded = excluded(self._model)
-        self._blank: dict[tuple[tuple[Turn, ...], int, str], float] = {}
+        self._blank: dict[tuple[tuple[Turn, ...], str | None, int, str], float] = {}
 
     def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
         """Return the position of the choice that the pictures speak for most, the first of equals.
@@ -41,25 +41,27 @@ class Chooser:
             BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
         """
         pixels = self.inputs.pixels(prompt.images, max_pixels=None)
-        found = self.log_likelihoods(prompt.turns, pixels, choices)
+        found = self.log_likelihoods(prompt.turns, pixels, choices, prompt.system)
         if len(pixels):
-            found = found - self._with_blank_pictures(prompt.turns, len(pixels), choices)
+            found = found - self._with_blank_pictures(prompt, len(pixels), choices)
         return int(found.argmax())
 
-    def _with_blank_pictures(self, turns: tuple[Turn, ...], num_images: int, choices: Sequence[str]) -> Tensor:
+    def _with_blank_pictures(self, prompt: Prompt, num_images: int, choices: Sequence[str]) -> Tensor:
         """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
-        keys = [(turns, num_images, choice) for choice in choices]
+        keys = [(prompt.turns, prompt.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
-            found = self.log_likelihoods(turns, blank, new)
-            self._blank |= {(turns, num_images, choice): float(v) for choice, v in zip(new, found, strict=True)}
+            found = self.log_likelihoods(prompt.turns, blank, new, prompt.system)
+            self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, found, strict=True)}
         return torch.tensor([self._blank[key] for key in keys])
 
     @torch.inference_mode()
-    def log_likelihoods(self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str]) -> Tensor:
+    def log_likelihoods(
+        self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str], system: str | None = None
+    ) -> Tensor:
         """Return the log-likelihood of each choice, the end of the answer included, in nats: float32 (choices,).
 
         The pictures and the question are computed once, for all choices.
@@ -67,7 +69,7 @@ class Chooser:
         Args:
             pixels: uint8 (images, 3, height, width).
         """
-        encoded = [self._encode((*turns, Turn("assistant", choice))) for choice in choices]
+        encoded = [self._encode((*turns, Turn("assistant", choice)), system) for choice in choices]
         shared = _shared_length([ids for ids, _ in encoded], min(_first_supervised(labels) for _, labels in encoded))
         device = self._model.device
         before = self._model(
@@ -90,8 +92,8 @@ class Chooser:
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return -losses.sum(dim=1).cpu()
 
-    def _encode(self, turns: tuple[Turn, ...]) -> tuple[np.ndarray, np.ndarray]:
-        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token)
+    def _encode(self, turns: tuple[Turn, ...], system: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token, system)
         return encode(segments, self._tokenizer, self.inputs.tokens)
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:

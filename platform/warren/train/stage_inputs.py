@@ -60,5 +60,5 @@ def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
         template = get_template(config.template or recipe.require("model").template)
         for source in sources_of(config, root):
             for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
-                for segment in template.training(sample.turns, eos=""):
+                for segment in template.training(sample.turns, eos="", system=sample.system):
                     yield segment.text.replace(IMAGE_MARK, "")
