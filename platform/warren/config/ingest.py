@@ -95,6 +95,6 @@ class IngestConfig(Config):
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides which samples the datasets hold, defaults left out: no limit of an attempt, no text for people."""
+        """What decides which samples the datasets hold, without defaults: no limit of an attempt, no text for people."""
         described = {"name", "version", "licence", "origin", "max_quarantined_fraction", "download_deadline_s"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=described)
