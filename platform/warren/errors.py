@@ -25,6 +25,11 @@ Every message says what was given, what is allowed and what to do next. All of t
 survive pickling between Ray processes.
 """
 
+import re
+
+# Ray Data appends a paragraph on its retries to the message of every exception that a map function raises.
+_RAY_DATA_NOTE = re.compile(r"\s*Failed to [^\n]* after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
+
 
 class WarrenError(Exception):
     """Anything Warren knows to be wrong; the message is meant for the person who started the job."""
@@ -100,9 +105,16 @@ def root_cause(error: BaseException) -> BaseException:
     while seen is not None:
         if isinstance(seen, WarrenError):
             # A Ray task error is also an instance of its cause's class; the plain error is the readable one.
-            return getattr(seen, "cause", None) or seen
+            return _as_raised(getattr(seen, "cause", None) or seen)
         for failure in (getattr(seen, "worker_failures", None) or {}).values():
             if isinstance(found := root_cause(failure), WarrenError):
                 return found
         seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    return error
+
+
+def _as_raised(error: BaseException) -> BaseException:
+    """Give an error the message it was raised with."""
+    if error.args and isinstance(error.args[0], str):
+        error.args = (_RAY_DATA_NOTE.sub("", error.args[0]), *error.args[1:])
     return error

@@ -115,5 +115,8 @@ def publish(
         except ConflictError:
             present = read_release(folder)
     if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in files):
-        raise ReleaseError(f"release {name} {version} exists at {folder} with other files; releases never change")
+        raise ReleaseError(
+            f"release {name} {version} exists at {folder} with other files; releases never change: "
+            "train under another --run, or give another release.name"
+        )
     return folder
