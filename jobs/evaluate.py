@@ -1,6 +1,8 @@
 """Measure the newest checkpoint of a run on the recipe's evaluation dataset, as a Ray Data job.
 
 ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo
+python jobs/evaluate.py --list
+python jobs/evaluate.py score --benchmark mme --answers FILE --reference PATH --convention bunny --out scores.json
 """
 
 import argparse
@@ -23,5 +25,13 @@ def main(job: Job) -> None:
     print(evaluate(job.recipe.require("evaluate"), job.resources, job.root, run).summary())
 
 
+def score(arguments: list[str]) -> int:
+    from warren.cluster.scoring import list_benchmarks, main
+
+    return list_benchmarks() if arguments[0] == "--list" else main(arguments[1:])
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["score"], ["--list"]):
+        sys.exit(score(sys.argv[1:]))
     sys.exit(run_job(main, __doc__, extend=options))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from warren.errors import ConflictError, CorruptDataError, NotFoundError
+from warren.errors import ConflictError, CorruptDataError, NotFoundError, UnsafePathError
 from warren.storage import FileEntry, Location, digest_bytes, download_tree, read_verified, upload_verified
 
 
@@ -91,6 +91,53 @@ class StoreContract:
             download_tree(folder, [entry], tmp_path / "back")
         with pytest.raises(CorruptDataError, match="damaged"):
             read_verified(folder, entry)
+
+    @pytest.mark.parametrize(
+        "path", ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/./b", "a\\..\\x", "a\0b", "..", None, ["x"]]
+    )
+    def test_a_manifest_names_files_inside_its_folder(self, folder: Location, path: object) -> None:
+        with pytest.raises(UnsafePathError, match="inside its own folder"):
+            FileEntry.from_json({"path": path, "bytes": 1, "sha256": "0" * 64})
+
+    @pytest.mark.parametrize("entry", [None, "x", {}, {"path": "x"}, 7])
+    def test_an_entry_that_is_none_is_refused(self, folder: Location, entry: object) -> None:
+        with pytest.raises(CorruptDataError, match="no entry of a manifest"):
+            FileEntry.from_json(entry)  # type: ignore[arg-type]
+
+    def test_a_download_does_not_follow_links_out_of_its_target(self, folder: Location, tmp_path: Path) -> None:
+        source = tmp_path / "file"
+        source.write_bytes(b"right")
+        entries = [upload_verified(source, folder, name) for name in ("deep/file", "linked")]
+        outside, target = tmp_path / "outside", tmp_path / "target"
+        outside.mkdir()
+        target.mkdir()
+        (target / "deep").symlink_to(outside)
+        (target / "linked").symlink_to(outside / "victim")
+        for entry in entries:
+            with pytest.raises(UnsafePathError, match="symbolic link"):
+                download_tree(folder, [entry], target)
+        assert list(outside.iterdir()) == []
+
+    def test_a_stamp_changes_with_the_bytes(self, folder: Location) -> None:
+        target = folder / "source.json"
+        target.create_bytes(b"one")
+        before = target.store.stamp(target.key)
+        assert before == target.store.stamp(target.key)
+        target.put_bytes(b"longer")
+        after = target.store.stamp(target.key)
+        assert (before[0], after[0]) == (3, 6)
+        assert before[1] != after[1]
+        with pytest.raises(NotFoundError):
+            target.store.stamp((folder / "missing").key)
+
+    @pytest.mark.parametrize(
+        "name", ["no bucket here", "bucket/file/below", "file/below-a-file", "nul\0", "\ud83d", "x" * 2000]
+    )
+    def test_a_name_that_nothing_can_have_is_not_found(self, folder: Location, name: str) -> None:
+        (folder / "file").create_bytes(b"x")
+        (folder / "bucket/file").create_bytes(b"x")
+        with pytest.raises(NotFoundError):
+            (folder / name).read_bytes()
 
     def test_ranges_and_files_read_what_is_there(self, folder: Location) -> None:
         data = bytes(range(256)) * 40_000  # 10 MB: more than one request

@@ -5,7 +5,8 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     WarrenError
     ├── ConfigError                 a recipe, an option or the environment is wrong
     ├── StorageError                object storage or a disk did not do what was asked
-    │   ├── NotFoundError           no such bucket, object or file
+    │   ├── NotFoundError           no such object or file
+    │   ├── BucketNotFoundError     no such bucket: nothing below it can be there
     │   ├── AccessDeniedError       credentials are missing, wrong or too weak
     │   └── ConflictError           a conditional write lost: the object is there already, or changed
     ├── DataError                   a dataset or a sample is wrong
@@ -13,6 +14,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   ├── QuarantineError         more samples were quarantined than the recipe allows
     │   ├── EmptyDatasetError       nothing is left to train or evaluate on
     │   └── CorruptDataError        bytes differ from what the manifest promised
+    │       └── UnsafePathError     a manifest names a file outside its own folder
     ├── ModelError                  a model folder cannot be read, converted or written
     ├── TrainingError               a run cannot start, go on or be resumed
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
@@ -25,14 +27,19 @@ Every message says what was given, what is allowed and what to do next. All of t
 survive pickling between Ray processes.
 """
 
-import re
-
-# Ray Data appends a paragraph on its retries to the message of every exception that a map function raises.
-_RAY_DATA_NOTE = re.compile(r"\s*Failed to [^\n]* after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
-
 
 class WarrenError(Exception):
-    """Anything Warren knows to be wrong; the message is meant for the person who started the job."""
+    """Anything Warren knows to be wrong; the message is meant for the person who started the job.
+
+    The message is kept apart from `args`: Ray Data appends advice about its own retries to the `args` of an error.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.message = super().__str__()
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ConfigError(WarrenError):
@@ -44,7 +51,11 @@ class StorageError(WarrenError):
 
 
 class NotFoundError(StorageError):
-    """No such bucket, object or file."""
+    """No such object or file."""
+
+
+class BucketNotFoundError(StorageError):
+    """No such bucket. Not a `NotFoundError`: that may mean "not written yet", a missing bucket is always wrong."""
 
 
 class AccessDeniedError(StorageError):
@@ -73,6 +84,10 @@ class EmptyDatasetError(DataError):
 
 class CorruptDataError(DataError):
     """Bytes differ from what the manifest promised."""
+
+
+class UnsafePathError(CorruptDataError):
+    """A manifest names a file outside its own folder; following it would read or write elsewhere."""
 
 
 class ModelError(WarrenError):
@@ -105,16 +120,9 @@ def root_cause(error: BaseException) -> BaseException:
     while seen is not None:
         if isinstance(seen, WarrenError):
             # A Ray task error is also an instance of its cause's class; the plain error is the readable one.
-            return _as_raised(getattr(seen, "cause", None) or seen)
+            return getattr(seen, "cause", None) or seen
         for failure in (getattr(seen, "worker_failures", None) or {}).values():
             if isinstance(found := root_cause(failure), WarrenError):
                 return found
         seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return error
-
-
-def _as_raised(error: BaseException) -> BaseException:
-    """Give an error the message it was raised with."""
-    if error.args and isinstance(error.args[0], str):
-        error.args = (_RAY_DATA_NOTE.sub("", error.args[0]), *error.args[1:])
     return error

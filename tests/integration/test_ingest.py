@@ -17,9 +17,10 @@ import raw_pairs
 from cluster_fixtures import Cluster
 from warren.cluster.ingestion import ingest
 from warren.config import IngestConfig
-from warren.data.manifest import Manifest
-from warren.errors import DataError, QuarantineError
+from warren.data.manifest import Manifest, read_manifest
+from warren.errors import DataError, EmptyDatasetError, QuarantineError, root_cause
 from warren.storage import Location
+from warren.storage.s3 import ensure_bucket
 
 GOOD = 240
 
@@ -63,18 +64,17 @@ def test_a_killed_ingest_goes_on_and_writes_nothing_twice(
 ) -> None:
     folder = tmp_path / "datasets/pairs/v1"
     process = start(repository, source, {**ray_cluster.driver_env, "WARREN_STORAGE": str(tmp_path)})
-    while len(list((folder / "receipts").glob("0*.json"))) < 5:
+    while len(list((folder / "receipts").glob("*.json"))) < 5:
         assert process.poll() is None, "the ingest ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    receipts = {path.name.removesuffix(".json") for path in (folder / "receipts").glob("0*.json")}
-    finished = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.parquet") if p.stem[6:] in receipts}
+    receipts = [json.loads(path.read_text()) for path in (folder / "receipts").glob("*.json")]
+    shards = [folder / receipt["shard"]["path"] for receipt in receipts if receipt["shard"]]
+    finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
     total = len(list(whole.glob("shard-*.parquet")))
     assert 0 < len(finished) < total
     assert not (folder / "manifest.json").exists()
-    with pytest.raises(DataError, match="was begun with another configuration and never finished"):
-        ingest(source.model_copy(update={"samples_per_shard": 5}), Location(str(tmp_path)))
     ingest(source, Location(str(tmp_path)))
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished} == finished
     assert files(folder) == files(whole)
@@ -105,7 +105,7 @@ def test_too_many_bad_samples_publish_nothing_and_can_be_mended(
     ray_cluster: Cluster, source: IngestConfig, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "datasets/pairs/v1"
-    with pytest.raises(QuarantineError, match=r"pairs: \d+ of 252 samples cannot be used, more than the allowed 1.00%"):
+    with pytest.raises(QuarantineError, match=r"pairs: \d+ of 252 samples cannot be used so far, more.* 1.00%"):
         ingest(source.model_copy(update={"max_quarantined_fraction": 0.01}), Location(str(tmp_path)))
     assert not (folder / "manifest.json").exists()
     assert list((folder / "quarantine").glob("*.parquet"))
@@ -131,3 +131,54 @@ def test_duckdb_and_pyarrow_read_it(whole: Path) -> None:
     table = pyarrow.dataset.dataset(sorted(str(path) for path in whole.glob("shard-*.parquet"))).to_table()
     assert table.num_rows == GOOD
     assert table.column("turns")[0][1]["text"].as_py() == "it is red ü"
+
+
+def test_a_bucket_of_any_name_and_a_source_that_changes(ray_cluster: Cluster) -> None:
+    ensure_bucket("my-bucket")
+    root = Location.parse("s3://my-bucket/warren-bucket")
+    source = root / "bucket/train.json"
+    names = ["bucket-0.jpg", "bucket/1.jpg", "no-such-bucket.jpg", "s3://no-such-bucket/1.jpg"]
+    records = [{"image": name, "conversations": raw_pairs.messages(0)} for name in names]
+    source.put_json(records)
+    config = raw_pairs.config("bunny-json", path=source.uri, max_quarantined_fraction=0.5)
+    with pytest.raises(EmptyDatasetError, match="none of its 4 samples can be used"):
+        ingest(config.model_copy(update={"max_quarantined_fraction": 1.0}), root)
+    (root / "bucket" / names[0]).create_bytes(raw_pairs.colour_image(0))  # the JSON stays as it is
+    with pytest.raises(QuarantineError, match=r"pairs: 3 of 4 samples cannot be used so far"):
+        ingest(config, root)
+    (root / "bucket" / names[1]).create_bytes(raw_pairs.colour_image(1))
+    made = ingest(config, root)[0]
+    assert (made.rows, made.statistics["totals"]["quarantined"]) == (2, 2)
+    assert ingest(config, root) == [made]
+
+    folder = root / "datasets/pairs/v1"
+    manifest = (folder / "manifest.json").read_bytes()
+    corrected = config.model_copy(update={"licence": "cc-by-4.0", "origin": "a shop"})
+    assert [(m.licence, m.source) for m in ingest(corrected, root)] == [("cc-by-4.0", "a shop")]
+    assert (read_manifest(root, "pairs@v1").licence, made.licence) == ("cc-by-4.0", "unknown")
+    assert b"| licence | cc-by-4.0 |" in (folder / "README.md").read_bytes()
+
+    with pytest.raises(DataError, match=r"is kept as it is.*ingest\.max_pixels: default → 5.*ingest\.version=…"):
+        ingest(config.model_copy(update={"max_pixels": 5}), root)
+    source.put_json([*records, *records[:1]])
+    with pytest.raises(
+        DataError, match=r"v1 exists with 2 samples and is kept.*train\.json changed \(\d+ → \d+ bytes\)"
+    ):
+        ingest(config, root)
+    assert (folder / "manifest.json").read_bytes() == manifest
+    assert ingest(config.model_copy(update={"version": "v2"}), root)[0].rows == 3
+
+
+def test_a_damaged_tar_is_named_in_one_sentence_and_can_be_removed(ray_cluster: Cluster, tmp_path: Path) -> None:
+    config = raw_pairs.write_webdataset(tmp_path / "raw", 8)
+    (tmp_path / "raw/00001.tar").write_bytes(b"")
+    with pytest.raises(Exception, match="damaged") as caught:
+        ingest(config, Location(str(tmp_path)))
+    assert str(root_cause(caught.value)).startswith(f"{tmp_path}/raw/00001.tar is damaged or ends early")
+    assert "attempts" not in str(root_cause(caught.value))
+    (tmp_path / "raw/00001.tar").unlink()
+    manifest = ingest(config, Location(str(tmp_path)))[0]
+    listed = {shard.file.path for shard in manifest.shards}
+    folder = tmp_path / "datasets/pairs/v1"
+    assert {path.name for path in folder.glob("shard-*")} == listed  # what was made of the damaged source is gone
+    assert not list(folder.glob("receipts/*"))

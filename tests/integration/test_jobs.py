@@ -21,11 +21,13 @@ CONFIG_ERRORS: list[tuple[str, list[str], dict[str, str], str]] = [
     ("pretrain", ["--set", "pretrain.seed=one"], {}, "pretrain.seed: Input should be a valid integer (given: 'one')"),
     ("pretrain", ["--resources", "lapto"], {}, "did you mean 'laptop'?"),
     ("ingest", [], {"WARREN_STORAGE": ""}, "WARREN_STORAGE is not set"),
+    ("ingest", [], {"WARREN_STORAGE": "store"}, "is a relative path"),
     ("ingest", [], {"WARREN_STORAGE": "gs://bucket"}, "storage is one of s3://, file://"),
 ]
 CLUSTER_ERRORS: list[tuple[str, list[str], dict[str, str], str]] = [
     ("ingest", ["--set", "ingest.path=/nowhere"], {}, "ingest.path '/nowhere' holds no train/questions.json"),
     ("ingest", ["--set", "ingest.limit_images=3"], {"WARREN_STORAGE": "s3://nowhere/x"}, "bucket 'nowhere' does not"),
+    ("ingest", ["--limit", "3"], {}, "--limit and --report go with --dry-run"),
     ("pretrain", [], {"WARREN_STORAGE": "s3://nowhere/x"}, "bucket 'nowhere' does not exist"),
     ("pretrain", [], {"AWS_SECRET_ACCESS_KEY": "wrong"}, "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     ("pretrain", ["--set", "pretrain.dataset=none@v1"], {}, "no dataset 'none@v1'"),
@@ -145,4 +147,6 @@ def test_an_unreadable_picture_stops_the_ingest_and_nothing_is_complete(
     assert len(list(store.rglob("manifest.json"))) == 3
     again = run(repository, "ingest", [*arguments, "--set", "ingest.questions_per_conversation=3"], environment)
     assert again.returncode == 1
-    assert_one_line(again.stderr, "made with another ingest configuration")
+    assert_one_line(
+        again.stderr, "is kept as it is, but it is not what this ingest would make (ingest.questions_per_conversation"
+    )

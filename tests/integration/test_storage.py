@@ -7,8 +7,9 @@ import pytest
 
 from store_contract import StoreContract
 from warren.cluster.laptop import S3Server
-from warren.errors import AccessDeniedError, NotFoundError, StorageError
+from warren.errors import AccessDeniedError, BucketNotFoundError, NotFoundError, StorageError
 from warren.storage import Location
+from warren.storage.s3 import ensure_bucket
 
 
 class TestS3(StoreContract):
@@ -18,10 +19,19 @@ class TestS3(StoreContract):
 
 
 def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
-    with pytest.raises(NotFoundError, match=r"bucket 'nowhere' does not exist at http://127\.0\.0\.1"):
+    with pytest.raises(BucketNotFoundError, match=r"bucket 'nowhere' does not exist at http://127\.0\.0\.1"):
         Location.parse("s3://nowhere/x").read_bytes()
-    with pytest.raises(NotFoundError, match="bucket 'nowhere'"):
-        Location.parse("s3://nowhere/x").create_bytes(b"1")
+    for act in (lambda x: x.create_bytes(b"1"), lambda x: x.open(), lambda x: x.list()):
+        with pytest.raises(BucketNotFoundError, match="bucket 'nowhere'"):
+            act(Location.parse("s3://nowhere/x"))
+
+
+def test_an_object_that_is_missing_is_no_missing_bucket_whatever_its_name(s3_server: S3Server) -> None:
+    ensure_bucket("my-bucket")
+    missing = Location.parse("s3://my-bucket/bucket/no-such-bucket.json")
+    for read in (missing.read_bytes, missing.open, lambda: missing.store.stamp(missing.key)):
+        with pytest.raises(NotFoundError, match=r"no-such-bucket\.json"):
+            read()
 
 
 def test_wrong_credentials_say_what_to_check(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

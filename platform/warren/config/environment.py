@@ -13,13 +13,20 @@ def storage_root() -> str:
     """Return the URI or folder below which datasets, runs and releases live.
 
     Raises:
-        ConfigError: `WARREN_STORAGE` is not set. It has no default: a job's working directory is deleted after it.
+        ConfigError: `WARREN_STORAGE` is not set, or is a relative path. It has no default and must mean the same
+            wherever a process runs: Ray deletes a job's working directory after the job.
     """
     root = os.environ.get(STORAGE_VARIABLE, "").strip()
     if not root:
         raise ConfigError(
             f"{STORAGE_VARIABLE} is not set: give the bucket or folder that holds datasets, runs and releases, "
             f"for example {STORAGE_VARIABLE}=s3://my-bucket/warren or {STORAGE_VARIABLE}=/data/warren"
+        )
+    path = root.removeprefix("file://")
+    if "://" not in path and not os.path.expanduser(path).startswith("/"):
+        raise ConfigError(
+            f"{STORAGE_VARIABLE}={root!r} is a relative path: a job runs in a directory of its own, which Ray deletes "
+            f"afterwards; give an absolute path, for example {STORAGE_VARIABLE}={os.path.abspath(path)}"
         )
     return root
 

@@ -1,10 +1,10 @@
 """Which raw pairs become which datasets."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from warren.config.tree import Config, fingerprint
+from warren.config.tree import Config
 
 Source = Literal["easy-vqa", "bunny-json", "webdataset", "parquet", "table"]
 
@@ -36,6 +36,9 @@ class IngestConfig(Config):
         columns: For `parquet` and `table`.
         max_pixels: Larger pictures are quarantined before they are decoded.
         max_characters: Longer conversations are quarantined.
+        exif_orientation: `apply` turns images as their EXIF data say; `ignore` takes them as stored, as Bunny does.
+        alpha: `white` and `black` put transparent images on that colour; `drop` takes the colours that transparency
+            hides, as Bunny does.
         max_quarantined_fraction: Share of unusable samples above which nothing is published.
     """
 
@@ -53,6 +56,8 @@ class IngestConfig(Config):
     samples_per_row_group: int = Field(default=64, gt=0)
     max_pixels: int = Field(default=64_000_000, gt=0)
     max_characters: int = Field(default=100_000, gt=0)
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
+    alpha: Literal["drop", "white", "black"] = "drop"
     max_quarantined_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
@@ -68,6 +73,7 @@ class IngestConfig(Config):
         return self
 
     @property
-    def content_fingerprint(self) -> str:
-        """Hex digits that change whenever what the datasets hold may change: not with the ceiling."""
-        return fingerprint(self.model_copy(update={"max_quarantined_fraction": 0.0}))
+    def content_options(self) -> dict[str, Any]:
+        """What decides which samples the datasets hold, defaults left out: not the ceiling, nor texts for people."""
+        described = {"name", "version", "licence", "origin", "max_quarantined_fraction"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=described)

@@ -8,10 +8,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from warren.data.grey import DEEP_MODES, to_8_bits
 from warren.errors import BadSampleError, ConfigError
 
+# Pillow's own limit would be a second owner of `max_pixels`; every size is checked here before pixels are decoded.
+Image.MAX_IMAGE_PIXELS = None
+
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused before they are decoded: a few bytes can claim gigapixels."""
+"""Larger images of unknown origin are refused before they are decoded: a few bytes can claim gigapixels."""
 MAX_SIDE_PX = 65_535
 """Longer pictures are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
 
@@ -63,8 +67,14 @@ class ImageSpec:
         return cls(value["size_px"], mean, std, value["padding"], value.get("resize", "stretch"))  # type: ignore[arg-type]
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
     """Decode a picture to RGB as it is stored: alpha is dropped and EXIF orientation ignored, as Bunny was trained.
+
+    Grey images of more than 8 bits are scaled to 8 bits (`warren.data.grey`).
+
+    Args:
+        data: The encoded image.
+        max_pixels: None for images of a dataset: ingest has checked them against its own limit.
 
     Raises:
         BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no picture at all.
@@ -74,12 +84,14 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > max_pixels:
+            if max_pixels is not None and width * height > max_pixels:
                 raise BadSampleError(f"the image has {width}×{height} pixels; at most {max_pixels} are decoded")
             if max(width, height) > MAX_SIDE_PX:
                 raise BadSampleError(f"the image is {width}×{height} pixels; a side may have {MAX_SIDE_PX}")
             image.info.pop("transparency", None)  # to be dropped anyway; palettes would warn of it
             image.load()
+            if image.mode in DEEP_MODES:
+                return to_8_bits(image).convert("RGB")
             return image if image.mode == "RGB" else image.convert("RGB")  # converting copies, also RGB to RGB
     except UnidentifiedImageError:
         raise BadSampleError(f"{len(data)} bytes that are no known image format") from None

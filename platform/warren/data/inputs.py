@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from warren.data.images import ImageSpec, decode_image, to_square, write_pixels
+from warren.data.images import MAX_PIXELS, ImageSpec, decode_image, to_square, write_pixels
 from warren.data.native_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import Segment, Template, TokenSpec, encode, get_template
@@ -92,7 +92,8 @@ class Inputs:
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
         segments = self.prompts.training(sample.turns, self.tokens.eos_token)
         input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
-        return EncodedSample(sample.key, input_ids, labels, self._pictures(sample.images), self.image.size_px)
+        pictures = self._pictures(sample.images, max_pixels=None)
+        return EncodedSample(sample.key, input_ids, labels, pictures, self.image.size_px)
 
     def encode_prompt(
         self, turns: tuple[Turn, ...], tokenizer: Tokenizer, num_images: int, system: str | None = None
@@ -112,12 +113,17 @@ class Inputs:
         """Turn plain text into ids, int32 (length,): no template, only the BOS where the model has one."""
         return encode([Segment(text, False)], tokenizer, self.tokens)[0]
 
-    def pixels(self, images: tuple[bytes, ...]) -> np.ndarray:
-        """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px)."""
-        return _pixels(self._pictures(images), self.image.size_px)
+    def pixels(self, images: tuple[bytes, ...], max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+        """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px).
 
-    def _pictures(self, images: tuple[bytes, ...]) -> tuple[Image.Image, ...]:
-        return tuple(to_square(decode_image(data), self.image) for data in images)
+        Args:
+            images: Encoded.
+            max_pixels: None for images whose size was checked where they came in: at ingest, or by the endpoint.
+        """
+        return _pixels(self._pictures(images, max_pixels), self.image.size_px)
+
+    def _pictures(self, images: tuple[bytes, ...], max_pixels: int | None) -> tuple[Image.Image, ...]:
+        return tuple(to_square(decode_image(data, max_pixels), self.image) for data in images)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""

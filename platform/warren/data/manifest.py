@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,8 @@ from warren.errors import ConfigError, ConflictError, DataError, EmptyDatasetErr
 from warren.storage import FileEntry, Location, digest_bytes
 
 MANIFEST = "manifest.json"
+ABOUT = "about.json"
+"""Licence and origin as they are known today; the manifest has them as they were when the dataset was made."""
 _FORMAT = 1
 _TEXT_COLUMNS = ("key", "images.list.element.path", "turns.list.element.role", "turns.list.element.text", "source")
 # Pictures are compressed already.
@@ -120,15 +122,27 @@ def read_manifest(root: Location, reference: str) -> Manifest:
     folder = dataset_folder(root, reference)
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_json())
-    except NotFoundError as error:
-        if "bucket" in str(error):
-            raise
+    except NotFoundError:
         raise NotFoundError(
             f"no dataset {reference!r}: {folder / MANIFEST} does not exist; run jobs/ingest.py, or let it finish"
         ) from None
     if manifest.rows == 0:
         raise EmptyDatasetError(f"dataset {reference!r} at {folder} holds no samples")
-    return manifest
+    return described(folder, manifest)
+
+
+def described(folder: Location, manifest: Manifest) -> Manifest:
+    """Return a manifest with the licence and origin that `about.json` has; datasets of before it have none."""
+    try:
+        about = (folder / ABOUT).read_json()
+    except NotFoundError:
+        return manifest
+    return replace(manifest, source=about["source"], licence=about["licence"])
+
+
+def write_about(folder: Location, manifest: Manifest) -> None:
+    """Write licence and origin where they can be corrected: they are no part of the content."""
+    (folder / ABOUT).put_json({"source": manifest.source, "licence": manifest.licence})
 
 
 def write_manifest(root: Location, manifest: Manifest) -> Location:

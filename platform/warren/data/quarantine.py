@@ -37,9 +37,9 @@ class Quarantine:
         if len(self._seen) > self.max_fraction * num_samples:
             key, reason = next(iter(self._seen.items()))
             raise QuarantineError(
-                f"{len(self._seen)} of {num_samples} samples cannot be used, more than the allowed "
-                f"{self.max_fraction:.2%}; the first is {key!r}: {reason}. All are in {self.folder}; "
-                "mend the dataset or raise max_quarantined_fraction"
+                f"{len(self._seen)} of {num_samples} samples cannot be used so far, more than the allowed "
+                f"{self.max_fraction:.2%}; the first is {key!r}: {reason}. Those found so far are in {self.folder}; "
+                "mend the data or raise max_quarantined_fraction"
             )
 
     def write(self, step: int) -> None:

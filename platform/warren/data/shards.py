@@ -5,19 +5,22 @@ passes over what has receipts without loading it, so nothing is done twice, and 
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from warren.data.batch import Quarantined
 from warren.data.images import decode_image
 from warren.data.importers import Importer, Piece, Raw
+from warren.data.importers.fingerprints import label
 from warren.data.manifest import Shard, write_shard
+from warren.data.rewriting import ImageRules
 from warren.data.sample import Sample
 from warren.data.statistics import Statistics
 from warren.errors import BadSampleError, NotFoundError
-from warren.storage import Location
+from warren.storage import Location, digest_bytes
 
 _LOADS_AHEAD = 16
 _LOADING_THREADS = 8
@@ -31,12 +34,14 @@ class Receipt:
         shard: None if none of them can be used.
         bad: Those that cannot be used.
         is_last: The piece ends here.
+        piece: Identifies the piece by what it reads and by what is made of it.
     """
 
     shard: Shard | None
     bad: tuple[Quarantined, ...]
     statistics: Statistics
     is_last: bool
+    piece: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
@@ -45,6 +50,7 @@ class Receipt:
             "bad": [[bad.key, bad.source, bad.reason] for bad in self.bad],
             "statistics": self.statistics.to_json(),
             "is_last": self.is_last,
+            "piece": self.piece,
         }
 
     @classmethod
@@ -55,6 +61,7 @@ class Receipt:
             bad=tuple(Quarantined(*entry) for entry in value["bad"]),
             statistics=Statistics.from_json(value["statistics"]),
             is_last=value["is_last"],
+            piece=value["piece"],
         )
 
 
@@ -85,6 +92,8 @@ class ShardMaker:
     Attributes:
         folder: Of the dataset.
         samples_per_shard: Candidates a shard is made of; it holds those that can be used.
+        rules: What is done to images.
+        options: Identifies the code and the options that shards are made with.
     """
 
     importer: Importer
@@ -92,30 +101,37 @@ class ShardMaker:
     limits: Limits
     samples_per_shard: int
     samples_per_row_group: int
+    rules: ImageRules = field(default_factory=ImageRules)
+    options: str = ""
 
     def make(self, number: int, piece: Piece) -> Iterator[Receipt]:
-        """Finish piece `number`: yield the receipts of all its shards, old and new, in order."""
+        """Finish piece `number`: yield the receipts of all its shards, old and new, in order.
+
+        Old are those of an earlier attempt with the same options, whose piece read the same. Its number may have been
+        another: files may have come or gone since.
+        """
+        identity = self._identity(piece)
         for part in itertools.count():
-            receipt = self._present(number, part)
+            receipt = self._present(identity, part)
             if receipt is None:
-                yield from self._write_from(number, part, piece)
+                yield from self._write_from(number, part, piece, identity)
                 return
             yield receipt
             if receipt.is_last:
                 return
 
-    def forget(self, number: int, part: int) -> None:
-        """Let the next attempt do a shard, and those behind it in its piece, anew."""
-        receipt = self._receipt(number, part)
-        receipt.store.delete(receipt.key)
+    def _identity(self, piece: Piece) -> str:
+        name = label(piece.path, self.importer.files) if piece.path in self.importer.files else ""
+        facts = [self.options, name, piece.start, piece.stop, piece.rows, self.importer.fingerprint(piece)]
+        return digest_bytes(json.dumps(facts).encode())[:32]
 
-    def _present(self, number: int, part: int) -> Receipt | None:
+    def _present(self, identity: str, part: int) -> Receipt | None:
         try:
-            return Receipt.from_json(self._receipt(number, part).read_json())
+            return Receipt.from_json(self._receipt(identity, part).read_json())
         except NotFoundError:
             return None
 
-    def _write_from(self, number: int, part: int, piece: Piece) -> Iterator[Receipt]:
+    def _write_from(self, number: int, part: int, piece: Piece, identity: str) -> Iterator[Receipt]:
         raws = itertools.islice(self.importer.read(piece), part * self.samples_per_shard, None)
         with ThreadPoolExecutor(_LOADING_THREADS) as pool:
             loaded = _load_ahead(pool, raws)
@@ -124,31 +140,31 @@ class ShardMaker:
                 batch = [] if following is None else [following]
                 batch += itertools.islice(loaded, self.samples_per_shard - 1)
                 following = next(loaded, None)  # whether there is more decides `is_last`
-                yield self._write(number, part, batch, is_last=following is None)
+                name = f"{number:06d}-{part:04d}-{identity[:8]}"
+                receipt = self._write(name, batch, identity, is_last=following is None)
+                self._receipt(identity, part).put_json(receipt.to_json())
+                yield receipt
                 if following is None:
                     return
                 part += 1
 
-    def _write(self, number: int, part: int, batch: list[tuple[Raw, Sample | str]], is_last: bool) -> Receipt:
+    def _write(self, name: str, batch: list[tuple[Raw, Sample | str]], identity: str, is_last: bool) -> Receipt:
         statistics, good, bad = Statistics(), [], []
         for raw, sample in batch:
             try:
                 if isinstance(sample, str):
                     raise BadSampleError(sample)
-                statistics.add(sample, self.limits.check(sample))
-                good.append(sample)
+                sizes_px = self.limits.check(sample)
+                good.append(self.rules.apply(sample))
+                statistics.add(good[-1], sizes_px)
             except BadSampleError as error:
                 bad.append(Quarantined(raw.key, raw.source, str(error)))
                 statistics.add_bad(bad[-1])
-        path = f"shard-{number:06d}-{part:04d}.parquet"
-        shard = write_shard(self.folder, path, good, self.samples_per_row_group) if good else None
-        receipt = Receipt(shard, tuple(bad), statistics, is_last)
-        target = self._receipt(number, part)
-        target.put_json(receipt.to_json())
-        return receipt
+        shard = write_shard(self.folder, f"shard-{name}.parquet", good, self.samples_per_row_group) if good else None
+        return Receipt(shard, tuple(bad), statistics, is_last, identity)
 
-    def _receipt(self, number: int, part: int) -> Location:
-        return receipts_folder(self.folder) / f"{number:06d}-{part:04d}.json"
+    def _receipt(self, identity: str, part: int) -> Location:
+        return receipts_folder(self.folder) / f"{identity}-{part:04d}.json"
 
 
 def receipts_folder(folder: Location) -> Location:

@@ -63,8 +63,8 @@ class Statistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Mapping[str, int]]) -> "Statistics":
-        """Rebuild what `to_json` returned."""
-        return cls(**{name: Counter(counts) for name, counts in value.items()})
+        """Rebuild what `to_json` returned; other entries are left out."""
+        return cls(**{name: Counter(value[name]) for name in cls.__dataclass_fields__ if name in value})
 
 
 def _bin(value: int, bounds: Sequence[int]) -> str:

@@ -61,7 +61,7 @@ class Chooser:
         length, limit = len(self._encode((*prompt.turns, Turn("assistant", answer)))[0]), self._limit
         if length > limit:
             raise BadSampleError(f"question and answer have {length} tokens; the model takes {limit}")
-        return Shown(prompt.turns, self.inputs.pixels(prompt.images))
+        return Shown(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None))
 
     def choose(self, shown: Shown, choices: Sequence[str]) -> int:
         """Return the position of the choice that the pictures speak for most, the first of equals."""

@@ -15,7 +15,7 @@ class Prompt:
 
     Attributes:
         turns: Alternating, from user to user; the n-th image mark takes the n-th image.
-        images: Encoded pictures.
+        images: Encoded pictures, of a dataset: their size was checked at ingest.
         system: Replaces the template's system text; None keeps it.
     """
 
@@ -31,4 +31,4 @@ def encode_request(prompt: Prompt, inputs: Inputs, tokenizer: Tokenizer, samplin
         BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
     """
     ids = inputs.encode_prompt(prompt.turns, tokenizer, len(prompt.images), prompt.system)
-    return GenerationRequest(ids, inputs.pixels(prompt.images), sampling)
+    return GenerationRequest(ids, inputs.pixels(prompt.images, max_pixels=None), sampling)

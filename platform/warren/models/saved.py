@@ -29,6 +29,7 @@ from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
+from warren.storage import apply_umask
 
 _DISK_NAMES = (  # in memory (transformers 5) → on disk
     ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
@@ -99,6 +100,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        apply_umask(partial)  # safetensors writes files that no other user may read
         if target.exists():
             target.rmdir()
         partial.rename(target)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from warren.errors import ConflictError, NotFoundError
-from warren.storage import Location, upload_verified
+from warren.storage import Location, path_below, upload_verified
 
 
 def with_local_folders(work: Callable[..., None], sources: Sequence[str | None], target: str) -> None:
@@ -50,6 +50,4 @@ def download_folder(location: Location, folder: Path) -> None:
     if not found:
         raise NotFoundError(f"{location} holds no files")
     for entry in found:
-        file = folder / entry.uri.removeprefix(f"{location.uri}/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        entry.store.download(entry.key, file)
+        entry.store.download(entry.key, path_below(folder, entry.uri.removeprefix(f"{location.uri}/")))

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from warren.errors import ModelError
+from warren.storage import check_relative
 
 LazyTensors = dict[str, Callable[[], Tensor]]
 
@@ -153,6 +154,7 @@ def _read_index(index: Path) -> LazyTensors:
     read = cache(lambda name: read_file(index.parent / name))
     tensors: LazyTensors = {}
     for name, place in sorted(places.items(), key=lambda item: item[1]):
+        check_relative(place)
         if not (index.parent / place).is_file():
             raise ModelError(f"{index.name} names {place}, which is missing in {index.parent}")
         if name not in read(place):

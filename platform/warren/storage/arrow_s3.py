@@ -1,5 +1,6 @@
 """pyarrow's S3 filesystem, for Parquet and byte ranges, with retries that last and survive pickling."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,19 @@ from warren.storage.patience import Patience, patiently
 ResultT = TypeVar("ResultT")
 # How long pyarrow's standard strategy keeps trying a server that refuses connections, measured with pyarrow 26.
 _SECONDS_OF_ATTEMPTS = {3: 3.0, 5: 10.0, 8: 43.0, 10: 92.0, 15: 195.0}
+
+# Behind the names of bucket and key, which may contain any of these words: the last match is pyarrow's own.
+_AWS_ERROR = re.compile(
+    r".*AWS Error (?P<kind>[A-Z_]+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation", re.S
+)
+_PASSING = {
+    "NETWORK_CONNECTION",
+    "SLOW_DOWN",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "REQUEST_TIMEOUT",
+    "THROTTLING",
+}
 
 
 class RetryingS3FileSystem(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
@@ -57,19 +71,5 @@ def _attempts(deadline_s: float) -> int:
 
 def _is_passing(error: Exception) -> bool:
     """Tell that the server is away or overloaded; pyarrow says so only in the text of an `OSError`."""
-    text = str(error)
-    if not isinstance(error, OSError) or "AWS Error" not in text:
-        return False
-    return any(
-        sign in text
-        for sign in (
-            "NETWORK_CONNECTION",
-            "SLOW_DOWN",
-            "SERVICE_UNAVAILABLE",
-            "INTERNAL_FAILURE",
-            "REQUEST_TIMEOUT",
-            "THROTTLING",
-            "HTTP status 5",
-            "HTTP status 429",
-        )
-    )
+    found = _AWS_ERROR.search(str(error)) if isinstance(error, OSError) else None
+    return found is not None and (found["kind"] in _PASSING or (found["status"] or "").startswith(("5", "429")))

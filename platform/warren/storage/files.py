@@ -1,9 +1,10 @@
 """`Store` on a local or shared file system."""
 
+import errno
 import fcntl
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ class FileStore:
         with _errors(key):
             return Path(key).stat().st_size
 
+    def stamp(self, key: str) -> tuple[int, str]:
+        with _errors(key):
+            found = Path(key).stat()
+        return found.st_size, str(found.st_mtime_ns)
+
     def list(self, prefix: str) -> list[str]:
         with _errors(prefix):
             found = (p for p in Path(prefix).rglob("*") if p.is_file() and not p.name.startswith(_HIDDEN_PREFIX))
@@ -68,17 +74,31 @@ class FileStore:
             Path(key).unlink(missing_ok=True)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give the files below a folder the mode that the umask gives new files: some libraries write mode 0600.
+
+    The mode is taken from a new file, because reading the umask means setting it for all threads.
+    """
+    probe = folder / f"{_HIDDEN_PREFIX}{uuid.uuid4().hex}"
+    probe.touch(exist_ok=False)
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode | path.stat().st_mode & 0o777)
+
+
 @contextmanager
 def _staged(key: str) -> Iterator[Path]:
     """Give a temporary name in the target's folder; it is removed whatever happens."""
     folder = Path(key).parent
     folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_HIDDEN_PREFIX, dir=folder)
-    os.close(handle)
+    staged = folder / f"{_HIDDEN_PREFIX}{uuid.uuid4().hex}"
+    staged.touch(exist_ok=False)  # tempfile's names would be readable by this user alone, whatever the umask
     try:
-        yield Path(name)
+        yield staged
     finally:
-        Path(name).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -92,9 +112,15 @@ def _write_durably(path: Path, data: bytes) -> None:
 def _errors(key: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{key}: no such file") from None
+    except IsADirectoryError:
+        raise NotFoundError(f"{key} is a folder, not a file") from None
+    except ValueError:  # NUL, or text that is no UTF-8
+        raise NotFoundError(f"{key!a}: no file can have this name") from None
     except PermissionError:
         raise AccessDeniedError(f"{key}: this user may not read or write it") from None
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise NotFoundError(f"{key[:200]}: no such file ({error.strerror})") from None
         raise StorageError(f"{key}: {error.strerror or error}") from error

@@ -29,7 +29,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
-from warren.errors import AccessDeniedError, ConflictError, NotFoundError, StorageError
+from warren.errors import AccessDeniedError, BucketNotFoundError, ConflictError, NotFoundError, StorageError
 from warren.storage.endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 from warren.storage.patience import Patience, patiently
 
@@ -41,7 +41,7 @@ _PARALLEL_PARTS = 4
 _BROKEN_BODY = {"IncompleteBody", "RequestTimeout", "BadDigest", "SlowDown", "TooManyRequests"}  # not all are 5xx
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403", "401"}
-_MISSING = {"NoSuchKey", "404", "NotFound"}
+_MISSING = {"NoSuchKey", "404", "NotFound", "KeyTooLongError", "InvalidURI", "InvalidObjectName"}
 
 
 class S3Store:
@@ -91,7 +91,19 @@ class S3Store:
             raise ConflictError(f"s3://{key} changed while it was read; read it again")
 
     def size(self, key: str) -> int:
-        return int(_persist(key, lambda: _client().head_object(**_split(key)))["ContentLength"])
+        return int(self._head(key)["ContentLength"])
+
+    def stamp(self, key: str) -> tuple[int, str]:
+        facts = self._head(key)
+        return int(facts["ContentLength"]), str(facts["ETag"])
+
+    def _head(self, key: str) -> dict[str, Any]:
+        try:
+            return _persist(key, lambda: _client().head_object(**_split(key)))
+        except NotFoundError:
+            bucket = _split(key)["Bucket"]  # the answer to HEAD has no body that could say what is missing
+            _persist(key, lambda: _client().list_objects_v2(Bucket=bucket, MaxKeys=1))
+            raise
 
     def list(self, prefix: str) -> list[str]:
         bucket, _, folder = prefix.rstrip("/").partition("/")
@@ -210,21 +222,29 @@ def _split(key: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": name}
 
 
+def _is_odd(key: str) -> bool:
+    """Whether some servers refuse a key because they keep objects as files."""
+    return "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/"))
+
+
 @contextmanager
 def _errors(key: str) -> Iterator[None]:
     """Translate boto3's errors to Warren's; the message says what to do."""
     where = f"s3://{key}"
     try:
+        key.encode()
         yield
+    except UnicodeEncodeError:
+        raise NotFoundError(f"{where!a}: no object can have this name") from None
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         if code == "NoSuchBucket":
-            raise NotFoundError(
+            raise BucketNotFoundError(
                 f"bucket {key.split('/', 1)[0]!r} does not exist at {endpoint() or 'AWS'}: "
                 "create it, or point WARREN_STORAGE at another"
             ) from None
-        if code in _MISSING:
+        if code in _MISSING or (code == "InvalidRequest" and _is_odd(key)):
             raise NotFoundError(f"{where}: no such object") from None
         if code in _DENIED or status in _DENIED:
             raise AccessDeniedError(

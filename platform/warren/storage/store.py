@@ -47,6 +47,13 @@ class Store(Protocol):
             NotFoundError: There is no such object.
         """
 
+    def stamp(self, key: str) -> tuple[int, str]:
+        """Return an object's size in bytes and what changes when it is written: an ETag or a time.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
     def list(self, prefix: str) -> list[str]:
         """Return every key below the folder `prefix`, sorted by UTF-8 bytes, at any depth."""
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from warren.errors import CorruptDataError, StorageError
-from warren.storage.digests import FileEntry, digest_bytes, digest_file
+from warren.errors import CorruptDataError, StorageError, UnsafePathError
+from warren.storage.digests import FileEntry, check_relative, digest_bytes, digest_file
 from warren.storage.location import Location
 
 _PARALLEL_FILES = 4
@@ -43,11 +43,11 @@ def download_tree(folder: Location, entries: Sequence[FileEntry], target: Path) 
 
     Raises:
         CorruptDataError: A file differs from its entry.
+        UnsafePathError: A file would be written outside `target`.
     """
 
     def fetch(entry: FileEntry) -> None:
-        local = target / entry.path
-        local.parent.mkdir(parents=True, exist_ok=True)
+        local = path_below(target, entry.path)
         source = folder / entry.path
         source.store.download(source.key, local)
         size, sha256 = digest_file(local)
@@ -56,6 +56,20 @@ def download_tree(folder: Location, entries: Sequence[FileEntry], target: Path) 
 
     with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         list(pool.map(fetch, entries))
+
+
+def path_below(folder: Path, path: str) -> Path:
+    """Return where a file of a manifest or a listing goes below a local folder, and make its folder.
+
+    Raises:
+        UnsafePathError: It would be outside, by its path or through a symbolic link.
+    """
+    local = folder / check_relative(path)
+    root = folder.resolve()
+    if local.resolve().is_relative_to(root):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        return local
+    raise UnsafePathError(f"{local} is refused: a symbolic link leads out of {root}; remove the link")
 
 
 def _mismatch(folder: Location, entry: FileEntry, size: int) -> str:

@@ -54,7 +54,7 @@ class CheckpointManifest:
 
     def below(self, folder: str) -> tuple[FileEntry, ...]:
         """Files inside `folder` of whichever attempt wrote them."""
-        return tuple(entry for entry in self.files if entry.path.split("/")[1] == folder)
+        return tuple(entry for entry in self.files if entry.path.split("/")[1:2] == [folder])
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
 """Datasets: complete with their manifest, immutable, readable by others, and damage is found."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from factories import colour_sample, picture, source_of, write_dataset
 from warren.data.batch import Cut
-from warren.data.inputs import Inputs
-from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_manifest
+from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_about, write_manifest
 from warren.data.quarantine import Quarantine
 from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.data.shards import Limits
 from warren.data.stream import Encoding, StreamSpec, iter_samples
 from warren.errors import (
     BadSampleError,
@@ -20,7 +24,10 @@ from warren.errors import (
     EmptyDatasetError,
     NotFoundError,
     QuarantineError,
+    UnsafePathError,
 )
+from warren.inference import SamplingParams
+from warren.inference.prompts import Prompt, encode_request
 from warren.storage import Location
 
 
@@ -128,8 +135,46 @@ def test_the_quarantine_counts_samples_once_and_has_a_ceiling(root: Location) ->
     quarantine = Quarantine(root / "quarantine", 0.1)
     for step in range(5):
         quarantine.add(step, [Quarantined("k", "s", "broken")], 10)  # the same sample in every epoch
-    with pytest.raises(QuarantineError, match=r"2 of 10 samples.*'k': broken"):
+    with pytest.raises(QuarantineError, match=r"2 of 10 samples cannot be used so far.*'k': broken"):
         quarantine.add(6, [Quarantined("k2", "s", "broken")], 10)
     quarantine.write(6)
     table = pq.read_table(root.uri + "/quarantine/00000006.parquet")
     assert table.column("key").to_pylist() == ["k"] * 5 + ["k2"]
+
+
+def test_training_and_evaluation_take_every_image_that_ingest_took(tiny_inputs: tuple[Inputs, str]) -> None:
+    """`ingest.max_pixels` is the one limit of a dataset's images."""
+    inputs, tokenizer_json = tiny_inputs
+    tokenizer = tokenizer_from_json(tokenizer_json)
+    buffer = io.BytesIO()
+    Image.new("1", (8001, 8000)).save(buffer, "PNG")
+    turns = (Turn("user", f"{IMAGE_MARK}\nwhat?"), Turn("assistant", "red"))
+    sample = Sample("large", (buffer.getvalue(),), turns, "tests")
+    with pytest.raises(BadSampleError, match="at most 64000000"):
+        Limits(64_000_000, 100).check(sample)
+    assert Limits(65_000_000, 100).check(sample) == [(8001, 8000)]
+    assert len(inputs.encode_sample(sample, tokenizer, 1000).pictures) == 1
+    request = encode_request(Prompt(turns[:1], sample.images), inputs, tokenizer, SamplingParams(max_new_tokens=4))
+    assert len(request.pixels) == 1
+    with pytest.raises(BadSampleError, match="at most 64000000"):
+        inputs.pixels(sample.images)  # whoever takes images from elsewhere
+
+
+def test_licence_and_origin_can_be_corrected(root: Location) -> None:
+    manifest = write_dataset(root, "d", [colour_sample(i) for i in range(10)])
+    folder = dataset_folder(root, "d@v1")
+    write_about(folder, replace(manifest, licence="cc0", source="a shop"))
+    corrected = read_manifest(root, "d@v1")
+    assert (corrected.licence, corrected.source, corrected.digest) == ("cc0", "a shop", manifest.digest)
+    assert corrected == replace(manifest, licence="cc0", source="a shop")
+
+
+@pytest.mark.parametrize("path", ["../other/shard.parquet", "/etc/passwd"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(root: Location, path: str) -> None:
+    manifest = write_dataset(root, "d", [colour_sample(i) for i in range(10)])
+    value = manifest.to_json()
+    value["shards"][0]["path"] = path
+    target = dataset_folder(root, "d@v1") / "manifest.json"
+    target.put_json(value)
+    with pytest.raises(UnsafePathError, match="inside its own folder"):
+        read_manifest(root, "d@v1")

@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 
 from factories import picture
-from warren.data.images import ImageSpec, decode_image, to_pixels
+from warren.data.images import MAX_PIXELS, ImageSpec, decode_image, to_pixels
 from warren.errors import BadSampleError
 
 SPEC = ImageSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def bomb() -> bytes:
-    """A PNG of a few bytes that claims 100,000 × 100,000 pixels."""
+def claim(side_px: int) -> bytes:
+    """A PNG of a few bytes that claims that many pixels a side."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side_px, side_px, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
@@ -32,7 +32,7 @@ def bomb() -> bytes:
         (b"not a picture", "no known image format"),
         (picture()[:60], "cannot be decoded"),
         (picture(size=(300, 300), kind="JPEG")[:-400], "cannot be decoded"),
-        (bomb(), "pixels"),
+        (claim(100_000), "pixels"),
     ],
 )
 def test_unusable_pictures_are_refused_with_the_reason(data: bytes, reason: str) -> None:
@@ -60,3 +60,66 @@ def test_padding_keeps_the_aspect_and_fills_with_the_mean() -> None:
 def test_pictures_of_the_right_size_are_not_touched() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(to_pixels(Image.fromarray(noise), SPEC), noise.transpose(2, 0, 1))
+
+
+RAMP = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+
+
+def encoded(values: np.ndarray, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(RAMP, "PNG"),
+        encoded(RAMP, "TIFF"),
+        encoded(RAMP.astype(">u2"), "TIFF"),  # mode I;16B
+        encoded(RAMP, "JPEG2000"),
+        encoded(RAMP.astype(np.int32), "TIFF"),  # mode I
+        encoded(RAMP.astype(np.int32), "PPM"),
+        encoded(RAMP >> 4, "PNG"),  # 12 bits in a container of 16
+        encoded(RAMP >> 4, "TIFF"),
+        encoded(RAMP >> 8, "PNG"),
+        encoded((RAMP / 65535).astype(np.float32), "TIFF"),
+        encoded((RAMP / 257).astype(np.float32), "TIFF"),
+    ],
+)
+def test_grey_images_of_more_bits_keep_their_brightness(data: bytes) -> None:
+    assert Image.open(io.BytesIO(data)).mode != "L"
+    expected = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(np.asarray(decode_image(data)), np.stack([expected] * 3, axis=-1))
+
+
+def test_a_tiff_whose_zero_is_white_is_turned_around() -> None:
+    data = encoded(RAMP, "TIFF", tiffinfo={262: 0})
+    assert np.asarray(decode_image(data))[..., 0].ravel().tolist() == list(range(255, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP.astype(np.float32),
+        -RAMP.astype(np.int32),
+        RAMP.astype(np.int32) * 1000,
+        np.full((4, 4), np.nan, np.float32),
+        np.full((4, 4), -0.5, np.float32),
+    ],
+)
+def test_values_of_no_known_brightness_are_refused(values: np.ndarray) -> None:
+    with pytest.raises(BadSampleError, match="convert it to 8 bits"):
+        decode_image(encoded(values, "TIFF"))
+
+
+def test_only_the_caller_limits_pixels() -> None:
+    data = encoded(np.zeros((100, 20_000), np.uint8), "PNG")
+    with pytest.raises(BadSampleError, match="at most 1999999"):
+        decode_image(data, max_pixels=1_999_999)
+    assert decode_image(data, max_pixels=2_000_000).size == (20_000, 100)
+    with pytest.raises(BadSampleError, match="13400×13400 pixels; at most 64000000"):  # beyond Pillow's own limit, too
+        decode_image(claim(13_400))
+    with pytest.raises(BadSampleError, match="cannot be decoded"):  # it is tried
+        decode_image(claim(13_400), max_pixels=None)
+    assert MAX_PIXELS < 13_400**2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from warren.config import GateConfig
-from warren.errors import ConflictError, CorruptDataError, GateError, ReleaseError
+from warren.errors import ConflictError, CorruptDataError, GateError, ReleaseError, UnsafePathError
 from warren.release import (
     check_gate,
     fetch_release,
@@ -56,6 +56,17 @@ def test_damage_is_found_when_it_is_fetched(root: Location, tmp_path: Path) -> N
     (Path(folder.uri) / "config.json").write_text("weighty")
     with pytest.raises(CorruptDataError):
         fetch_release(folder.uri, tmp_path / "local")
+
+
+@pytest.mark.parametrize("path", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_a_release_that_names_files_elsewhere_writes_nothing(root: Location, tmp_path: Path, path: str) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    value = (folder / "release.json").read_json()
+    value["files"][0]["path"] = path
+    (folder / "release.json").put_json(value)
+    with pytest.raises(UnsafePathError, match="inside its own folder"):
+        fetch_release(folder.uri, tmp_path / "local")
+    assert not (tmp_path / "local").exists()
 
 
 def test_an_incomplete_release_does_not_exist(root: Location, tmp_path: Path) -> None:

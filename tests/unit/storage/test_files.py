@@ -1,13 +1,15 @@
 """Storage on a file system, and URIs."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
 from store_contract import StoreContract
-from warren.errors import AccessDeniedError, ConfigError, StorageError
-from warren.storage import Location
+from warren.errors import AccessDeniedError, ConfigError, StorageError, UnsafePathError
+from warren.storage import Location, apply_umask, path_below
+from warren.storage.arrow_s3 import _is_passing
 
 
 class TestFiles(StoreContract):
@@ -39,6 +41,22 @@ class TestFiles(StoreContract):
         with pytest.raises(AccessDeniedError):
             (folder / "x").create_bytes(b"1")
 
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+    def test_the_umask_decides_who_reads(self, folder: Location, tmp_path: Path, umask: int, mode: int) -> None:
+        before = os.umask(umask)
+        try:
+            (folder / "deep/created").create_bytes(b"1")
+            (folder / "replaced").create_bytes(b"1")
+            (folder / "replaced").put_bytes(b"2")
+            (tmp_path / "private").touch(mode=0o600)
+            (folder / "uploaded").upload(tmp_path / "private")
+            (folder / "written").create_bytes(b"1")
+            Path((folder / "written").uri).chmod(0o600)  # as safetensors writes
+            apply_umask(Path(folder.uri))
+        finally:
+            os.umask(before)
+        assert {Path(found.uri).stat().st_mode & 0o777 for found in folder.list()} == {mode}
+
 
 @pytest.mark.parametrize(
     ("given", "uri", "key"),
@@ -67,3 +85,26 @@ def test_the_s3_filesystem_keeps_its_retries_when_pickled(monkeypatch: pytest.Mo
     again = pickle.loads(pickle.dumps(filesystem))
     assert type(again) is type(filesystem)
     assert b"secret" not in pickle.dumps(filesystem).lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        (
+            "key 'SLOW_DOWN HTTP status 503' in bucket 'b': AWS Error NO_SUCH_KEY during GetObject operation: gone",
+            False,
+        ),
+        ("key 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7, away", True),
+        ("key 'x' in bucket 'b': AWS Error UNKNOWN (HTTP status 503) during GetObject operation: away", True),
+        ("key 'x': AWS Error ACCESS_DENIED (HTTP status 403) during GetObject operation: SLOW_DOWN", False),
+    ],
+)
+def test_the_name_of_an_object_does_not_decide_whether_an_error_passes(text: str, passing: bool) -> None:
+    assert _is_passing(OSError(text)) is passing
+
+
+@pytest.mark.parametrize("key", ["/etc/x", "../x", "a/../../x"])
+def test_a_listed_key_is_not_written_outside_a_folder(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsafePathError):
+        path_below(tmp_path / "target", key)
+    assert path_below(tmp_path / "target", "a/b") == tmp_path / "target/a/b"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from warren.errors import CheckpointError, StorageError
+from warren.errors import CheckpointError, StorageError, UnsafePathError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest, Checkpoints
 
@@ -74,3 +74,16 @@ def test_an_upload_that_arrives_short_is_an_error(
     with pytest.raises(StorageError, match="did not arrive whole"):
         commit(checkpoints, tmp_path, 10)
     assert checkpoints.steps() == []
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    commit(checkpoints, tmp_path, 10)
+    target = checkpoints.at(10) / "manifest.json"
+    value = target.read_json()
+    value["files"][0]["path"] = "short"
+    target.put_json(value)
+    assert len(checkpoints.read(10).below("state")) == 1
+    value["files"][0]["path"] = "a1/state/../../../outside"
+    target.put_json(value)
+    with pytest.raises(UnsafePathError):
+        checkpoints.latest()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from warren.config import IngestConfig
+from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw, compose
 from warren.data.importers.inputs import Pictures, find_files, one_or_many
 from warren.data.importers.spans import array_spans, group
@@ -45,13 +46,17 @@ class BunnyJson:
                 for start, stop, rows in group(array_spans(file, uri), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a range by its bytes."""
+        return range_fingerprint(piece.path, piece.start, piece.stop)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's records."""
         location = Location(piece.path)
         text = location.read_range(piece.start, piece.stop)
         for number, record in enumerate(json.loads(b"[" + text + b"]")):
             # Ids are not unique in LLaVA's files, so a record's place is its key.
-            key = f"{location.name.removesuffix('.json')}-{piece.start:012d}-{number:05d}"
+            key = f"{label(piece.path, self.files).removesuffix('.json')}-{piece.start:012d}-{number:05d}"
             source = f"{location.name}#{record.get('id', '')} {record.get('image') or ''}".strip()
             yield Raw(key, source, partial(self._load, key, source, record))
 

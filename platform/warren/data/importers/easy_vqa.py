@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+from warren.data.importers.fingerprints import file_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import ConfigError, NotFoundError
@@ -51,6 +52,15 @@ class EasyVqa:
     def origin(self) -> str:
         """The package."""
         return "easy-vqa"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The split's questions."""
+        return (f"{self.folder}/{self.split}/questions.json",)
+
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a range by the questions it is cut from."""
+        return file_fingerprint(self.files[0])
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the split's samples into ranges."""

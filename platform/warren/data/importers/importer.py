@@ -58,6 +58,13 @@ class Importer(Protocol):
     def origin(self) -> str:
         """Where its pairs come from."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """URIs of its source files. A dataset is made anew, as another version, when one of them changes."""
+
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify what a piece reads: another text when its samples may be others, though not when others change."""
+
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the source, the same way every time, without holding it in memory.
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import urllib3
 
-from warren.errors import BadSampleError, ConfigError, NotFoundError
+from warren.errors import BadSampleError, BucketNotFoundError, ConfigError, NotFoundError
 from warren.storage import Location
 
 MAX_IMAGE_BYTES = 256 << 20
@@ -71,9 +71,11 @@ class Pictures:
         try:
             location = Location.parse(name if absolute else f"{self.folder}/{name}")
             return location.read_bytes()
-        except (NotFoundError, ConfigError) as error:
-            if "bucket" in str(error):
+        except BucketNotFoundError as error:
+            if not absolute:  # the images' own bucket is missing: no picture will be found
                 raise
+            raise BadSampleError(f"the image cannot be read: {error}") from None
+        except (NotFoundError, ConfigError) as error:
             raise BadSampleError(f"the image cannot be read: {error}") from None
 
 

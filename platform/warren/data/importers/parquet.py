@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
+from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.importer import Piece, Raw, compose
 from warren.data.importers.inputs import Pictures, find_files, one_or_many
 from warren.data.sample import Sample
@@ -65,20 +66,24 @@ class Parquet:
                     yield Piece(uri, start, number + 1, rows)
                     start, rows = number + 1, 0
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify row groups by their file."""
+        return file_fingerprint(piece.path)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield the rows of a range of row groups.
 
         Raises:
             CorruptDataError: The file is damaged.
         """
-        number, location = self.files.index(piece.path), Location(piece.path)
+        name, location = label(piece.path, self.files), Location(piece.path)
         wanted = [c for c in (self.columns.image, self.columns.caption, self.columns.conversations) if c is not None]
         place = 0
         try:
             groups = list(range(piece.start, piece.stop))
             for batch in _open(location).iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
                 for row in batch.to_pylist():
-                    key = f"{number:06d}-{piece.start:05d}-{place:07d}"
+                    key = f"{name}-{piece.start:05d}-{place:07d}"
                     source = f"{location.name}, row groups {piece.start} to {piece.stop - 1}, row {place}"
                     yield Raw(key, source, partial(self._load, key, source, row))
                     place += 1

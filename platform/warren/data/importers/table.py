@@ -10,6 +10,7 @@ from typing import Any
 
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
+from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw, compose
 from warren.data.importers.inputs import Pictures, find_files, one_or_many
 from warren.data.importers.parquet import check_columns
@@ -58,12 +59,18 @@ class Table:
                 for start, stop, rows in group(line_spans(file, quoted, skip_lines=int(quoted)), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a range by its bytes and by the names of the columns."""
+        location = Location(piece.path)
+        header = "\0".join(_header(location)) if _is_csv(location) else ""
+        return range_fingerprint(piece.path, piece.start, piece.stop, header)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's rows."""
-        number, location = self.files.index(piece.path), Location(piece.path)
+        name, location = label(piece.path, self.files), Location(piece.path)
         data = location.read_range(piece.start, piece.stop)
         for place, row in enumerate(_rows(location, data)):
-            key = f"{number:06d}-{piece.start:012d}-{place:06d}"
+            key = f"{name}-{piece.start:012d}-{place:06d}"
             source = f"{location.name}, byte {piece.start}, row {place}"
             yield Raw(key, source, partial(self._load, key, source, row))
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from warren.config import IngestConfig
+from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.importer import Piece, Raw, compose
 from warren.data.importers.inputs import MAX_IMAGE_BYTES, find_files
 from warren.data.sample import Sample
@@ -44,19 +45,20 @@ class WebDataset:
         """Take every tar for a piece; it may become several shards."""
         return (Piece(uri) for uri in self.files)
 
+    def fingerprint(self, piece: Piece) -> str:
+        """Identify a tar."""
+        return file_fingerprint(piece.path)
+
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a tar's groups of members.
 
         Raises:
             CorruptDataError: The tar is damaged or ends early.
         """
-        number, name = self.files.index(piece.path), Location(piece.path).name
+        tar, name = label(piece.path, self.files), Location(piece.path).name
         for place, (key, members) in enumerate(_groups(Location(piece.path))):
-            yield Raw(
-                f"{number:06d}-{place:06d}-{key}",
-                f"{name}/{key}",
-                partial(_load, f"{number:06d}-{place:06d}-{key}", f"{name}/{key}", members),
-            )
+            unique, source = f"{tar}-{place:06d}-{key}", f"{name}/{key}"
+            yield Raw(unique, source, partial(_load, unique, source, members))
 
 
 def _groups(location: Location) -> Iterator[tuple[str, _Members]]:

@@ -1,0 +1,91 @@
+"""GQA (arXiv 1902.09506): compositional questions about real scenes, answered by a word or a phrase."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from warren.errors import DataError
+from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
+from warren.evaluate.benchmarks.reading import by_key, find_file, read_json
+from warren.storage import Location
+
+_NO_STEP = ("exist", "query: name", "choose name")  # operations that the published script does not count
+_GROUPS = {
+    "Accuracy / structural type": lambda question: question["types"]["structural"],
+    "Accuracy / semantic type": lambda question: question["types"]["semantic"],
+    "Accuracy / steps number": lambda question: str(_num_steps(question)),
+    "Accuracy / words number": lambda question: str(len(question["question"].split())),
+}
+
+
+def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+    """Score as GQA's `eval.py` in the reduced form that LLaVA and Bunny use; in percent.
+
+    Validity and plausibility need the scene graphs and are zero, as there.
+    """
+    questions = read_json(find_file(reference, "testdev_balanced_questions.json", "*_questions.json"))
+    questions = {key: question for key, question in questions.items() if question["isBalanced"]}
+    predictions = {key: answer.text.rstrip(".").lower() for key, answer in by_key(answers).items()}
+    missing = [key for key in questions if key not in predictions]
+    if missing:
+        raise DataError(
+            f"GQA: no answer to {len(missing)} of {len(questions)} questions, the first is {missing[0]!r}; "
+            "every question needs one"
+        )
+    right = {key: predictions[key] == question["answer"] for key, question in questions.items()}
+    is_open = {key: question["types"]["structural"] == "query" for key, question in questions.items()}
+    main = {
+        "Binary": _percent([right[key] for key in questions if not is_open[key]]),
+        "Open": _percent([right[key] for key in questions if is_open[key]]),
+        "Accuracy": _percent(list(right.values())),
+        "Validity": 0.0,
+        "Plausibility": 0.0,
+        "Distribution": _distribution(questions, predictions),
+    }
+    scores = {"main": main, "detailed": {name: _by(group, questions, right) for name, group in _GROUPS.items()}}
+    per_question = {key: {"prediction": predictions[key], "right": right[key]} for key in questions}
+    submission = [{"questionId": key, "prediction": prediction} for key, prediction in predictions.items()]
+    return Scores(len(questions), len(questions), scores, per_question, submission=submission)
+
+
+def _by(group: Any, questions: Mapping[str, Any], right: Mapping[str, bool]) -> dict[str, list[float]]:
+    """Return percent right and the number of questions, by group."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for key, question in questions.items():
+        found[group(question)].append(right[key])
+    return {name: [_percent(of), len(of)] for name, of in sorted(found.items())}
+
+
+def _num_steps(question: Mapping[str, Any]) -> int:
+    steps = (f"{step['operation']}: {step['argument']}" for step in question["semantic"])
+    return sum(not any(part in step for part in _NO_STEP) for step in steps)
+
+
+def _distribution(questions: Mapping[str, Any], predictions: Mapping[str, str]) -> float:
+    """Return a hundredth of the chi-square between answers and truths, weighted over global groups; 0 is best."""
+    truths: dict[str, Counter[str]] = defaultdict(Counter)
+    predicted: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, question in questions.items():
+        group = question["groups"]["global"]
+        if group is not None:
+            truths[group][question["answer"]] += 1
+            predicted[group][predictions[key]] += 1
+    weighted = total = 0.0
+    for group, expected in truths.items():
+        size = sum(expected.values())
+        weighted += size * sum((predicted[group][answer] - count) ** 2 / count for answer, count in expected.items())
+        total += size
+    return weighted / total / 100 if total else 0.0
+
+
+def _percent(right: Sequence[bool]) -> float:
+    return sum(right) / len(right) * 100 if right else 0.0
+
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    title="GQA",
+    reference="testdev_balanced_questions.json",
+    obtained_from="https://cs.stanford.edu/people/dorarad/gqa/download.html",
+    conventions={"bunny": _bunny},
+)

@@ -1,0 +1,185 @@
+"""A look at raw pairs before they are ingested: the first samples, as a stage would train on them."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from warren.config import IngestConfig, Recipe, StageConfig
+from warren.data.importers import Importer, importers
+from warren.data.inputs import tokenizer_from_json
+from warren.data.manifest import Manifest
+from warren.data.rewriting import ImageRules
+from warren.data.sample import IMAGE_MARK
+from warren.data.shards import Limits, Receipt, ShardMaker
+from warren.data.statistics import Statistics
+from warren.data.stream import Encoding, iter_samples
+from warren.data.template import get_template
+from warren.errors import BadSampleError, ConfigError, CorruptDataError, WarrenError
+from warren.storage import Location
+from warren.train.sample_page import Shown, shown_sample, write_page
+
+_SHOWN = 10
+_NAMED = 5  # unusable samples that the terminal names; the page has more
+_STAND_IN_VOCAB = 1000
+_ANY_LENGTH = 1 << 30
+
+
+@dataclass
+class Look:
+    """What was seen of one dataset.
+
+    Attributes:
+        name: `name@version`.
+        notes: What the reader of the report must know.
+        statistics: Of the samples as ingest would count them.
+        refused: Samples that ingest takes and training could not use, by reason.
+        cut: Samples that training would cut to `max_length_tokens`.
+        bad: Source and reason of those that ingest would quarantine.
+    """
+
+    name: str
+    notes: list[str] = field(default_factory=list)
+    statistics: Statistics = field(default_factory=Statistics)
+    refused: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    max_length_tokens: int = 0
+    shown: list[Shown] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the counts as text."""
+        totals = self.statistics.totals
+        read = totals["samples"] + totals["quarantined"]
+        found = [f"{self.name}: {read:,} samples read, {totals['quarantined']:,} of them quarantined"]
+        found += [f"  {count:,} × {reason}" for reason, count in self.statistics.reasons.most_common()]
+        found += [f"  {source}: {reason}" for source, reason in self.bad[:_NAMED]]
+        if self.refused or self.cut:
+            length = f"{self.max_length_tokens:,} tokens"
+            found.append(f"  in training {self.cut:,} are cut to {length}, {self.refused.total():,} cannot be used")
+        found += [f"  {count:,} × {reason}" for reason, count in self.refused.most_common()]
+        return found + [f"  note: {note}" for note in self.notes]
+
+
+def preview_samples(recipe: Recipe, limit: int, report: Location) -> str:
+    """Read the first samples of every dataset of a recipe's source and write a page that shows some of them.
+
+    Nothing else is written and no cluster is needed: what ingest would do to the samples happens in a scratch folder.
+
+    Args:
+        recipe: Its `ingest` section says what is read, its model and stages how it is trained on.
+        limit: Samples to read of each dataset.
+        report: The folder of the page.
+
+    Returns:
+        The counts, for the terminal.
+
+    Raises:
+        ConfigError: The recipe has no `ingest` section or no model, or `limit` is below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"--limit {limit}: at least 1 sample is read")
+    config = recipe.require("ingest")
+    looks = []
+    for importer in importers(config):
+        with tempfile.TemporaryDirectory(prefix="warren-preview-") as scratch:
+            looks.append(_look(recipe, config, importer, limit, Location(scratch)))
+    write_page(report / "index.html", [(look.lines(), look.shown, look.bad) for look in looks])
+    return "\n".join([line for look in looks for line in look.lines()] + [f"samples are shown in {report}/index.html"])
+
+
+def _look(recipe: Recipe, config: IngestConfig, importer: Importer, limit: int, scratch: Location) -> Look:
+    look = Look(f"{importer.name}@{config.version}")
+    receipts = list(_first(config, importer, limit, scratch, look.notes))
+    for receipt in receipts:
+        look.statistics.merge(receipt.statistics)
+        look.bad += [(bad.source, bad.reason) for bad in receipt.bad]
+    shards = tuple(receipt.shard for receipt in receipts if receipt.shard)
+    manifest = Manifest(importer.name, config.version, shards, importer.origin, importer.licence)
+    if manifest.rows:
+        _encode(recipe, scratch, manifest, look)
+    return look
+
+
+def _first(
+    config: IngestConfig, importer: Importer, limit: int, scratch: Location, notes: list[str]
+) -> Iterator[Receipt]:
+    """Make shards of the first samples; a file that is damaged is noted, and the next one read."""
+    limits = Limits(config.max_pixels, config.max_characters)
+    rules = ImageRules(config.exif_orientation, config.alpha)
+    for number, piece in enumerate(importer.pieces(limit)):
+        maker = ShardMaker(importer, scratch, limits, limit, config.samples_per_row_group, rules)
+        try:
+            receipt = next(maker.make(number, piece))  # of at most `limit` samples
+        except CorruptDataError as error:
+            notes.append(str(error))
+            continue
+        yield receipt
+        limit -= receipt.statistics.totals["samples"] + receipt.statistics.totals["quarantined"]
+        if limit <= 0:
+            return
+
+
+def _encode(recipe: Recipe, folder: Location, manifest: Manifest, look: Look) -> None:
+    stage = _stage(recipe, look.name)
+    encoding = _encoding(recipe, stage, _texts(folder, manifest), look.notes)
+    tokenizer = tokenizer_from_json(encoding.tokenizer_json)
+    look.max_length_tokens = encoding.max_length_tokens
+    step = max(1, manifest.rows // _SHOWN)
+    for number, sample in enumerate(iter_samples(folder, manifest)):
+        try:
+            whole = encoding.inputs.encode_sample(sample, tokenizer, _ANY_LENGTH)
+            encoded = encoding.inputs.encode_sample(sample, tokenizer, encoding.max_length_tokens)
+        except BadSampleError as error:
+            look.refused[str(error)] += 1
+            continue
+        look.cut += len(encoded.input_ids) < len(whole.input_ids)
+        if number % step == 0 and len(look.shown) < _SHOWN:
+            look.shown.append(shown_sample(sample, encoded, encoding.inputs, tokenizer))
+
+
+def _stage(recipe: Recipe, dataset: str) -> StageConfig:
+    """Return the stage that trains on a dataset, or else the last one."""
+    stages = [stage for stage in (recipe.finetune, recipe.pretrain) if stage is not None]
+    if not stages or recipe.model is None:
+        raise ConfigError(
+            f"recipe {recipe.name!r} has no model and stage to show the samples for: extend one that has, "
+            "for example `extends: demo`"
+        )
+    named = [stage for stage in stages if any(component.name == dataset for component in stage.mixture)]
+    return (named or stages)[0]
+
+
+def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: list[str]) -> Encoding:
+    """Return what turns samples into tokens; a tokenizer that is not at hand is replaced, and the notes say so."""
+    from warren.models import folder_of, inputs_of, read_tokenizer
+
+    source = recipe.model.language_model
+    if source.pretrained is None:
+        notes.append("tokens are those of a tokenizer made of these samples; training makes one of the whole dataset")
+        tokenizer = _stand_in(recipe, texts)
+    else:
+        try:
+            folder = folder_of(source.pretrained, weights=False)
+            tokenizer = read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
+        except WarrenError as error:
+            notes.append(f"another tokenizer stands in for the model's, so numbers of tokens differ: {error}")
+            tokenizer = _stand_in(recipe, texts)
+    template = stage.template or recipe.model.template
+    inputs = inputs_of(recipe.model, tokenizer).with_template(template, stage.image_padding)
+    return Encoding(inputs, tokenizer.json, stage.max_length_tokens)
+
+
+def _stand_in(recipe: Recipe, texts: Iterable[str]) -> Any:
+    """Train a tokenizer whose end of answer is written as the model's."""
+    from warren.models import train_tokenizer
+
+    tokenizer = train_tokenizer(texts, recipe.model.tokenizer.train_vocab_size or _STAND_IN_VOCAB)
+    eos = recipe.model.language_model.eos_token or get_template(recipe.model.template).eos_token
+    return tokenizer if eos is None else replace(tokenizer, eos_token=eos)
+
+
+def _texts(folder: Location, manifest: Manifest) -> Iterator[str]:
+    for sample in iter_samples(folder, manifest):
+        yield from (turn.text.replace(IMAGE_MARK, "") for turn in sample.turns)
