@@ -83,7 +83,7 @@ class _Generator:
         Yields, per step, a piece for each of them; `StopIteration`, as Serve wants it, where an answer has ended.
         """
         loop = asyncio.get_running_loop()
-        requests = [self._prompts.decode(self._prompts.plan(q.request), q.pictures) for q in questions]
+        requests = [self._request(question) for question in questions]
         tokens, abandoned = _Tokens(), _Abandoned()
         work = loop.run_in_executor(self._thread, self._generate, requests, tokens, abandoned)
         most = max(request.sampling.max_new_tokens for request in requests)
@@ -96,6 +96,10 @@ class _Generator:
         finally:
             abandoned.event.set()
             await work
+
+    def _request(self, question: Question) -> GenerationRequest:
+        plan = self._prompts.plan(question.request)
+        return GenerationRequest(plan.prompt_ids, self._inputs.pixels(question.pictures), plan.sampling)
 
     def _piece(self, request: GenerationRequest, token: int, number: int) -> Piece | type[StopIteration]:
         most = request.sampling.max_new_tokens

@@ -1,6 +1,7 @@
 """Who may ask, and how much: keys and limits, before a byte of the body is read."""
 
 import math
+import uuid
 from collections.abc import Awaitable
 from typing import Protocol
 
@@ -8,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from warren_serve.auth import KeyRing
-from warren_serve.errors import bad_request, rate_limited
+from warren_serve.errors import ApiError, bad_request, overloaded, rate_limited
 from warren_serve.ratelimit import Accounts, Limits, Verdict
 
 # All else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
@@ -21,16 +22,20 @@ _VISIT = "visit"  # in the ASGI scope's state
 class SharedAccounts(Protocol):
     """`Accounts`, wherever they are kept."""
 
-    def enter(self, key: str) -> Awaitable[Verdict]:
+    def enter(self, key: str, lease: str) -> Awaitable[Verdict]:
         """See `Accounts.enter`."""
         ...
 
-    def charge(self, key: str, num_tokens: int) -> Awaitable[Verdict]:
+    def charge(self, key: str, lease: str, num_tokens: int) -> Awaitable[Verdict]:
         """See `Accounts.charge`."""
         ...
 
-    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
-        """See `Accounts.leave`; returns before it is done."""
+    def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
+        """See `Accounts.leave`; returns before it is done, and never raises."""
+        ...
+
+    def debit(self, key: str, num_tokens: int) -> None:
+        """See `Accounts.debit`; returns before it is done, and never raises."""
         ...
 
 
@@ -44,31 +49,48 @@ class OwnAccounts:
     def __init__(self, limits: Limits) -> None:
         self._accounts = Accounts(limits)
 
-    async def enter(self, key: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> Verdict:
         """See `Accounts.enter`."""
-        return self._accounts.enter(key)
+        return self._accounts.enter(key, lease)
 
-    async def charge(self, key: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
         """See `Accounts.charge`."""
-        return self._accounts.charge(key, num_tokens)
+        return self._accounts.charge(key, lease, num_tokens)
 
-    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
+    def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
         """See `Accounts.leave`."""
-        self._accounts.leave(key, lease, num_unused_tokens)
+        self._accounts.leave(key, lease, num_used_tokens)
+
+    def debit(self, key: str, num_tokens: int) -> None:
+        """See `Accounts.debit`."""
+        self._accounts.debit(key, num_tokens)
 
 
 class Visit:
-    """One admitted request and what it holds of its key's limits.
+    """One request and what it holds of its key's limits.
 
     Attributes:
         key: The key's digest, or `anonymous`.
     """
 
-    def __init__(self, key: str, lease: int, accounts: SharedAccounts, limits: Limits) -> None:
+    def __init__(self, key: str, accounts: SharedAccounts, limits: Limits) -> None:
         self.key = key
-        self._lease, self._accounts, self._limits = lease, accounts, limits
-        self._num_charged = 0
+        self._accounts, self._limits = accounts, limits
+        self._lease: str | None = None
         self._num_used = 0
+
+    async def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            ApiError: 429.
+        """
+        # Named before it is asked for: a request that is cancelled meanwhile closes it all the same.
+        self._lease = uuid.uuid4().hex
+        verdict = await self._accounts.enter(self.key, self._lease)
+        if verdict.limit:
+            self._lease = None
+            raise _refusal(verdict, self._limits)
 
     async def charge(self, num_tokens: int) -> None:
         """Reserve what the request can use at most.
@@ -77,13 +99,14 @@ class Visit:
             ApiError: 429; 400 when it would never fit.
         """
         most = self._limits.tokens_per_minute
-        if most is None:
+        if most is None or self._lease is None:
             return
         if num_tokens > most:
             message = f"The request can use {num_tokens} tokens; a key may use {most} in a minute."
             raise bad_request(message, "token_budget_exceeded", "max_tokens")
-        _check(await self._accounts.charge(self.key, num_tokens), self._limits)
-        self._num_charged += num_tokens
+        verdict = await self._accounts.charge(self.key, self._lease, num_tokens)
+        if verdict.limit:
+            raise _refusal(verdict, self._limits)
 
     def use(self, num_tokens: int) -> None:
         """Note what was in fact used; the rest goes back to the key."""
@@ -91,7 +114,8 @@ class Visit:
 
     def close(self) -> None:
         """Give back the place and the unused tokens."""
-        self._accounts.leave(self.key, self._lease, max(0, self._num_charged - self._num_used))
+        if self._lease is not None:
+            self._accounts.leave(self.key, self._lease, self._num_used)
 
 
 class Admission:
@@ -102,11 +126,15 @@ class Admission:
         keys: Who may ask.
         accounts: What each has used.
         limits: What each may use.
+        max_requests: More at a time, of all keys together, are refused.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, accounts: SharedAccounts, limits: Limits) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, accounts: SharedAccounts, limits: Limits, max_requests: int
+    ) -> None:
         self._app = app
         self._keys, self._accounts, self._limits = keys, accounts, limits
+        self._max_requests, self._num_requests = max_requests, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -114,16 +142,19 @@ class Admission:
             await self._app(scope, receive, send)
             return
         key = self._keys.check(Headers(scope=scope).get("authorization"))
-        lease = 0
-        if scope["method"] == "POST":  # looking at the model or the figures is not counted
-            verdict = await self._accounts.enter(key)
-            _check(verdict, self._limits)
-            lease = verdict.lease
-        visit = Visit(key, lease, self._accounts, self._limits)
+        visit = Visit(key, self._accounts, self._limits)
         scope.setdefault("state", {})[_VISIT] = visit
+        if scope["method"] != "POST":  # looking at the model or the metrics is not counted
+            await self._app(scope, receive, send)
+            return
+        if self._num_requests >= self._max_requests:
+            raise overloaded("Too many requests are open; try again shortly.")
+        self._num_requests += 1
         try:
+            await visit.enter()
             await self._app(scope, receive, send)
         finally:
+            self._num_requests -= 1
             visit.close()
 
 
@@ -147,8 +178,7 @@ def _is_open(scope: Scope) -> bool:
     return scope["method"] == "OPTIONS" or path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
-def _check(verdict: Verdict, limits: Limits) -> None:
-    if verdict.limit:
-        most = getattr(limits, verdict.limit)
-        what = verdict.limit.replace("_", " ")
-        raise rate_limited(f"A key may have {most} {what}; try again later.", math.ceil(verdict.wait_s))
+def _refusal(verdict: Verdict, limits: Limits) -> ApiError:
+    most = getattr(limits, verdict.limit)
+    what = verdict.limit.replace("_", " ")
+    return rate_limited(f"A key may have {most} {what}; try again later.", math.ceil(verdict.wait_s))

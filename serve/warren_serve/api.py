@@ -43,34 +43,47 @@ class _Stream(StreamingResponse):
             await self._answer.close()
 
 
-def create_api(service: ChatService, figures: Figures | None = None, accounts: SharedAccounts | None = None) -> FastAPI:
+def create_api(
+    service: ChatService,
+    figures: Figures | None = None,
+    accounts: SharedAccounts | None = None,
+    names_requests: bool = True,
+) -> FastAPI:
     """Build the application.
 
     Args:
         service: What answers; the caller closes it.
         figures: What `/metrics` shows; None for the figures of this process.
         accounts: What each key has used; None for the accounts of this process.
+        names_requests: Whether answers get an `x-request-id` here; not behind Ray Serve's proxy, which adds one.
     """
-    app = FastAPI(title="Warren", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.include_router(_health_routes(service))
-    app.include_router(_metrics_routes(figures or service.figures))
-    app.include_router(_model_routes(service))
-    app.include_router(_chat_routes(service))
-    if service.settings.web_page:
-        app.include_router(page_routes())
-    _add_middleware(app, service, accounts or OwnAccounts(service.settings.limits))
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    describe(app)
-    return app
-
-
-def _add_middleware(app: FastAPI, service: ChatService, accounts: SharedAccounts) -> None:
+    # No redirects to paths with or without a slash: their target would be built from the client's Host header.
+    app = FastAPI(title="Warren", docs_url=None, redoc_url=None, openapi_url="/openapi.json", redirect_slashes=False)
+    routers = [
+        _health_routes(service),
+        _metrics_routes(figures or service.figures),
+        _model_routes(service),
+        _chat_routes(service),
+        *([page_routes()] if service.settings.web_page else ()),
+    ]
+    for router in routers:
+        app.include_router(router)
     settings = service.settings
     # The last one added is the outermost.
-    app.add_middleware(Admission, keys=service.keys, accounts=accounts, limits=settings.limits)
-    app.add_middleware(Gate, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
+    app.add_middleware(
+        Admission,
+        keys=service.keys,
+        accounts=accounts or OwnAccounts(settings.limits),
+        limits=settings.limits,
+        max_requests=settings.ingress_max_ongoing_requests,
+    )
+    app.add_middleware(
+        Gate,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=service.metrics,
+        routes=[route for router in routers for route in router.routes],
+        names_requests=names_requests,
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -79,6 +92,11 @@ def _add_middleware(app: FastAPI, service: ChatService, accounts: SharedAccounts
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    describe(app)
+    return app
 
 
 def _health_routes(service: ChatService) -> APIRouter:

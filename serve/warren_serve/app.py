@@ -14,12 +14,13 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from warren.errors import ServiceError
@@ -28,11 +29,12 @@ from warren.storage import Location
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
 from warren_serve.backend import Piece, Question
-from warren_serve.cluster_metrics import Mirror, figures_of_all_replicas
-from warren_serve.errors import ApiError
+from warren_serve.cluster_metrics import ClusterFigures, Mirror
+from warren_serve.errors import RETRY_AFTER_S, ApiError
 from warren_serve.metrics import engine_registry
+from warren_serve.proxy import Disconnects
 from warren_serve.ratelimit import Accounts, Limits, Verdict
-from warren_serve.remote import RemoteAccounts, RemoteBackend
+from warren_serve.remote import RemoteAccounts, RemoteBackend, tell
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 INGRESS, ENGINE, ACCOUNTS = "Ingress", "Engine", "Accounts"
 _ACCOUNTS_ONGOING = 10_000  # they wait for nothing
+_REFUSALS_ONGOING = 64
+_PROXY_QUEUE = 4  # times what an ingress replica takes
 
 
 @serve.deployment(name=ENGINE, max_surge_percent=100, health_check_period_s=5.0)
@@ -48,15 +52,17 @@ class EngineServer:
 
     Args:
         settings: `ServeSettings` as JSON values; the release is an immutable version.
+        accounts: The accounts deployment; None where tokens are not counted.
 
     Raises:
         WarrenError: The release does not load or warm up; Serve then keeps the version that serves.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], accounts: DeploymentHandle | None = None) -> None:
         _log_as_serve_does()
         parsed = ServeSettings.parse(settings)
-        self._backend = load_backend(parsed, _compute_threads(parsed))
+        debit = partial(tell, accounts, "debit") if accounts else None
+        self._backend = load_backend(parsed, _compute_threads(parsed), debit=debit)
         self._mirror = Mirror(engine_registry(self._backend.engine.stats))
 
     async def answer(self, question: Question) -> AsyncGenerator[Piece | ApiError]:
@@ -106,17 +112,21 @@ class AccountsServer:
     def __init__(self, limits: Mapping[str, Any]) -> None:
         self._accounts = Accounts(Limits(**limits))
 
-    async def enter(self, key: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> Verdict:
         """See `Accounts.enter`."""
-        return self._accounts.enter(key)
+        return self._accounts.enter(key, lease)
 
-    async def charge(self, key: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
         """See `Accounts.charge`."""
-        return self._accounts.charge(key, num_tokens)
+        return self._accounts.charge(key, lease, num_tokens)
 
-    async def leave(self, key: str, lease: int, num_unused_tokens: int) -> None:
+    async def leave(self, key: str, lease: str, num_used_tokens: int) -> None:
         """See `Accounts.leave`."""
-        self._accounts.leave(key, lease, num_unused_tokens)
+        self._accounts.leave(key, lease, num_used_tokens)
+
+    async def debit(self, key: str, num_tokens: int) -> None:
+        """See `Accounts.debit`."""
+        self._accounts.debit(key, num_tokens)
 
 
 @serve.deployment(name=INGRESS, max_surge_percent=100, health_check_period_s=5.0)
@@ -144,7 +154,10 @@ class IngressServer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        return create_api(self._service, figures_of_all_replicas, self._accounts)
+        figures = ClusterFigures(serve.get_replica_context().app_name)
+        api = create_api(self._service, figures.read, self._accounts, names_requests=False)
+        api.add_middleware(Disconnects)
+        return api
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -168,7 +181,7 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
 
     Args:
         settings: Its release is an immutable version.
-        engine: Takes the settings, and has `answer` as `EngineServer` has.
+        engine: Takes the settings and, where tokens are counted, the accounts; has `answer` as `EngineServer` has.
     """
     values = settings.model_dump(mode="json")
     engines = engine.options(
@@ -187,7 +200,11 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     ingress = cast(serve.Deployment, IngressServer).options(
-        max_ongoing_requests=settings.ingress_max_ongoing_requests,
+        # The ingress itself refuses what is too much, as OpenAI's clients know it; Serve's own refusal is plain text.
+        # It is left for a flood that even the refusals cannot keep up with.
+        max_ongoing_requests=settings.ingress_max_ongoing_requests + _REFUSALS_ONGOING,
+        max_queued_requests=_PROXY_QUEUE * (settings.ingress_max_ongoing_requests + _REFUSALS_ONGOING),
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         autoscaling_config=AutoscalingConfig(
@@ -200,7 +217,8 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
     )
     limits = settings.limits
     accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.has_any else None
-    return ingress.bind(values, engines.bind(values), accounts)
+    counted = (accounts,) if limits.tokens_per_minute else ()
+    return ingress.bind(values, engines.bind(values, *counted), accounts)
 
 
 def _pace(settings: ServeSettings) -> dict[str, Any]:

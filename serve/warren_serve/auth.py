@@ -30,6 +30,7 @@ class KeyRing:
         self._variable = settings.api_keys_env
         self._path = Path(settings.api_keys_file) if settings.api_keys_file else None
         self._stamp: tuple[int, int] | None = None
+        self._complaint = ""
         self._from_file: frozenset[str] = frozenset()
         self._from_env: frozenset[str] = frozenset()
         if self._variable:
@@ -56,13 +57,15 @@ class KeyRing:
         if self._path:
             self._read_file(self._path)
         scheme, _, key = (authorization or "").partition(" ")
-        given = digest_bytes(key.strip().encode("utf-8", "surrogateescape"))
+        given = digest_bytes(
+            key.strip().encode("latin-1", "replace")
+        )  # the header's own bytes, which Starlette reads as Latin-1
         # Every digest is compared, in constant time: the answer's time tells nothing.
         known = [hmac.compare_digest(given, digest) for digest in self._from_env | self._from_file]
         if scheme.lower() != "bearer" or not any(known):
             raise ApiError(
                 401,
-                "A valid API key is needed: Authorization: Bearer …",
+                "This API key is not valid." if key else "An API key is needed: Authorization: Bearer KEY.",
                 code="invalid_api_key",
                 kind="authentication_error",
                 headers={"www-authenticate": "Bearer"},
@@ -73,14 +76,19 @@ class KeyRing:
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size)
-            if stamp != self._stamp:
-                self._from_file = _digests(path.read_text(), str(path))
-                self._stamp = stamp
-        except (OSError, ConfigError) as error:
+            if stamp == self._stamp:
+                return
+            found = _digests(path.read_text("utf-8-sig"), str(path))
+            if not found:
+                raise ConfigError(f"{path} holds no SHA-256 digest")
+            self._from_file, self._stamp, self._complaint = found, stamp, ""
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
             if self._stamp is None:
                 raise ConfigError(f"the file of API keys cannot be read: {error}") from None
-            # It is being replaced, or was written wrongly: the keys read last stay valid.
-            logger.error("the file of API keys cannot be read: %s", error)
+            # It is being replaced, or was written wrongly: the keys read last stay valid. Logged once, not per request.
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.error("the file of API keys cannot be read, the keys read before stay valid: %s", error)
 
 
 def _digests(text: str, source: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ templates and picture sizes belong to the engine's side, and every piece says wh
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,10 +24,12 @@ from warren.inference import (
     GenerationRequest,
     Item,
     RequestRefusedError,
+    TokenDelta,
     TokenStream,
     gathered,
 )
 from warren_serve.conversation import PromptBuilder
+from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import ApiError, bad_request, internal_error, overloaded, unavailable
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import GenerationFields
@@ -35,6 +37,11 @@ from warren_serve.wire import GenerationFields
 logger = logging.getLogger(__name__)
 
 _PREPARING_THREADS = 2
+_MAX_LOGPROBS = 20_000
+"""In one piece, alternatives included: some hundred kilobytes. A message between replicas may have four megabytes."""
+
+Debit = Callable[[str, int], None]
+"""Takes tokens from a key's budget that were used, but that the asking side never learnt of."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,12 @@ class Question:
     Attributes:
         request: Its picture URLs are empty: `pictures` holds what they named.
         pictures: Encoded, in the order of the request's image parts.
+        key: Whose tokens are counted; None where they are not.
     """
 
     request: GenerationFields
     pictures: tuple[bytes, ...] = ()
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +105,31 @@ class LocalBackend:
         prompts: Builds requests for it.
         version: The release's.
         settings: The endpoint's.
+        decoder: Closed with the backend; None for its own.
+        debit: Told of tokens that were generated for nobody.
     """
 
-    def __init__(self, engine: Engine, prompts: PromptBuilder, version: str, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: PromptBuilder,
+        version: str,
+        settings: ServeSettings,
+        decoder: ImageDecoder | None = None,
+        debit: Debit | None = None,
+    ) -> None:
         self.engine = engine
         self.prompts = prompts
         self._version = version
         self._settings = settings
-        # Few threads: a picture is large while it is decoded, and decoding competes with the model for cores.
+        self._debit = debit
+        # Few at a time: an image is large while it is decoded, and decoding competes with the model for cores. Its
+        # threads are its own, so that texts do not wait for images.
+        self.decoder = decoder or ImageDecoder(
+            _PREPARING_THREADS, settings.max_image_pixels, settings.image_decode_timeout_s
+        )
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
+        self._decoding = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-decode")
 
     @property
     def is_alive(self) -> bool:
@@ -114,29 +139,44 @@ class LocalBackend:
     async def ask(self, question: Question) -> AsyncGenerator[Piece]:
         """See `Backend.ask`."""
         loop = asyncio.get_running_loop()
-        generation = await loop.run_in_executor(self._preparing, self._generation, question)
+        threads = self._decoding if question.pictures else self._preparing
+        generation = await loop.run_in_executor(threads, self._generation, question)
         pause_s = self._settings.stream_interval_s if question.request.stream else None
-        streams: list[TokenStream] = []
+        streams: list[_CountedStream] = []
+        num_told, is_failed = 0, False
         # The asking side has its own deadline; this one holds when that side died.
         limit = loop.call_later(self._settings.request_timeout_s, _abort, streams)
         try:
             for number in range(question.request.n):
-                streams.append(self.engine.submit(_with_own_seed(generation, number)))
+                streams.append(_CountedStream(self.engine.submit(_with_own_seed(generation, number))))
             async for items in gathered(streams, pause_s):
-                yield self._piece(items, generation)
+                for part in _parts(items):
+                    yield self._piece(part, generation)
+                    num_told += sum(len(delta.token_ids) for _, delta in part)
         except EngineError as error:
+            is_failed = True
             raise _api_error(error) from None
         finally:
             limit.cancel()
             _abort(streams)
+            if question.key and streams and not is_failed:
+                self._charge(question.key, len(generation.prompt_ids), streams, num_told)
 
     def close(self) -> None:
         """Stop the engine; unfinished answers fail."""
         self.engine.close()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._preparing, self._decoding):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self.decoder.close()
 
     def _generation(self, question: Question) -> GenerationRequest:
-        return self.prompts.decode(self.prompts.plan(question.request), question.pictures)
+        return self.prompts.decode(self.prompts.plan(question.request), question.pictures, self.decoder)
+
+    def _charge(self, key: str, num_prompt: int, streams: "Sequence[_CountedStream]", num_told: int) -> None:
+        """Charge what was generated for an asker who left before it was told; a prompt is told with the first piece."""
+        num_untold = sum(stream.num_tokens for stream in streams) - num_told + (0 if num_told else num_prompt)
+        if self._debit and num_untold:
+            self._debit(key, num_untold)
 
     def _piece(self, items: tuple[Item, ...], generation: GenerationRequest) -> Piece:
         named = {one.token_id for _, delta in items for one in delta.logprobs}
@@ -145,7 +185,39 @@ class LocalBackend:
         return Piece(items, len(generation.prompt_ids), self._version, texts)
 
 
-def _abort(streams: list[TokenStream]) -> None:
+class _CountedStream:
+    """A stream that counts the tokens it gave."""
+
+    def __init__(self, stream: TokenStream) -> None:
+        self._stream = stream
+        self.num_tokens = 0
+
+    async def __aiter__(self) -> AsyncIterator[TokenDelta]:
+        async for delta in self._stream:
+            self.num_tokens += len(delta.token_ids)
+            yield delta
+
+    def abort(self) -> None:
+        self._stream.abort()
+
+
+def _parts(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
+    """Cut what would be too long for one message, as the log-probabilities of a long answer."""
+    num_logprobs = sum(1 + len(one.alternatives) for _, delta in items for one in delta.logprobs)
+    if num_logprobs <= _MAX_LOGPROBS:
+        yield items
+        return
+    for index, delta in items:
+        most = max(1, _MAX_LOGPROBS // (1 + max((len(one.alternatives) for one in delta.logprobs), default=0)))
+        starts = range(0, max(1, len(delta.token_ids), len(delta.logprobs)), most)
+        for start in starts:
+            ids, logprobs = delta.token_ids[start : start + most], delta.logprobs[start : start + most]
+            is_last = start == starts[-1]
+            part = TokenDelta(delta.text if is_last else "", ids, logprobs, delta.finish_reason if is_last else None)
+            yield ((index, part),)
+
+
+def _abort(streams: list[_CountedStream]) -> None:
     for stream in streams:
         stream.abort()
 

@@ -8,6 +8,7 @@ replica's own figures would change identity with each scrape.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -23,8 +24,10 @@ from warren_serve.metrics import all_families, render
 logger = logging.getLogger(__name__)
 
 _PREFIX = "ray_"
+_OWN_LINES = ("ray_warren_", "# TYPE ray_warren_", "# HELP ray_warren_")
 _MIRROR_EVERY_S = 5.0
 _AGENT_TIMEOUT_S = 3.0
+_SHARED_FOR_S = 2.0
 _LABELS = frozenset({"route", "status", "le", "application", "deployment", "replica"})
 _ENDINGS = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
@@ -64,29 +67,58 @@ class Mirror:
         return self._gauges[name]
 
 
-async def figures_of_all_replicas() -> bytes:
-    """Return the figures of every replica on every node in Prometheus' text format; seconds old."""
-    nodes = await asyncio.get_running_loop().run_in_executor(None, ray.nodes)
-    addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
-    timeout = aiohttp.ClientTimeout(total=_AGENT_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        texts = await asyncio.gather(*(_agent_text(session, address) for address in addresses))
-    return await asyncio.get_running_loop().run_in_executor(None, partial(merged, texts))
+class ClusterFigures:
+    """What `/metrics` shows: the figures of every replica of one application, on every node; seconds old.
+
+    Readers share one round of questions to the agents, and its result for some seconds: however many ask, and however
+    often, the cost is that of one.
+
+    Args:
+        application: Name of the Serve application; others' figures are not shown, their keys may differ.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._round: asyncio.Task[bytes] | None = None
+        self._begun_s = 0.0
+
+    async def read(self) -> bytes:
+        """Return the figures in Prometheus' text format."""
+        now_s = time.monotonic()
+        if self._round is None or (self._round.done() and now_s - self._begun_s > _SHARED_FOR_S):
+            self._begun_s = now_s
+            self._round = asyncio.create_task(self._ask_agents())
+        return await asyncio.shield(self._round)  # a reader that leaves must not end it for the others
+
+    async def _ask_agents(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        nodes = await loop.run_in_executor(None, ray.nodes)
+        addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
+        timeout = aiohttp.ClientTimeout(total=_AGENT_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            texts = await asyncio.gather(*(_agent_text(session, address) for address in addresses))
+        return await loop.run_in_executor(None, partial(merged, texts, self._application))
 
 
-def merged(texts: Iterable[str]) -> bytes:
-    """Put what agents say about Warren together: own names and types, and of Ray's labels those of the replica."""
+def merged(texts: Iterable[str], application: str) -> bytes:
+    """Put what agents say about an application together: own names and types, and of Ray's labels the replica's."""
     families = all_families()
     owners = {f"{_PREFIX}{family.name}{end}": family for family in families for end in _ENDINGS[family.type]}
     for family in families:
         family.samples.clear()
     for text in texts:
-        for found in text_string_to_metric_families(text):
+        for found in text_string_to_metric_families(_own_lines(text)):
             for sample in found.samples:
-                if owner := owners.get(sample.name):
+                owner = owners.get(sample.name)
+                if owner and sample.labels.get("application") == application:
                     labels = {name: value for name, value in sample.labels.items() if name in _LABELS}
                     owner.add_sample(sample.name.removeprefix(_PREFIX), labels, sample.value)
     return render(family for family in families if family.samples)
+
+
+def _own_lines(text: str) -> str:
+    """Leave out Ray's own figures, which are most of an agent's megabyte: parsing them holds up every request."""
+    return "".join(line for line in text.splitlines(keepends=True) if line.startswith(_OWN_LINES))
 
 
 async def _agent_text(session: aiohttp.ClientSession, address: str) -> str:

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 
 from warren.data.inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
-from warren.errors import BadSampleError
 from warren.inference import GenerationRequest, SamplingParams
+from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import bad_request
 from warren_serve.fetching import ImageSource
-from warren_serve.images import check_image, decode_data_uri
+from warren_serve.images import check_format, decode_data_uri
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import (
     AssistantMessage,
@@ -99,7 +99,7 @@ class PromptBuilder:
         return Plan(prompt_ids, images, _sampling(request, new))
 
     def pictures(self, images: Sequence[ImageSource]) -> tuple[bytes, ...]:
-        """Return the encoded pictures of a plan, now fetched, checked by their headers; call it off the event loop.
+        """Return the encoded pictures of a plan, now fetched, checked by their first bytes; call it off the event loop.
 
         Raises:
             ApiError: 400.
@@ -107,20 +107,17 @@ class PromptBuilder:
         pictures = []
         for source in images:
             data = decode_data_uri(source.url, source.param) if source.data is None else source.data
-            check_image(data, self._settings.max_image_pixels, source.param)
+            check_format(data, source.param)
             pictures.append(data)
         return tuple(pictures)
 
-    def decode(self, plan: Plan, pictures: tuple[bytes, ...]) -> GenerationRequest:
+    def decode(self, plan: Plan, pictures: tuple[bytes, ...], decoder: ImageDecoder) -> GenerationRequest:
         """Decode the pictures of a plan; slow, so call it off the event loop.
 
         Raises:
-            ApiError: 400.
+            ApiError: As `ImageDecoder.pixels`.
         """
-        try:
-            pixels = self._inputs.pixels(pictures)
-        except BadSampleError as error:
-            raise bad_request(f"A picture cannot be decoded: {error}.", "invalid_image", "messages") from None
+        pixels = decoder.pixels(self._inputs, pictures, [source.param for source in plan.images])
         return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)
 
     def token_text(self, token_id: int) -> str:

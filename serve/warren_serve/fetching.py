@@ -57,7 +57,7 @@ class ImageFetcher:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._hosts = tuple(entry.lower() for entry in settings.image_hosts)
+        self._hosts = tuple(_as_resolved(entry.lower()) for entry in settings.image_hosts)
         self._networks = tuple(ipaddress.ip_network(entry) for entry in settings.image_networks)
         self._timeout_s = settings.image_fetch_timeout_s
         self._max_bytes = settings.max_image_bytes
@@ -120,7 +120,7 @@ class ImageFetcher:
             raise bad_request(message, "image_url_not_allowed", param)
         try:
             url = URL(text) if len(text) <= _MAX_URL_CHARS else URL()
-            host, port = (url.host or "").lower(), url.port
+            host, port = (url.raw_host or "").lower(), url.port
         except ValueError:
             host, port = "", None
         if not host or url.scheme not in ("http", "https") or url.user is not None or url.password is not None:
@@ -153,6 +153,13 @@ def is_public(address: Address) -> bool:
         if embedded:
             return all(is_public(one) for one in embedded)
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _as_resolved(entry: str) -> str:
+    """Write an entry's host as it is looked up, whichever way the operator wrote it: `bücher.example` has two."""
+    wildcard, name = ("*.", entry[2:]) if entry.startswith("*.") else ("", entry)
+    host, colon, port = name.partition(":")
+    return f"{wildcard}{host if host.isascii() else URL.build(scheme='http', host=host).raw_host}{colon}{port}"
 
 
 def _matches(name: str, entry: str) -> bool:

@@ -1,6 +1,5 @@
 """What one key may use: requests and tokens in a minute, and requests at a time. Pure accounting with a given clock."""
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,28 +38,46 @@ class Verdict:
     Attributes:
         limit: Name of the limit that was reached, a field of `Limits`; empty for yes.
         wait_s: When to ask again.
-        lease: Number of the place that was taken.
     """
 
     wait_s: float = 0.0
     limit: str = ""
-    lease: int = 0
+
+
+@dataclass
+class _Lease:
+    """One open request."""
+
+    ends_at_s: float
+    num_charged_tokens: int = 0
 
 
 @dataclass
 class _Account:
-    """The times at which each budget would be full again (GCRA: ITU-T I.371), and the open requests."""
+    """The times at which each budget would be full again (GCRA: ITU-T I.371), and the open requests.
+
+    `closed` remembers leases that were closed before they were opened, so that the late opening is ignored.
+    """
 
     requests_full_at_s: float = 0.0
     tokens_full_at_s: float = 0.0
-    leases: dict[int, float] = field(default_factory=dict)
+    leases: dict[str, _Lease] = field(default_factory=dict)
+    closed: dict[str, float] = field(default_factory=dict)
 
     def is_idle(self, now: float) -> bool:
         return not self.leases and max(self.requests_full_at_s, self.tokens_full_at_s) <= now
 
+    def forget_what_ended(self, now: float) -> None:
+        self.leases = {name: lease for name, lease in self.leases.items() if lease.ends_at_s > now}
+        self.closed = {name: end for name, end in self.closed.items() if end > now}
+
 
 class Accounts:
     """The accounts of all keys. Not thread-safe: one event loop, or one actor, owns them.
+
+    The caller names its lease before it asks for it. So it can close the lease although it never heard the answer:
+    its client may have left meanwhile, or the message may be late. What a request was charged is kept here, with its
+    lease, for the same reason.
 
     Args:
         limits: Of every key.
@@ -71,14 +88,15 @@ class Accounts:
         self._limits = limits
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._numbers = itertools.count(1)
 
-    def enter(self, key: str) -> Verdict:
-        """Count one request and open a lease for it; a refused request costs nothing."""
+    def enter(self, key: str, lease: str) -> Verdict:
+        """Count one request and open its lease; a refused request costs nothing, and one that was closed is ignored."""
         now = self._clock()
         account = self._account(key, now)
+        account.forget_what_ended(now)
+        if lease in account.closed:
+            return Verdict()
         most = self._limits.concurrent_requests
-        account.leases = {number: end for number, end in account.leases.items() if end > now}
         if most is not None and len(account.leases) >= most:
             return Verdict(1.0, "concurrent_requests")  # nobody knows when one of them ends
         if rate := self._limits.requests_per_minute:
@@ -86,30 +104,42 @@ class Accounts:
             if full_at - now > _MINUTE_S + _ROUNDING_S:
                 return Verdict(full_at - now - _MINUTE_S, "requests_per_minute")
             account.requests_full_at_s = full_at
-        lease = next(self._numbers)
-        account.leases[lease] = now + self._limits.lease_s
-        return Verdict(lease=lease)
+        account.leases[lease] = _Lease(now + self._limits.lease_s)
+        return Verdict()
 
-    def charge(self, key: str, num_tokens: int) -> Verdict:
+    def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
         """Take tokens from the key's budget, all or none; what is not used comes back with `leave`."""
         if not (rate := self._limits.tokens_per_minute):
             return Verdict()
         now = self._clock()
         account = self._account(key, now)
+        if lease in account.closed:
+            return Verdict()
         full_at = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
         if full_at - now > _MINUTE_S + _ROUNDING_S:
             return Verdict(full_at - now - _MINUTE_S, "tokens_per_minute")
         account.tokens_full_at_s = full_at
+        # These accounts may be younger than the request: they are lost when their process is.
+        opened = account.leases.setdefault(lease, _Lease(now + self._limits.lease_s))
+        opened.num_charged_tokens += num_tokens
         return Verdict()
 
-    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
-        """Close a lease and give tokens back. Harmless when repeated with 0 tokens."""
-        account = self._accounts.get(key)
-        if account is None:
-            return
-        account.leases.pop(lease, None)
+    def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
+        """Close a lease and give back what was charged and not used. Harmless when repeated."""
+        now = self._clock()
+        account = self._account(key, now)
+        opened = account.leases.pop(lease, None)
+        if opened is None:
+            account.closed[lease] = now + self._limits.lease_s
+        elif (rate := self._limits.tokens_per_minute) and num_used_tokens < opened.num_charged_tokens:
+            account.tokens_full_at_s -= (opened.num_charged_tokens - num_used_tokens) * _MINUTE_S / rate
+
+    def debit(self, key: str, num_tokens: int) -> None:
+        """Take tokens that were used already, also more than there are: the key then waits the longer."""
         if rate := self._limits.tokens_per_minute:
-            account.tokens_full_at_s -= num_unused_tokens * _MINUTE_S / rate
+            now = self._clock()
+            account = self._account(key, now)
+            account.tokens_full_at_s = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
 
     def _account(self, key: str, now: float) -> _Account:
         if key not in self._accounts and len(self._accounts) >= _MAX_IDLE_ACCOUNTS:

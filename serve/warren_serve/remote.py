@@ -1,14 +1,15 @@
 """Asking what is behind deployment handles, engines and accounts, as if it were here."""
 
 import asyncio
+import contextvars
 import logging
+import pickle
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from typing import Any
 
-from grpc import RpcError
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from warren_serve.admission import OwnAccounts
 from warren_serve.backend import Piece, Question
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _ACCOUNTS_TIMEOUT_S = 1.0
+_MAX_GRPC_BYTES = 2 << 20
+"""Serve's gRPC between replicas refuses messages over 4 MiB, whatever the endpoint promises its clients."""
 
 
 class RemoteBackend:
@@ -29,8 +32,10 @@ class RemoteBackend:
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
-        # By gRPC between the replicas: as objects of Ray's, pieces cost more (docs/adr/0005 has figures).
-        self._engines = engines.options(stream=True, _by_reference=False)
+        # By gRPC between the replicas: as Ray objects, pieces cost more (docs/adr/0005 has measurements).
+        self._by_grpc = engines.options(stream=True, _by_reference=False)
+        # Ray objects have no limit of size.
+        self._by_object = engines.options(stream=True, _by_reference=True)
         self._closed = False
 
     @property
@@ -40,9 +45,10 @@ class RemoteBackend:
 
     async def ask(self, question: Question) -> AsyncGenerator[Piece]:
         """See `Backend.ask`. A replica that dies before its first piece costs the client nothing but time."""
+        engines = self._by_grpc if _num_bytes(question) <= _MAX_GRPC_BYTES else self._by_object
         for attempt in range(1, _ATTEMPTS + 1):
-            pieces = self._engines.answer.remote(question)
             begun = False
+            pieces = engines.answer.remote(question)
             try:
                 async for piece in pieces:
                     if isinstance(piece, ApiError):
@@ -50,17 +56,17 @@ class RemoteBackend:
                     begun = True
                     yield piece
                 return
-            except BackPressureError:
-                raise overloaded("Too many requests are waiting; try again shortly.") from None
-            except (RayActorError, DeploymentUnavailableError) as error:
-                logger.warning("attempt %d: an engine is gone: %s", attempt, str(error).splitlines()[0])
-                if begun or attempt == _ATTEMPTS:
-                    raise unavailable("The replica that answered is gone; try again.") from None
-            except (RayError, RayServeException, RpcError) as error:
-                logger.exception("an engine failed outside its own error handling")
-                raise unavailable("The replica that answered failed; try again.") from error
+            except ApiError:
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled(error):
+                    raise
+                may_try_again = _is_gone(error) and not begun and attempt < _ATTEMPTS
+                if not may_try_again:
+                    raise _api_error(error) from None
+                logger.warning("an engine is gone, asking another: %r", error)
             finally:
-                pieces.cancel()  # frees the slots when the reader left; harmless after the end
+                _cancel(pieces)  # frees the slots when the reader left; harmless after the end
 
     def close(self) -> None:
         """Pass nothing on any more."""
@@ -78,28 +84,96 @@ class RemoteAccounts:
     def __init__(self, accounts: DeploymentHandle, limits: Limits) -> None:
         self._accounts = accounts
         self._own = OwnAccounts(limits)
+        self._own_leases: set[str] = set()
 
-    async def enter(self, key: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> Verdict:
         """See `Accounts.enter`."""
-        return await self._ask("enter", key)
+        verdict = await self._ask("enter", key, lease)
+        if verdict is None:
+            verdict = await self._own.enter(key, lease)
+            self._note(lease, verdict)
+        return verdict
 
-    async def charge(self, key: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
         """See `Accounts.charge`."""
-        return await self._ask("charge", key, num_tokens)
+        verdict = await self._ask("charge", key, lease, num_tokens)
+        if verdict is None:
+            verdict = await self._own.charge(key, lease, num_tokens)
+            self._note(lease, verdict)
+        return verdict
 
-    def leave(self, key: str, lease: int, num_unused_tokens: int = 0) -> None:
-        """See `Accounts.leave`. One that is lost on the way ends with its lease."""
-        if lease < 0:
-            self._own.leave(key, -lease, num_unused_tokens)
-        elif lease or num_unused_tokens:  # what was not counted has nothing to give back
-            self._accounts.leave.remote(key, lease, num_unused_tokens)
+    def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
+        """See `Accounts.leave`. One that is lost on the way ends with its lease.
 
-    async def _ask(self, method: str, *args: str | int) -> Verdict:
+        The shared accounts are told in any case: they may have opened the lease although their answer never came.
+        """
+        tell(self._accounts, "leave", key, lease, num_used_tokens)
+        if lease in self._own_leases:
+            self._own_leases.remove(lease)
+            self._own.leave(key, lease, num_used_tokens)
+
+    def debit(self, key: str, num_tokens: int) -> None:
+        """See `Accounts.debit`."""
+        tell(self._accounts, "debit", key, num_tokens)
+
+    async def _ask(self, method: str, *args: str | int) -> Verdict | None:
+        """Return the shared accounts' verdict; None where they do not answer."""
         try:
             async with asyncio.timeout(_ACCOUNTS_TIMEOUT_S):
-                verdict: Verdict = await getattr(self._accounts, method).remote(*args)
+                verdict: Verdict = await _call(self._accounts, method, *args)
                 return verdict
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
             logger.warning("the shared accounts do not answer, counting here: %r", error)
-        own: Verdict = await getattr(self._own, method)(*args)
-        return replace(own, lease=-own.lease)  # tells where it was opened
+            return None
+
+    def _note(self, lease: str, verdict: Verdict) -> None:
+        if not verdict.limit:
+            self._own_leases.add(lease)
+
+
+def tell(handle: DeploymentHandle, method: str, *args: Any) -> None:
+    """Call a deployment's method and wait for nothing. What goes wrong is logged: callers are in a `finally`."""
+    try:
+        _call(handle, method, *args)
+    except Exception as error:
+        logger.warning("%s was not told: %r", method, error)
+
+
+def _call(handle: DeploymentHandle, method: str, *args: Any) -> Any:
+    """Call a method in a context of its own: Serve cancels what a request has called as soon as its client leaves."""
+    return contextvars.Context().run(getattr(handle, method).remote, *args)
+
+
+def _cancel(pieces: DeploymentResponseGenerator[Any]) -> None:
+    try:
+        pieces.cancel()
+    except (Exception, asyncio.CancelledError) as error:  # it raises anew what the assignment to a replica raised
+        logger.debug("nothing to cancel: %r", error)
+
+
+def _num_bytes(question: Question) -> int:
+    """Return about how long a question is as a message."""
+    return sum(map(len, question.pictures)) + len(pickle.dumps(question.request))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this request is cancelled; a replica that is shut down cancels its calls, too."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _is_gone(error: BaseException) -> bool:
+    return isinstance(error, RayActorError | DeploymentUnavailableError | asyncio.CancelledError)
+
+
+def _api_error(error: BaseException) -> ApiError:
+    """Say what failed in the client's terms. The transport raises errors of many kinds, plain RuntimeError included."""
+    if isinstance(error, BackPressureError):
+        return overloaded("Too many requests are waiting; try again shortly.")
+    if _is_gone(error):
+        logger.warning("the engine that answered is gone: %r", error)
+        return unavailable("The replica that answered is gone; try again.")
+    logger.error("an engine failed outside its own error handling", exc_info=error)
+    return unavailable("The replica that answered failed; try again.")

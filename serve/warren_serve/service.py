@@ -24,7 +24,7 @@ from warren.inference import (
 from warren.release import Release, fetch_release
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
-from warren_serve.backend import Backend, LocalBackend, Question
+from warren_serve.backend import Backend, Debit, LocalBackend, Question
 from warren_serve.conversation import PromptBuilder, without_pictures
 from warren_serve.errors import deadline_exceeded
 from warren_serve.fetching import ImageFetcher
@@ -87,7 +87,8 @@ class ChatService:
         await visit.charge(len(plan.prompt_ids) + request.n * plan.sampling.max_new_tokens)
         images = await self._fetcher.fetch_all(plan.images)
         pictures = await loop.run_in_executor(self._preparing, self._prompts.pictures, images)
-        return Question(without_pictures(request), pictures)
+        key = visit.key if self.settings.tokens_per_minute else None
+        return Question(without_pictures(request), pictures, key)
 
     @property
     def max_context_tokens(self) -> int:
@@ -107,7 +108,9 @@ class ChatService:
         self._preparing.shutdown(wait=False, cancel_futures=True)
 
 
-def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch_release) -> LocalBackend:
+def load_backend(
+    settings: ServeSettings, num_threads: int, fetch: Fetch = fetch_release, debit: Debit | None = None
+) -> LocalBackend:
     """Fetch a release, load it and generate once. The local copy is deleted after that.
 
     Raises:
@@ -124,7 +127,8 @@ def load_backend(settings: ServeSettings, num_threads: int, fetch: Fetch = fetch
         on_failure.callback(engine.close)
         _warm_up(engine)
         prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
-        backend = LocalBackend(engine, prompts, release.version, settings)
+        backend = LocalBackend(engine, prompts, release.version, settings, debit=debit)
+        backend.decoder.start()
         on_failure.pop_all()
         return backend
 

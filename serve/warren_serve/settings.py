@@ -9,13 +9,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from warren.config import Config
+from warren.data.images import MAX_PIXELS
 from warren.errors import ConfigError
 from warren.inference import EngineOptions
 from warren_serve.ratelimit import Limits
 
 _MIB = 1 << 20
 _DRAIN_MARGIN_S = 10.0
-_HOST = re.compile(r"(\*\.)?[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+_HOST = re.compile(r"(\*\.)?[\w.-]+(:[0-9]{1,5})?")
 
 
 class ServeSettings(Config):
@@ -43,6 +44,7 @@ class ServeSettings(Config):
         body_timeout_s: For the body to arrive.
         max_body_bytes: Counted as it arrives.
         max_image_pixels: Width times height of one picture, checked before it is decoded.
+        image_decode_timeout_s: CPU time that decoding a request's images may take; more is a 400.
         max_text_chars: Of all messages together, checked before they are tokenised.
         api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
             no keys.
@@ -70,7 +72,8 @@ class ServeSettings(Config):
         ingress_num_cpus: Per ingress replica.
         ingress_min_replicas: Never fewer; at least 1, for something must hold the connections.
         ingress_max_replicas: Never more.
-        ingress_max_ongoing_requests: HTTP requests that one ingress replica holds; autoscaling aims at a quarter.
+        ingress_max_ongoing_requests: HTTP requests that one ingress replica holds; more get 429. Autoscaling aims at
+            a quarter.
     """
 
     release: str = Field(min_length=1)
@@ -84,7 +87,7 @@ class ServeSettings(Config):
     max_kv_bytes: int | None = Field(default=None, ge=1)
     stream_interval_s: float = Field(default=0.04, ge=0)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
-    max_queued_requests: int = Field(default=128, ge=0)
+    max_queued_requests: int = Field(default=128, ge=1)
     max_new_tokens: int = Field(default=1024, ge=1)
     default_max_new_tokens: int = Field(default=256, ge=1)
     request_timeout_s: float = Field(default=120.0, gt=0)
@@ -92,7 +95,8 @@ class ServeSettings(Config):
     max_body_bytes: int = Field(default=20 * _MIB, ge=1024)
     max_messages: int = Field(default=64, ge=1)
     max_images: int = Field(default=8, ge=0)
-    max_image_pixels: int = Field(default=20_000_000, ge=1)
+    max_image_pixels: int = Field(default=20_000_000, ge=1, le=MAX_PIXELS)
+    image_decode_timeout_s: float = Field(default=5.0, gt=0)
     max_text_chars: int = Field(default=100_000, ge=1)
     max_choices: int = Field(default=4, ge=1)
     api_keys_env: str | None = Field(default=None, min_length=1)

@@ -90,6 +90,34 @@ def length(size: int) -> bytes:
 CHUNKED = b"transfer-encoding: chunked\r\n"
 
 
+def test_an_upgrade_that_costs_the_body_is_explained(url: str) -> None:
+    """Java's client and `curl --http2` offer h2c; the proxy's parser drops what follows, so it cannot be answered."""
+    upgrade = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+    answer = talk(url, HEAD + upgrade + length(len(BODY)) + b"\r\n" + BODY)
+    assert status_of(answer) == 400
+    assert b"upgrade_not_supported" in answer
+    assert b"HTTP_1_1" in answer
+    assert status_of(talk(url, b"GET /healthz HTTP/1.1\r\nhost: a\r\n" + upgrade + b"\r\n")) == 200
+
+
+@pytest.mark.parametrize("named", [b"", b"x-request-id: mine\r\n"])
+def test_an_answer_has_one_request_id_and_redirects_nowhere(url: str, named: bytes) -> None:
+    answer = talk(url, HEAD + named + length(len(BODY)) + b"\r\n" + BODY)
+    assert status_of(answer) == 200
+    head = answer.split(b"\r\n\r\n")[0].lower()
+    assert head.count(b"x-request-id:") == 1
+    assert not named or b"x-request-id: mine" in head
+    forged = b"GET /v1/models/tiny/ HTTP/1.1\r\nhost: evil.example\r\nx-forwarded-proto: https\r\n\r\n"
+    assert b"evil.example" not in talk(url, forged)
+
+
+def test_many_readers_of_the_metrics_do_not_slow_each_other(url: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        texts = list(pool.map(lambda _: httpx.get(f"{url}/metrics", timeout=60).text, range(12)))
+    assert len(set(texts)) <= 3, "readers at the same time share what was gathered"
+    wait_for(lambda: 'application="chat"' in httpx.get(f"{url}/metrics", timeout=60).text)
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -159,7 +187,8 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     (pid,) = engine_pids()
     replica = psutil.Process(pid)
-    (engine,) = replica.children()
+    children = replica.children()  # the engine's, and those that decode images
+    (engine,) = [child for child in children if "warren.inference.worker" in " ".join(child.cmdline())]
     stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
     told = [next(stream) for _ in range(5)]
     assert told
@@ -181,5 +210,5 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
 
     wait_for(answered, 60)
     assert engine_pids() != [pid]
-    assert not psutil.wait_procs([replica, engine], timeout=10)[1]
+    assert not psutil.wait_procs([replica, *children], timeout=10)[1]
     assert ray.is_initialized()

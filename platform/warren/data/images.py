@@ -1,6 +1,7 @@
 """Encoded bytes to pixels: bounded, checked, and as the vision tower was trained to see them."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,6 +19,12 @@ MAX_PIXELS = 64_000_000
 """Larger images of unknown origin are refused before they are decoded: a few bytes can claim gigapixels."""
 MAX_SIDE_PX = 65_535
 """Longer pictures are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
+
+MAX_JPEG_SCANS = 100
+"""JPEGs with more are refused: encoders write about ten, and one of no bytes costs as much as one of a megabyte."""
+
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+_JPEG_SEGMENT = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 
 Resize = Literal["stretch", "crop", "crop_even"]
 """How a picture that is no square is brought to one, always bicubic.
@@ -67,22 +74,26 @@ class ImageSpec:
         return cls(value["size_px"], mean, std, value["padding"], value.get("resize", "stretch"))  # type: ignore[arg-type]
 
 
-def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    data: bytes, max_pixels: int | None = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Decode a picture to RGB as it is stored: alpha is dropped and EXIF orientation ignored, as Bunny was trained.
 
     Grey images of more than 8 bits are scaled to 8 bits (`warren.data.grey`).
 
     Args:
         data: The encoded image.
-        max_pixels: None for images of a dataset: ingest has checked them against its own limit.
+        max_pixels: Larger images are refused; None for those of a dataset, which ingest checked against its own limit.
+        formats: Formats that it may have, in Pillow's names; None for all.
 
     Raises:
         BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no picture at all.
     """
     if not data:
         raise BadSampleError("the image is empty (0 bytes)")
+    _check_scans(data)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
             if max_pixels is not None and width * height > max_pixels:
                 raise BadSampleError(f"the image has {width}×{height} pixels; at most {max_pixels} are decoded")
@@ -97,6 +108,20 @@ def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> Image.Imag
         raise BadSampleError(f"{len(data)} bytes that are no known image format") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadSampleError(f"the image cannot be decoded: {error}") from None
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of very many scans before it is decoded, which takes a time in proportion to scans times pixels."""
+    if data[:3] != _JPEG_START or data.count(_JPEG_SCAN) <= MAX_JPEG_SCANS:
+        return
+    # The two bytes also occur by chance, in thumbnails, and in what phones append. So go from segment to segment.
+    num_scans = 0
+    position = 2
+    while (segment := _JPEG_SEGMENT.search(data, position)) and segment[1] != b"\xd9":
+        num_scans += segment[1] == _JPEG_SCAN[1:]
+        if num_scans > MAX_JPEG_SCANS:
+            raise BadSampleError(f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it anew")
+        position = segment.end() + int.from_bytes(data[segment.end() : segment.end() + 2], "big")
 
 
 def to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -113,17 +113,25 @@ class Inputs:
         """Turn plain text into ids, int32 (length,): no template, only the BOS where the model has one."""
         return encode([Segment(text, False)], tokenizer, self.tokens)[0]
 
-    def pixels(self, images: tuple[bytes, ...], max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    def pixels(
+        self,
+        images: tuple[bytes, ...],
+        max_pixels: int | None = MAX_PIXELS,
+        formats: tuple[str, ...] | None = None,
+    ) -> np.ndarray:
         """Decode and resize pictures to uint8 (num_images, 3, size_px, size_px).
 
         Args:
             images: Encoded.
             max_pixels: None for images whose size was checked where they came in: at ingest, or by the endpoint.
+            formats: Formats that they may have, in Pillow's names; None for all.
         """
-        return _pixels(self._pictures(images, max_pixels), self.image.size_px)
+        return _pixels(self._pictures(images, max_pixels, formats), self.image.size_px)
 
-    def _pictures(self, images: tuple[bytes, ...], max_pixels: int | None) -> tuple[Image.Image, ...]:
-        return tuple(to_square(decode_image(data, max_pixels), self.image) for data in images)
+    def _pictures(
+        self, images: tuple[bytes, ...], max_pixels: int | None, formats: tuple[str, ...] | None = None
+    ) -> tuple[Image.Image, ...]:
+        return tuple(to_square(decode_image(data, max_pixels, formats), self.image) for data in images)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""

@@ -8,9 +8,14 @@ let talk = []; // what the endpoint is sent: turns that were answered, and the o
 
 access.addEventListener("submit", (event) => {
   event.preventDefault();
-  headers = { authorization: `Bearer ${document.getElementById("key").value}` };
+  headers = { authorization: `Bearer ${encoded(document.getElementById("key").value)}` };
   open();
 });
+
+// A header takes bytes only: a key in another script is sent as its UTF-8 bytes, of which the endpoint knows the digest.
+function encoded(key) {
+  return String.fromCharCode(...new TextEncoder().encode(key.trim()));
+}
 
 async function open() {
   const answer = await fetch("v1/models", { headers });
@@ -19,17 +24,32 @@ async function open() {
   document.getElementById("model").textContent = answer.ok ? body.data[0].id : body.error.message;
   if (!answer.ok) return;
   [model] = body.data;
-  describe({ release: `${model.release} ${model.version}`, ...model.lineage, ...model.scores });
+  describe(factsOf(model));
   place.replaceChildren(newChat());
+}
+
+// What a visitor may want to know of a model, in plain words; the whole lineage is at v1/models.
+function factsOf({ release, version, created, lineage, scores }) {
+  const facts = {
+    release: `${release} ${version}`,
+    published: new Date(created * 1000).toLocaleDateString(undefined, { dateStyle: "medium" }),
+    "trained in run": lineage.run,
+    "at step": lineage.step ?? lineage.checkpoint_step,
+    "trained on": Object.keys(lineage.datasets ?? {}).join(", ") || lineage.dataset,
+  };
+  for (const [name, score] of Object.entries(scores)) {
+    if (typeof score !== "number") continue;
+    facts[name.replaceAll("_", " ")] = score >= 0 && score <= 1 ? `${(100 * score).toFixed(1)} %` : String(score);
+  }
+  return facts;
 }
 
 function describe(facts) {
   const rows = Object.entries(facts)
-    .filter(([, value]) => ["string", "number"].includes(typeof value))
+    .filter(([, value]) => value !== undefined)
     .map(([name, value]) => {
       const row = document.createElement("div");
-      const shown = Number.isInteger(value) || typeof value === "string" ? value : value.toFixed(3);
-      row.append(element("dt", name.replaceAll("_", " ")), element("dd", shown));
+      row.append(element("dt", name), element("dd", value));
       return row;
     });
   document.getElementById("lineage").replaceChildren(...rows);
@@ -50,7 +70,8 @@ function newChat() {
   chat.images = { files: { maxNumberOfFiles: 8, acceptedFormats: ".png,.jpg,.jpeg,.webp,.gif,.bmp" } };
   chat.dragAndDrop = true;
   chat.textInput = { placeholder: { text: "Drop a picture and ask about it" } };
-  chat.errorMessages = { displayServiceErrorMessages: true };
+  const failed = { backgroundColor: "#f9dcdc", color: "#8c1010" };
+  chat.messageStyles = { default: { failure: { bubble: failed } } };
   chat.connect = { stream: true, handler: (body, signals) => ask(body, signals) };
   return chat;
 }
@@ -61,6 +82,7 @@ async function ask(body, signals) {
   const turn = { role: "user", content: await contentOf(body) };
   let told = "";
   let failure = null;
+  signals.onOpen();
   try {
     const answer = await fetch("v1/chat/completions", {
       method: "POST",
@@ -69,7 +91,6 @@ async function ask(body, signals) {
       signal: leaving.signal,
     });
     if (!answer.ok) throw new Error((await answer.json()).error.message);
-    signals.onOpen();
     for await (const chunk of events(answer.body)) {
       if (chunk.error) throw new Error(chunk.error.message);
       const text = chunk.choices[0]?.delta.content ?? "";
@@ -82,8 +103,9 @@ async function ask(body, signals) {
     if (error.name !== "AbortError") failure = error.message;
   }
   if (!told) await signals.onResponse({ text: "(no answer)" }); // the component cannot end a stream without text
-  if (failure) await signals.onResponse({ error: failure });
   signals.onClose();
+  // Not as the component's own kind of error: it would take the images back into the input, over the message.
+  if (failure) place.firstElementChild.addMessage({ role: "failure", text: failure });
 }
 
 // deep-chat gives JSON, or a form where there are files.

@@ -40,6 +40,20 @@ def test_unusable_pictures_are_refused_with_the_reason(data: bytes, reason: str)
         decode_image(data)
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_and_bytes_that_look_like_scans_are_not() -> None:
+    """A scan costs as much time as its picture has pixels, and as few as ten bytes."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (10, 20, 30)).save(buffer, "JPEG", progressive=True)
+    plain = buffer.getvalue()
+    scan = plain[plain.rindex(b"\xff\xda") : -2]
+    assert decode_image(plain[:-2] + scan * 80 + b"\xff\xd9").size == (32, 32)
+    with pytest.raises(BadSampleError, match="more than 100 scans"):
+        decode_image(plain[:-2] + scan * 2_000 + b"\xff\xd9")
+    many = b"\xff\xda\0\4\0\0" * 1_000
+    thumbnail = b"\xff\xe1" + struct.pack(">H", len(many) + 2) + many
+    assert decode_image(plain[:2] + thumbnail + plain[2:] + many).size == (32, 32)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     buffer = io.BytesIO()

@@ -17,11 +17,12 @@ from warren.release import Release
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
 from warren_serve.conversation import PromptBuilder
+from warren_serve.decoding import ImageDecoder
 from warren_serve.service import ChatService, load_backend
 from warren_serve.settings import ServeSettings
 
 RELEASE = Release("tiny", "v7", 1_700_000_000, {"run": "run-1", "checkpoint_step": 9}, {"exact_match": 0.5}, ())
-SMALL = {
+SMALL: dict[str, Any] = {
     "release": "unused",
     "num_slots": 2,
     "max_body_bytes": 600_000,
@@ -93,8 +94,22 @@ def endpoint(fetch: Callable[[str, Path], Release]) -> Iterator[Caller]:
     service.close()
 
 
+class _SharedDecoder(ImageDecoder):
+    """Outlives the backends that use it: starting its processes takes longer than most tests."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[ImageDecoder]:
+    shared = _SharedDecoder(1, SMALL["max_image_pixels"], 5.0)
+    yield shared
+    ImageDecoder.close(shared)
+
+
 @pytest.fixture
-def scripted(tiny_folder: Path) -> Iterator[Callable[..., tuple[Caller, ScriptedEngine]]]:
+def scripted(tiny_folder: Path, decoder: ImageDecoder) -> Iterator[Callable[..., tuple[Caller, ScriptedEngine]]]:
     """Return a function that puts the routes on an engine that answers from a script."""
     services = []
 
@@ -104,7 +119,7 @@ def scripted(tiny_folder: Path) -> Iterator[Callable[..., tuple[Caller, Scripted
         inputs = Inputs.load(tiny_folder)
         tokenizer = tokenizer_from_json((tiny_folder / "tokenizer.json").read_text())
         prompts = PromptBuilder(inputs, tokenizer, engine.max_context_tokens, parsed)
-        backend = LocalBackend(engine, prompts, RELEASE.version, parsed)
+        backend = LocalBackend(engine, prompts, RELEASE.version, parsed, decoder)
         service = ChatService(backend, prompts, RELEASE, parsed)
         services.append(service)
         return Caller(service), engine

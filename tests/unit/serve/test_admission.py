@@ -80,6 +80,54 @@ def test_a_key_has_so_many_places_and_gets_them_back(scripted: Any, two_keys: An
     assert engine.num_running == 0
 
 
+def test_more_requests_than_the_ingress_holds_are_a_typed_429(scripted: Any) -> None:
+    endpoint, _ = scripted(hello, {"ingress_max_ongoing_requests": 2}, delay_s=0.05)
+
+    async def main() -> list[httpx.Response]:
+        async with endpoint.http() as http:
+            answers = await asyncio.gather(*(http.post(PATH, json=ASK) for _ in range(4)), http.get("/readyz"))
+            return [*answers, await http.post(PATH, json=ASK)]
+
+    answers = asyncio.run(main())
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 429, 200, 200]
+    assert answers[2].json()["error"]["code"] == "overloaded"
+    assert answers[2].headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_generated_for_a_client_who_left_is_charged(scripted: Any, stream: bool) -> None:
+    """The request is cancelled as Serve does it; the prompt and the tokens until then are the engine's count."""
+    debits: list[tuple[str, int]] = []
+    deltas = [TokenDelta("x", (1, 2), finish_reason="stop" if number == 99 else None) for number in range(100)]
+    settings = {"tokens_per_minute": 2000, "stream_interval_s": 60.0}
+    endpoint, engine = scripted(lambda _: deltas, settings, delay_s=0.01)
+    endpoint.service.backend._debit = lambda key, num_tokens: debits.append((key, num_tokens))
+
+    async def main() -> None:
+        async with endpoint.http() as http:
+            asked = asyncio.create_task(http.post(PATH, json=ASK | {"max_tokens": 64, "stream": stream}))
+            while not engine.requests:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+    (debit,) = debits
+    prompt = len(engine.requests[0].prompt_ids)
+    told = 0 if not stream else prompt + 2  # the first piece comes at once, the next after a minute
+    assert debit[0] == "anonymous"
+    assert prompt + 2 <= debit[1] + told < prompt + 200
+    assert debit[1] > 2
+    assert ask_fully(endpoint, debits) == 1, "who stays is charged by what he was told"
+
+
+def ask_fully(endpoint: Any, debits: list[Any]) -> int:
+    assert endpoint.chat(max_tokens=64).status_code == 200
+    return len(debits)
+
+
 @pytest.mark.parametrize("body", [{"messages": []}, {"model": "other"}, {"messages": "x"}])
 def test_a_refused_request_frees_its_place(scripted: Any, body: Any) -> None:
     endpoint, _ = scripted(hello, {"max_concurrent_requests": 1})
@@ -96,6 +144,30 @@ def test_a_key_file_written_wrongly_keeps_the_keys_that_were_valid(
     assert [ask(endpoint, key).status_code for key in ("alice", "carol-in-clear")] == [200, 401]
     assert "carol" not in caplog.text
     assert "SHA-256" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", "a" * 64, b"\xff\xfe\x00"], ids=["empty", "blank", "utf-16", "binary"]
+)
+def test_a_key_file_that_is_emptied_or_in_another_encoding_locks_nobody_out(
+    scripted: Any, two_keys: Any, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, _ = scripted(hello, two_keys)
+    file = Path(two_keys["api_keys_file"])
+    digests = file.read_text()
+    file.write_bytes(content if isinstance(content, bytes) else digests.encode("utf-16"))
+    assert [ask(endpoint, key).status_code for key in ("alice", "nobody", "alice")] == [200, 401, 200]
+    assert sum("stay valid" in line for line in caplog.messages) == 1, "once, not at each request"
+    file.write_bytes(b"\xef\xbb\xbf" + digests.encode())  # a byte order mark, as Windows editors write it
+    assert ask(endpoint, "alice").status_code == 200
+
+
+def test_a_key_in_another_script_is_known_by_the_digest_of_its_bytes(scripted: Any, tmp_path: Path) -> None:
+    key = "clé-ключ-鍵"
+    (tmp_path / "keys").write_text(hashlib.sha256(key.encode()).hexdigest())
+    endpoint, _ = scripted(hello, {"api_keys_file": str(tmp_path / "keys")})
+    headers = [(b"authorization", b"Bearer " + key.encode())]
+    assert endpoint.request("POST", PATH, json=ASK, headers=headers).status_code == 200
 
 
 def test_pages_of_other_sites_are_let_in_only_where_asked(scripted: Any) -> None:

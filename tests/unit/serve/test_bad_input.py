@@ -113,8 +113,8 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("animated gif", {"messages": [user(picture(_animated_gif()))]}, URL, "animated_image"),
     ("100 megapixels", {"messages": [user(picture(_huge_png()))]}, URL, "image_too_large"),
     ("pixels", {"messages": [user(picture(png_bytes(size=(101, 100))))]}, URL, "image_too_large"),
-    ("cut jpeg", {"messages": [user(picture(_jpeg()[:400]))]}, "messages", "invalid_image"),
-    ("cut png", {"messages": [user(picture(png_bytes()[:60]))]}, "messages", "invalid_image"),
+    ("cut jpeg", {"messages": [user(picture(_jpeg()[:400]))]}, URL, "invalid_image"),
+    ("cut png", {"messages": [user(picture(png_bytes()[:60]))]}, URL, "invalid_image"),
 ]  # fmt: skip
 
 

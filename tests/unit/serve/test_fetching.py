@@ -13,7 +13,8 @@ from chat_parts import image_url, picture, text, user
 from warren.errors import ConfigError
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
-from warren_serve.fetching import is_public
+from warren_serve.errors import ApiError
+from warren_serve.fetching import ImageFetcher, is_public
 from warren_serve.settings import ServeSettings
 
 RED = png_bytes((250, 1, 2))
@@ -149,6 +150,15 @@ def test_addresses_that_are_not_public_are_never_connected_to(ask: Any, store: A
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] in ("image_url_unreachable", "image_url_not_allowed", "invalid_image_url")
     assert store.seen == []
+
+
+@pytest.mark.parametrize("entry", ["bücher.invalid", "xn--bcher-kva.invalid", "BÜCHER.invalid", "*.invalid"])
+@pytest.mark.parametrize("host", ["bücher.invalid", "xn--bcher-kva.invalid", "BÜCHER.invalid"])
+def test_a_name_with_other_letters_is_allowed_however_it_is_written(entry: str, host: str) -> None:
+    fetcher = ImageFetcher(ServeSettings.parse({"release": "r", "image_hosts": [entry]}))
+    assert fetcher._checked(f"http://{host}/a.png", URL).raw_host == "xn--bcher-kva.invalid"
+    with pytest.raises(ApiError, match="does not fetch from that host"):
+        fetcher._checked("http://bucher.example/a.png", URL)
 
 
 def test_a_redirect_to_an_allowed_name_with_a_private_address_is_refused(ask: Any, store: Any) -> None:

@@ -1,5 +1,6 @@
 """What `/metrics` tells, in one process and gathered from a cluster's agents."""
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from warren.inference import GenerationRequest, TokenDelta
-from warren_serve.cluster_metrics import merged
+from warren_serve.cluster_metrics import ClusterFigures, merged
 
 PATH = "/v1/chat/completions"
 
@@ -53,21 +54,62 @@ def test_figures_need_a_key_where_the_models_do(scripted: Any, monkeypatch: pyte
     assert endpoint.request("GET", "/metrics", headers=headers).status_code == 200
 
 
+def test_requests_refused_before_they_are_routed_count_under_their_route(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYS", hashlib.sha256(b"sesame").hexdigest())
+    endpoint, _ = scripted(hello, {"api_keys_env": "KEYS", "requests_per_minute": 1})
+    headers = {"authorization": "Bearer sesame"}
+    endpoint.chat()
+    for _ in range(2):
+        endpoint.request("POST", PATH, json={}, headers=headers)
+    endpoint.request("GET", "/v1/models/made-up")
+    endpoint.request("GET", "/made-up")
+    found = samples(endpoint.request("GET", "/metrics", headers=headers).text)
+    assert found["warren_requests_total", PATH, "401"] == 1
+    assert found["warren_requests_total", PATH, "429"] == 1
+    assert found["warren_requests_total", "/v1/models/{model:path}", "401"] == 1
+    assert found["warren_requests_total", "none", "401"] == 1
+
+
+def test_readers_at_the_same_time_share_one_round_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+
+    async def ask(_: ClusterFigures) -> bytes:
+        nonlocal rounds
+        rounds += 1
+        await asyncio.sleep(0.01)
+        return b"%d" % rounds
+
+    async def read() -> list[bytes]:
+        figures = ClusterFigures("chat")
+        leaving = asyncio.create_task(figures.read())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        return [*await asyncio.gather(*(figures.read() for _ in range(6))), await figures.read()]
+
+    monkeypatch.setattr(ClusterFigures, "_ask_agents", ask)
+    assert asyncio.run(read()) == [b"1"] * 7
+
+
 def test_a_clusters_figures_keep_their_names_and_types() -> None:
     agent = """# TYPE ray_warren_requests_total gauge
-ray_warren_requests_total{Component="core_worker",WorkerId="7a",replica="%s",route="/v1/x",status="200"} 3.0
+ray_warren_requests_total{Component="core_worker",application="chat",replica="%s",route="/v1/x",status="200"} 3.0
 # TYPE ray_warren_request_seconds_bucket gauge
-ray_warren_request_seconds_bucket{le="+Inf",replica="%s",route="/v1/x"} 3.0
+ray_warren_request_seconds_bucket{application="chat",le="+Inf",replica="%s",route="/v1/x"} 3.0
 # TYPE ray_warren_engine_slots gauge
-ray_warren_engine_slots{replica="%s"} 8.0
+ray_warren_engine_slots{application="chat",replica="%s"} 8.0
+ray_warren_engine_slots{application="closed",replica="c"} 8.0
 # TYPE ray_other gauge
 ray_other 1.0
 """
-    text = merged([agent % (("a",) * 3), "", agent % (("b",) * 3)]).decode()
+    text = merged([agent % (("a",) * 3), "", agent % (("b",) * 3)], "chat").decode()
     assert "# TYPE warren_requests_total counter" in text
     assert "# TYPE warren_request_seconds histogram" in text
     assert "# TYPE warren_engine_slots gauge" in text
     for replica in "ab":
-        assert f'warren_requests_total{{replica="{replica}",route="/v1/x",status="200"}} 3.0' in text
+        labels = f'application="chat",replica="{replica}",route="/v1/x",status="200"'
+        assert f"warren_requests_total{{{labels}}} 3.0" in text
+    assert "closed" not in text, "another application's figures may need another key"
     assert "other" not in text
     assert "core_worker" not in text

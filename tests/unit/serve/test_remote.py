@@ -7,6 +7,7 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from warren_serve.backend import Piece, Question
@@ -19,9 +20,10 @@ _PIECE = Piece((), 1, "v1")
 
 
 class _Answer:
-    """One call's pieces: those given, then an error."""
+    """One call's pieces: those given, then an error. As Serve's, it raises an early error again when cancelled."""
 
-    def __init__(self, pieces: list[Piece], error: Exception | None) -> None:
+    def __init__(self, pieces: list[Piece], error: BaseException | None) -> None:
+        self._begun = bool(pieces)
         self._pieces = pieces
         self._error = error
         self.cancelled = False
@@ -36,6 +38,8 @@ class _Answer:
 
     def cancel(self) -> None:
         self.cancelled = True
+        if self._error and not self._begun:
+            raise self._error
 
 
 class _Engines:
@@ -43,20 +47,32 @@ class _Engines:
 
     def __init__(self, *answers: _Answer) -> None:
         self.answers = answers
-        self.num_calls = 0
+        self.ways: list[str] = []
         self.answer = self
 
-    def options(self, **_: Any) -> "_Engines":
-        return self
+    @property
+    def num_calls(self) -> int:
+        return len(self.ways)
+
+    def options(self, _by_reference: bool, **_: Any) -> "_Way":
+        return _Way(self, "object" if _by_reference else "grpc")
+
+
+class _Way:
+    """The same handle with options."""
+
+    def __init__(self, engines: _Engines, way: str) -> None:
+        self._engines, self._way = engines, way
+        self.answer = self
 
     def remote(self, _: Question) -> _Answer:
-        self.num_calls += 1
-        return self.answers[self.num_calls - 1]
+        self._engines.ways.append(self._way)
+        return self._engines.answers[self._engines.num_calls - 1]
 
 
-def _ask(engines: _Engines) -> list[Piece]:
+def _ask(engines: _Engines, question: Question = _QUESTION) -> list[Piece]:
     async def ask() -> list[Piece]:
-        return [piece async for piece in RemoteBackend(cast(DeploymentHandle, engines)).ask(_QUESTION)]
+        return [piece async for piece in RemoteBackend(cast(DeploymentHandle, engines)).ask(question)]
 
     return asyncio.run(ask())
 
@@ -76,8 +92,9 @@ def test_an_engine_that_is_gone_before_it_said_anything_is_asked_for_once_more()
 
 
 @pytest.mark.parametrize("pieces", [[], [_PIECE]])
-def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(pieces: list[Piece]) -> None:
-    engines = _Engines(_Answer(list(pieces), _broken()))
+@pytest.mark.parametrize("error", [_broken(), RuntimeError("Unexpected error (RESOURCE_EXHAUSTED)"), ValueError("x")])
+def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(pieces: list[Piece], error: Exception) -> None:
+    engines = _Engines(_Answer(list(pieces), error))
     with pytest.raises(ApiError) as raised:
         _ask(engines)
     assert (raised.value.status, engines.num_calls) == (503, 1)
@@ -89,3 +106,24 @@ def test_an_answer_that_began_is_not_begun_again() -> None:
     with pytest.raises(ApiError):
         _ask(engines)
     assert engines.num_calls == 1
+
+
+def test_a_full_queue_is_429_with_retry_after() -> None:
+    full = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    with pytest.raises(ApiError) as raised:
+        _ask(_Engines(_Answer([], full)))
+    assert (raised.value.status, raised.value.code, raised.value.headers) == (429, "overloaded", {"retry-after": "1"})
+
+
+def test_a_replica_that_cancels_its_calls_is_gone_and_the_request_is_not_cancelled() -> None:
+    engines = _Engines(_Answer([], asyncio.CancelledError()), _Answer([_PIECE], None))
+    assert _ask(engines) == [_PIECE]
+
+
+def test_a_question_that_grpc_would_refuse_travels_as_an_object() -> None:
+    small, large = (Question(_QUESTION.request, (bytes(size),) * 4) for size in (100_000, 1_000_000))
+    long = _QUESTION.request.model_copy(update={"model": "m" * 5_000_000})
+    for question, way in ((small, "grpc"), (large, "object"), (Question(long), "object")):
+        engines = _Engines(_Answer([_PIECE], None))
+        _ask(engines, question)
+        assert engines.ways == [way]

@@ -18,6 +18,8 @@ from warren_serve.settings import ServeSettings
         ({"release": "r", "num_slots": "3"}, "num_slots"),
         ({"release": "r", "num_slots": 0}, "num_slots"),
         ({"release": "r", "min_replicas": 3, "max_replicas": 2}, "min_replicas"),
+        ({"release": "r", "max_queued_requests": 0}, "max_queued_requests"),  # Serve would refuse every request
+        ({"release": "r", "max_image_pixels": 64_000_001}, "max_image_pixels"),  # more are never decoded
         ({"release": "r", "num_cpus": object()}, "JSON"),
     ],
 )
