@@ -148,7 +148,7 @@ def test_damaged_storage_ends_an_evaluation_with_one_line(storage_root: Location
     data = bytearray(shard.read_bytes())
     data[len(data) // 3] ^= 0xFF
     shard.put_bytes(bytes(data))
-    with pytest.raises(Exception) as damaged:
+    with pytest.raises(Exception, match="is damaged") as damaged:
         evaluate(CONFIG, SMALL, root, run)
     known = root_cause(damaged.value)
     assert type(known) is CorruptDataError

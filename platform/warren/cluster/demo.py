@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from warren.cluster.laptop import RayHead, S3Server, free_port
@@ -27,6 +26,7 @@ from warren.data.stream import iter_samples
 from warren.errors import ServiceError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
+from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import METRICS_FILE
 from warren.train.record import Run, git_revision
 
@@ -64,7 +64,8 @@ class Demo:
     Attributes:
         recipe: What to run.
         options: `--set` overrides, passed on to every job.
-        output: Folder of the picture and the summary.
+        output: Folder of the picture, the summary and the S3 server's data (`store`). What an earlier demo stored there
+            is not made again.
         keep: Leave the endpoint up until Ctrl-C.
         num_questions: Held-out questions asked through the endpoint.
     """
@@ -82,11 +83,14 @@ class Demo:
         Raises:
             ServiceError: A job failed; its own error is printed above.
         """
-        scratch = Path(mkdtemp(prefix="warren-"))
         began = time.monotonic()
+        store = (self.output / "store").resolve()
+        if store.is_dir():
+            print(f"going on with what is in {store}; delete that folder to begin anew", flush=True)
         with ExitStack() as services:
+            scratch = services.enter_context(scratch_folder("demo"))
             with self._timed("start S3 and Ray"):
-                server = services.enter_context(S3Server(scratch / "s3"))
+                server = services.enter_context(S3Server(store))
                 os.environ.update(server.environment)
                 ensure_bucket(_BUCKET)
                 root = Location.parse(f"s3://{_BUCKET}/warren")
@@ -97,6 +101,7 @@ class Demo:
             figures = self.walk(root, head.environment, port, began)
             if self.keep:
                 self._wait(root, head, port)
+        print(f"\nEverything made is in {store}. To use it, start the services again: make demo KEEP=1")
         return figures
 
     def walk(
@@ -213,6 +218,15 @@ class Demo:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         print(f"\nThe endpoint is up:\n  curl {url} -H 'Content-Type: application/json' -d @{request}")
         print(f"dashboard: {head.dashboard_url} (token: {head.environment['RAY_AUTH_TOKEN']})")
+        variables = self.output / "env.sh"
+        exported = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(head.environment.items())]
+        variables.write_text("".join(exported))
+        variables.chmod(0o600)  # it holds the cluster's token
+        print(
+            f"To go on with it, in another shell:\n  . {variables}\n"
+            "  ray job submit --working-dir . -- python jobs/finetune.py --recipe demo --run mine "
+            "--from-run demo-finetune --set finetune.duration.steps=200"
+        )
         print("Ctrl-C ends it.", flush=True)
         try:
             while True:
