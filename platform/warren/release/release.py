@@ -7,11 +7,11 @@ releases/NAME/VERSION/release.json           last
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from warren.errors import ConflictError, NotFoundError, ReleaseError
 from warren.storage import FileEntry, Location, download_tree, upload_verified
+from warren.storage.scratch import scratch_folder
 
 MANIFEST = "release.json"
 _WEIGHTS = ".safetensors"
@@ -104,10 +104,10 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
-        with TemporaryDirectory(prefix="warren-release-") as local:
-            download_tree(source, files, Path(local))
+        with scratch_folder("release") as local:
+            download_tree(source, files, local)
             copied = tuple(
-                upload_verified(Path(local) / entry.path, folder, PurePosixPath(entry.path).name) for entry in files
+                upload_verified(local / entry.path, folder, PurePosixPath(entry.path).name) for entry in files
             )
         present = Release(name, version, int(time.time()), lineage, scores, copied)
         try:
