@@ -24,10 +24,13 @@ from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
 from warren.errors import ServiceError
+from warren.evaluate.identity import Identity
+from warren.evaluate.report import Evaluation
+from warren.evaluate.stored import Evaluations
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
-from warren.train.checkpoint import METRICS_FILE
+from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
 from warren.train.record import Run, git_revision
 
 _BUCKET = "warren-demo"
@@ -198,9 +201,10 @@ class Demo:
         return [json.loads(line)["loss"] for line in lines]
 
     def _summary(self, root: Location, total_s: float, answers: list[Answer]) -> dict[str, Any]:
-        reports = [f for f in (root / "runs" / f"{self.recipe.name}-finetune").list() if f.name == "report.json"]
+        measured = self._measured(root)
         figures = {
-            "accuracy": reports[-1].read_json()["score"]["value"],
+            "accuracy": measured.value,
+            "num_questions": measured.score["num_samples"],
             "asked": len(answers),
             "right": sum(a.answer == a.truth for a in answers),
             "total_s": round(total_s, 1),
@@ -208,6 +212,20 @@ class Demo:
         }
         (self.output / f"{self.recipe.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
         return figures
+
+    def _measured(self, root: Location) -> Evaluation:
+        """Return the evaluation that the recipe describes, of the checkpoint that was released."""
+        config = self.recipe.require("evaluate")
+        run = Run(root / "runs" / f"{self.recipe.name}-finetune")
+        checkpoint = run.checkpoints.latest()
+        if checkpoint is None:
+            raise ServiceError(f"run {run.name!r} has no checkpoint any more")
+        manifest = read_manifest(root, config.dataset)
+        identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+        found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
+        if found is None:
+            raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")
+        return found
 
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]
@@ -224,8 +242,8 @@ class Demo:
         variables.chmod(0o600)  # it holds the cluster's token
         print(
             f"To go on with it, in another shell:\n  . {variables}\n"
-            "  ray job submit --working-dir . -- python jobs/finetune.py --recipe demo --run mine "
-            "--from-run demo-finetune --set finetune.duration.steps=200"
+            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {self.recipe.name} --run mine "
+            f"--from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
         )
         print("Ctrl-C ends it.", flush=True)
         try:
