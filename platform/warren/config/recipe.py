@@ -135,6 +135,9 @@ class EvaluateConfig(Config):
             answers the picture makes likelier than a blank one, most of all: the true one and those of the samples that
             follow it in the dataset.
         shuffled_images: The control: every question is asked about another sample's picture.
+        limit_samples: Ask no more than so many: the first ones, or those that `sample_seed` draws.
+        sample_seed: Draws `limit_samples` samples from the whole dataset; the same seed draws the same.
+        max_quarantined_fraction: Share of the samples that may be left out because they cannot be asked.
     """
 
     dataset: DatasetReference
@@ -144,6 +147,8 @@ class EvaluateConfig(Config):
     batch_size: int = Field(default=64, gt=0)
     max_new_tokens: int = Field(default=16, gt=0)
     limit_samples: int | None = Field(default=None, gt=0)
+    sample_seed: int | None = Field(default=None, ge=0)
+    max_quarantined_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
 
 
 class GateConfig(Config):

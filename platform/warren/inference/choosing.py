@@ -1,6 +1,7 @@
 """Choosing between given answers: for which of them a picture speaks most, by a model's likelihoods."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from warren.data.sample import Turn
+from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, encode
+from warren.errors import BadSampleError
+from warren.inference.limits import context_limit
 from warren.inference.offline import load_alone
 from warren.inference.prompts import Prompt
 from warren.models.head import excluded
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question with its decoded pictures.
+
+    Attributes:
+        turns: What is asked; one turn of the user.
+        pixels: uint8 (images, 3, height, width).
+        system: Replaces the template's system text; None keeps it.
+    """
+
+    turns: tuple[Turn, ...]
+    pixels: np.ndarray
+    system: str | None = None
 
 
 class Chooser:
@@ -32,29 +50,40 @@ class Chooser:
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
         self._excluded = excluded(self._model)
+        self._limit = context_limit(self._model.config, None)
         self._blank: dict[tuple[tuple[Turn, ...], str | None, int, str], float] = {}
 
-    def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
-        """Return the position of the choice that the pictures speak for most, the first of equals.
+    def prepare(self, prompt: Prompt, answer: str) -> Shown:
+        """Decode a prompt's pictures, and check that it and its own answer can be asked.
 
         Raises:
-            BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
+            BadSampleError: Marks and images differ in number, a picture cannot be decoded, or it is too long.
         """
-        pixels = self.inputs.pixels(prompt.images, max_pixels=None)
-        found = self.log_likelihoods(prompt.turns, pixels, choices, prompt.system)
-        if len(pixels):
-            found = found - self._with_blank_pictures(prompt, len(pixels), choices)
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in prompt.turns)
+        if marks != len(prompt.images):
+            raise BadSampleError(f"{marks} image marks in the text, but {len(prompt.images)} images")
+        length, limit = len(self._encode((*prompt.turns, Turn("assistant", answer)), prompt.system)[0]), self._limit
+        if length > limit:
+            raise BadSampleError(f"question and answer have {length} tokens; the model takes {limit}")
+        return Shown(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None), prompt.system)
+
+    def choose(self, shown: Shown, choices: Sequence[str]) -> int:
+        """Return the position of the choice that the pictures speak for most, the first of equals."""
+        found = self.log_likelihoods(shown.turns, shown.pixels, choices, shown.system)
+        if len(shown.pixels):
+            found = found - self._with_blank_pictures(shown, choices)
         return int(found.argmax())
 
-    def _with_blank_pictures(self, prompt: Prompt, num_images: int, choices: Sequence[str]) -> Tensor:
+    def _with_blank_pictures(self, shown: Shown, choices: Sequence[str]) -> Tensor:
         """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
-        keys = [(prompt.turns, prompt.system, num_images, choice) for choice in choices]
+        num_images = len(shown.pixels)
+        keys = [(shown.turns, shown.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
-            found = self.log_likelihoods(prompt.turns, blank, new, prompt.system)
+            found = self.log_likelihoods(shown.turns, blank, new, shown.system)
             self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, found, strict=True)}
         return torch.tensor([self._blank[key] for key in keys])
 

@@ -2,12 +2,12 @@
 
 import uuid
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from warren.config import AverageConfig, Recipe, fingerprint
 from warren.errors import CheckpointError, ConfigError
 from warren.storage import Location, download_tree
+from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run, git_revision
 
@@ -36,8 +36,7 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     if made.checkpoints.steps():
         raise CheckpointError(f"run {target!r} exists at {made.folder}: give the average another name with --run")
     record = _record(recipe, config, runs, checkpoints)
-    with TemporaryDirectory(prefix="warren-average-") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder("average") as scratch:
         models = [
             _fetch(run, found, scratch / str(n)) for n, (run, found) in enumerate(zip(runs, checkpoints, strict=True))
         ]

@@ -1,6 +1,5 @@
 """A look at raw pairs before they are ingested: the first samples, as a stage would train on them."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from warren.data.stream import Encoding, iter_samples
 from warren.data.template import get_template
 from warren.errors import BadSampleError, ConfigError, CorruptDataError, WarrenError
 from warren.storage import Location
+from warren.storage.scratch import scratch_folder
 from warren.train.sample_page import Shown, shown_sample, write_page
 
 _SHOWN = 10
@@ -83,8 +83,8 @@ def preview_samples(recipe: Recipe, limit: int, report: Location) -> str:
     config = recipe.require("ingest")
     looks = []
     for importer in importers(config):
-        with tempfile.TemporaryDirectory(prefix="warren-preview-") as scratch:
-            looks.append(_look(recipe, config, importer, limit, Location(scratch)))
+        with scratch_folder("preview") as scratch:
+            looks.append(_look(recipe, config, importer, limit, Location(str(scratch))))
     write_page(report / "index.html", [(look.lines(), look.shown, look.bad) for look in looks])
     return "\n".join([line for look in looks for line in look.lines()] + [f"samples are shown in {report}/index.html"])
 
