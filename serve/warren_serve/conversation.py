@@ -15,10 +15,11 @@ from warren.data.inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import GenerationRequest, SamplingParams
 from warren.inference.detokenize import TokenBytes
+from warren_serve.data_uri import decode_data_uri
 from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import bad_request
 from warren_serve.fetching import ImageSource
-from warren_serve.images import check_format, decode_data_uri
+from warren_serve.images import check_format
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import (
     AssistantMessage,
@@ -157,7 +158,7 @@ class PromptBuilder:
                 if not own and not text.strip():
                     raise bad_request("The message is empty.", "invalid_value", param)
                 images += own
-                turns.append(Turn("user", f"{IMAGE_MARK}\n" * len(own) + text))
+                turns.append(Turn("user", _with_marks(message, text) if own else text))
         return tuple(turns), system, tuple(images)
 
     def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
@@ -204,6 +205,20 @@ def _images(message: UserMessage, param: str) -> list[ImageSource]:
         for index, part in enumerate(parts)
         if isinstance(part, ImagePart)
     ]
+
+
+def _with_marks(message: UserMessage, text: str) -> str:
+    """Return a message's text with a mark for each image.
+
+    Images that stand together come first, wherever they stood: that is how Bunny's training writes a message with an
+    image. Where text stands between images, its place says which is meant, so every mark stays where its part stood.
+    """
+    parts = () if isinstance(message.content, str) else message.content
+    is_image = [isinstance(part, ImagePart) for part in parts]
+    first, last = is_image.index(True), len(parts) - is_image[::-1].index(True)
+    if all(is_image[first:last]):
+        return f"{IMAGE_MARK}\n" * (last - first) + text
+    return "\n".join(part.text if isinstance(part, TextPart) else IMAGE_MARK for part in parts)
 
 
 def _check_roles(request: ChatRequest) -> None:

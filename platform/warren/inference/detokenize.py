@@ -155,7 +155,8 @@ def _space_mark(decoder: dict[str, Any]) -> str | None:
     if decoder["type"] == "Metaspace":
         return str(decoder["replacement"])
     if decoder["type"] == "Replace" and decoder["content"] == " ":
-        return decoder["pattern"].get("String")
+        mark = decoder["pattern"].get("String")
+        return None if mark is None else str(mark)
     return None
 
 
