@@ -173,7 +173,7 @@ def test_a_bucket_of_any_name_and_a_source_that_changes(ray_cluster: Cluster) ->
 
 def test_a_damaged_tar_is_named_in_one_sentence_and_can_be_removed(ray_cluster: Cluster, tmp_path: Path) -> None:
     config = raw_pairs.write_webdataset(tmp_path / "raw", 8)
-    (tmp_path / "raw/00001.tar").write_bytes(b"")
+    (tmp_path / "raw/00001.tar").write_bytes(b"junk" * 1000)
     with pytest.raises(Exception, match="damaged") as caught:
         ingest(config, Location(str(tmp_path)))
     assert str(root_cause(caught.value)).startswith(f"{tmp_path}/raw/00001.tar is damaged or ends early")
