@@ -4,6 +4,7 @@ ray job submit --working-dir . -- python jobs/release.py --recipe demo
 """
 
 import argparse
+import shlex
 import sys
 
 import _source  # noqa: F401
@@ -15,18 +16,27 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
 
 
+def measuring(given: argparse.Namespace) -> str:
+    """Return the command that measures what the gate asks for."""
+    words = ["python", "jobs/evaluate.py", "--recipe", given.recipe, "--resources", given.resources]
+    words += ["--run", given.run] if given.run else []
+    words += [word for override in given.set for word in ("--set", override)]
+    return shlex.join(words)
+
+
 def main(job: Job) -> None:
     from warren.cluster.releasing import make_release, roll_out
     from warren.cluster.training import run_name
     from warren.train.record import Run
 
-    run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
-    released = make_release(job.recipe, job.root, run)
+    run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
+    released = make_release(job.recipe, job.root, run, measuring(job.options))
+    print(f"gate: {released.evaluation.summary()}")
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
-        roll_out(job.recipe, job.resources, job.root, released)
-        print(f"serving: {job.recipe.require('release').name} {released.version}")
+        roll_out(job.resources, job.root, released)
+        print(f"serving: {released.name} {released.version}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"]))

@@ -1,6 +1,8 @@
 """What every test shares: a private home, quiet libraries, and pictures to work with."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 # Before Ray is imported: a local `ray.init()` writes a token into the home folder and changes later clusters' mode.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="warren-home-")
+atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from warren.inference import (
     context_limit,
 )
 from warren.release import Release, fetch_release
+from warren.storage.scratch import scratch_folder
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
 from warren_serve.backend import Backend, Debit, LocalBackend, Question
@@ -117,8 +117,8 @@ def load_backend(
         ReleaseError: It does not exist, does not load, or does not generate.
         ConfigError: Settings and model do not fit.
     """
-    with TemporaryDirectory(prefix="warren-serve-") as name, ExitStack() as on_failure:
-        folder, process = Path(name), None
+    with scratch_folder("serve") as folder, ExitStack() as on_failure:
+        process = None
         if settings.engine == "transformers":
             process = WorkerProcess()  # it imports torch while the release is fetched
             on_failure.callback(process.end)
@@ -141,8 +141,7 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     """
     from warren.models import read_model_config  # late: a replica of the engine asks its process instead
 
-    with TemporaryDirectory(prefix="warren-ingress-") as name:
-        folder = Path(name)
+    with scratch_folder("ingress") as folder:
         release = fetch_release(settings.release, folder, weights=False)
         context = context_limit(read_model_config(folder), settings.max_context_tokens)
         inputs = Inputs.load(folder)

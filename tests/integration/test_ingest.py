@@ -32,7 +32,9 @@ def source(s3_server: Any, storage_root: Location, tmp_path_factory: pytest.Temp
     config = raw_pairs.write_bunny_json(local, 8)
     for path in (local / "images").iterdir():
         (storage_root / "raw" / path.name).create_bytes(path.read_bytes())
-    records = [{**r, "image": f"{n % 7}.jpg"} for n, r in enumerate(raw_pairs.bunny_records(GOOD)[: GOOD - 1])]
+    records = [
+        {**r, "image": f"{'./' * (n == 3)}{n % 7}.jpg"} for n, r in enumerate(raw_pairs.bunny_records(GOOD)[: GOOD - 1])
+    ]
     records += raw_pairs.bunny_records(8)[7:]
     (storage_root / "raw.json").create_bytes(json.dumps(records).encode())
     changes = {"path": f"{storage_root}/raw.json", "images": f"{storage_root}/raw"}
@@ -171,7 +173,7 @@ def test_a_bucket_of_any_name_and_a_source_that_changes(ray_cluster: Cluster) ->
 
 def test_a_damaged_tar_is_named_in_one_sentence_and_can_be_removed(ray_cluster: Cluster, tmp_path: Path) -> None:
     config = raw_pairs.write_webdataset(tmp_path / "raw", 8)
-    (tmp_path / "raw/00001.tar").write_bytes(b"")
+    (tmp_path / "raw/00001.tar").write_bytes(b"junk" * 1000)
     with pytest.raises(Exception, match="damaged") as caught:
         ingest(config, Location(str(tmp_path)))
     assert str(root_cause(caught.value)).startswith(f"{tmp_path}/raw/00001.tar is damaged or ends early")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from warren.cluster.laptop import RayHead, S3Server, free_port
@@ -25,9 +24,13 @@ from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
 from warren.errors import ServiceError
+from warren.evaluate.identity import Identity
+from warren.evaluate.report import Evaluation
+from warren.evaluate.stored import Evaluations
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
-from warren.train.checkpoint import METRICS_FILE
+from warren.storage.scratch import scratch_folder
+from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
 from warren.train.record import Run, git_revision
 
 _BUCKET = "warren-demo"
@@ -64,7 +67,8 @@ class Demo:
     Attributes:
         recipe: What to run.
         options: `--set` overrides, passed on to every job.
-        output: Folder of the picture and the summary.
+        output: Folder of the picture, the summary and the S3 server's data (`store`). What an earlier demo stored there
+            is not made again.
         keep: Leave the endpoint up until Ctrl-C.
         num_questions: Held-out questions asked through the endpoint.
     """
@@ -82,11 +86,14 @@ class Demo:
         Raises:
             ServiceError: A job failed; its own error is printed above.
         """
-        scratch = Path(mkdtemp(prefix="warren-"))
         began = time.monotonic()
+        store = (self.output / "store").resolve()
+        if store.is_dir():
+            print(f"going on with what is in {store}; delete that folder to begin anew", flush=True)
         with ExitStack() as services:
+            scratch = services.enter_context(scratch_folder("demo"))
             with self._timed("start S3 and Ray"):
-                server = services.enter_context(S3Server(scratch / "s3"))
+                server = services.enter_context(S3Server(store))
                 os.environ.update(server.environment)
                 ensure_bucket(_BUCKET)
                 root = Location.parse(f"s3://{_BUCKET}/warren")
@@ -97,6 +104,7 @@ class Demo:
             figures = self.walk(root, head.environment, port, began)
             if self.keep:
                 self._wait(root, head, port)
+        print(f"\nEverything made is in {store}. To use it, start the services again: make demo KEEP=1")
         return figures
 
     def walk(
@@ -193,9 +201,10 @@ class Demo:
         return [json.loads(line)["loss"] for line in lines]
 
     def _summary(self, root: Location, total_s: float, answers: list[Answer]) -> dict[str, Any]:
-        reports = [f for f in (root / "runs" / f"{self.recipe.name}-finetune").list() if f.name == "report.json"]
+        measured = self._measured(root)
         figures = {
-            "accuracy": reports[-1].read_json()["score"]["value"],
+            "accuracy": measured.value,
+            "num_questions": measured.score["num_samples"],
             "asked": len(answers),
             "right": sum(a.answer == a.truth for a in answers),
             "total_s": round(total_s, 1),
@@ -203,6 +212,20 @@ class Demo:
         }
         (self.output / f"{self.recipe.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
         return figures
+
+    def _measured(self, root: Location) -> Evaluation:
+        """Return the evaluation that the recipe describes, of the checkpoint that was released."""
+        config = self.recipe.require("evaluate")
+        run = Run(root / "runs" / f"{self.recipe.name}-finetune")
+        checkpoint = run.checkpoints.latest()
+        if checkpoint is None:
+            raise ServiceError(f"run {run.name!r} has no checkpoint any more")
+        manifest = read_manifest(root, config.dataset)
+        identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+        found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
+        if found is None:
+            raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")
+        return found
 
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]
@@ -213,6 +236,15 @@ class Demo:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         print(f"\nThe endpoint is up:\n  curl {url} -H 'Content-Type: application/json' -d @{request}")
         print(f"dashboard: {head.dashboard_url} (token: {head.environment['RAY_AUTH_TOKEN']})")
+        variables = self.output / "env.sh"
+        exported = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(head.environment.items())]
+        variables.write_text("".join(exported))
+        variables.chmod(0o600)  # it holds the cluster's token
+        print(
+            f"To go on with it, in another shell:\n  . {variables}\n"
+            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {self.recipe.name} --run mine "
+            f"--from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
+        )
         print("Ctrl-C ends it.", flush=True)
         try:
             while True:

@@ -1,12 +1,11 @@
 """Measuring a checkpoint as a Ray Data batch job: dataset → generation actors → predictions and a report."""
 
 import sys
-from contextlib import suppress
+from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
@@ -14,63 +13,94 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
 from warren.cluster.capacity import lacks, waiting, wanted
-from warren.cluster.judging import judge_of
+from warren.cluster.judging import judge_of, to_table
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, dataset_folder, read_manifest
-from warren.data.sample import Sample
-from warren.errors import ConflictError, EmptyDatasetError, TrainingError
-from warren.evaluate.report import Evaluation, render
+from warren.errors import CorruptDataError, EmptyDatasetError, TrainingError
+from warren.evaluate.identity import Identity
+from warren.evaluate.report import Evaluation
 from warren.evaluate.scoring import score
+from warren.evaluate.stored import Evaluations
 from warren.storage import Location, download_tree
+from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.record import Run
 
-REPORT = "report.json"
 _NUM_READERS = 2
+_LISTED_REASONS = 20
+
+Rows = list[dict[str, Any]]
 
 
-def evaluation_folder(run: Run, step: int, config: EvaluateConfig) -> Location:
-    """Return where the evaluation of one checkpoint on one dataset is written; a control has its own."""
-    name = f"{config.dataset}-shuffled-images" if config.shuffled_images else config.dataset
-    return run.folder / "evaluations" / f"{step:08d}" / name
+def evaluations_of(run: Run) -> Evaluations:
+    """Return the evaluations of a run."""
+    return Evaluations(run.folder / "evaluations")
+
+
+def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
+    """Return what an evaluation of a checkpoint on a dataset would be of."""
+    return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
 
 
 def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
-    """Measure the run's newest checkpoint; one that is measured already is only read.
+    """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
 
     Raises:
         TrainingError: The run has no complete checkpoint.
         EmptyDatasetError: There is nothing to measure on.
+        QuarantineError: More samples cannot be asked than the configuration allows.
     """
     checkpoint = run.checkpoints.latest()
     if checkpoint is None:
         raise TrainingError(f"run {run.name!r} at {run.folder} has no complete checkpoint to evaluate")
-    folder = evaluation_folder(run, checkpoint.step, config)
-    name = REPORT if config.limit_samples is None else f"first-{config.limit_samples}-{REPORT}"
-    if any(found.name == name for found in folder.list()):
-        return Evaluation(**(folder / name).read_json())
-    rows = _predict(config, resources, root, run, checkpoint)
-    if not rows:
-        raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample to evaluate on")
-    rows.sort(key=lambda row: row["key"])
-    measured = score([row["correct"] for row in rows], [row["truth"] for row in rows])
-    by_kind = {kind: _share([r for r in rows if r["truth"] == kind]) for kind in sorted({r["truth"] for r in rows})}
-    num_choices = config.num_choices if config.metric == "choice" else None
-    evaluation = Evaluation(
-        run.name, checkpoint.step, folder.name, config.metric, asdict(measured), by_kind, num_choices
+    manifest = read_manifest(root, config.dataset)
+    identity = identify(config, checkpoint, manifest)
+    stored = evaluations_of(run)
+    found = stored.find(checkpoint.step, identity)
+    where = stored.at(checkpoint.step, identity)
+    if found is not None:
+        found.check_quarantined(config.max_quarantined_fraction, where)
+        return found
+    rows = sorted(_predict(config, resources, root, run, checkpoint, manifest), key=lambda row: row["key"])
+    asked = [row for row in rows if row["problem"] is None]
+    unusable = [row for row in rows if row["problem"] is not None]
+    measured = _summarise(run.name, checkpoint.step, identity, asked, unusable)
+    if unusable:
+        stored.write_quarantine(
+            measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
+        )
+    measured.check_quarantined(config.max_quarantined_fraction, where)
+    if not asked:
+        raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample could be asked")
+    return stored.write(measured, [{key: row[key] for key in row if key != "problem"} for row in asked])
+
+
+def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: Rows) -> Evaluation:
+    by_truth: dict[str, list[bool]] = {}
+    for row in asked:
+        by_truth.setdefault(row["truth"], []).append(row["correct"])
+    chances = [1 / row["num_choices"] for row in asked if row["num_choices"]]
+    return Evaluation(
+        run,
+        step,
+        identity,
+        score=asdict(score([row["correct"] for row in asked], [row["truth"] for row in asked])),
+        by_truth={truth: [len(right), sum(right) / len(right)] for truth, right in sorted(by_truth.items())},
+        chance=sum(chances) / len(chances) if chances else None,
+        num_quarantined=len(unusable),
+        reasons=dict(Counter(row["problem"] for row in unusable).most_common(_LISTED_REASONS)),
     )
-    _write(folder, name, rows, evaluation)
-    return evaluation
 
 
 def _predict(
-    config: EvaluateConfig, resources: Resources, root: Location, run: Run, checkpoint: CheckpointManifest
-) -> list[dict[str, Any]]:
-    manifest = read_manifest(root, config.dataset)
-    samples = _stored_samples(dataset_folder(root, config.dataset), manifest)
-    if config.limit_samples is not None:
-        samples = samples.limit(config.limit_samples)
-    predictions = samples.map_batches(
+    config: EvaluateConfig,
+    resources: Resources,
+    root: Location,
+    run: Run,
+    checkpoint: CheckpointManifest,
+    manifest: Manifest,
+) -> Rows:
+    predictions = _stored_samples(dataset_folder(root, config.dataset), _chosen(config, manifest)).map_batches(
         Predictor,
         fn_constructor_args=(config, run.checkpoints.at(checkpoint.step), checkpoint),
         batch_size=config.batch_size,
@@ -83,7 +113,7 @@ def _predict(
     if lacks(number * cpus, number * gpus):
         print(f"evaluate {run.name}: {waiting(wanted(number, 'evaluators', cpus, gpus))}", file=sys.stderr)
     total = min(manifest.rows, config.limit_samples or manifest.rows)
-    rows = []
+    rows: Rows = []
     with tqdm(total=total, desc=f"evaluate {run.name}", unit="sample", mininterval=5) as bar:
         for batch in predictions.iter_batches(batch_size=None, batch_format="pyarrow"):
             rows += batch.to_pylist()
@@ -91,17 +121,46 @@ def _predict(
     return rows
 
 
-def _stored_samples(folder: Location, manifest: Manifest) -> ray.data.Dataset:
+@dataclass(frozen=True)
+class _RowGroup:
+    """One read: which rows of which row group of which shard; `rows` is None for all."""
+
+    path: str
+    row_group: int
+    rows: list[int] | None
+
+
+def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
+    """List what is read, in stored order: everything, or the samples that the limit and the seed choose."""
+    groups = [(shard.file.path, n, size) for shard in manifest.shards for n, size in enumerate(shard.row_groups)]
+    if config.limit_samples is None or config.limit_samples >= manifest.rows:
+        return [_RowGroup(path, n, None) for path, n, _ in groups]
+    places = np.arange(config.limit_samples)
+    if config.sample_seed is not None:
+        drawn = np.random.default_rng(config.sample_seed).permutation(manifest.rows)
+        places = np.sort(drawn[: config.limit_samples])
+    found, start = [], 0
+    for path, n, size in groups:
+        rows = (places[(places >= start) & (places < start + size)] - start).tolist()
+        start += size
+        if rows:
+            found.append(_RowGroup(path, n, rows))
+    return found
+
+
+def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Dataset:
     """Stream a dataset's rows in stored order, a row group a block.
 
     Reading asks for no CPU: evaluators may take every one, and Ray Data's own reader would wait for ever for its own.
     """
-    row_groups = [
-        pa.table({"uri": [(folder / shard.file.path).uri], "row_group": [row_group]})
-        for shard in manifest.shards
-        for row_group in range(len(shard.row_groups))
+    schema = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("rows", pa.list_(pa.int64()))])
+    blocks = [
+        pa.Table.from_pylist(
+            [{"uri": (folder / read.path).uri, "row_group": read.row_group, "rows": read.rows}], schema=schema
+        )
+        for read in reads
     ]
-    samples = ray.data.from_arrow(row_groups).map_batches(
+    samples = ray.data.from_arrow(blocks).map_batches(
         _read_row_group,
         batch_size=None,
         batch_format="pyarrow",
@@ -114,8 +173,13 @@ def _stored_samples(folder: Location, manifest: Manifest) -> ray.data.Dataset:
 
 def _read_row_group(wanted: pa.Table) -> pa.Table:
     (wanted,) = wanted.to_pylist()
-    with Location(wanted["uri"]).open() as file:
-        return pq.ParquetFile(file, page_checksum_verification=True).read_row_group(wanted["row_group"])
+    try:
+        with Location(wanted["uri"]).open() as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(wanted["row_group"])
+    except (pa.ArrowException, OSError) as error:  # storage's own errors are Warren's, and pass
+        where = f"{wanted['uri']}, row group {wanted['row_group']}"
+        raise CorruptDataError(f"{where} is damaged: {error}; restore it or make the dataset anew") from None
+    return table if wanted["rows"] is None else table.take(wanted["rows"])
 
 
 @dataclass
@@ -127,30 +191,11 @@ class Predictor:
     checkpoint: CheckpointManifest
 
     def __post_init__(self) -> None:
-        local = Path(mkdtemp(prefix="warren-evaluate-"))
-        files = self.checkpoint.below(MODEL_FOLDER)
-        download_tree(self.folder, files, local)
-        self._judge = judge_of(self.config, local / files[0].path.split("/")[0] / MODEL_FOLDER)
+        with scratch_folder("evaluate") as local:  # loading reads all of it
+            files = self.checkpoint.below(MODEL_FOLDER)
+            download_tree(self.folder, files, local)
+            self._judge = judge_of(self.config, local / files[0].path.split("/")[0] / MODEL_FOLDER)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of samples."""
-        samples = [Sample.from_row(row) for row in batch.to_pylist()]
-        return pa.Table.from_pylist([asdict(verdict) for verdict in self._judge(samples)])
-
-
-def _share(rows: list[dict[str, Any]]) -> list[float]:
-    return [len(rows), sum(row["correct"] for row in rows) / len(rows)]
-
-
-def _write(folder: Location, name: str, rows: list[dict[str, Any]], evaluation: Evaluation) -> None:
-    """Write predictions and the report; the JSON report last, as it makes the evaluation complete."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    files = {"predictions.parquet": sink.getvalue().to_pybytes(), "report.md": render(evaluation).encode()}
-    prefix = name.removesuffix(REPORT)
-    for file, data in files.items():
-        target = folder / f"{prefix}{file}"
-        target.store.delete(target.key)
-        target.create_bytes(data)
-    with suppress(ConflictError):  # someone else measured the same checkpoint on the same data meanwhile
-        (folder / name).create_json(asdict(evaluation))
+        return to_table(self._judge(batch.to_pylist()))

@@ -1,6 +1,7 @@
 """Choosing between given answers: for which of them a picture speaks most, by a model's likelihoods."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from warren.data.sample import Turn
+from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, encode
+from warren.errors import BadSampleError
+from warren.inference.limits import context_limit
 from warren.inference.offline import load_alone
 from warren.inference.prompts import Prompt
+from warren.models.head import excluded
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A question with its decoded pictures.
+
+    Attributes:
+        turns: What is asked; one turn of the user.
+        pixels: uint8 (images, 3, height, width).
+        system: Replaces the template's system text; None keeps it.
+    """
+
+    turns: tuple[Turn, ...]
+    pixels: np.ndarray
+    system: str | None = None
 
 
 class Chooser:
@@ -30,34 +49,48 @@ class Chooser:
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
-        self._blank: dict[tuple[tuple[Turn, ...], int, str], float] = {}
+        self._excluded = excluded(self._model)
+        self._limit = context_limit(self._model.config, None)
+        self._blank: dict[tuple[tuple[Turn, ...], str | None, int, str], float] = {}
 
-    def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
-        """Return the position of the choice that the pictures speak for most, the first of equals.
+    def prepare(self, prompt: Prompt, answer: str) -> Shown:
+        """Decode a prompt's pictures, and check that it and its own answer can be asked.
 
         Raises:
-            BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
+            BadSampleError: Marks and images differ in number, a picture cannot be decoded, or it is too long.
         """
-        pixels = self.inputs.pixels(prompt.images, max_pixels=None)
-        found = self.log_likelihoods(prompt.turns, pixels, choices)
-        if len(pixels):
-            found = found - self._with_blank_pictures(prompt.turns, len(pixels), choices)
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in prompt.turns)
+        if marks != len(prompt.images):
+            raise BadSampleError(f"{marks} image marks in the text, but {len(prompt.images)} images")
+        length, limit = len(self._encode((*prompt.turns, Turn("assistant", answer)), prompt.system)[0]), self._limit
+        if length > limit:
+            raise BadSampleError(f"question and answer have {length} tokens; the model takes {limit}")
+        return Shown(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None), prompt.system)
+
+    def choose(self, shown: Shown, choices: Sequence[str]) -> int:
+        """Return the position of the choice that the pictures speak for most, the first of equals."""
+        found = self.log_likelihoods(shown.turns, shown.pixels, choices, shown.system)
+        if len(shown.pixels):
+            found = found - self._with_blank_pictures(shown, choices)
         return int(found.argmax())
 
-    def _with_blank_pictures(self, turns: tuple[Turn, ...], num_images: int, choices: Sequence[str]) -> Tensor:
+    def _with_blank_pictures(self, shown: Shown, choices: Sequence[str]) -> Tensor:
         """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
-        keys = [(turns, num_images, choice) for choice in choices]
+        num_images = len(shown.pixels)
+        keys = [(shown.turns, shown.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
-            found = self.log_likelihoods(turns, blank, new)
-            self._blank |= {(turns, num_images, choice): float(v) for choice, v in zip(new, found, strict=True)}
+            found = self.log_likelihoods(shown.turns, blank, new, shown.system)
+            self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, found, strict=True)}
         return torch.tensor([self._blank[key] for key in keys])
 
     @torch.inference_mode()
-    def log_likelihoods(self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str]) -> Tensor:
+    def log_likelihoods(
+        self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str], system: str | None = None
+    ) -> Tensor:
         """Return the log-likelihood of each choice, the end of the answer included, in nats: float32 (choices,).
 
         The pictures and the question are computed once, for all choices.
@@ -65,7 +98,7 @@ class Chooser:
         Args:
             pixels: uint8 (images, 3, height, width).
         """
-        encoded = [self._encode((*turns, Turn("assistant", choice))) for choice in choices]
+        encoded = [self._encode((*turns, Turn("assistant", choice)), system) for choice in choices]
         shared = _shared_length([ids for ids, _ in encoded], min(_first_supervised(labels) for _, labels in encoded))
         device = self._model.device
         before = self._model(
@@ -83,11 +116,13 @@ class Chooser:
         after = self._model(input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
+        if self._excluded is not None:  # the likelihoods are those that were trained
+            logits += self._excluded.to(device)
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return -losses.sum(dim=1).cpu()
 
-    def _encode(self, turns: tuple[Turn, ...]) -> tuple[np.ndarray, np.ndarray]:
-        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token)
+    def _encode(self, turns: tuple[Turn, ...], system: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token, system)
         return encode(segments, self._tokenizer, self.inputs.tokens)
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:

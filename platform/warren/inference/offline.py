@@ -18,7 +18,7 @@ from warren.inference.engine import (
     TokenDelta,
     join_deltas,
 )
-from warren.inference.limits import EngineOptions, context_limit, kv_bytes_per_token
+from warren.inference.limits import EngineOptions, check_request, context_limit, kv_bytes_per_token
 from warren.inference.prompts import Prompt, encode_request
 from warren.models import load_bundle
 
@@ -92,17 +92,39 @@ class OfflineGenerator:
             BadSampleError: A prompt's pictures cannot be used.
             EngineError: A prompt is too long for the model, or the model failed.
         """
+        return self.answer([self.prepare(prompt, max_new_tokens) for prompt in prompts])
+
+    def prepare(self, prompt: Prompt, max_new_tokens: int) -> GenerationRequest:
+        """Tokenise a prompt and decode its pictures: all that can fail because of the prompt.
+
+        Raises:
+            BadSampleError: The prompt's pictures cannot be used.
+            RequestRefusedError: The prompt is too long for the model.
+        """
         sampling = SamplingParams(max_new_tokens=max_new_tokens)
-        requests = [encode_request(p, self.inputs, self._tokenizer, sampling) for p in prompts]
+        request = encode_request(prompt, self.inputs, self._tokenizer, sampling)
+        check_request(request, self.inputs.tokens, self.max_context_tokens)
+        return request
+
+    def answer(self, requests: Sequence[GenerationRequest]) -> list[str]:
+        """Return one answer per prepared prompt, white space around it removed.
+
+        Raises:
+            EngineError: The model failed.
+        """
         if not requests:
             return []
-        longest = max(len(request.prompt_ids) for request in requests) + max_new_tokens
+        longest = max(len(request.prompt_ids) + request.sampling.max_new_tokens for request in requests)
         return [done.text.strip() for done in generate_all(self._batch_for(longest), requests)]
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and answer together."""
+        return context_limit(self._model.config, None)
 
     def _batch_for(self, num_tokens: int) -> Batch:
         if self._batch is None or self._batch.max_context_tokens < num_tokens:
-            limit = context_limit(self._model.config, None)
-            context = min(limit, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
+            context = min(self.max_context_tokens, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
             affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * context)
             options = EngineOptions(
                 num_slots=max(1, min(_MAX_SLOTS, affordable)),

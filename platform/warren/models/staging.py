@@ -1,11 +1,11 @@
 """Model folders on S3 for code that works on local ones: down before, up after."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from warren.errors import ConflictError, NotFoundError
 from warren.storage import Location, path_below, upload_verified
+from warren.storage.scratch import scratch_folder
 
 
 def with_local_folders(work: Callable[..., None], sources: Sequence[str | None], target: str) -> None:
@@ -17,8 +17,7 @@ def with_local_folders(work: Callable[..., None], sources: Sequence[str | None],
         NotFoundError: A source on S3 holds nothing.
         ConflictError: The target on S3 holds something already.
     """
-    with tempfile.TemporaryDirectory(prefix="warren-convert-") as temporary:
-        scratch = Path(temporary)
+    with scratch_folder("convert") as scratch:
         local = [None if uri is None else _down(uri, scratch / str(n)) for n, uri in enumerate(sources)]
         location = Location.parse(target)
         if not location.is_s3:

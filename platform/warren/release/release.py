@@ -7,11 +7,12 @@ releases/NAME/VERSION/release.json           last
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ReleaseError
 from warren.storage import FileEntry, Location, download_tree, upload_verified
+from warren.storage.scratch import scratch_folder
 
 MANIFEST = "release.json"
 _WEIGHTS = ".safetensors"
@@ -45,8 +46,12 @@ class Release:
 
 
 def release_folder(root: Location, name: str, version: str) -> Location:
-    """Return where a release's version lives."""
-    return root / "releases" / name / version
+    """Return where a release's version lives.
+
+    Raises:
+        ConfigError: One of the two is not a name.
+    """
+    return root / "releases" / check_name(name, "release") / check_name(version, "version")
 
 
 def read_release(folder: Location) -> Release:
@@ -104,10 +109,10 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
-        with TemporaryDirectory(prefix="warren-release-") as local:
-            download_tree(source, files, Path(local))
+        with scratch_folder("release") as local:
+            download_tree(source, files, local)
             copied = tuple(
-                upload_verified(Path(local) / entry.path, folder, PurePosixPath(entry.path).name) for entry in files
+                upload_verified(local / entry.path, folder, PurePosixPath(entry.path).name) for entry in files
             )
         present = Release(name, version, int(time.time()), lineage, scores, copied)
         try:
@@ -115,5 +120,8 @@ def publish(
         except ConflictError:
             present = read_release(folder)
     if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in files):
-        raise ReleaseError(f"release {name} {version} exists at {folder} with other files; releases never change")
+        raise ReleaseError(
+            f"release {name} {version} exists at {folder} with other files; releases never change: "
+            "train under another --run, or give another release.name"
+        )
     return folder

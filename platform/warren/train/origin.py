@@ -2,8 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from warren.data.inputs import INPUTS_FILE, TOKENIZER_FILE, Inputs
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, ModelError, NotFoundError
 from warren.storage import FileEntry, Location, download_tree
+from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER
 from warren.train.record import Run
 
@@ -94,13 +93,16 @@ class Origin:
         Raises:
             WarrenError: A file is missing or damaged, or the parts contradict each other.
         """
-        from warren.models import folder_of, load_bundle  # here: drivers and Ray Train's controller only name an origin
+        # Here: drivers and Ray Train's controller only name an origin.
+        from warren.models import folder_of, load_bundle
+        from warren.models.minicpm import check_minicpm
 
-        with TemporaryDirectory(prefix="warren-origin-") as scratch:
+        with scratch_folder("origin") as scratch:
             if self.files:
-                download_tree(self.model, self.files, Path(scratch))
-            folder = Path(scratch) if self.files else folder_of(self.model.uri)
+                download_tree(self.model, self.files, scratch)
+            folder = scratch if self.files else folder_of(self.model.uri)
             model = load_bundle(folder)[0].float()
+        check_minicpm(model.config)
         for config in (model.config, model.config.text_config, model.config.vision_config):
             config.dtype = torch.float32
         return model  # type: ignore[no-any-return]

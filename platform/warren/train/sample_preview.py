@@ -1,6 +1,5 @@
 """A look at raw pairs before they are ingested: the first samples, as a stage would train on them."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from warren.data.stream import Encoding, iter_samples
 from warren.data.template import get_template
 from warren.errors import BadSampleError, ConfigError, CorruptDataError, WarrenError
 from warren.storage import Location
+from warren.storage.scratch import scratch_folder
 from warren.train.sample_page import Shown, shown_sample, write_page
 
 _SHOWN = 10
@@ -83,8 +83,8 @@ def preview_samples(recipe: Recipe, limit: int, report: Location) -> str:
     config = recipe.require("ingest")
     looks = []
     for importer in importers(config):
-        with tempfile.TemporaryDirectory(prefix="warren-preview-") as scratch:
-            looks.append(_look(recipe, config, importer, limit, Location(scratch)))
+        with scratch_folder("preview") as scratch:
+            looks.append(_look(recipe, config, importer, limit, Location(str(scratch))))
     write_page(report / "index.html", [(look.lines(), look.shown, look.bad) for look in looks])
     return "\n".join([line for look in looks for line in look.lines()] + [f"samples are shown in {report}/index.html"])
 
@@ -155,7 +155,7 @@ def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: l
     """Return what turns samples into tokens; a tokenizer that is not at hand is replaced, and the notes say so."""
     from warren.models import folder_of, inputs_of, read_tokenizer
 
-    source = recipe.model.language_model
+    source = recipe.require("model").language_model
     if source.pretrained is None:
         notes.append("tokens are those of a tokenizer made of these samples; training makes one of the whole dataset")
         tokenizer = _stand_in(recipe, texts)
@@ -166,8 +166,8 @@ def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: l
         except WarrenError as error:
             notes.append(f"another tokenizer stands in for the model's, so numbers of tokens differ: {error}")
             tokenizer = _stand_in(recipe, texts)
-    template = stage.template or recipe.model.template
-    inputs = inputs_of(recipe.model, tokenizer).with_template(template, stage.image_padding)
+    template = stage.template or recipe.require("model").template
+    inputs = inputs_of(recipe.require("model"), tokenizer).with_template(template, stage.image_padding)
     return Encoding(inputs, tokenizer.json, stage.max_length_tokens)
 
 
@@ -175,8 +175,8 @@ def _stand_in(recipe: Recipe, texts: Iterable[str]) -> Any:
     """Train a tokenizer whose end of answer is written as the model's."""
     from warren.models import train_tokenizer
 
-    tokenizer = train_tokenizer(texts, recipe.model.tokenizer.train_vocab_size or _STAND_IN_VOCAB)
-    eos = recipe.model.language_model.eos_token or get_template(recipe.model.template).eos_token
+    tokenizer = train_tokenizer(texts, recipe.require("model").tokenizer.train_vocab_size or _STAND_IN_VOCAB)
+    eos = recipe.require("model").language_model.eos_token or get_template(recipe.require("model").template).eos_token
     return tokenizer if eos is None else replace(tokenizer, eos_token=eos)
 
 

@@ -9,9 +9,9 @@ rank's upload is raised on all of them, at the same step.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from warren.errors import CheckpointError
 from warren.storage import FileEntry
+from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import (
     METRICS_FILE,
     RANKS_FOLDER,
@@ -93,16 +94,17 @@ class CheckpointWriter:
             CheckpointError: The local disk is too full, on any of the nodes.
         """
         self.finish()
-        local = Path(tempfile.mkdtemp(prefix="warren-checkpoint-"))
+        held = ExitStack()
+        local = held.enter_context(scratch_folder("checkpoint"))
         try:
             self._ranks.together(lambda: _check_space(local, num_bytes))
             save_state(local)
             (local / RANKS_FOLDER).mkdir()
             write_random_state(local / RANKS_FOLDER / random_state_file(self._ranks.rank))
         except BaseException:
-            shutil.rmtree(local, ignore_errors=True)
+            held.close()
             raise
-        self._work = self._thread.submit(self._upload, step, local, snapshot)
+        self._work = self._thread.submit(self._upload, step, local, snapshot, held)
         self._then = lambda files: self._commit(step, [entry for entries in files for entry in entries])
 
     def advance(self, num_busy_ranks: int) -> None:
@@ -122,7 +124,7 @@ class CheckpointWriter:
         while self._work is not None:
             self.advance(0)
 
-    def _upload(self, step: int, local: Path, snapshot: Snapshot | None) -> list[FileEntry]:
+    def _upload(self, step: int, local: Path, snapshot: Snapshot | None, held: ExitStack) -> list[FileEntry]:
         try:
             if snapshot is not None:
                 snapshot.write(local)
@@ -130,7 +132,7 @@ class CheckpointWriter:
         except OSError as error:
             raise CheckpointError(f"cannot write the checkpoint of step {step} to {local}: {error}") from None
         finally:
-            shutil.rmtree(local, ignore_errors=True)
+            held.close()
 
     def _commit(self, step: int, files: list[FileEntry]) -> None:
         self._work = self._thread.submit(self._write_manifest, step, files)

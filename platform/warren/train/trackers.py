@@ -2,13 +2,13 @@
 
 import importlib
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from warren.errors import ConfigError
+from warren.storage.scratch import scratch_folder
 from warren.train.record import Run
 
 Row = Mapping[str, Any]
@@ -40,8 +40,9 @@ class TensorBoard:
     def __init__(self, run: Run, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._folder = tempfile.TemporaryDirectory(prefix="warren-tensorboard-")
-        self._writer = SummaryWriter(self._folder.name, purge_step=first_step)
+        self._held = ExitStack()
+        self._folder = self._held.enter_context(scratch_folder("tensorboard"))
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step)
         self._target = run.folder / "tensorboard"
         self._uploaded = time.monotonic()
 
@@ -56,11 +57,11 @@ class TensorBoard:
         """Write what is left."""
         self._writer.close()
         self._upload()
-        self._folder.cleanup()
+        self._held.close()
 
     def _upload(self) -> None:
         self._writer.flush()
-        for file in Path(self._folder.name).iterdir():
+        for file in self._folder.iterdir():
             (self._target / file.name).upload(file)
         self._uploaded = time.monotonic()
 

@@ -32,6 +32,8 @@ def test_a_kept_endpoint_comes_with_a_request_that_it_accepts(
         f"curl http://127.0.0.1:8123/v1/chat/completions -H 'Content-Type: application/json' -d @{tmp_path}" in printed
     )
     assert f"dashboard: {head.dashboard_url} (token: secret-token)" in printed
+    assert f". {tmp_path / 'env.sh'}" in printed
+    assert f"export RAY_ADDRESS={head.dashboard_url}\n" in (tmp_path / "env.sh").read_text()
     request = parse_chat_request((tmp_path / "request.json").read_bytes())
     assert request.model == "tiny"
     assert json.loads((tmp_path / "request.json").read_text())["messages"][0]["content"][1]["text"].startswith("what")

@@ -1,7 +1,13 @@
 """Scores, intervals and the report."""
 
+import json
+from typing import Any
+
 import pytest
 
+from warren.config import EvaluateConfig
+from warren.errors import QuarantineError
+from warren.evaluate.identity import Identity
 from warren.evaluate.report import Evaluation, render
 from warren.evaluate.scoring import exact_match, score
 
@@ -21,17 +27,35 @@ def test_the_interval_is_wilsons() -> None:
     assert score([], []).num_samples == 0
 
 
+def identity(**options: Any) -> Identity:
+    return Identity.of(EvaluateConfig(dataset="test@v1", **options), (), "d")
+
+
 def test_the_report_has_the_score_and_every_answer() -> None:
-    evaluation = Evaluation("r", 5, "test@v1", "exact_match", score([True], ["yes"]).__dict__, {"yes": [1, 1.0]})
-    assert "exact_match 100.00%" in evaluation.summary()
+    evaluation = Evaluation("r", 5, identity(), score([True], ["yes"]).__dict__, {"yes": [1, 1.0]})
+    assert "r at step 5, exact_match on test@v1: 100.00%" in evaluation.summary()
     assert "| yes | 1 | 100.0% |" in render(evaluation)
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
 
 
 def test_the_report_of_choices_tells_what_lots_would_reach_and_shows_the_commonest_answers() -> None:
     truths = {str(n): [1 + (n == 70), 0.5] for n in range(80)}
     found = score([True, False], ["1", "2"]).__dict__
-    evaluation = Evaluation("r", 5, "test@v1", "choice", found, truths, num_choices=10)
-    assert "one of 10 by lot: 10.00%" in evaluation.summary()
+    evaluation = Evaluation("r", 5, identity(metric="choice", limit_samples=2), found, truths, chance=0.1)
+    assert "choice on test@v1 (limit_samples=2)" in evaluation.summary()
+    assert "by lot: 10.00%" in evaluation.summary()
     text = render(evaluation)
     assert "| 70 | 2 | 50.0% |" in text
     assert "30 rarer answers" in text
+
+
+def test_what_could_not_be_asked_is_reported_apart_and_has_a_ceiling() -> None:
+    found = score([True] * 97, ["yes"] * 97).__dict__
+    evaluation = Evaluation("r", 5, identity(), found, {}, num_quarantined=3, reasons={"no image": 2, "a|b\nc": 1})
+    assert evaluation.value == 1.0
+    assert "97 samples; 3 more could not be asked" in evaluation.summary()
+    assert "| no image | 2 |" in render(evaluation)
+    assert "| a\\|b c | 1 |" in render(evaluation)
+    evaluation.check_quarantined(0.03, "folder")
+    with pytest.raises(QuarantineError, match=r"3 of 100 .* 2.00%; .*\(2 samples\): no image. All .* in folder"):
+        evaluation.check_quarantined(0.02, "folder")

