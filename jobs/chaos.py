@@ -7,11 +7,10 @@ import argparse
 import json
 import signal
 import sys
-import tempfile
-from pathlib import Path
 
 import _source  # noqa: F401
 from warren.errors import WarrenError
+from warren.storage.scratch import scratch_folder
 
 SMALL = (
     "ingest.limit_images=200",
@@ -30,9 +29,9 @@ def main() -> int:
     parser.add_argument("--kill", nargs="*", choices=KILLS, default=KILLS, help="what to kill, in this order")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services end with it
-    with tempfile.TemporaryDirectory(prefix="warren-chaos-", ignore_cleanup_errors=True) as folder:
+    with scratch_folder("chaos") as folder:
         try:
-            figures = Chaos(options.recipe, [*SMALL, *options.set], options.kill, Path(folder)).run()
+            figures = Chaos(options.recipe, [*SMALL, *options.set], options.kill, folder).run()
         except WarrenError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
