@@ -26,4 +26,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, cluster=False))
+    sys.exit(run_job(main, __doc__, extend=options, cluster=False, needs=["average"]))

@@ -4,33 +4,32 @@ python jobs/demo.py            or: make demo, make demo KEEP=1
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 import _source  # noqa: F401
-from warren.cluster.cli import config_folders
+from warren.cluster.cli import Parser, config_folders, exit_code
 from warren.cluster.demo import Demo
 from warren.config import Recipe, load_config
-from warren.errors import WarrenError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return exit_code(lambda: run(parser().parse_args()))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
     parser.add_argument("--recipe", default="demo", help="name of the recipe (default: demo)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key in every job")
     parser.add_argument("--keep", action="store_true", help="leave the endpoint up until Ctrl-C")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder of the picture")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services end with it
-    try:
-        recipe_sets = [s for s in options.set if not s.startswith("resources.")]
-        recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
-        Demo(recipe, options.set, options.output, options.keep).run()
-    except WarrenError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    recipe_sets = [s for s in options.set if not s.startswith("resources.")]
+    recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
+    Demo(recipe, options.set, options.output, options.keep).run()
 
 
 if __name__ == "__main__":

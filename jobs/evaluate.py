@@ -21,7 +21,7 @@ def main(job: Job) -> None:
     from warren.cluster.training import run_name
     from warren.train.record import Run
 
-    run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
+    run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
     measured = evaluate(job.recipe.require("evaluate"), job.resources, job.root, run)
     print(f"report: {evaluations_of(run).at(measured.step, measured.identity)}/report.md")
     print(measured.summary())
@@ -36,4 +36,4 @@ def score(arguments: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] in (["score"], ["--list"]):
         sys.exit(score(sys.argv[1:]))
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate"]))

@@ -37,4 +37,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, preview=preview))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview, needs=["ingest"]))

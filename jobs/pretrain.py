@@ -12,6 +12,9 @@ from warren.cluster.cli import Job, run_job
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", help="name of the run (default: RECIPE-pretrain)")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--from-run", help="run whose model to train further (default: a model as the recipe says)")
+    origin.add_argument("--from-model", metavar="LOCATION", help="model folder to start from: an import or a release")
 
 
 def preview(job: Job) -> str:
@@ -22,11 +25,13 @@ def preview(job: Job) -> str:
 
 def main(job: Job) -> None:
     from warren.cluster.training import run_name, train_stage
+    from warren.storage import Location
 
     name = job.options.run or run_name(job.recipe, "pretrain")
-    run = train_stage(job.recipe, "pretrain", job.resources, job.root, name)
+    model = Location.parse(job.options.from_model) if job.options.from_model else None
+    run = train_stage(job.recipe, "pretrain", job.resources, job.root, name, job.options.from_run, model)
     print(f"trained: {run.folder}, step {run.checkpoints.steps()[-1]}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, preview=preview))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview, needs=["model", "pretrain"]))

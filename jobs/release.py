@@ -32,7 +32,7 @@ def main(job: Job) -> None:
     from warren.cluster.training import run_name
     from warren.train.record import Run
 
-    run = Run(job.root / "runs" / (job.options.run or run_name(job.recipe, "finetune")))
+    run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
     released = make_release(job.recipe, job.root, run, measuring(job.options))
     print(f"gate: {released.evaluation.summary()}")
     print(f"released: {released.uri} (score {released.score:.4f})")
@@ -42,4 +42,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options))
+    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"]))

@@ -11,12 +11,13 @@ from tokenizers import Tokenizer
 from bunny_oracle import checkpoint
 from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
-from warren.data.importers.bunny_turns import normalise_turns
+from warren.data.importers.conversation import normalise_turns, read_messages
 from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.sample import Sample
-from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer
+from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer, unfold_head
 from warren.train.engine import Engine
 from warren.train.objective import Objective, to_tensors
+from warren.train.optimization import cosine_schedule, optimizer
 
 ORACLE = Path(__file__).parent / "oracle" / "training"
 
@@ -74,11 +75,12 @@ class Replay:
         name: The stage of the oracle.
         token_weighted: Micro-batches count by their tokens, as Warren's do, or alike, as Bunny's do.
         num_micro_batches: Into how many each of Bunny's steps is cut.
+        base: A language model instead of the oracle's own.
     """
 
-    def __init__(self, name: str, token_weighted: bool, num_micro_batches: int = 1) -> None:
+    def __init__(self, name: str, token_weighted: bool, num_micro_batches: int = 1, base: Path | None = None) -> None:
         self.name, self.token_weighted, self.num_micro_batches = name, token_weighted, num_micro_batches
-        folder = checkpoint("base-llm-qwen2")
+        folder = base or checkpoint("base-llm-qwen2")
         tokenizer, _ = read_tokenizer(folder)
         config = ModelConfig(
             vision_tower=VisionTowerConfig(family="siglip", pretrained=str(checkpoint("towers/siglip-tiny"))),
@@ -90,17 +92,20 @@ class Replay:
         self.inputs = inputs_of(config, tokenizer).with_template(template, self.stage.image_padding)
         self.tokenizer: Tokenizer = tokenizer_from_json(tokenizer.json)
         self.model = build_model(config, tokenizer, seed=0)
+        unfold_head(self.model)
         if self.stage.lora is not None:
             add_adapters(self.model, self.stage.lora, seed=0)
         freeze_all_but(self.model, self.stage.trainable)
         self._load_start()
         self.samples = {sample.key: sample for sample in self._samples()}
 
-    def run(self, rank: int, world_size: int) -> Replayed:
+    def run(self, rank: int, world_size: int, zero_stage: int = 2) -> Replayed:
         """Train as long as Bunny did; the only rank of a process group."""
         steps = steps_of(self.name)
         cut = Cut(world_size, self.num_micro_batches)
-        resources = Resources(num_workers=world_size, zero_stage=2, micro_batch_size=8 // self.num_micro_batches)
+        resources = Resources(
+            num_workers=world_size, zero_stage=zero_stage, micro_batch_size=8 // self.num_micro_batches
+        )
         engine = Engine(Objective(self.model.train(), self.inputs), self.stage, resources, cut, len(steps))
         found = Replayed([], [], [], {})
         for rows in steps:
@@ -109,6 +114,24 @@ class Replay:
             found.losses.append(self._forward_backward(engine, keys))
             found.norms.append(engine.step()[0])
         return found._replace(state=engine.model_state())
+
+    def losses_without_deepspeed(self) -> list[float]:
+        """Return each step's loss under torch's own AdamW."""
+        steps, objective = steps_of(self.name), Objective(self.model.train(), self.inputs)
+        built = optimizer(self.model, self.stage)
+        schedule = torch.optim.lr_scheduler.LambdaLR(built, cosine_schedule(len(steps), self.stage.warmup_fraction))
+        losses = []
+        for rows in steps:
+            batch = self._micro_batch([key for row in rows for key in row["sample_ids"]])
+            tensors = to_tensors(batch, torch.device("cpu"))
+            loss = objective(**tensors) / len(tensors["targets"])
+            built.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.max_grad_norm)
+            built.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        return losses
 
     def _forward_backward(self, engine: Engine, keys: list[str]) -> list[float]:
         size = len(keys) // self.num_micro_batches
@@ -135,7 +158,7 @@ class Replay:
         encoded = []
         for record in json.loads((ORACLE / "data" / file).read_text()):
             pictures = [ORACLE / "data" / "images" / record["image"]] if "image" in record else []
-            turns = normalise_turns(record["conversations"], has_image=bool(pictures))
+            turns = normalise_turns(read_messages(record["conversations"]), len(pictures))
             sample = Sample(record["id"], tuple(path.read_bytes() for path in pictures), turns, file)
             encoded.append(self.inputs.encode_sample(sample, self.tokenizer, 2048))
         return encoded

@@ -11,6 +11,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     │   └── ConflictError           a conditional write lost: the object is there already, or changed
     ├── DataError                   a dataset or a sample is wrong
     │   ├── BadSampleError          one sample cannot be used (it is quarantined)
+    │   │   └── SampleTooLongError      nothing useful of it fits into max_length_tokens
     │   ├── QuarantineError         more samples were quarantined than the recipe allows
     │   ├── EmptyDatasetError       nothing is left to train or evaluate on
     │   └── CorruptDataError        bytes differ from what the manifest promised
@@ -18,6 +19,7 @@ Catch `WarrenError` for all of them, a branch for one concern, or a leaf for one
     ├── ModelError                  a model folder cannot be read, converted or written
     ├── TrainingError               a run cannot start, go on or be resumed
     │   └── CheckpointError         a checkpoint is incomplete or does not fit the run
+    │       └── DamagedCheckpointError  its files are not what its manifest promised
     ├── ReleaseError                a release is missing, broken or refused
     │   └── GateError               a release did not reach what its gate asks for
     └── ServiceError                a service (Ray, S3 server, Serve, an engine) did not start or answer
@@ -74,6 +76,16 @@ class BadSampleError(DataError):
     """One sample cannot be used; whoever reads it quarantines it."""
 
 
+class SampleTooLongError(BadSampleError):
+    """Nothing that can be trained on is left of a sample within `max_length_tokens`.
+
+    Attributes:
+        num_cut_tokens: Its supervised tokens, none of which is trained on.
+    """
+
+    num_cut_tokens = 0
+
+
 class QuarantineError(DataError):
     """More samples were quarantined than the recipe allows."""
 
@@ -100,6 +112,10 @@ class TrainingError(WarrenError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is incomplete or does not fit the run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint's files are not what its manifest promised; an older one may be whole."""
 
 
 class ReleaseError(WarrenError):

@@ -32,7 +32,9 @@ def source(s3_server: Any, storage_root: Location, tmp_path_factory: pytest.Temp
     config = raw_pairs.write_bunny_json(local, 8)
     for path in (local / "images").iterdir():
         (storage_root / "raw" / path.name).create_bytes(path.read_bytes())
-    records = [{**r, "image": f"{n % 7}.jpg"} for n, r in enumerate(raw_pairs.bunny_records(GOOD)[: GOOD - 1])]
+    records = [
+        {**r, "image": f"{'./' * (n == 3)}{n % 7}.jpg"} for n, r in enumerate(raw_pairs.bunny_records(GOOD)[: GOOD - 1])
+    ]
     records += raw_pairs.bunny_records(8)[7:]
     (storage_root / "raw.json").create_bytes(json.dumps(records).encode())
     changes = {"path": f"{storage_root}/raw.json", "images": f"{storage_root}/raw"}

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.util import placement_group_table
 
 from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
 from warren.cluster.chaos import compare, titled
@@ -108,6 +109,14 @@ def interrupt(run: Run, step: int) -> None:
             manifest.store.delete(manifest.key)
 
 
+def damage(run: Run, step: int) -> None:
+    """Change a byte of a checkpoint's state."""
+    entry = next(entry for entry in run.checkpoints.read(step).files if "/state/" in entry.path)
+    target = run.checkpoints.at(step) / entry.path
+    data = target.read_bytes()
+    target.put_bytes(bytes([data[0] ^ 255]) + data[1:])
+
+
 def assert_equal_to_rounding(resumed: list[float], whole: list[float], step: int) -> None:
     assert resumed[:step] == whole[:step]
     assert resumed[step:] != whole[step:]  # it was trained anew, and rounds differently
@@ -136,14 +145,19 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
     assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
     recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
     assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
+    assert not [group for group in placement_group_table().values() if group["state"] == "CREATED"]
     assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
     assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
     assert losses(whole)[-1] < losses(whole)[0]
     assert train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
 
-    interrupt(broken, step=8)
+    interrupt(broken, step=12)
+    damage(broken, step=12)  # found by the worker that reads it: the run goes on from step 8
     alone = RESOURCES.model_copy(update={"num_workers": 1})
-    train_stage(recipe(**CHANGES), "pretrain", alone, s3_root, "broken")
+    raised = recipe(**{**CHANGES, "max_quarantined_fraction": 0.5})  # changes no loss
+    train_stage(raised, "pretrain", alone, s3_root, "broken")
+    [*_, change] = (broken.record() or {})["changes"]
+    assert change["changed"]["recipe.pretrain.max_quarantined_fraction"] == [0.001, 0.5]
     assert_equal_to_rounding(losses(broken), losses(whole), step=8)
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from factories import colour_sample, tiny_stage, write_dataset
+from factories import colour_sample, tiny_model_config, tiny_stage, write_dataset
 from train_processes import ProcessEndedError, Training, scratch
-from warren.config import Duration, GuardConfig, StageConfig, ValidationConfig
+from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
 from warren.data.inputs import Inputs
 from warren.data.sample import Sample, Turn
-from warren.errors import CheckpointError, StorageError, TrainingError
+from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
+from warren.train.damage import newest_intact
 from warren.train.optimization import cosine_schedule
 
 STEPS = 6
@@ -306,3 +307,89 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     for found, expected in zip(resumed, whole, strict=True):
         assert figures(found) == pytest.approx(figures(expected), rel=2e-4)
         assert found["samples"] == expected["samples"]
+
+
+def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_before(training: Training) -> None:
+    stage = training.stage.model_copy(update={"checkpoint_every_steps": 2, "keep_checkpoints": 3})
+    training = replace(training, stage=stage)
+    [whole, *_] = training.train(2)
+    latest = training.run.checkpoints.read(STEPS)
+    [file, *_] = latest.below("state")
+    target = Path(training.run.checkpoints.at(STEPS).uri, file.path)
+    data = target.read_bytes()
+    longer = replace(training, stage=stage.model_copy(update={"duration": Duration(steps=STEPS + 1)}))
+    target.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
+    with pytest.raises(DamagedCheckpointError, match=f"{target}: .*damaged, restore it from a copy"):
+        longer.train(2)
+    found = newest_intact(training.run, "its bytes are others")
+    assert found is not None
+    assert found.step == 4
+    [resumed, *_] = training.train(2)
+    assert [figures(row) for row in resumed] == [figures(row) for row in whole]
+
+
+def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
+    """Note what ZeRO-3 holds whole while decoder blocks are recomputed, after each backward, and groups' timeouts."""
+    import torch
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from torch.distributed.distributed_c10d import _world
+
+    from warren.models import add_adapters, freeze_all_but
+    from warren.train import engine
+
+    add_adapters(model, LoraConfig(rank=2, alpha=4), 3)
+    freeze_all_but(model, loop.stage.trainable)
+    written = engine.deepspeed_config
+    at_once = {
+        f"stage3_{name}": 0 for name in ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold")
+    }
+    engine.deepspeed_config = lambda *args: {
+        **(config := written(*args)),
+        "zero_optimization": {**config["zero_optimization"], **at_once},
+    }
+
+    def whole() -> int:
+        parameters = loop._engine._engine.module.parameters()
+        return sum(p.ds_numel for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE)
+
+    found: dict[str, list[float]] = {"in_recompute": [], "after_backward": [], "timeouts_s": []}
+    for block in model.model.language_model.layers:
+        block.mlp.down_proj.register_forward_pre_hook(lambda *_: found["in_recompute"].append(whole()))
+    forward_backward, watch = engine.Engine.forward_backward, loop._watch
+
+    def counted(self: Any, *args: Any) -> Any:
+        share = forward_backward(self, *args)
+        found["after_backward"].append(whole())
+        return share
+
+    def note(step: int, row: Any, part: Any) -> None:
+        watch(step, row, part)
+        device = torch.device("cpu")
+        found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
+        (folder / f"{rank}.json").write_text(json.dumps(found))
+
+    engine.Engine.forward_backward, loop._watch = counted, note
+
+
+def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(
+    training: Training, tmp_path: Path
+) -> None:
+    # DeepSpeed's issue 8148: frozen weights stayed whole after the backward pass had recomputed their blocks.
+    stage = training.stage.model_copy(
+        update={"trainable": ("projector", "language_model"), "duration": Duration(steps=2), "validation": None}
+    )
+    looked = replace(
+        training,
+        stage=stage,
+        zero_stage=3,
+        changes={"gradient_checkpointing": True, "hang_timeout_s": 600.0},
+        model=tiny_model_config(num_hidden_layers=6),
+        prepare=partial(look_inside, folder=tmp_path),
+    )
+    looked.train(2)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(found["timeouts_s"]) > 1
+        assert set(found["timeouts_s"]) == {660.0}
+        assert set(found["after_backward"]) == {0}
+        assert 0 < max(found["in_recompute"]) < 2 * 10_400  # a block's frozen weights are 10,400

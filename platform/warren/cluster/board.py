@@ -8,10 +8,11 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Gauge
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import waiting
+from warren.cluster.capacity import has_room, waiting
 from warren.errors import WarrenError
 from warren.train.trackers import Row, Tracker, numbers
 
@@ -38,6 +39,15 @@ class Board:
         self._untaken: list[dict[str, Any]] = []
         self._asks = self._given = False
         self._absent_since: float | None = time.time()
+        self._group: PlacementGroup | None = None
+
+    def note_group(self, group: PlacementGroup) -> None:
+        """Note the placement group that the workers are in."""
+        self._group = group
+
+    def group(self) -> PlacementGroup | None:
+        """Return the placement group of the newest workers."""
+        return self._group
 
     def pin(self, row: dict[str, Any]) -> None:
         """Replace the newest metrics."""
@@ -65,7 +75,7 @@ class Board:
         return self._recoveries
 
     def fail(self, error: WarrenError) -> None:
-        """Pin the first error that ends the run."""
+        """Pin the first error that ends an attempt."""
         self._error = self._error or error
 
     def ask_to_give_way(self) -> None:
@@ -93,9 +103,10 @@ class Board:
         rows, self._untaken = self._untaken, []
         return rows
 
-    def error(self) -> WarrenError | None:
-        """Return the error that ends the run, if any."""
-        return self._error
+    def take_error(self) -> WarrenError | None:
+        """Return the error that ended an attempt, if any, and forget it."""
+        error, self._error = self._error, None
+        return error
 
 
 def _recovery(last: dict[str, Any], marks: dict[str, float], row: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +208,8 @@ class Progress:
         self._absence_told_s = min(self._absence_told_s, absent_s)
         if absent_s - self._absence_told_s > _ABSENCE_LINE_EVERY_S:
             self._absence_told_s = absent_s
-            tqdm.write(f"{self._title}: {waiting(self._wanted)}, for {absent_s:.0f} s", file=sys.stderr)
+            doing = f"starting {self._wanted}" if has_room() else waiting(self._wanted)
+            tqdm.write(f"{self._title}: {doing}, for {absent_s:.0f} s", file=sys.stderr)
 
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:
         steps = row["step"] - first
@@ -205,6 +217,8 @@ class Progress:
         left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
         waits = row["data_wait_s"] / row["step_s"]
         bad = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
+        if row["samples_cut"]:
+            bad += f"  {row['samples_cut']} samples cut, by {row['supervised_tokens_cut']} supervised tokens"
         return (
             f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "

@@ -3,18 +3,34 @@
 import argparse
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import warren
-from warren.config import Recipe, Resources, load_config
+from warren.config import Recipe, Resources, Section, check_name, load_config
 from warren.config.environment import STORAGE_VARIABLE, storage_root
 from warren.errors import WarrenError, root_cause
 from warren.storage import Location
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED, _WRONG_USAGE = 130, 143, 2
+_NAMES = ("run", "from_run", "first", "second")  # options that name runs
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose options are written out."""
+
+    def __init__(self, description: str | None = None, **others: Any) -> None:
+        others |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(description=description, **others)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and exit."""
+        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(_WRONG_USAGE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,7 @@ def run_job(
     extend: Callable[[argparse.ArgumentParser], None] | None = None,
     preview: Callable[[Job], str] | None = None,
     cluster: bool = True,
+    needs: Sequence[Section] = (),
 ) -> int:
     """Parse a job's command line, connect to Ray, run it, and return its exit code.
 
@@ -57,31 +74,34 @@ def run_job(
         extend: Adds the job's own options.
         preview: Says what the job would do; it adds `--dry-run`, which needs no cluster and no storage.
         cluster: False for a job that runs in its own process.
+        needs: The sections of a recipe that the job cannot do without.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="demo", help="name of a recipe, or path of a YAML file (default: demo)")
-    parser.add_argument("--resources", default="laptop", help="name or path of the resources (default: laptop)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. pretrain.seed=7"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show what every process of the cluster prints")
-    parser.epilog = f"Storage is ${STORAGE_VARIABLE} (s3://bucket/prefix or a folder); S3 is set up by $AWS_*."
-    if preview:
-        parser.add_argument("--dry-run", action="store_true", help="say what it would do and cost, and do nothing")
-    if extend:
-        extend(parser)
-    options = parser.parse_args(arguments)
-    try:
-        job = _load(options)
+    options = job_parser(description, extend, preview is not None).parse_args(arguments)
+
+    def work() -> None:
+        job = load_job(options, needs)
         if preview and options.dry_run:
             print(preview(job))
-            return 0
+            return
         _ = job.root  # an environment that lacks it fails before anything starts
         if cluster:
             from warren.cluster.session import connect  # late: --help and wrong recipes answer at once
 
             connect(options.verbose)
+            end_quietly()  # Ray has put in a handler of its own
         main(job)
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do a command's work, print what it knows to be wrong as one line, and return the exit code.
+
+    Interrupted (Ctrl-C) and terminated, it ends without a word.
+    """
+    end_quietly()
+    try:
+        work()
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:
@@ -91,6 +111,36 @@ def run_job(
         print(f"error: {' '.join(str(known).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def job_parser(
+    description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None, dry_run: bool = False
+) -> argparse.ArgumentParser:
+    """Return the parser of a job's command line: the options of every job, and its own."""
+    parser = Parser(description)
+    parser.add_argument("--recipe", default="demo", help="name of a recipe, or path of a YAML file (default: demo)")
+    parser.add_argument("--resources", default="laptop", help="name or path of the resources (default: laptop)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. pretrain.seed=7"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what every process of the cluster prints")
+    parser.epilog = f"Storage is ${STORAGE_VARIABLE} (s3://bucket/prefix or a folder); S3 is set up by $AWS_*."
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="say what it would do and cost, and do nothing")
+    if extend:
+        extend(parser)
+    return parser
+
+
+def end_quietly() -> None:
+    """Let SIGTERM end this process as an exception does: services are ended, and Ray's C++ threads print no stacks."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(signum: int, _: Any) -> NoReturn:
+    """End as a shell expects of a process that a signal ended; Ray's actors end with this process."""
+    signal.signal(signum, signal.SIG_IGN)  # a second one must not interrupt the ending
+    sys.exit(_TERMINATED)
 
 
 def main() -> int:
@@ -118,9 +168,19 @@ def _job_folders() -> list[Path]:
     return [package.parent.parent / "jobs", package / "jobs"]
 
 
-def _load(options: argparse.Namespace) -> Job:
+def load_job(options: argparse.Namespace, needs: Sequence[Section] = ()) -> Job:
+    """Read what a parsed command line names: recipe, resources and overrides of both.
+
+    Raises:
+        ConfigError: A key, a value or a name is wrong, or the recipe lacks a section that the job needs.
+    """
+    for option in _NAMES:
+        if getattr(options, option, None) is not None:
+            check_name(getattr(options, option), f"--{option.replace('_', '-')}")
     recipe_sets = [s for s in options.set if not s.startswith("resources.")]
     resource_sets = [s.removeprefix("resources.") for s in options.set if s.startswith("resources.")]
     recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
     resources = load_config(Resources, options.resources, config_folders("resources"), resource_sets)
+    for section in needs:
+        recipe.require(section)
     return Job(recipe, resources, options)

@@ -1,29 +1,28 @@
 """The command line of `jobs/convert.py`: which function, which folders, errors as one line."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from warren.errors import WarrenError
+from warren.cluster.cli import Parser, exit_code
 
 
 def main(description: str, arguments: Sequence[str] | None = None) -> int:
     """Convert as the command line says and return the exit code."""
-    options = _parser(description).parse_args(arguments)
-    try:
+    options = convert_parser(description).parse_args(arguments)
+
+    def work() -> None:
         from warren.models.staging import with_local_folders  # late: --help answers at once
 
         with_local_folders(lambda *folders: _run(options, *folders), _sources(options), options.target)
-    except WarrenError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(f"written: {options.target}")
-    return 0
+        print(f"written: {options.target}")
+
+    return exit_code(work)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def convert_parser(description: str) -> argparse.ArgumentParser:
+    """Return the job's command line."""
+    parser = Parser(description)
     commands = parser.add_subparsers(dest="command", required=True)
 
     into = commands.add_parser("import", help="a published Bunny checkpoint to the Hugging Face LLaVA layout")

@@ -7,7 +7,7 @@ that it does not repeat fall back to their defaults. So what runs is read first,
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from warren.config import Resources
@@ -31,11 +31,13 @@ class Candidate:
         uri: An immutable version of a release.
         name: Of the release; what clients call the model, if nobody chose another name.
         packages: Where the cluster stored the code that this job brought; empty where Warren is installed.
+        environment: Variables that this job was given; a new endpoint gets them too.
     """
 
     uri: str
     name: str
     packages: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def new_application(candidate: Candidate, resources: Resources) -> Config:
     Serve keeps the old ones until the new are healthy.
     """
     # Waiting compute threads must not spin: on shared cores that is ten times slower.
-    runtime_env: Config = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    runtime_env: Config = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **candidate.environment}}
     if candidate.packages:
         runtime_env["py_modules"] = list(candidate.packages)
     return {

@@ -74,7 +74,7 @@ class Question:
         if IMAGE_MARK in answer.text:
             raise BadSampleError("the first answer shows an image; only text can be compared")
         images = sample.images[: asked.text.count(IMAGE_MARK)]
-        return cls(str(sample.key), str(sample.source), Prompt((asked,), images), answer.text)
+        return cls(str(sample.key), str(sample.source), Prompt((asked,), images, sample.system), answer.text)
 
 
 class _Asker(Protocol):

@@ -19,6 +19,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from warren.cluster.cleaning import without_detached_cleaner
+
 _POLL_S = 0.1
 _LOOK_TIMEOUT_S = 5.0
 
@@ -34,7 +36,17 @@ class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` that places workers on nodes that stay, where their number may change."""
+    """A `TorchTrainer` that places workers on nodes that stay, where their number may change.
+
+    Ctrl-C ends the driver, and the controller and the workers with it. Ray Train would have the controller abort, which
+    looks like a controller that died: the run would be started again.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return without_detached_cleaner(super()._create_default_callbacks())
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave SIGINT to the driver."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         if self.scaling_config.elasticity_enabled:

@@ -11,15 +11,20 @@ from warren.evaluate.benchmark_scores import describe_benchmarks, score_answers
 from warren.storage import Location
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Score answers as the command line says and return the exit code."""
+def score_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="evaluate.py score", description="Score answers that are in a file already.")
     parser.add_argument("--benchmark", required=True, help="its name; evaluate.py --list shows them")
     parser.add_argument("--answers", required=True, metavar="FILE", help="JSON lines with question_id and text")
     parser.add_argument("--reference", required=True, metavar="PATH", help="the benchmark's published file or folder")
     parser.add_argument("--convention", default="bunny", help="whose rules (default: bunny)")
     parser.add_argument("--out", required=True, metavar="FILE", help="where the scores are written, as JSON")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Score answers as the command line says and return the exit code."""
+    options = score_parser().parse_args(arguments)
     try:
         places = (Location.parse(options.answers), Location.parse(options.reference))
         report = score_answers(options.benchmark, *places, options.convention)

@@ -10,7 +10,7 @@ import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from warren.cluster.endpoint_config import APPLICATION, Candidate, Config, Instance, first_config
-from warren.cluster.session import shipped_packages
+from warren.cluster.session import job_environment, shipped_packages
 from warren.config import Resources
 from warren.errors import ServiceError
 
@@ -39,7 +39,7 @@ def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s
             keeps serving.
     """
     endpoint = Endpoint(dashboard_url())
-    candidate = Candidate(release_uri, release_name, shipped_packages())
+    candidate = Candidate(release_uri, release_name, shipped_packages(), job_environment())
     running = Instance.of(endpoint.details())
     if running is None:
         host, port = os.environ.get(_HOST_VARIABLE, _DEFAULT_HOST), serve_port()

@@ -1,62 +1,37 @@
 """One training stage on a cluster: Ray Data feeds DeepSpeed workers that Ray Train starts, watches and restarts."""
 
 import gc
+import math
 import os
 import sys
 import time
 import uuid
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 
 from warren.cluster.attempts import Attempts, FailureNotice, must_give_way
 from warren.cluster.board import Progress, open_board
 from warren.cluster.capacity import wanted
+from warren.cluster.cleaning import GroupOnBoard, remove_group
 from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from warren.cluster.preparing import Stage, TrainingTask, prepare
 from warren.cluster.resizing import CheckpointBeforeResize, ElasticTrainer
-from warren.config import Recipe, Resources, StageConfig
-from warren.data.manifest import dataset_folder, read_manifest
-from warren.data.stream import Encoding, Source, StreamSpec
-from warren.errors import CheckpointError, ServiceError, WarrenError, root_cause
+from warren.config import Recipe, Resources
+from warren.errors import CheckpointError, DamagedCheckpointError, ServiceError, WarrenError, root_cause
 from warren.storage import Location
 from warren.train.averaging import refuse_to_train
 from warren.train.checkpoint import CheckpointManifest
+from warren.train.damage import newest_intact
 from warren.train.origin import Origin, frozen_digest
-from warren.train.record import Run, describe
-from warren.train.report import write_report
-from warren.train.stage_inputs import make_tokenizer, sources_of
+from warren.train.record import Run
+from warren.train.report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers
-
-Stage = Literal["pretrain", "finetune"]
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """Everything a worker needs; it travels to every rank.
-
-    Attributes:
-        origin: The model the stage starts from; None: it is built as the recipe says, around `tokenizer`.
-    """
-
-    run: Run
-    recipe: Recipe
-    stage: Stage
-    resources: Resources
-    stream: StreamSpec
-    held_out: StreamSpec | None
-    origin: Origin | None
-    tokenizer: dict[str, Any] | None
-    record: dict[str, Any]
-
-    @property
-    def config(self) -> StageConfig:
-        """The configuration of the stage this task trains."""
-        return getattr(self.recipe, self.stage)  # type: ignore[no-any-return]
 
 
 def run_name(recipe: Recipe, stage: Stage) -> str:
@@ -84,16 +59,16 @@ def train_stage(
         WarrenError: The run cannot start or go on; the message says why.
     """
     refuse_to_train(recipe)
-    task = _prepare(recipe, stage, resources, root, name, parent, model)
+    run = Run.of(root, name)
+    origin = Origin.of_folder(model) if model else None
+    if parent is not None:
+        origin = Origin.of_run(Run.of(root, parent))
+    latest = newest_intact(run)
+    task = prepare(recipe, stage, resources, run, latest, origin)
     num_steps = task.stream.plan().num_steps
-    latest = task.run.checkpoints.latest()
     if latest is not None and latest.step >= num_steps:
-        return task.run
-    if latest is not None and latest.zero_stage != resources.zero_stage:
-        raise CheckpointError(
-            f"the checkpoint at step {latest.step} was written with ZeRO stage {latest.zero_stage}: "
-            f"resume with --set resources.zero_stage={latest.zero_stage}"
-        )
+        return run
+    task.begin(latest)
     # How often the controller looks after its workers; its default of two seconds is most of what noticing takes.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if isinstance(resources.num_workers, tuple):
@@ -104,22 +79,38 @@ def train_stage(
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
     with Progress(board, task.run.name, num_steps, trackers, workers):
         Attempts(
-            attempt=lambda: _attempt(task, board),
+            attempt=lambda: _attempt_until_intact(task, board),
             is_complete=lambda: _is_complete(task.run, num_steps),
-            on_failure=lambda: ray.get(board.mark.remote("failed", time.time())),
+            on_failure=lambda: _after_failure(board),
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
     recoveries = ray.get(board.recoveries.remote())
     _write_recoveries(task.run, recoveries)
     report = write_report(task.run, task.record, recoveries)
-    print(f"report: {report}", file=sys.stderr)
+    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
     return task.run
+
+
+def _after_failure(board: Any) -> None:
+    ray.get(board.mark.remote("failed", time.time()))
+    remove_group(board)
 
 
 def _is_complete(run: Run, num_steps: int) -> bool:
     latest = run.checkpoints.latest()
     return latest is not None and latest.step >= num_steps
+
+
+def _attempt_until_intact(task: TrainingTask, board: Any) -> None:
+    """Run an attempt; one whose workers found their checkpoint damaged is followed by one from an older checkpoint."""
+    newest_intact(task.run)
+    while True:
+        try:
+            return _attempt(task, board)
+        except DamagedCheckpointError as error:
+            ray.get(board.mark.remote("failed", time.time()))
+            newest_intact(task.run, str(error))
 
 
 def _attempt(task: TrainingTask, board: Any) -> None:
@@ -128,7 +119,9 @@ def _attempt(task: TrainingTask, board: Any) -> None:
     ElasticTrainer(
         _train_worker,
         train_loop_config={"task": task, "board": board},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=math.ceil(resources.group_timeout_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -139,7 +132,7 @@ def _attempt(task: TrainingTask, board: Any) -> None:
         dataset_config=GlobalBatches(task.stream, resources),
         run_config=_ray_run_config(task, board),
     ).fit()
-    failed = ray.get(board.error.remote())
+    failed = ray.get(board.take_error.remote())
     if failed is not None:
         raise failed
 
@@ -148,63 +141,6 @@ def _write_recoveries(run: Run, recoveries: list[dict[str, Any]]) -> None:
     """Write down how long the run was away, each time its workers were lost."""
     if recoveries:
         (run.folder / "recoveries" / f"{int(time.time())}.json").create_json(recoveries)
-
-
-def _prepare(
-    recipe: Recipe,
-    stage: Stage,
-    resources: Resources,
-    root: Location,
-    name: str,
-    parent: str | None,
-    model: Location | None,
-) -> TrainingTask:
-    config: StageConfig = getattr(recipe, stage)
-    sources = sources_of(config, root)
-    origin = Origin.of_folder(model) if model else None
-    if parent is not None:
-        origin = Origin.of_run(Run(root / "runs" / parent))
-    run = Run(root / "runs" / name)
-    template = config.template or recipe.model.template
-    if origin is not None:
-        origin.check_template(template)
-    began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
-    record = run.begin(began)
-    if origin is None:
-        tokenizer, inputs = make_tokenizer(recipe, run, root)
-        tokenizer_json = tokenizer["json"]
-    else:
-        origin = _as_begun(origin, record, root)
-        tokenizer, inputs, tokenizer_json = None, origin.inputs(), origin.tokenizer_json()
-    inputs = inputs.with_template(template, config.image_padding)
-    stream = StreamSpec(
-        sources=sources,
-        encoding=Encoding(inputs, tokenizer_json, config.max_length_tokens),
-        global_batch_size=config.global_batch_size,
-        seed=config.seed,
-        window_samples=config.shuffle_window_samples,
-        num_steps=config.duration.steps,
-        epochs=config.duration.epochs,
-    )
-    held_out = _held_out(config, root, stream)
-    return TrainingTask(run, recipe, stage, resources, stream, held_out, origin, tokenizer, record)
-
-
-def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> StreamSpec | None:
-    """Plan the samples to validate on: whole global batches, none twice."""
-    if config.validation is None:
-        return None
-    name = config.validation.dataset
-    manifest = read_manifest(root, name)
-    wanted = min(config.validation.num_samples, manifest.rows)
-    source = Source(dataset_folder(root, name), manifest, manifest.rows)
-    return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
-
-
-def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
-    """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
-    step = record["origin_step"]
-    return origin if step == origin.step else Origin.of_run(Run(root / "runs" / record["origin"]["run"]), step)
 
 
 def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
@@ -217,7 +153,11 @@ def _ray_run_config(task: TrainingTask, board: Any) -> RunConfig:
         failure_config=FailureConfig(
             max_failures=task.resources.max_failures, max_preemption_failures=task.resources.max_preemptions
         ),
-        callbacks=[FailureNotice(board), CheckpointBeforeResize(board, task.resources.hang_timeout_s)],
+        callbacks=[
+            FailureNotice(board),
+            GroupOnBoard(board),
+            CheckpointBeforeResize(board, task.resources.hang_timeout_s),
+        ],
     )
 
 
@@ -240,7 +180,7 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if rank == 0:
         board.mark.remote("entered", time.time())
-    start = task.run.checkpoints.latest()
+    start = _start(task, rank)
     cut = task.stream.cut(world_size, task.resources)
     shard = ray.train.get_dataset_shard(DATASET)
     batches = batch_parts(shard, task.stream, cut, rank, start.step if start else 0)
@@ -281,14 +221,22 @@ def _train_on_this_rank(task: TrainingTask, board: Any) -> None:
     board.give_way.remote()
 
 
+def _start(task: TrainingTask, rank: int) -> CheckpointManifest | None:
+    """Return the checkpoint to go on from: rank 0 looks it up, so that all ranks take the same."""
+    latest = task.run.checkpoints.latest() if rank == 0 else None
+    step: int | None = broadcast_from_rank_zero(latest.step if latest else None)
+    return latest if rank == 0 or step is None else task.run.checkpoints.read(step)
+
+
 def _model(task: TrainingTask) -> Any:
     """Make the model as the stage begins with it, also to go on: checkpoints hold what trains and nothing frozen."""
-    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but
+    from warren.models import TrainedTokenizer, add_adapters, build_model, freeze_all_but, unfold_head
 
     if task.origin is not None:
         model: Any = task.origin.load()
     else:
-        model = build_model(task.recipe.model, TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+        model = build_model(task.recipe.require("model"), TrainedTokenizer(**(task.tokenizer or {})), task.config.seed)
+    unfold_head(model)
     if task.config.lora is not None:
         add_adapters(model, task.config.lora, task.config.seed)
     freeze_all_but(model, task.config.trainable)

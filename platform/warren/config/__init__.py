@@ -1,6 +1,7 @@
 """What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
 
 from warren.config.ingest import IngestConfig
+from warren.config.layers import Config
 from warren.config.mixture import MixtureComponent
 from warren.config.model import (
     LanguageModelConfig,
@@ -10,6 +11,7 @@ from warren.config.model import (
     TokenizerConfig,
     VisionTowerConfig,
 )
+from warren.config.names import check_name, split_dataset
 from warren.config.recipe import (
     AverageConfig,
     Duration,
@@ -19,14 +21,17 @@ from warren.config.recipe import (
     LoraConfig,
     Recipe,
     ReleaseConfig,
+    Section,
     StageConfig,
     ValidationConfig,
 )
 from warren.config.resources import Resources
-from warren.config.tree import Config, fingerprint, load_config
+from warren.config.resume import Change, OnResume, changes
+from warren.config.tree import fingerprint, load_config
 
 __all__ = [
     "AverageConfig",
+    "Change",
     "Config",
     "Duration",
     "EvaluateConfig",
@@ -37,15 +42,20 @@ __all__ = [
     "LoraConfig",
     "MixtureComponent",
     "ModelConfig",
+    "OnResume",
     "Part",
     "ProjectorConfig",
     "Recipe",
     "ReleaseConfig",
     "Resources",
+    "Section",
     "StageConfig",
     "TokenizerConfig",
     "ValidationConfig",
     "VisionTowerConfig",
+    "changes",
+    "check_name",
     "fingerprint",
     "load_config",
+    "split_dataset",
 ]

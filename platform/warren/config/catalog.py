@@ -102,6 +102,9 @@ TOWERS: dict[str, Tower] = {
         "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}),
 }  # fmt: skip
 
+TEMPLATES = ("bunny", "phi3", "minicpm", "llama", "plain", "brief", "default", "native")
+"""The prompt templates (`warren.data.template`); `native` is the tokenizer's own chat template."""
+
 DATASET_SAMPLES = {
     "bunny-pretrain-laion-2m": 2_000_000,
     "bunny-695k": 695_000,
@@ -125,3 +128,14 @@ def entry(kind: str, table: Mapping[str, Entry], name: str) -> Entry:
         hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(sorted(table))}"
         raise ValueError(f"no {kind} named {name!r}; {hint}")
     return table[name]
+
+
+def check_template(name: str) -> str:
+    """Return the name of a prompt template.
+
+    Raises:
+        ValueError: There is none of that name; the message has all.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"no template named {name!r}; valid: {', '.join(sorted(TEMPLATES))}")
+    return name

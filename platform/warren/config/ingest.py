@@ -1,26 +1,44 @@
 """Which raw pairs become which datasets."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from warren.config.tree import Config
+from warren.config.layers import Config, Replaces
+from warren.config.names import Name
 
 Source = Literal["easy-vqa", "bunny-json", "webdataset", "parquet", "table"]
 
 
 class ColumnsConfig(Config):
-    """Which columns of a table hold what. A table has captions or conversations."""
+    """Which columns of a table, or fields of a JSON record, hold what: one image or several, and one kind of text."""
 
-    image: str | None = "image"  # None: the table has no pictures
+    replaces: ClassVar[Replaces] = {
+        "caption": ("conversations", "question", "answer"),
+        "conversations": ("caption", "question", "answer"),
+        "question": ("caption", "conversations"),
+        "answer": ("caption", "conversations"),
+    }
+
+    image: str | None = "image"  # also "images", where there is no "image"; None: there are no pictures
     caption: str | None = None
     conversations: str | None = None
+    question: str | None = None  # with `answer`
+    answer: str | None = None
 
     @model_validator(mode="after")
     def _one_text(self) -> "ColumnsConfig":
-        if self.caption is not None and self.conversations is not None:
-            raise ValueError("give one of 'caption' and 'conversations'")
+        if (self.question is None) != (self.answer is None):
+            raise ValueError("'question' and 'answer' need each other")
+        given = [name for name in ("caption", "conversations", "question") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of 'caption', 'conversations' and 'question' with 'answer', not {given}")
         return self
+
+    @property
+    def names_text(self) -> bool:
+        """Whether a text is named."""
+        return any((self.caption, self.conversations, self.question))
 
 
 class IngestConfig(Config):
@@ -28,12 +46,16 @@ class IngestConfig(Config):
 
     Attributes:
         source: Format of the raw pairs.
-        path: A file, a folder, or a pattern with `*`, in S3 or on a file system that every node sees. None takes
-            easy-vqa's own package.
+        path: A file, a folder, or a pattern with `*` or `{a,b}`, in S3 or on a file system that every node sees. None
+            takes easy-vqa's own package.
         images: Folder or S3 prefix that relative picture paths start from; None takes the folder of `path`.
         name: Name of the dataset; easy-vqa has names of its own.
         licence: Written into the manifest and the data card; so is `origin`, where the pairs came from.
-        columns: For `parquet` and `table`.
+        columns: For `parquet` and `table`; for JSON records with fields of other names than the usual ones.
+        quoted: For `table`: whether quotes hold a cell together. None: in .csv they do, in .tsv they do not.
+        add_image_marks: Put marks in front of the first question of a conversation that has images and marks none.
+        system_turns: `keep` trains with a conversation's system text in place of the template's, `drop` leaves it out.
+        download_deadline_s: What the downloads of one sample may take in all; then it is quarantined.
         max_pixels: Larger pictures are quarantined before they are decoded.
         max_characters: Longer conversations are quarantined.
         exif_orientation: `apply` turns images as their EXIF data say; `ignore` takes them as stored, as Bunny does.
@@ -42,14 +64,26 @@ class IngestConfig(Config):
         max_quarantined_fraction: Share of unusable samples above which nothing is published.
     """
 
+    # another source's pairs are none of what a lower layer says about its own
+    replaces: ClassVar[Replaces] = {
+        "source": (
+            *("path", "images", "name", "licence", "origin", "columns"),
+            *("limit_images", "questions_per_conversation"),
+        )
+    }
+
     source: Source
     path: str | None = None
     images: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    version: str = "v1"
+    name: Name | None = None
+    version: Name = "v1"
     licence: str = "unknown"
     origin: str = ""
     columns: ColumnsConfig = ColumnsConfig()
+    quoted: bool | None = None
+    add_image_marks: bool = False
+    system_turns: Literal["keep", "drop"] = "keep"
+    download_deadline_s: float = Field(default=60.0, gt=0)
     limit_images: int | None = Field(default=None, gt=0)
     questions_per_conversation: int = Field(default=1, gt=0)
     samples_per_shard: int = Field(default=2048, gt=0)
@@ -68,12 +102,15 @@ class IngestConfig(Config):
             raise ValueError(f"source {self.source!r} needs 'path' (the raw pairs) and 'name' (of the dataset)")
         if self.limit_images is not None or self.questions_per_conversation != 1:
             raise ValueError("'limit_images' and 'questions_per_conversation' are for easy-vqa only")
-        if self.source in ("parquet", "table") and not (self.columns.caption or self.columns.conversations):
-            raise ValueError(f"source {self.source!r} needs 'columns.caption' or 'columns.conversations'")
+        if self.source in ("parquet", "table") and not self.columns.names_text:
+            raise ValueError(
+                f"source {self.source!r} needs 'columns.caption', 'columns.conversations', or 'columns.question' and "
+                "'columns.answer'"
+            )
         return self
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides which samples the datasets hold, defaults left out: not the ceiling, nor texts for people."""
-        described = {"name", "version", "licence", "origin", "max_quarantined_fraction"}
+        """What decides which samples the datasets hold; defaults are left out."""
+        described = {"name", "version", "licence", "origin", "max_quarantined_fraction", "download_deadline_s"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=described)

@@ -1,8 +1,11 @@
 """Several datasets as one: how much of each makes an epoch."""
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
-from warren.config.tree import Config
+from warren.config.layers import Config, Replaces, alternatives
+from warren.config.names import DatasetReference
 
 
 class MixtureComponent(Config):
@@ -11,7 +14,9 @@ class MixtureComponent(Config):
     Without any of the three it is taken once.
     """
 
-    name: str  # name@version
+    replaces: ClassVar[Replaces] = alternatives("epochs", "samples", "weight")
+
+    name: DatasetReference
     epochs: float | None = Field(default=None, gt=0)
     samples: int | None = Field(default=None, gt=0)
     weight: float | None = Field(default=None, gt=0)

@@ -1,11 +1,13 @@
 """The model of a recipe: vision tower, projector, language model, tokenizer and prompt template."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warren.config.catalog import BACKBONES, TOWERS, entry
-from warren.config.tree import Config
+from warren.config.catalog import BACKBONES, TOWERS, check_template, entry
+from warren.config.layers import Config, Replaces
+from warren.config.resume import OnResume
 
 Part = Literal["vision_tower", "projector", "language_model"]
 
@@ -13,10 +15,17 @@ Part = Literal["vision_tower", "projector", "language_model"]
 class VisionTowerConfig(Config):
     """The image encoder: one of the catalog by `name`, or a `family`.
 
-    A family's weights come from `pretrained`, or start random with the sizes in `config`.
+    A family's weights come from `pretrained`, or start random with the sizes in `config`. What is given beside a `name`
+    changes single values of its entry in the catalog.
     """
 
-    name: str | None = None
+    replaces: ClassVar[Replaces] = {
+        "name": ("family", "pretrained", "config"),
+        "family": ("name", "pretrained"),
+        "pretrained": ("config",),
+    }
+
+    name: Annotated[str | None, OnResume.FREE] = None  # the fields below say what it stands for
     family: Literal["siglip", "clip", "eva-clip", "dinov2"]  # "siglip" is SigLIP 2's fixed-size towers too
     pretrained: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
@@ -28,8 +37,8 @@ class VisionTowerConfig(Config):
         if not isinstance(given, dict) or given.get("name") is None:
             return given
         tower = entry("vision tower", TOWERS, given["name"])
-        known = {"family": tower.family, "pretrained": tower.pretrained, "config": dict(tower.config)}
-        return {**known, **given}
+        known = {"family": tower.family, "pretrained": tower.pretrained}
+        return {**known, **given, "config": _with_catalog(tower.config, given.get("config"))}
 
     @field_validator("scales_px", mode="before")
     @classmethod
@@ -46,6 +55,11 @@ class VisionTowerConfig(Config):
         return scales
 
 
+def _with_catalog(known: Mapping[str, Any], given: Any) -> Any:
+    """Put the sizes that a recipe gives over those of the catalog."""
+    return {**known, **given} if isinstance(given, dict) else dict(known) if given is None else given
+
+
 class ProjectorConfig(Config):
     """The map from patch features to language-model embeddings."""
 
@@ -60,7 +74,13 @@ class LanguageModelConfig(Config):
     `pretrained` is a hub id, a local folder or an S3 folder. Its sizes are read there, unless `config` has them.
     """
 
-    name: str | None = None
+    replaces: ClassVar[Replaces] = {
+        "name": ("pretrained", "model_type", "config", "eos_token", "pad_token", "bos_token"),
+        "pretrained": ("name", "model_type", "config", "eos_token", "pad_token", "bos_token"),
+        "model_type": ("name", "pretrained"),
+    }
+
+    name: Annotated[str | None, OnResume.FREE] = None  # the fields below say what it stands for
     pretrained: str | None = None
     model_type: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
@@ -75,7 +95,7 @@ class LanguageModelConfig(Config):
             return given
         backbone = entry("language model", BACKBONES, given["name"])
         known = {key: getattr(backbone, key) for key in ("pretrained", "model_type", "eos_token", "pad_token")}
-        return {**known, "config": dict(backbone.config), **given}
+        return {**known, **given, "config": _with_catalog(backbone.config, given.get("config"))}
 
     @model_validator(mode="after")
     def _some_source(self) -> "LanguageModelConfig":
@@ -93,6 +113,11 @@ class TokenizerConfig(Config):
 class ModelConfig(Config):
     """The whole vision-language model."""
 
+    # a pretrained language model has a tokenizer of its own
+    replaces: ClassVar[Replaces] = dict.fromkeys(
+        ("language_model.name", "language_model.pretrained"), ("tokenizer.train_vocab_size",)
+    )
+
     vision_tower: VisionTowerConfig
     projector: ProjectorConfig = ProjectorConfig()
     language_model: LanguageModelConfig
@@ -105,6 +130,11 @@ class ModelConfig(Config):
         backbone = given.get("language_model") if isinstance(given, dict) else None
         name = backbone.get("name") if isinstance(backbone, dict) else None
         return {"template": BACKBONES[name].template, **given} if name in BACKBONES else given
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, name: str) -> str:
+        return check_template(name)
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> "ModelConfig":

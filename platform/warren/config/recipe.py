@@ -1,13 +1,16 @@
 """The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, overload
 
 from pydantic import Field, field_validator, model_validator
 
+from warren.config.catalog import check_template
 from warren.config.ingest import IngestConfig
+from warren.config.layers import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, Part
-from warren.config.tree import Config
+from warren.config.names import DatasetReference, Name
+from warren.config.resume import OnResume
 from warren.errors import ConfigError
 
 PositiveInt = Field(gt=0)
@@ -16,6 +19,8 @@ Fraction = Field(ge=0.0, le=1.0)
 
 class Duration(Config):
     """How long a stage trains: a number of passes over its dataset, or of optimizer steps."""
+
+    replaces: ClassVar[Replaces] = alternatives("epochs", "steps")
 
     epochs: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0)
@@ -46,26 +51,31 @@ class GuardConfig(Config):
 
     spike_factor: float | None = Field(default=None, gt=1.0)  # leave out a loss above this many times the median
     spike_window_steps: int = Field(default=100, ge=2)  # of the losses of so many steps before it, once there are
-    max_skips_in_a_row: int = Field(default=3, ge=0)  # one more ends the run
+    max_skips_in_a_row: Annotated[int, OnResume.FREE] = Field(default=3, ge=0)  # one more ends the run
 
 
 class ValidationConfig(Config):
     """What the loss is taken on during training, besides what is trained on."""
 
-    dataset: str
+    dataset: DatasetReference
     every_steps: int = Field(default=500, gt=0)  # and after the last step
     num_samples: int = Field(default=512, gt=0)  # the first of the dataset's shuffled order; held in memory
 
 
 class StageConfig(Config):
-    """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts)."""
+    """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts).
 
-    dataset: str | None = None  # the short form of `datasets: [{name: …}]`
+    A run that goes on may change the fields marked so, and no other.
+    """
+
+    replaces: ClassVar[Replaces] = alternatives("dataset", "datasets")
+
+    dataset: DatasetReference | None = None  # the short form of `datasets: [{name: …}]`
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[Part, ...] = ("projector",)
     lora: LoraConfig | None = None  # None: the parts in `trainable` are trained whole
-    duration: Duration = Duration(epochs=1)
+    duration: Annotated[Duration, OnResume.SCHEDULE] = Duration(epochs=1)
     global_batch_size: int = PositiveInt
     max_length_tokens: int = Field(default=2048, gt=0)
     image_padding: bool | None = None  # pad to a square with the mean colour first; None: as the model was trained
@@ -77,13 +87,13 @@ class StageConfig(Config):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    seed: int = 42
+    seed: int = Field(default=42, ge=0)
     shuffle_window_samples: int = Field(default=4096, gt=0)
-    checkpoint_every_steps: int = Field(default=500, gt=0)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    max_quarantined_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    checkpoint_every_steps: Annotated[int, OnResume.FREE] = Field(default=500, gt=0)
+    keep_checkpoints: Annotated[int, OnResume.FREE] = Field(default=2, ge=1)
+    max_quarantined_fraction: Annotated[float, OnResume.FREE] = Field(default=0.001, ge=0.0, le=1.0)
     guard: GuardConfig = GuardConfig()
-    validation: ValidationConfig | None = None
+    validation: Annotated[ValidationConfig | None, OnResume.FREE] = None
 
     @field_validator("trainable")
     @classmethod
@@ -91,6 +101,11 @@ class StageConfig(Config):
         if not parts or len(set(parts)) != len(parts):
             raise ValueError("name each part to train once: vision_tower, projector, language_model")
         return parts
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, name: str | None) -> str | None:
+        return None if name is None else check_template(name)
 
     @model_validator(mode="after")
     def _sound_mixture(self) -> "StageConfig":
@@ -125,7 +140,7 @@ class EvaluateConfig(Config):
         max_quarantined_fraction: Share of the samples that may be left out because they cannot be asked.
     """
 
-    dataset: str
+    dataset: DatasetReference
     metric: Literal["exact_match", "choice"] = "exact_match"
     num_choices: int = Field(default=10, ge=2)
     shuffled_images: bool = False
@@ -145,32 +160,50 @@ class GateConfig(Config):
 class ReleaseConfig(Config):
     """How the result is published."""
 
-    name: str
+    name: Name
     gate: GateConfig
 
 
 class AverageConfig(Config):
     """A model that is the weighted mean of two others' weights (model soups, arXiv 2203.05482)."""
 
-    first: str  # names of recipes; the second's configuration is kept
-    second: str
+    first: Name  # names of recipes; the second's configuration is kept
+    second: Name
     first_weight: float = Fraction
 
 
-class Recipe(Config):
-    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models."""
+Section = Literal["model", "ingest", "pretrain", "finetune", "average", "evaluate", "release"]
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    description: str = ""
-    model: ModelConfig
+
+class Recipe(Config):
+    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models.
+
+    Each job needs some of the sections (`require`); a recipe for `jobs/ingest.py` may hold `ingest` alone.
+    """
+
+    name: Annotated[Name, OnResume.FREE]
+    description: Annotated[str, OnResume.FREE] = ""
+    model: ModelConfig | None = None
     ingest: IngestConfig | None = None
-    pretrain: StageConfig
-    finetune: StageConfig
+    pretrain: StageConfig | None = None
+    finetune: StageConfig | None = None
     average: AverageConfig | None = None
     evaluate: EvaluateConfig | None = None
     release: ReleaseConfig | None = None
 
-    def require(self, section: Literal["ingest", "average", "evaluate", "release"]) -> Any:
+    @overload
+    def require(self, section: Literal["model"]) -> ModelConfig: ...
+    @overload
+    def require(self, section: Literal["pretrain", "finetune"]) -> StageConfig: ...
+    @overload
+    def require(self, section: Literal["ingest"]) -> IngestConfig: ...
+    @overload
+    def require(self, section: Literal["average"]) -> AverageConfig: ...
+    @overload
+    def require(self, section: Literal["evaluate"]) -> EvaluateConfig: ...
+    @overload
+    def require(self, section: Literal["release"]) -> ReleaseConfig: ...
+    def require(self, section: Section) -> Any:
         """Return a section that a job cannot do without.
 
         Raises:

@@ -1,10 +1,13 @@
-"""The resources: how many workers, how cut, how fast. They change speed and memory, never the loss curve."""
+"""The resources: how many workers, how cut, how fast. All but `precision` leave the loss curve as it is."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from warren.config.tree import Config
+from warren.config.layers import Config
+from warren.config.resume import OnResume
+
+_GROUP_SPARE_S = 60.0
 
 
 class Resources(Config):
@@ -15,7 +18,9 @@ class Resources(Config):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 with a loss scale that follows its overflows
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = (
+        "fp32"  # fp16 with a loss scale that follows its overflows
+    )
     offload: tuple[Literal["optimizer", "weights"], ...] = ()  # what waits in the host's memory: from ZeRO 1, ZeRO 3
     micro_batch_size: int = Field(default=8, gt=0)
     packing: bool = False  # several samples in a sequence: a micro-batch is then so many sequences of full length
@@ -61,6 +66,11 @@ class Resources(Config):
                 "scale that it never multiplied them by"
             )
         return self
+
+    @property
+    def group_timeout_s(self) -> float:
+        """How long a rank waits for the others in a collective: a rank that hangs is ended, and says where, before."""
+        return self.hang_timeout_s + _GROUP_SPARE_S
 
     @property
     def max_workers(self) -> int:

@@ -3,37 +3,17 @@
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from warren.config.documents import Tree, read_document
+from warren.config.layers import SET, Config, Layers, node_type
 from warren.errors import ConfigError
 
-Tree = dict[str, Any]
-
-
-class Config(BaseModel):
-    """Base of every configuration node: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
 ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number (PyYAML follows YAML 1.1, which wants `1.0e-3`)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
 
 
 def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overrides: Sequence[str] = ()) -> ConfigT:
@@ -48,14 +28,17 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     Raises:
         ConfigError: The file is missing, is not YAML, or does not fit the schema. One line.
     """
-    tree = _read(name, folders, seen=())
-    for override in overrides:
-        _apply(tree, override)
+    layers = Layers(schema)
+    for source, tree in _read(schema, name, folders, seen=()):
+        layers.add(source, tree)
+    layers.add_overrides(overrides)
+    if "name" in schema.model_fields:  # a file that holds one section need not be named inside
+        layers.values.setdefault("name", Path(name).stem)
     try:
         # Through JSON: strict mode then still takes a list for a tuple, but never "3" for 3.
-        return schema.model_validate_json(json.dumps(tree))
+        return schema.model_validate_json(json.dumps(layers.settle()))
     except ValidationError as error:
-        raise ConfigError(f"{name}: " + "; ".join(_explain(schema, e) for e in error.errors())) from None
+        raise ConfigError(f"{name}: " + "; ".join(_explain(layers, e) for e in error.errors())) from None
 
 
 def fingerprint(config: BaseModel) -> str:
@@ -69,68 +52,59 @@ def available(folders: Sequence[Path]) -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def _read(name: str, folders: Sequence[Path], seen: tuple[str, ...]) -> Tree:
-    if name in seen:
-        raise ConfigError(f"{name}: extends itself ({' → '.join((*seen, name))})")
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
-        if not found:
-            raise ConfigError(f"no recipe named {name!r}{_nearest(name, available(folders))}")
-        path = found[0]
-    try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: a mapping of keys is expected, not {type(tree).__name__}")
+def _read(
+    schema: type[BaseModel], name: str, folders: Sequence[Path], seen: tuple[Path, ...]
+) -> list[tuple[str, Tree]]:
+    """Return a file and those it extends, the lowest first."""
+    path = _find(schema, name, folders)
+    if path.absolute() in seen:
+        raise ConfigError(f"{name}: extends itself ({' → '.join([*(known.name for known in seen), path.name])})")
+    tree = read_document(path, name)
     base = tree.pop("extends", None)
-    return tree if base is None else _merge(_read(base, [path.parent, *folders], (*seen, name)), tree)
+    if base is None:
+        return [(name, tree)]
+    if not isinstance(base, str) or not base:
+        shown = json.dumps(base)[:80]
+        raise ConfigError(f"{name}: extends: expected the name or the file of one to extend, not {shown}")
+    return [*_read(schema, base, [path.parent, *folders], (*seen, path.absolute())), (name, tree)]
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+def _find(schema: type[BaseModel], name: str, folders: Sequence[Path]) -> Path:
+    """Return the file of a name, or a file by its path: beside the file that extends it, or from here."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return next((folder / name for folder in folders if (folder / name).is_file()), Path(name))
+    found = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+    if found is None:
+        raise ConfigError(f"no {schema.__name__.lower()} named {name!r}{_nearest(name, available(folders))}")
+    return found
 
 
-def _apply(tree: Tree, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, for example pretrain.seed=7")
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, it has no keys of its own")
-    tree[leaf] = yaml.load(text, Loader=_Loader)
-
-
-def _explain(schema: type[BaseModel], error: Any) -> str:
+def _explain(layers: Layers, error: Any) -> str:
     """Turn one pydantic error into `key: what is wrong, what is allowed`."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         *parents, unknown = error["loc"]
-        return f"unknown key {where!r}{_nearest(str(unknown), _fields(schema, parents))}"
+        return f"unknown key {where!r}{_nearest(str(unknown), _fields(layers.schema, parents))}"
     if error["type"] == "missing":
         return f"{where}: is required"
+    message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
-    shown = "" if isinstance(given, dict | list) else f" (given: {given!r})"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    text = repr(given)
+    if isinstance(given, dict | list) or (isinstance(given, str) and text in message):
+        shown = ""
+    else:
+        shown = f" (given: {text if len(text) <= 120 else text[:117] + '…'})"
+    if error["type"] == "string_type" and given is not None:
+        key = error["loc"][-1]
+        shown += f'; text that looks like something else goes in quotes, as in {key}: "…" or {SET} \'{where}="…"\''
+    return f"{where}: {message}{shown}{layers.inherited(tuple(str(part) for part in error['loc']), message)}"
 
 
 def _fields(schema: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    node: Any = schema
+    node = schema
     for part in path:
-        if isinstance(part, str) and part in getattr(node, "model_fields", {}):
-            annotation = node.model_fields[part].annotation
-            candidates = [annotation, *get_args(annotation)]
-            node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), node)
-    return list(getattr(node, "model_fields", {}))
+        node = (node_type(node, part) if isinstance(part, str) else None) or node
+    return list(node.model_fields)
 
 
 def _nearest(word: str, valid: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,16 @@ __all__ = ["BatchPart", "Cut", "MicroBatch", "Quarantined", "cut_global_batch", 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A sample that could not be used; it keeps its place in the order with weight zero."""
+    """A sample that could not be used; it keeps its place in the order with weight zero.
+
+    Attributes:
+        num_cut_tokens: Its supervised tokens, if it is unusable because it is too long.
+    """
 
     key: str
     source: str
     reason: str
+    num_cut_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class BatchPart:
         num_samples: Of the whole global batch, quarantined ones included.
         num_tokens: Of the whole global batch.
         num_slots: Places for tokens in the whole global batch as it is cut; what is not a token is padding.
+        num_cut_samples: Samples of the whole global batch that lost supervised tokens to `max_length_tokens`, also all.
+        num_cut_tokens: The supervised tokens that they lost.
         keys: Samples of this share.
         quarantined: Samples of the whole global batch that could not be used, listed in every share.
     """
@@ -73,6 +80,8 @@ class BatchPart:
     num_samples: int
     num_tokens: int
     num_slots: int
+    num_cut_samples: int
+    num_cut_tokens: int
     micro_batches: tuple[MicroBatch, ...]
     keys: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = field(default=())
@@ -84,7 +93,7 @@ class BatchPart:
 
     def _header(self) -> str:
         counts = {name: getattr(self, name) for name in _COUNTS}
-        bad = [[q.key, q.source, q.reason] for q in self.quarantined]
+        bad = [astuple(q) for q in self.quarantined]
         shapes = [{name: getattr(micro, name).shape for name in _TENSORS} for micro in self.micro_batches]
         return json.dumps({**counts, "shapes": shapes, "keys": self.keys, "quarantined": bad})
 
@@ -92,7 +101,10 @@ class BatchPart:
         return b"".join(getattr(micro, name).tobytes() for micro in self.micro_batches for name in _TOKEN_TENSORS)
 
 
-_COUNTS = ("step", "epoch", "rank", "num_supervised_tokens", "num_samples", "num_tokens", "num_slots")
+_COUNTS = (
+    *("step", "epoch", "rank", "num_supervised_tokens", "num_samples", "num_tokens", "num_slots"),
+    *("num_cut_samples", "num_cut_tokens"),
+)
 _TOKEN_TENSORS = ("input_ids", "labels", "lengths", "sequences")
 _TENSORS = (*_TOKEN_TENSORS, "pixels")
 
@@ -190,6 +202,7 @@ def cut_global_batch(
     shares = [share(mine) for mine in layout]
     supervised = sum(sample.num_supervised_tokens for sample in samples)
     num_slots = sum(micro_batch.input_ids.size for share in shares for micro_batch in share)
+    cut_tokens = [*(good.num_cut_tokens for good in samples), *(bad.num_cut_tokens for bad in quarantined)]
     return [
         BatchPart(
             step=step,
@@ -199,6 +212,8 @@ def cut_global_batch(
             num_samples=len(samples) + len(quarantined),
             num_tokens=sum(len(sample.input_ids) for sample in samples),
             num_slots=num_slots,
+            num_cut_samples=sum(lost > 0 for lost in cut_tokens),
+            num_cut_tokens=sum(cut_tokens),
             micro_batches=share,
             keys=tuple(samples[i].key for group in layout[rank] for sequence in group for i in sequence),
             quarantined=tuple(quarantined),

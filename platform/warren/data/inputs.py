@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from warren.data.images import MAX_PIXELS, ImageSpec, decode_image, to_square, write_pixels
 from warren.data.native_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.template import Segment, Template, TokenSpec, encode, get_template
+from warren.data.template import Segment, Template, TokenSpec, encode, get_template, num_supervised, truncate
 from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
@@ -29,6 +29,7 @@ class EncodedSample:
         labels: int32 (length,), -100 where no loss is taken.
         pictures: RGB, resized; their pixels are written once, where the batch has its place for them.
         size_px: Of the pictures, also if there are none.
+        num_cut_tokens: Supervised tokens that lay beyond `max_length_tokens`.
     """
 
     key: str
@@ -36,12 +37,12 @@ class EncodedSample:
     labels: np.ndarray
     pictures: tuple[Image.Image, ...]
     size_px: int
+    num_cut_tokens: int = 0
 
     @property
     def num_supervised_tokens(self) -> int:
-        # The first position has no predecessor, so it is never predicted.
         """Tokens that a loss is taken on."""
-        return int((self.labels[1:] >= 0).sum())
+        return num_supervised(self.labels)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -90,10 +91,12 @@ class Inputs:
             BadSampleError: The conversation or a picture is unusable.
         """
         sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
-        segments = self.prompts.training(sample.turns, self.tokens.eos_token)
-        input_ids, labels = encode(segments, tokenizer, self.tokens, max_length_tokens)
+        segments = self.prompts.training(sample.turns, self.tokens.eos_token, sample.system)
+        ids, labels = encode(segments, tokenizer, self.tokens)
+        kept_ids, kept_labels = truncate(ids, labels, self.tokens, max_length_tokens)
+        num_cut = num_supervised(labels) - num_supervised(kept_labels)
         pictures = self._pictures(sample.images, max_pixels=None)
-        return EncodedSample(sample.key, input_ids, labels, pictures, self.image.size_px)
+        return EncodedSample(sample.key, kept_ids, kept_labels, pictures, self.image.size_px, num_cut)
 
     def encode_prompt(
         self, turns: tuple[Turn, ...], tokenizer: Tokenizer, num_images: int, system: str | None = None

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from warren.config import split_dataset
 from warren.data.sample import SCHEMA, Sample
-from warren.errors import ConfigError, ConflictError, DataError, EmptyDatasetError, NotFoundError
+from warren.errors import ConflictError, DataError, EmptyDatasetError, NotFoundError
 from warren.storage import FileEntry, Location, digest_bytes
 
 MANIFEST = "manifest.json"
@@ -106,9 +107,7 @@ def dataset_folder(root: Location, reference: str) -> Location:
     Raises:
         ConfigError: The reference is not of that form.
     """
-    name, at, version = reference.partition("@")
-    if not (name and at and version):
-        raise ConfigError(f"dataset {reference!r}: expected name@version, for example easy-vqa-train@v1")
+    name, version = split_dataset(reference)
     return root / "datasets" / name / version
 
 

@@ -34,13 +34,13 @@ class NativeTemplate:
         """
         self.training((Turn("user", "a"), Turn("assistant", "b")), eos)
 
-    def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
+    def training(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
         """Render a whole conversation; every answer and its end is supervised.
 
         Raises:
             ConfigError: The template writes earlier turns anew when a turn is added, or ends answers otherwise.
         """
-        return self._segments(list(turns), eos, system=None)
+        return self._segments(list(turns), eos, system)
 
     def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
         """Render a conversation that the assistant is to continue."""

@@ -19,10 +19,12 @@ class Quarantine:
     Attributes:
         folder: Where the Parquet files go, beside the run.
         max_fraction: Share of an epoch's samples that may be unusable.
+        remedy: What to do when there are more.
     """
 
     folder: Location
     max_fraction: float
+    remedy: str = "mend the dataset or raise max_quarantined_fraction"
     _pending: list[tuple[int, Quarantined]] = field(default_factory=list)
     _seen: dict[str, str] = field(default_factory=dict)
 
@@ -39,7 +41,7 @@ class Quarantine:
             raise QuarantineError(
                 f"{len(self._seen)} of {num_samples} samples cannot be used so far, more than the allowed "
                 f"{self.max_fraction:.2%}; the first is {key!r}: {reason}. Those found so far are in {self.folder}; "
-                "mend the data or raise max_quarantined_fraction"
+                f"{self.remedy}"
             )
 
     def write(self, step: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from warren.data.printable import is_unicode
 from warren.errors import BadSampleError
 
 IMAGE_MARK = "<image>"
@@ -56,12 +57,14 @@ class Sample:
         images: Encoded pictures (JPEG, PNG, …) in the order of the image marks.
         turns: Alternating, starting with the user.
         source: Where it came from: a file, a URL, a package.
+        system: Replaces the prompt template's system text; None keeps it. Stored as a first turn of role `system`.
     """
 
     key: str
     images: tuple[bytes, ...]
     turns: tuple[Turn, ...]
     source: str
+    system: str | None = None
 
     def check(self, allow_empty_answers: bool = False) -> "Sample":
         """Return the sample if its conversation is sound.
@@ -70,7 +73,8 @@ class Sample:
             allow_empty_answers: Take a conversation in which no answer says anything; only its ends can be learnt.
 
         Raises:
-            BadSampleError: Roles do not alternate, every answer is empty, or marks and images differ in number.
+            BadSampleError: Roles do not alternate, every answer is empty, marks and images differ in number, or a text
+                cannot be stored.
         """
         roles = [turn.role for turn in self.turns]
         expected = ["user", "assistant"] * (len(roles) // 2)
@@ -78,26 +82,40 @@ class Sample:
             raise BadSampleError(f"turns must alternate user, assistant, …; given: {', '.join(roles) or 'none'}")
         if not allow_empty_answers and not any(t.role == "assistant" and t.text.strip() for t in self.turns):
             raise BadSampleError("every assistant turn is empty: there is nothing to learn from them")
+        if IMAGE_MARK in (self.system or ""):
+            raise BadSampleError("the system text holds an image mark; images belong to the user's messages")
         marks = sum(turn.text.count(IMAGE_MARK) for turn in self.turns)
         if marks != len(self.images):
             raise BadSampleError(f"{marks} image marks in the text, but {len(self.images)} images")
+        self._check_encoding()
         return self
+
+    def _check_encoding(self) -> None:
+        texts = {"key": self.key, "source": self.source, "system text": self.system or ""}
+        texts |= {f"turn {number}": turn.text for number, turn in enumerate(self.turns)}
+        for name, text in texts.items():
+            if not is_unicode(text):
+                raise BadSampleError(f"its {name} is not valid Unicode: it holds half of a surrogate pair")
 
     def to_row(self) -> dict[str, Any]:
         """Return the sample as a row of `SCHEMA`."""
+        system = [] if self.system is None else [{"role": "system", "text": self.system}]
         return {
             "key": self.key,
             "images": [{"bytes": image, "path": None} for image in self.images],
-            "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
+            "turns": system + [{"role": turn.role, "text": turn.text} for turn in self.turns],
             "source": self.source,
         }
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Sample":
         """Rebuild a sample from a row of `SCHEMA`."""
+        first, turns = row["turns"][:1], row["turns"]
+        system = first[0]["text"] if first and first[0]["role"] == "system" else None
         return cls(
             key=row["key"],
             images=tuple(image["bytes"] or b"" for image in row["images"]),
-            turns=tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"]),
+            turns=tuple(Turn(turn["role"], turn["text"]) for turn in (turns if system is None else turns[1:])),
             source=row["source"],
+            system=system,
         )

@@ -1,11 +1,16 @@
 """One piece of a source becomes shards. No Ray here: it is a plain generator that can be killed anywhere.
 
+Here is the border between a sample's errors and everybody else's. Building and checking a sample is a function of its
+record, so whatever that raises quarantines the sample, foreseen or not. What storage raises (a `StorageError`), a wrong
+option (any other `WarrenError`) and a machine without memory or a module end the job.
+
 A shard is finished when its receipt exists, and the receipt is written behind the shard. A piece that is started again
 passes over what has receipts without loading it, so nothing is done twice, and writes the rest as it would have been.
 """
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,14 +21,17 @@ from warren.data.images import decode_image
 from warren.data.importers import Importer, Piece, Raw
 from warren.data.importers.fingerprints import label
 from warren.data.manifest import Shard, write_shard
+from warren.data.printable import storable
 from warren.data.rewriting import ImageRules
 from warren.data.sample import Sample
 from warren.data.statistics import Statistics
-from warren.errors import BadSampleError, NotFoundError
+from warren.errors import BadSampleError, NotFoundError, WarrenError
 from warren.storage import Location, digest_bytes
 
 _LOADS_AHEAD = 16
 _LOADING_THREADS = 8
+_NOT_THE_SAMPLES = (WarrenError, MemoryError, ImportError, NameError)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Limits:
             BadSampleError: It cannot.
         """
         sample.check()
-        length = sum(len(turn.text) for turn in sample.turns)
+        length = sum(len(turn.text) for turn in sample.turns) + len(sample.system or "")
         if length > self.max_characters:
             raise BadSampleError(f"the conversation has {length} characters; at most {self.max_characters} are taken")
         return [decode_image(image, self.max_pixels).size for image in sample.images]
@@ -152,13 +160,16 @@ class ShardMaker:
         statistics, good, bad = Statistics(), [], []
         for raw, sample in batch:
             try:
-                if isinstance(sample, str):
-                    raise BadSampleError(sample)
-                sizes_px = self.limits.check(sample)
-                good.append(self.rules.apply(sample))
-                statistics.add(good[-1], sizes_px)
-            except BadSampleError as error:
-                bad.append(Quarantined(raw.key, raw.source, str(error)))
+                if isinstance(sample, Sample):
+                    sizes_px = self.limits.check(sample)
+                    sample = self.rules.apply(sample)
+            except Exception as error:
+                sample = reason_of(error, raw)
+            if isinstance(sample, Sample):
+                statistics.add(sample, sizes_px)
+                good.append(sample)
+            else:
+                bad.append(Quarantined(storable(raw.key), storable(raw.source), storable(sample)))
                 statistics.add_bad(bad[-1])
         shard = write_shard(self.folder, f"shard-{name}.parquet", good, self.samples_per_row_group) if good else None
         return Receipt(shard, tuple(bad), statistics, is_last, identity)
@@ -187,5 +198,23 @@ def _load_ahead(pool: ThreadPoolExecutor, raws: Iterator[Raw]) -> Iterator[tuple
 def _load(raw: Raw) -> Sample | str:
     try:
         return raw.load()
-    except BadSampleError as error:
+    except Exception as error:
+        return reason_of(error, raw)
+
+
+def reason_of(error: Exception, raw: Raw) -> str:
+    """Return why a sample cannot be used.
+
+    Args:
+        error: What building or checking it raised.
+        raw: The sample.
+
+    Raises:
+        Exception: `error` itself, if it is not the sample's.
+    """
+    if isinstance(error, BadSampleError):
         return str(error)
+    if isinstance(error, _NOT_THE_SAMPLES):
+        raise error
+    _LOG.warning("%s cannot be read: an error that nothing foresaw", storable(raw.source), exc_info=error)
+    return f"it cannot be read: {type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from warren.data.manifest import Manifest
 from warren.data.mixture import Mixture
 from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_multiple
 from warren.data.sample import Sample
-from warren.errors import BadSampleError
+from warren.errors import BadSampleError, SampleTooLongError
 from warren.storage import FileEntry, Location, read_verified
 
 _PARALLEL_READS = 8  # of shards that a batch needs: a request to object storage is mostly waiting
@@ -166,7 +166,8 @@ class BatchReader:
             try:
                 good.append(encoding.inputs.encode_sample(sample, tokenizer, encoding.max_length_tokens))
             except BadSampleError as error:
-                bad.append(Quarantined(sample.key, sample.source, str(error)))
+                num_cut = error.num_cut_tokens if isinstance(error, SampleTooLongError) else 0
+                bad.append(Quarantined(sample.key, sample.source, str(error), num_cut))
         return good, bad
 
     def _read_slices(self, read: WindowRead, numbers: list[int]) -> dict[RowRef, Sample]:

@@ -11,13 +11,13 @@ because no picture would stand behind it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from warren.data.sample import IMAGE_MARK, Turn
-from warren.errors import BadSampleError, ConfigError
+from warren.errors import BadSampleError, ConfigError, SampleTooLongError
 
 IGNORED = -100
 """Label of a position that no loss is taken on (PyTorch's cross-entropy default)."""
@@ -64,14 +64,21 @@ class Template:
                 "choose the template the model was trained on"
             )
 
-    def training(self, turns: Sequence[Turn], eos: str) -> list[Segment]:
-        """Render a whole conversation; every answer and its end is supervised."""
+    def training(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
+        """Render a whole conversation; every answer and its end is supervised.
+
+        Args:
+            turns: The conversation.
+            eos: Ends every answer.
+            system: Replaces the template's own system text; None keeps it.
+        """
+        system = self.system if system is None else system
         if self.captions_only:
             return [
                 Segment(_marks(turn), False) if turn.role == "user" else Segment(f"{turn.text}\n", True)
                 for turn in turns
             ]
-        segments = [Segment(f"{self.system} " if self.system else "", False)]
+        segments = [Segment(f"{system} " if system else "", False)]
         for turn in turns:
             if turn.role == "user":
                 segments.append(Segment(f"USER: {turn.text} ASSISTANT:", False))
@@ -81,8 +88,7 @@ class Template:
 
     def generation(self, turns: Sequence[Turn], eos: str, system: str | None = None) -> list[Segment]:
         """Render a conversation that the assistant is to continue."""
-        template = self if system is None else replace(self, system=system)
-        return template.training(turns, eos)
+        return self.training(turns, eos, system)
 
 
 def _marks(turn: Turn) -> str:
@@ -152,13 +158,35 @@ def encode(
             ids += [spec.image_token_id] * spec.tokens_per_image
             labels += [IGNORED] * spec.tokens_per_image
         _encode_piece(piece, tokenizer, spec, ids, labels)
-    if max_length_tokens is not None and len(ids) > max_length_tokens:
-        if spec.image_token_id in ids[max_length_tokens:]:
-            raise BadSampleError(f"{len(ids)} tokens; the limit of {max_length_tokens} would cut an image in two")
-        ids, labels = ids[:max_length_tokens], labels[:max_length_tokens]
-        if all(label == IGNORED for label in labels):
-            raise BadSampleError(f"nothing is left to learn within {max_length_tokens} tokens")
-    return np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+    whole = np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+    return whole if max_length_tokens is None else truncate(*whole, spec, max_length_tokens)
+
+
+def truncate(
+    ids: np.ndarray, labels: np.ndarray, spec: TokenSpec, max_length_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the first `max_length_tokens` of a sample's ids and labels.
+
+    Raises:
+        SampleTooLongError: An image would be cut, or no supervised token is left.
+    """
+    if len(ids) <= max_length_tokens:
+        return ids, labels
+    kept = labels[:max_length_tokens]
+    if spec.image_token_id in ids[max_length_tokens:]:
+        reason = f"{len(ids)} tokens; the limit of {max_length_tokens} would cut an image in two"
+    elif (kept == IGNORED).all():
+        reason = f"nothing is left to learn within {max_length_tokens} tokens of {len(ids)}"
+    else:
+        return ids[:max_length_tokens], kept
+    error = SampleTooLongError(f"{reason}; raise max_length_tokens")
+    error.num_cut_tokens = num_supervised(labels)
+    raise error
+
+
+def num_supervised(labels: np.ndarray) -> int:
+    """Count the tokens of a sample that a loss is taken on; the first has no predecessor, so it is never predicted."""
+    return int((labels[1:] != IGNORED).sum())
 
 
 def _split_at_images(segments: Sequence[Segment]) -> list[list[Segment]]:

@@ -28,6 +28,7 @@ from warren.inference.engine import (
 from warren.inference.limits import EngineOptions, check_kv_bytes, check_request, context_limit
 from warren.inference.runner import Plan, Row, Runner
 from warren.inference.sampling import Choice, Sampler, choose
+from warren.models.head import unsampled_ids
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Batch:
         self._eos_id = tokenizer.token_to_id(inputs.tokens.eos_token)
         self._cache = SlotCache(options.num_slots, self.max_context_tokens)
         self._runner = Runner(model, inputs, self._cache, options.image_cache_bytes)
+        unsampled = unsampled_ids(tokenizer, model.lm_head.weight.shape[0], inputs.tokens.image_token_id)
+        self._unsampled = torch.tensor(unsampled, device=self._runner.device)
         self._rows: list[Row] = []
         self._num_decoding = 0
         self._waiting: deque[Row] = deque()
@@ -150,7 +153,7 @@ class Batch:
         try:
             logits = self._runner.run(decoding, plan, self._num_decoding)
             chosen = [*decoding, *(row for row, _ in plan if not row.num_unread)]
-            choices = choose(logits, [row.sampler for row in chosen])
+            choices = choose(logits, [row.sampler for row in chosen], self._unsampled)
         except Exception as error:
             for row, length in before:
                 row.length = length

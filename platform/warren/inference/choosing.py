@@ -15,6 +15,7 @@ from warren.errors import BadSampleError
 from warren.inference.limits import context_limit
 from warren.inference.offline import load_alone
 from warren.inference.prompts import Prompt
+from warren.models.head import excluded
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Shown:
     Attributes:
         turns: What is asked; one turn of the user.
         pixels: uint8 (images, 3, height, width).
+        system: Replaces the template's system text; None keeps it.
     """
 
     turns: tuple[Turn, ...]
     pixels: np.ndarray
+    system: str | None = None
 
 
 class Chooser:
@@ -46,8 +49,9 @@ class Chooser:
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
+        self._excluded = excluded(self._model)
         self._limit = context_limit(self._model.config, None)
-        self._blank: dict[tuple[tuple[Turn, ...], int, str], float] = {}
+        self._blank: dict[tuple[tuple[Turn, ...], str | None, int, str], float] = {}
 
     def prepare(self, prompt: Prompt, answer: str) -> Shown:
         """Decode a prompt's pictures, and check that it and its own answer can be asked.
@@ -58,32 +62,35 @@ class Chooser:
         marks = sum(turn.text.count(IMAGE_MARK) for turn in prompt.turns)
         if marks != len(prompt.images):
             raise BadSampleError(f"{marks} image marks in the text, but {len(prompt.images)} images")
-        length, limit = len(self._encode((*prompt.turns, Turn("assistant", answer)))[0]), self._limit
+        length, limit = len(self._encode((*prompt.turns, Turn("assistant", answer)), prompt.system)[0]), self._limit
         if length > limit:
             raise BadSampleError(f"question and answer have {length} tokens; the model takes {limit}")
-        return Shown(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None))
+        return Shown(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None), prompt.system)
 
     def choose(self, shown: Shown, choices: Sequence[str]) -> int:
         """Return the position of the choice that the pictures speak for most, the first of equals."""
-        found = self.log_likelihoods(shown.turns, shown.pixels, choices)
+        found = self.log_likelihoods(shown.turns, shown.pixels, choices, shown.system)
         if len(shown.pixels):
-            found = found - self._with_blank_pictures(shown.turns, len(shown.pixels), choices)
+            found = found - self._with_blank_pictures(shown, choices)
         return int(found.argmax())
 
-    def _with_blank_pictures(self, turns: tuple[Turn, ...], num_images: int, choices: Sequence[str]) -> Tensor:
+    def _with_blank_pictures(self, shown: Shown, choices: Sequence[str]) -> Tensor:
         """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
-        keys = [(turns, num_images, choice) for choice in choices]
+        num_images = len(shown.pixels)
+        keys = [(shown.turns, shown.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
-            found = self.log_likelihoods(turns, blank, new)
-            self._blank |= {(turns, num_images, choice): float(v) for choice, v in zip(new, found, strict=True)}
+            found = self.log_likelihoods(shown.turns, blank, new, shown.system)
+            self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, found, strict=True)}
         return torch.tensor([self._blank[key] for key in keys])
 
     @torch.inference_mode()
-    def log_likelihoods(self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str]) -> Tensor:
+    def log_likelihoods(
+        self, turns: tuple[Turn, ...], pixels: np.ndarray, choices: Sequence[str], system: str | None = None
+    ) -> Tensor:
         """Return the log-likelihood of each choice, the end of the answer included, in nats: float32 (choices,).
 
         The pictures and the question are computed once, for all choices.
@@ -91,7 +98,7 @@ class Chooser:
         Args:
             pixels: uint8 (images, 3, height, width).
         """
-        encoded = [self._encode((*turns, Turn("assistant", choice))) for choice in choices]
+        encoded = [self._encode((*turns, Turn("assistant", choice)), system) for choice in choices]
         shared = _shared_length([ids for ids, _ in encoded], min(_first_supervised(labels) for _, labels in encoded))
         device = self._model.device
         before = self._model(
@@ -109,11 +116,13 @@ class Chooser:
         after = self._model(input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
+        if self._excluded is not None:  # the likelihoods are those that were trained
+            logits += self._excluded.to(device)
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return -losses.sum(dim=1).cpu()
 
-    def _encode(self, turns: tuple[Turn, ...]) -> tuple[np.ndarray, np.ndarray]:
-        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token)
+    def _encode(self, turns: tuple[Turn, ...], system: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        segments = self.inputs.prompts.training(turns, self.inputs.tokens.eos_token, system)
         return encode(segments, self._tokenizer, self.inputs.tokens)
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:

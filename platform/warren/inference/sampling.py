@@ -67,21 +67,26 @@ class Sampler:
         kept = max(1, int((total < params.top_p).sum()) + 1) if params.top_p < 1.0 else len(total)
         total = total[:kept]
         point = self._random.random() * float(total[-1])
-        return int(tokens[min(int(torch.searchsorted(total, point, right=True)), len(total) - 1)])
+        last = int(torch.searchsorted(total, total[-1]))  # tokens behind it have no probability
+        return int(tokens[min(int(torch.searchsorted(total, point, right=True)), last)])
 
 
-def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice | None]:
+def choose(logits: Tensor, samplers: Sequence[Sampler], unsampled: Tensor | None = None) -> list[Choice | None]:
     """Choose one token per row.
 
     Args:
-        logits: float [B, vocabulary].
+        logits: float [B, vocabulary]; those of unsampled tokens are overwritten.
         samplers: One per row.
+        unsampled: int64, tokens that are never chosen; probabilities are those of the others. None: there are none.
 
     Returns:
         One choice per row; None where the logits are not finite.
     """
+    is_finite = torch.isfinite(logits.sum(dim=-1))
+    if unsampled is not None:
+        logits.index_fill_(-1, unsampled, -torch.inf)
     best = logits.max(dim=-1)
-    finite = torch.isfinite(logits.sum(dim=-1)).tolist()
+    finite = is_finite.tolist()
     greedy = best.indices.tolist()
     choices: list[Choice | None] = []
     for row, sampler in enumerate(samplers):
@@ -102,6 +107,6 @@ def _logprob(logits: Tensor, token_id: int, num_alternatives: int | None) -> Tok
     if num_alternatives is None:
         return None
     logprobs = logits.float().log_softmax(-1)
-    top = logprobs.topk(min(num_alternatives, len(logprobs)))
+    top = logprobs.topk(min(num_alternatives, int((logprobs > -torch.inf).sum())))
     alternatives = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return TokenLogprob(token_id, float(logprobs[token_id]), alternatives)

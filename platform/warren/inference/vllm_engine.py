@@ -7,6 +7,7 @@ and stop strings come from Warren's detokeniser, so that both engines give the s
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ from warren.inference.engine import (
 from warren.inference.limits import EngineOptions, check_request, context_limit
 from warren.inference.streams import QueueStream
 from warren.models import read_model_config
+from warren.models.head import unsampled_ids
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 600.0
 _CLOSE_TIMEOUT_S = 60.0
+_LEAST_BIAS = -100.0  # the least that vLLM takes: e^-100 of a token's probability is left
 
 
 class VllmEngine:
@@ -54,7 +57,10 @@ class VllmEngine:
     def __init__(self, folder: Path, options: EngineOptions) -> None:
         self.inputs = Inputs.load(folder)
         self.tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
-        self.max_context_tokens = context_limit(read_model_config(folder), options.max_context_tokens)
+        config = read_model_config(folder)
+        self.max_context_tokens = context_limit(config, options.max_context_tokens)
+        image_token_id = self.inputs.tokens.image_token_id
+        self._unsampled = unsampled_ids(self.tokenizer, config.text_config.vocab_size, image_token_id)
         self._eos_id = self.tokenizer.token_to_id(self.inputs.tokens.eos_token)
         self._options = options
         self._streams: dict[int, QueueStream] = {}
@@ -165,10 +171,12 @@ class VllmEngine:
             task.cancel()  # vLLM frees the request when its generator is left
 
     async def _run(self, stream: QueueStream, request: GenerationRequest) -> None:
-        answer = _Answer(request.sampling, Detokenizer(self.tokenizer, request.sampling.stop), self._eos_id)
+        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
+        answer = _Answer(request.sampling, detokenizer, self._eos_id, frozenset(self._unsampled))
         self._counts["prompt"] += len(request.prompt_ids)
         try:
-            outputs = self._llm.generate(self._prompt(request), _sampling(request.sampling), str(stream.key))
+            sampling = _sampling(request.sampling, self._unsampled)
+            outputs = self._llm.generate(self._prompt(request), sampling, str(stream.key))
             async for output in outputs:
                 delta = answer.advance(output.outputs[0])
                 self._counts["generated"] += len(delta.token_ids)
@@ -209,8 +217,10 @@ class VllmEngine:
 class _Answer:
     """The text of one answer as vLLM's token ids come."""
 
-    def __init__(self, sampling: SamplingParams, detokenizer: Detokenizer, eos_id: int | None) -> None:
-        self._sampling, self._detokenizer, self._eos_id = sampling, detokenizer, eos_id
+    def __init__(
+        self, sampling: SamplingParams, detokenizer: Detokenizer, eos_id: int | None, unsampled: frozenset[int]
+    ) -> None:
+        self._sampling, self._detokenizer, self._eos_id, self._unsampled = sampling, detokenizer, eos_id, unsampled
 
     def advance(self, output: Any) -> TokenDelta:
         """Turn vLLM's next piece into a delta; a stop string may cut it."""
@@ -234,12 +244,13 @@ class _Answer:
             return ()
         found = []
         for token, by_token in zip(output.token_ids[:count], output.logprobs[:count], strict=True):
-            ranked = sorted(((other, float(one.logprob)) for other, one in by_token.items()), key=lambda two: -two[1])
+            others = ((other, float(one.logprob)) for other, one in by_token.items() if other not in self._unsampled)
+            ranked = sorted(others, key=lambda two: -two[1])
             found.append(TokenLogprob(token, float(by_token[token].logprob), tuple(ranked[:most])))
         return tuple(found)
 
 
-def _sampling(params: SamplingParams) -> Any:
+def _sampling(params: SamplingParams, unsampled: Sequence[int]) -> Any:
     from vllm import SamplingParams as VllmSampling
     from vllm.sampling_params import RequestOutputKind
 
@@ -254,6 +265,7 @@ def _sampling(params: SamplingParams) -> Any:
         frequency_penalty=params.frequency_penalty,
         logprobs=params.num_logprobs,
         ignore_eos=params.ignore_eos,
+        logit_bias=dict.fromkeys(unsampled, _LEAST_BIAS),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )

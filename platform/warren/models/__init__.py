@@ -3,6 +3,7 @@
 from warren.models.adapters import add_adapters
 from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
+from warren.models.head import unfold_head
 from warren.models.loading import load
 from warren.models.pretrained import folder_of
 from warren.models.saved import load_bundle, read_model_config, save_model
@@ -27,4 +28,5 @@ __all__ = [
     "read_tokenizer",
     "save_model",
     "train_tokenizer",
+    "unfold_head",
 ]

@@ -73,7 +73,7 @@ def merged_state(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, T
         adapter_a = state.get(name.replace(_BASE, _A)) if _BASE in name else None
         if adapter_a is not None:
             weight, a, b = (t.detach().cpu() for t in (tensor, adapter_a, state[name.replace(_BASE, _B)]))
-            tensor = adapted(weight, a, b, config.alpha / config.rank)
+            tensor = adapted(weight, a, b, config.alpha / config.rank).to(weight.dtype)
         merged[name.replace(_BASE, ".")] = tensor
     return merged
 

@@ -37,8 +37,9 @@ def export_model(layout: Layout, source: Path, target: Path, dtype: torch.dtype 
 def merge_adapter(adapter: Path, base: Path, target: Path, vision_tower: Path | None = None) -> None:
     """Merge a LoRA adapter into the model it was trained from.
 
-    A Bunny LoRA checkpoint and its language model give a whole model in the LLaVA layout. Any other adapter gives its
-    base's layout; it uses transformers' names, as those that Warren trains do, or the names of the weights on disk.
+    A Bunny LoRA checkpoint and its language model give a whole model in the LLaVA layout, in float32. Any other adapter
+    gives its base's layout and type; it uses transformers' names, as those that Warren trains do, or the names of the
+    weights on disk. Sums are float32 and rounded once.
 
     Raises:
         ModelError: They do not fit each other.
@@ -49,7 +50,7 @@ def merge_adapter(adapter: Path, base: Path, target: Path, vision_tower: Path | 
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ModelError(f"{adapter} has no {ADAPTER_CONFIG}: it is no LoRA adapter")
     rename = str if is_bunny(base) else partial(disk_name, config=read_model_config(base))
-    _rewritten(merged(read_folder(base), adapter, rename), base, target)
+    _rewritten(merged(read_folder(base), adapter, rename, keep_dtype=True), base, target)
 
 
 def average_models(first: Path, second: Path, weight: float, target: Path) -> None:

@@ -17,7 +17,8 @@ _EPSILON = 1e-6
 class EvaClipVisionConfig(PretrainedConfig):
     """Shape of the tower; the defaults are EVA02-CLIP-L-14-336's.
 
-    `pretrained_grid` is the side of the patch grid its rotary positions were first trained on.
+    `pretrained_grid` is the side of the patch grid its rotary positions were first trained on, `projection_dim` the
+    width of CLIP's shared space, which only a head has that this class leaves out.
     """
 
     model_type = "eva_clip_vision_model"
@@ -30,6 +31,7 @@ class EvaClipVisionConfig(PretrainedConfig):
     image_size: int = 336
     patch_size: int = 14
     pretrained_grid: int = 16
+    projection_dim: int = 768
     initializer_range: float = 0.02
 
 

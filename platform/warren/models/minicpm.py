@@ -1,56 +1,61 @@
-"""MiniCPM is a Llama whose embeddings, residual branches and logits are scaled.
+"""MiniCPM is a Llama whose embeddings, residual branches and logits are scaled: transformers' Granite.
 
-transformers has no class for it. A checkpoint's factors fold into a plain Llama's weights, exactly, and out of them
-again. For training from its weights the factors stay factors, in a Granite, so that Adam's steps are Bunny's.
+A Granite has the same matrices and multiplies by the factors itself, so logits and Adam's steps are MiniCPM's. The
+divisor of the logits is the exception: LLaVA's head has none, so the head on disk carries it (`models/head.py`).
 """
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from warren.errors import ModelError
-from warren.models.tensors import LazyTensors
-from warren.models.vocabulary import EMBEDDINGS, HEAD, changed
-
-_BRANCHES = tuple(f".{layer}.{kind}" for layer in ("self_attn.o_proj", "mlp.down_proj") for kind in ("weight", "bias"))
-
 
 SCALES = ("scale_emb", "scale_depth", "dim_model_base")
+TIED = True
+"""Whether MiniCPM's head is its embeddings where config.json does not say."""
+
+_MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
-def scales_of(source: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Return MiniCPM's factors: of embeddings, of each residual branch, and the divisor of the logits.
+def check_minicpm(config: Any) -> None:
+    """Refuse a MiniCPM that an earlier version of Warren imported as a Llama: it would train otherwise.
 
     Raises:
-        ModelError: The configuration lacks one.
+        ModelError: It is one.
+    """
+    source = getattr(config, "bunny_config", None) or {}
+    if source.get("model_type") == "bunny-minicpm" and config.text_config.model_type != "granite":
+        raise ModelError(
+            "this MiniCPM was imported by an earlier version, with its factors in the weights, so it would train "
+            "otherwise than Bunny's: import the checkpoint again"
+        )
+
+
+def granite_fields(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a MiniCPM's configuration as a Granite's.
+
+    Raises:
+        ModelError: A factor is missing.
     """
     missing = [key for key in SCALES if key not in source]
     if missing:
         raise ModelError(f"config.json of a MiniCPM lacks {', '.join(missing)}")
-    return (
-        float(source["scale_emb"]),
-        float(source["scale_depth"]) / math.sqrt(source["num_hidden_layers"]),
-        source["hidden_size"] / source["dim_model_base"],
-    )
-
-
-def granite_fields(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a MiniCPM's configuration as a Granite's. LLaVA's head ignores `logits_scaling`: fold it into the head."""
-    embeddings, branch, logits = scales_of(source)
     return {
+        "tie_word_embeddings": TIED,
         **{key: value for key, value in source.items() if key not in SCALES},
-        "embedding_multiplier": embeddings,
-        "residual_multiplier": branch,
+        "embedding_multiplier": float(source["scale_emb"]),
+        "residual_multiplier": float(source["scale_depth"]) / math.sqrt(source["num_hidden_layers"]),
         "attention_multiplier": (source["hidden_size"] / source["num_attention_heads"]) ** -0.5,
-        "logits_scaling": logits,
+        "logits_scaling": source["hidden_size"] / source["dim_model_base"],
     }
 
 
-def minicpm_fields(granite: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `granite_fields`: a Granite's configuration as a MiniCPM's. The head has the divisor of the logits in it.
+def minicpm_fields(granite: Mapping[str, Any], divisor: float) -> dict[str, Any]:
+    """Undo `granite_fields`: a Granite's configuration as a MiniCPM's.
+
+    Args:
+        granite: The decoder's configuration.
+        divisor: Of the logits, which the head on disk carries.
 
     Raises:
         ModelError: It scales its attention otherwise.
@@ -60,34 +65,10 @@ def minicpm_fields(granite: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(
             f"attention_multiplier is {granite['attention_multiplier']}; a MiniCPM of this size has {usual}"
         )
-    names = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    base = granite["hidden_size"] / divisor
     return {
-        **{key: value for key, value in granite.items() if key not in names},
+        **{key: value for key, value in granite.items() if key not in _MULTIPLIERS},
         "scale_emb": granite["embedding_multiplier"],
         "scale_depth": granite["residual_multiplier"] * math.sqrt(granite["num_hidden_layers"]),
-        "dim_model_base": granite["hidden_size"],
+        "dim_model_base": round(base) if math.isclose(base, round(base), rel_tol=1e-6) else base,
     }
-
-
-def folded(tensors: LazyTensors, scales: tuple[float, float, float], projector: tuple[str, ...]) -> LazyTensors:
-    """Fold MiniCPM's factors into the weights: the result is a plain Llama with the same logits (exact in theory).
-
-    Args:
-        tensors: By LLaVA names.
-        scales: Of embeddings (image features too), of residual branches, divisor of logits; see `scales_of`.
-        projector: The weight and bias that decide the scale of image features.
-    """
-    embeddings, branch, logits = scales
-    factors = {name: branch for name in tensors if name.endswith(_BRANCHES) and name.startswith("language_model.")}
-    factors |= dict.fromkeys((EMBEDDINGS, *projector), embeddings) | {HEAD: 1.0 / logits}
-    return changed(tensors, {name: partial(_scale, factor) for name, factor in factors.items()})
-
-
-def unfolded(tensors: LazyTensors, scales: tuple[float, float, float], projector: tuple[str, ...]) -> LazyTensors:
-    """Undo `folded`."""
-    embeddings, branch, logits = scales
-    return folded(tensors, (1.0 / embeddings, 1.0 / branch, 1.0 / logits), projector)
-
-
-def _scale(factor: float, tensor: Tensor) -> Tensor:
-    return tensor.float() * factor

@@ -73,15 +73,6 @@ def num_projected(name: str, num_patches: int) -> int:
     return num_patches
 
 
-def output_layer(name: str) -> str | None:
-    """Return the name of the last linear layer, in whose output nothing but pooling follows; None: there is none."""
-    if match := _MLP.fullmatch(name):
-        return f"{2 * (int(match.group(1)) - 1)}."
-    return {"linear": "", "vanilla": "linear.", "minigpt": "linear."}.get(
-        name, "linear_2." if name.startswith("spp") else None
-    )
-
-
 class PooledProjector(nn.Module):
     """Linear layers around a 2x2 average pool of the patch grid: a quarter of the tokens."""
 

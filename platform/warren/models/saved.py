@@ -28,6 +28,7 @@ from warren.data.images import ImageSpec
 from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
+from warren.models.head import unsampled_ids
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
 from warren.storage import apply_umask
 
@@ -114,8 +115,12 @@ def _save_rest(config: Any, inputs: Inputs, tokenizer_json: str, folder: Path) -
     (folder / TOKENIZER_FILE).write_text(tokenizer_json)
     _processor(inputs, config, folder).save_pretrained(folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer_json)  # the bytes trained with, not a re-serialised copy
-    end = Tokenizer.from_str(tokenizer_json).token_to_id(inputs.tokens.eos_token)
-    GenerationConfig(eos_token_id=end, pad_token_id=inputs.tokens.pad_token_id).save_pretrained(folder)
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    GenerationConfig(
+        eos_token_id=tokenizer.token_to_id(inputs.tokens.eos_token),
+        pad_token_id=inputs.tokens.pad_token_id,
+        suppress_tokens=unsampled_ids(tokenizer, config.text_config.vocab_size, inputs.tokens.image_token_id),
+    ).save_pretrained(folder)
     inputs.save(folder)
 
 

@@ -42,6 +42,11 @@ def read_folder(folder: Path) -> LazyTensors:
     raise ModelError(f"{folder} has no weights; expected one of {', '.join(_WEIGHTS)}")
 
 
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder has a model's weights."""
+    return any((folder / name).is_file() for name in _WEIGHTS)
+
+
 def read_either(folder: Path, stem: str) -> LazyTensors:
     """Return the tensors of `stem.safetensors` or, where there is none, of `stem.bin`.
 

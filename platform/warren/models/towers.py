@@ -1,6 +1,7 @@
 """A vision tower on disk: its configuration and its tensors, whatever layout the folder has."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,15 @@ _EVA_WEIGHTS = ("eva_clip.safetensors", "eva_clip.pt")
 _UNUSED = ("position_ids",)  # buffers that old versions saved
 
 
+Channels = tuple[float, float, float]
+Normalisation = tuple[Channels, Channels]
+"""Mean and standard deviation of each channel, for values from 0 to 1."""
+
+PROCESSOR_FILE = "preprocessor_config.json"
+_SIZED = ("siglip_vision_model", "clip_vision_model")  # Warren resizes as their processors do, but for other settings
+_BICUBIC = 3
+
+
 @dataclass(frozen=True)
 class Tower:
     """A vision tower on its way into a model.
@@ -31,10 +41,12 @@ class Tower:
     Attributes:
         config: Its transformers configuration.
         tensors: By names below `vision_tower.vision_model.`.
+        normalisation: Mean and standard deviation of its processor; None: its family's.
     """
 
     config: PretrainedConfig
     tensors: LazyTensors
+    normalisation: Normalisation | None = None
 
 
 def read_tower_folder(place: Path) -> Tower:
@@ -43,7 +55,8 @@ def read_tower_folder(place: Path) -> Tower:
     Raises:
         ModelError: It is incomplete, damaged, or of an unknown kind.
     """
-    return Tower(tower_config(place), tower_tensors(_read_tensors(place)))
+    config = tower_config(place)
+    return Tower(config, tower_tensors(_read_tensors(place)), normalisation(place, config))
 
 
 def tower_config(place: Path) -> PretrainedConfig:
@@ -56,14 +69,64 @@ def tower_config(place: Path) -> PretrainedConfig:
             except ValueError as error:
                 raise ModelError(f"{file} is no JSON: {error}") from None
             if "vision_cfg" in fields:
-                return _eva_config(fields["vision_cfg"])
+                return _eva_config(fields["vision_cfg"], fields.get("embed_dim"))
             return known_config(fields.get("vision_config", fields))
     if place.is_file():
         return EvaClipVisionConfig()  # the published file: EVA02_CLIP_L_336_psz14_s6B.pt
     raise ModelError(f"the vision tower {place} is no folder with a config.json")
 
 
-def _eva_config(fields: dict[str, Any]) -> EvaClipVisionConfig:
+def normalisation(place: Path, config: PretrainedConfig) -> Normalisation | None:
+    """Return what the processor in a tower's folder normalises pictures with; None: it has none, or EVA-CLIP's.
+
+    Raises:
+        ModelError: It prepares pictures in a way that Warren does not.
+    """
+    file = (place if place.is_dir() else place.parent) / PROCESSOR_FILE
+    if not file.is_file() or isinstance(config, EvaClipVisionConfig):  # Bunny's EVA-CLIP reads no file
+        return None
+    try:
+        fields = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"{file} is no JSON: {error}") from None
+    wrong = [f"{key} is {fields[key]!r}" for key in _differing(fields, config)]
+    if wrong:
+        raise ModelError(
+            f"{file}: {', '.join(wrong)}; a {config.model_type} of {config.image_size} px gets its pictures resized to "
+            "that size by bicubic interpolation, scaled to 0..1 and normalised: mend the file, or name another folder"
+        )
+    mean, std = fields.get("image_mean"), fields.get("image_std")
+    if mean is None or std is None:
+        return None
+    return _channels(file, "image_mean", mean), _channels(file, "image_std", std)
+
+
+def _differing(fields: dict[str, Any], config: PretrainedConfig) -> list[str]:
+    """Return the settings of a processor that Warren does not follow."""
+    wrong = [key for key in ("do_resize", "do_rescale", "do_normalize") if fields.get(key) is False]
+    if not math.isclose(fields.get("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-6):
+        wrong.append("rescale_factor")
+    if config.model_type in _SIZED:
+        if fields.get("resample") not in (None, _BICUBIC):
+            wrong.append("resample")
+        if config.model_type != _SIZED[0] and fields.get("do_center_crop") is False:
+            wrong.append("do_center_crop")
+        cropped = ("crop_size",) if config.model_type != _SIZED[0] else ()
+        for key in ("size", *cropped):
+            given = fields.get(key) or config.image_size
+            sides = given.values() if isinstance(given, dict) else (given,)
+            if any(side != config.image_size for side in sides):
+                wrong.append(key)
+    return wrong
+
+
+def _channels(file: Path, key: str, values: Any) -> Channels:
+    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+        raise ModelError(f"{file}: {key} is {values!r}; it must be three numbers")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _eva_config(fields: dict[str, Any], projection_dim: int | None) -> EvaClipVisionConfig:
     """Read the `vision_cfg` of an EVA-CLIP configuration file."""
     missing = [key for key in ("rope", "naiveswiglu", "subln", "intp_freq") if not fields.get(key)]
     if missing:
@@ -76,6 +139,7 @@ def _eva_config(fields: dict[str, Any]) -> EvaClipVisionConfig:
         image_size=fields["image_size"],
         patch_size=fields["patch_size"],
         pretrained_grid=fields["pt_hw_seq_len"],
+        **({} if projection_dim is None else {"projection_dim": projection_dim}),
     )
 
 

@@ -1,6 +1,8 @@
 """Building the vision-language model. It is transformers' LLaVA: what Warren saves loads without Warren."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +21,12 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.adapters import has_adapters, is_adapter
 from warren.models.extended import MODEL_CLASSES, config_class
+from warren.models.head import Head, appended_ids, unfold_head
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
 from warren.models.projectors import num_projected
 from warren.models.tokenizer import TrainedTokenizer
-from warren.models.towers import MODEL_TYPES, known_config, tower_config
+from warren.models.towers import MODEL_TYPES, Normalisation, known_config, normalisation, tower_config
 
 FEATURE_LAYER = -2
 """Bunny and LLaVA read the tower before its last block."""
@@ -32,8 +35,7 @@ SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Channels = tuple[float, float, float]
-_NORMALISATION: dict[str, tuple[Channels, Channels]] = {  # mean and standard deviation each family was trained with
+_NORMALISATION: dict[str, Normalisation] = {  # mean and standard deviation each family was trained with
     "siglip": (SIGLIP_MEAN, SIGLIP_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
     "eva-clip": (CLIP_MEAN, CLIP_STD),
@@ -63,8 +65,7 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
     if config.vision_tower.pretrained:
         load_tower(model.model.vision_tower, folder_of(config.vision_tower.pretrained))
     if config.language_model.pretrained:
-        model_type, fields = _text_fields(config.language_model)
-        base = AutoConfig.for_model(model_type, **fields)
+        base = _base_config(config.language_model)
         folder = folder_of(config.language_model.pretrained)
         load_language_model(
             model.model.language_model, model.lm_head, folder, base.vocab_size, base.tie_word_embeddings
@@ -74,14 +75,16 @@ def build_model(config: ModelConfig, tokenizer: TrainedTokenizer, seed: int) -> 
 
 
 def outline_model(config: ModelConfig) -> LlavaForConditionalGeneration:
-    """Build the model of a recipe on the meta device: every shape, no weights, no tokenizer, nothing downloaded.
+    """Build the model of a recipe as it trains, on the meta device: shapes, no weights, no tokenizer, no download.
 
     A pretrained language model has the rows its checkpoint has; one that must grow for `<image>` gets that row later.
     """
     nothing = TrainedTokenizer("", config.tokenizer.train_vocab_size or 0, image_token_id=0, pad_token_id=0)
     llava = _llava_config(config, nothing)
     with torch.device("meta"):
-        return MODEL_CLASSES[llava.model_type](llava)
+        model = MODEL_CLASSES[llava.model_type](llava)
+    unfold_head(model)
+    return model
 
 
 def _llava_config(config: ModelConfig, tokenizer: TrainedTokenizer) -> LlavaConfig:
@@ -100,6 +103,7 @@ def _llava_config(config: ModelConfig, tokenizer: TrainedTokenizer) -> LlavaConf
         multimodal_projector_bias=True,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
+        **_head(config.language_model, tokenizer).fields(),
         **({} if chosen is LlavaConfig else {"projector_type": config.projector.type, "vision_scales": scales}),
     )
 
@@ -115,7 +119,7 @@ def _reset(projector: nn.Module) -> None:
 def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
     """Return what the model of a recipe expects at its inputs."""
     vision = _vision_config(config.vision_tower)
-    mean, std = _NORMALISATION[config.vision_tower.family]
+    mean, std = _normalisation(config.vision_tower, vision)
     return Inputs(
         template=config.template,
         chat_template=tokenizer.chat_template,
@@ -211,16 +215,41 @@ def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
     return vision
 
 
-def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:
-    model_type, fields = _text_fields(config)
-    rows = max(fields.get("vocab_size", 0), tokenizer.vocab_size) if config.pretrained else tokenizer.vocab_size
+def _normalisation(config: VisionTowerConfig, vision: PretrainedConfig) -> Normalisation:
+    """Return what pictures are normalised with: by the processor in the tower's folder, else as its family was."""
+    usual = _NORMALISATION[config.family]
+    if not config.pretrained or (config.config and not Path(os.path.expandvars(config.pretrained)).exists()):
+        return usual  # nothing is downloaded for a published tower, whose sizes the recipe has
     try:
-        text = AutoConfig.for_model(model_type, **{**fields, "vocab_size": rows})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.language_model: {error}") from None
+        return normalisation(folder_of(config.pretrained, weights=False), vision) or usual
+    except ModelError as error:
+        raise ConfigError(f"model.vision_tower: {error}") from None
+
+
+def _text_config(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> PretrainedConfig:
+    text = _base_config(config)
+    text.vocab_size = max(text.vocab_size, tokenizer.vocab_size) if config.pretrained else tokenizer.vocab_size
     text.tie_word_embeddings = False
     text.pad_token_id = tokenizer.pad_token_id
     return text
+
+
+def _head(config: LanguageModelConfig, tokenizer: TrainedTokenizer) -> Head:
+    """Return how the head of a recipe's language model trains: as its checkpoint's did."""
+    if not config.pretrained:
+        return Head()
+    base = _base_config(config)
+    divisor = float(getattr(base, "logits_scaling", 1.0))
+    return Head(appended_ids(tokenizer, base.vocab_size), bool(base.tie_word_embeddings), divisor)
+
+
+def _base_config(config: LanguageModelConfig) -> PretrainedConfig:
+    """Return the decoder's configuration as the recipe or its pretrained folder has it."""
+    model_type, fields = _text_fields(config)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.language_model: {error}") from None
 
 
 def _text_fields(config: LanguageModelConfig) -> tuple[str | None, dict[str, Any]]:

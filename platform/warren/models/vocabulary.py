@@ -18,13 +18,29 @@ def untied(tensors: LazyTensors) -> LazyTensors:
     return tensors if HEAD in tensors else {**tensors, HEAD: tensors[EMBEDDINGS]}
 
 
-def with_vocabulary(tensors: LazyTensors, num_text_tokens: int, vocab_size: int) -> LazyTensors:
-    """Cut the vocabulary to the tokenizer's, as Bunny does at load, and append rows for new tokens.
+def num_rows(tensors: LazyTensors, name: str = EMBEDDINGS) -> int:
+    """Return how many tokens a model has embeddings for.
+
+    Raises:
+        ModelError: It has no embeddings.
+    """
+    if name not in tensors:
+        raise ModelError(f"the checkpoint lacks {name}")
+    return int(tensors[name]().shape[0])
+
+
+def with_vocabulary(tensors: LazyTensors, kept: int, vocab_size: int) -> LazyTensors:
+    """Keep the first rows of the vocabulary, and append rows for new tokens.
 
     The new rows are the mean of the others, so the head never prefers a new token to all old ones.
     """
-    change = partial(_resize, num_text_tokens, vocab_size)
+    change = partial(_resize, kept, vocab_size)
     return changed(tensors, dict.fromkeys((EMBEDDINGS, HEAD), change))
+
+
+def scaled_head(tensors: LazyTensors, factor: float, keep_dtype: bool = False) -> LazyTensors:
+    """Multiply the head by a factor, in float32; `keep_dtype` rounds it to its own type again."""
+    return tensors if factor == 1.0 else changed(tensors, {HEAD: partial(_scale, factor, keep_dtype)})
 
 
 def changed(tensors: LazyTensors, changes: dict[str, Callable[[Tensor], Tensor]]) -> LazyTensors:
@@ -39,16 +55,21 @@ def changed(tensors: LazyTensors, changes: dict[str, Callable[[Tensor], Tensor]]
     return {name: partial(_apply, changes[name], read) if name in changes else read for name, read in tensors.items()}
 
 
-def _resize(num_text_tokens: int, vocab_size: int, tensor: Tensor) -> Tensor:
+def _resize(kept: int, vocab_size: int, tensor: Tensor) -> Tensor:
     rows = tensor.shape[0]
-    if rows < num_text_tokens:
-        raise ModelError(f"the vocabulary does not fit: {rows} rows of embeddings, {num_text_tokens} tokens")
-    tensor = tensor[:num_text_tokens]
-    new = vocab_size - num_text_tokens
+    if rows < kept:
+        raise ModelError(f"the vocabulary does not fit: {rows} rows of embeddings, {kept} tokens")
+    tensor = tensor[:kept]
+    new = vocab_size - kept
     if new <= 0:
         return tensor[:vocab_size]
     mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(new, -1)])
+
+
+def _scale(factor: float, keep_dtype: bool, tensor: Tensor) -> Tensor:
+    scaled = tensor.float() * factor
+    return scaled.to(tensor.dtype) if keep_dtype else scaled
 
 
 def _apply(change: Callable[[Tensor], Tensor], read: Callable[[], Tensor]) -> Tensor:

@@ -3,8 +3,9 @@
 import json
 from typing import Literal, get_args
 
+from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ReleaseError
-from warren.release.release import read_release
+from warren.release.release import read_release, release_folder
 from warren.storage import Location
 
 Alias = Literal["candidate", "stable"]
@@ -12,7 +13,7 @@ ALIASES: tuple[str, ...] = get_args(Alias)
 
 
 def _alias(root: Location, name: str, alias: str) -> Location:
-    return root / "releases" / name / "aliases" / f"{alias}.json"
+    return root / "releases" / check_name(name, "release") / "aliases" / f"{check_name(alias, 'alias')}.json"
 
 
 def read_alias(root: Location, name: str, alias: Alias) -> str | None:
@@ -33,7 +34,7 @@ def move_alias(root: Location, name: str, alias: Alias, version: str, expected: 
         ConflictError: Someone else moved it meanwhile.
         ReleaseError: The release is not complete.
     """
-    read_release(root / "releases" / name / version)
+    read_release(release_folder(root, name, version))
     target = _alias(root, name, alias)
     data = (json.dumps({"version": version}) + "\n").encode()
     if expected is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ReleaseError
 from warren.storage import FileEntry, Location, download_tree, upload_verified
 from warren.storage.scratch import scratch_folder
@@ -45,8 +46,12 @@ class Release:
 
 
 def release_folder(root: Location, name: str, version: str) -> Location:
-    """Return where a release's version lives."""
-    return root / "releases" / name / version
+    """Return where a release's version lives.
+
+    Raises:
+        ConfigError: One of the two is not a name.
+    """
+    return root / "releases" / check_name(name, "release") / check_name(version, "version")
 
 
 def read_release(folder: Location) -> Release:

@@ -27,14 +27,14 @@ def upload_verified(source: Path, folder: Location, path: str) -> FileEntry:
 
 
 def read_verified(folder: Location, entry: FileEntry) -> bytes:
-    """Return a manifest file's bytes.
+    """Return the bytes of a file of a dataset.
 
     Raises:
         CorruptDataError: They are not the bytes the manifest lists.
     """
     data = (folder / entry.path).read_bytes()
     if digest_bytes(data) != entry.sha256:
-        raise CorruptDataError(_mismatch(folder, entry, len(data)))
+        raise CorruptDataError(f"{_mismatch(folder, entry, len(data))}, or make the dataset anew")
     return data
 
 
@@ -75,5 +75,5 @@ def path_below(folder: Path, path: str) -> Path:
 def _mismatch(folder: Location, entry: FileEntry, size: int) -> str:
     return (
         f"{folder / entry.path}: {size} bytes whose SHA-256 is not the manifest's "
-        f"({entry.bytes} bytes, {entry.sha256[:12]}…): the object is damaged, restore it or make the dataset anew"
+        f"({entry.bytes} bytes, {entry.sha256[:12]}…): the object is damaged, restore it from a copy"
     )

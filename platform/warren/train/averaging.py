@@ -30,9 +30,11 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     from warren.models import average_models  # here: who only asks whether a recipe trains needs no models
 
     config: AverageConfig = recipe.require("average")
-    runs = [Run(root / "runs" / name) for name in (first, second)]
+    runs = [Run.of(root, name) for name in (first, second)]
     checkpoints = [_newest(run) for run in runs]
-    made = Run(root / "runs" / target)
+    made = Run.of(root, target)
+    if made.checkpoints.steps():
+        raise CheckpointError(f"run {target!r} exists at {made.folder}: give the average another name with --run")
     record = _record(recipe, config, runs, checkpoints)
     with scratch_folder("average") as scratch:
         models = [
@@ -41,7 +43,7 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
         result = scratch / "result"
         result.mkdir()
         average_models(models[0], models[1], config.first_weight, result / MODEL_FOLDER)
-        made.begin(record)
+        made.write(record)
         step = checkpoints[1].step
         files = made.checkpoints.upload(step, uuid.uuid4().hex[:8], result)
         made.checkpoints.commit(CheckpointManifest(step, 1, 0, record["fingerprint"], tuple(files), record))

@@ -16,6 +16,7 @@ from warren.errors import CheckpointError, ConflictError, NotFoundError
 from warren.storage import FileEntry, Location, upload_verified
 
 MANIFEST = "manifest.json"
+DAMAGED_MANIFEST = "manifest.damaged.json"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 STATE_FOLDER = "state"  # DeepSpeed's alone: its converter reads every file there
@@ -69,22 +70,27 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
-        manifests = (found for found in self.folder.list() if found.name == MANIFEST)
-        return sorted(int(found.uri.split("/")[-2]) for found in manifests)
+        return self._steps_with(MANIFEST)
+
+    def _steps_with(self, name: str) -> list[int]:
+        return sorted({int(found.uri.split("/")[-2]) for found in self.folder.list() if found.name == name})
 
     def read(self, step: int) -> CheckpointManifest:
         """Read a complete checkpoint's manifest.
 
         Raises:
-            CheckpointError: There is none at that step.
+            CheckpointError: There is none at that step, or its manifest is damaged.
         """
+        target = self.at(step) / MANIFEST
         try:
-            return CheckpointManifest.from_json((self.at(step) / MANIFEST).read_json())
+            return CheckpointManifest.from_json(target.read_json())
         except NotFoundError:
             complete = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"{self.folder}: no complete checkpoint at step {step}; complete: {complete}"
             ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{target} is damaged ({error!r}): restore it, or use another checkpoint") from None
 
     def latest(self) -> CheckpointManifest | None:
         """Return the newest complete checkpoint's manifest, or None."""
@@ -107,9 +113,19 @@ class Checkpoints:
                 "stop one of them or give it another --run"
             ) from None
 
+    def set_aside(self, step: int) -> Location:
+        """Make a damaged checkpoint count no more, and return where its manifest is now; nothing else is moved."""
+        manifest, kept = self.at(step) / MANIFEST, self.at(step) / DAMAGED_MANIFEST
+        kept.put_bytes(manifest.read_bytes())
+        manifest.store.delete(manifest.key)
+        return kept
+
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep`. The manifest goes first, so no half checkpoint is ever complete."""
-        for step in self.steps()[:-keep]:
+        kept = self.steps()[-keep:]
+        for step in {*self.steps(), *self._steps_with(DAMAGED_MANIFEST)}:
+            if not kept or step >= kept[0]:
+                continue
             manifest = self.at(step) / MANIFEST
             manifest.store.delete(manifest.key)
             for found in self.at(step).list():

@@ -10,6 +10,7 @@ from warren.data.manifest import read_manifest
 from warren.data.mixture import samples_per_epoch
 from warren.errors import NotFoundError
 from warren.storage import Location
+from warren.train.averaging import refuse_to_train
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
 
@@ -25,9 +26,10 @@ def dry_run(
         root: Where datasets may be; None, or one that lacks the dataset, leaves Bunny's published sizes.
 
     Raises:
-        ConfigError: The model's sizes are neither in the recipe nor at hand.
+        ConfigError: The model's sizes are neither in the recipe nor at hand, or the recipe is not one to train.
     """
-    stage: StageConfig = getattr(recipe, stage_name)
+    refuse_to_train(recipe)
+    stage = recipe.require(stage_name)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)
     cut = Cut.of(stage.global_batch_size, resources.max_workers, resources.micro_batch_size)

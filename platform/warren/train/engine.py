@@ -19,6 +19,7 @@ from warren.config import Resources, StageConfig
 from warren.data.batch import Cut
 from warren.errors import TrainingError
 from warren.train.optimization import cosine_schedule, optimizer
+from warren.train.ranks import set_group_timeouts
 
 STATE_TAG = "state"
 _OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
@@ -95,6 +96,7 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
+        set_group_timeouts(resources.group_timeout_s)  # of the groups that DeepSpeed made, too
         self._scale = cut.world_size * cut.num_micro_batches
         self.forward_done = 0.0
 
@@ -168,7 +170,7 @@ class Engine:
                 raise
             raise TrainingError(
                 f"the gradient overflows fp16 even at a loss scale of {scale:g}: lower the learning rate, or train in "
-                "bf16 or fp32 (resources.precision)"
+                "bf16 or fp32 (resources.precision), in a new run (--run)"
             ) from None
 
     def _own_norm(self) -> float:

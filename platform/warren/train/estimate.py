@@ -70,7 +70,7 @@ def estimate(recipe: Recipe, stage: StageConfig, resources: Resources, num_sampl
         ConfigError: The model's configuration is not one transformers knows, or its sizes are not in the recipe and its
             config.json is not at hand.
     """
-    model = outline_model(recipe.model)
+    model = outline_model(recipe.require("model"))
     if stage.lora is not None:
         add_adapters(model, stage.lora, stage.seed)
     freeze_all_but(model, stage.trainable)

@@ -82,7 +82,8 @@ class Guard:
             raise TrainingError(
                 f"{self._skips_in_a_row} steps in a row were left out, more than guard.max_skips_in_a_row="
                 f"{self.config.max_skips_in_a_row}; at step {row['step']} {row['skipped']}. Its samples are in "
-                f"{target} ({', '.join(keys[:_SHOWN_KEYS])}, …): look at them, or lower the learning rate"
+                f"{target} ({', '.join(keys[:_SHOWN_KEYS])}, …): look at them; raise guard.max_skips_in_a_row to go "
+                "on, or lower the learning rate in a new run (--run)"
             )
 
     def _note(self, loss: float, skipped: str) -> None:

@@ -41,6 +41,7 @@ from warren.train.watchdog import Watchdog
 
 Row = dict[str, Any]
 _ASK_EVERY_S = 5.0
+_QUARANTINE_REMEDY = "raise max_quarantined_fraction to go on, or mend the dataset and train on its new version"
 
 
 @dataclass
@@ -101,7 +102,9 @@ class TrainingLoop:
     def _prepare(self, model: torch.nn.Module) -> None:
         self._servable = Servable(model, self.stage, self.inputs, self.tokenizer_json, self.origin)
         self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
-        self._quarantine = Quarantine(self.run.folder / "quarantine", self.stage.max_quarantined_fraction)
+        self._quarantine = Quarantine(
+            self.run.folder / "quarantine", self.stage.max_quarantined_fraction, _QUARANTINE_REMEDY
+        )
         self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
         self._meter = StepMeter(self.ranks, FlopsCount.of(model), self.resources.peak_tflops_per_worker)
         validation = self.stage.validation
@@ -160,7 +163,9 @@ class TrainingLoop:
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "samples": part.num_samples,
-            "samples_quarantined": self._quarantined(part),
+            "samples_quarantined": self._so_far("samples_quarantined", len(part.quarantined)),
+            "samples_cut": self._so_far("samples_cut", part.num_cut_samples),
+            "supervised_tokens_cut": self._so_far("supervised_tokens_cut", part.num_cut_tokens),
             "supervised_tokens": part.num_supervised_tokens,
             "padding_fraction": part.padding_fraction,
             "skipped": skipped,
@@ -178,10 +183,10 @@ class TrainingLoop:
             self._asked = time.monotonic()
         return num_asking > 0
 
-    def _quarantined(self, part: BatchPart) -> int:
-        """Count the samples that could not be used, from the run's beginning to this step."""
-        before: int = self.history[-1].get("samples_quarantined", 0) if self.history else 0
-        return before + len(part.quarantined)
+    def _so_far(self, name: str, found: int) -> int:
+        """Add what this step found to what was counted since the run's beginning."""
+        before: int = self.history[-1].get(name, 0) if self.history else 0
+        return before + found
 
     def _validated(self, num_steps_taken: int) -> Row:
         """Return the loss on held-out samples, where it is due."""

@@ -14,6 +14,7 @@ from warren.data.batch import MicroBatch
 from warren.data.inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
+from warren.models.head import Head, excluded
 from warren.train import attention
 
 _MAX_LOGITS = 1 << 23
@@ -35,7 +36,7 @@ class Objective(nn.Module):
         self.model: Any = model
         # Under ZeRO-3 the head's matrix is whole only while the head itself runs, so the loss is taken inside it.
         head: Any = self.model.lm_head
-        head.forward = partial(_head, head)
+        head.forward = partial(_head, head, Head.of(self.model.config).divisor)
         self._pad_token_id = inputs.tokens.pad_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self._image_size_px = inputs.image.size_px
@@ -43,6 +44,8 @@ class Objective(nn.Module):
         self.std: torch.Tensor
         self.register_buffer("mean", _per_channel(inputs.image.mean), persistent=False)
         self.register_buffer("std", _per_channel(inputs.image.std), persistent=False)
+        self.excluded: torch.Tensor | None
+        self.register_buffer("excluded", excluded(self.model), persistent=False)
 
     def forward(
         self,
@@ -56,6 +59,8 @@ class Objective(nn.Module):
         pixels: torch.Tensor,
     ) -> torch.Tensor:
         """Return the summed cross-entropy over supervised tokens, a scalar.
+
+        The softmax is over the rows that the language model had before it was extended (`Head.unpredicted_ids`).
 
         Every module runs in every call, also for text-only and empty micro-batches, and in the same order: ranks
         that skip a module leave the others waiting in ZeRO-3's gathers, and ZeRO-2 adds gradients up over the ranks
@@ -89,7 +94,7 @@ class Objective(nn.Module):
             position_ids=positions if self._is_flat or attention_mask is None else None,
             use_cache=False,
         ).last_hidden_state
-        loss: torch.Tensor = self.model.lm_head(hidden.flatten(0, 1)[predicting], targets)
+        loss: torch.Tensor = self.model.lm_head(hidden.flatten(0, 1)[predicting], targets, self.excluded)
         return loss
 
     def _embed(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -171,17 +176,35 @@ def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _head(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-    """Return logits, or with targets their summed cross-entropy, in float32."""
+def _head(
+    head: nn.Linear,
+    divisor: float,
+    hidden: torch.Tensor,
+    targets: torch.Tensor | None = None,
+    excluded: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return logits, or with targets their summed cross-entropy, in float32.
+
+    Args:
+        head: Its matrix is read here, while it is whole.
+        divisor: Of the logits.
+        hidden: (tokens, width).
+        targets: int64 (tokens,).
+        excluded: (vocabulary,), added to the logits: -inf for tokens outside the softmax.
+    """
+    hidden = hidden if divisor == 1.0 else hidden / divisor
+    bias = head.bias if excluded is None else excluded.to(hidden.dtype)
+    if excluded is not None and head.bias is not None:
+        bias = head.bias + bias
     if targets is None:
-        return functional.linear(hidden, head.weight, head.bias)
+        return functional.linear(hidden, head.weight, bias)
     rows_at_once = max(_MIN_ROWS, _MAX_LOGITS // head.out_features)
     if len(targets) > rows_at_once:
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows_at_once, acc_policy="accurate")
         return functional.linear_cross_entropy(
-            hidden, head.weight, targets, linear_bias=head.bias, reduction="sum", options=options
+            hidden, head.weight, targets, linear_bias=bias, reduction="sum", options=options
         )
-    logits = functional.linear(hidden, head.weight, head.bias)
+    logits = functional.linear(hidden, head.weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, targets, reduction="sum")
 

@@ -16,7 +16,8 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
     """Group trainable parameters by part and weight decay.
 
     The projector and the vision tower may have learning rates of their own; biases and norms do not decay.
-    (Bunny's trainer lets RMSNorms decay, as it knows torch's LayerNorm only; no recipe of Bunny's has any decay.)
+    In Bunny's trainer torch's LayerNorms do not decay, nor do the RMSNorms of Llama and MiniCPM, which are on its
+    list of norms; other RMSNorms would. No recipe of Bunny's has any decay.
     """
     rates = {
         "projector": stage.projector_learning_rate or stage.learning_rate,

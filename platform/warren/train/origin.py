@@ -93,13 +93,16 @@ class Origin:
         Raises:
             WarrenError: A file is missing or damaged, or the parts contradict each other.
         """
-        from warren.models import folder_of, load_bundle  # here: drivers and Ray Train's controller only name an origin
+        # Here: drivers and Ray Train's controller only name an origin.
+        from warren.models import folder_of, load_bundle
+        from warren.models.minicpm import check_minicpm
 
         with scratch_folder("origin") as scratch:
             if self.files:
                 download_tree(self.model, self.files, scratch)
             folder = scratch if self.files else folder_of(self.model.uri)
             model = load_bundle(folder)[0].float()
+        check_minicpm(model.config)
         for config in (model.config, model.config.text_config, model.config.vision_config):
             config.dtype = torch.float32
         return model  # type: ignore[no-any-return]

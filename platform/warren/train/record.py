@@ -1,4 +1,4 @@
-"""What a run was, written down once: configuration, packages, revision, dataset (invariant 7)."""
+"""What a run was, written down: configuration, packages, revision, dataset, and what changed (invariant 7)."""
 
 import importlib.metadata
 import os
@@ -7,18 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from warren import __version__
-from warren.config import Recipe, Resources, fingerprint
+from warren.config import Recipe, Resources, check_name, fingerprint
 from warren.data.stream import Source
-from warren.errors import ConflictError, TrainingError
+from warren.errors import NotFoundError
 from warren.storage import Location
 from warren.train.checkpoint import Checkpoints
 
 RECORD = "run.json"
 _PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "tokenizers", "pyarrow", "numpy", "pillow")
-_IDENTITY = ("stage", "recipe", "datasets", "origin")
 _REVISION_VARIABLE = "WARREN_GIT_REVISION"
 
 
@@ -27,6 +26,15 @@ class Run:
     """A run's folder. The same storage and the same name mean the same run: it goes on where it stopped."""
 
     folder: Location
+
+    @classmethod
+    def of(cls, root: Location, name: str) -> "Run":
+        """Return the run of a name below a storage root.
+
+        Raises:
+            ConfigError: It is not a name.
+        """
+        return cls(root / "runs" / check_name(name, "run"))
 
     @property
     def name(self) -> str:
@@ -38,31 +46,21 @@ class Run:
         """The checkpoints of the run."""
         return Checkpoints(self.folder / "checkpoints")
 
-    def begin(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Write the run's record, or check that the run that exists is the same one.
-
-        Raises:
-            TrainingError: A run of that name exists with another recipe, dataset or origin.
-        """
-        target = self.folder / RECORD
+    def record(self) -> dict[str, Any] | None:
+        """Return what the run wrote down last, or None where there is no such run."""
         try:
-            target.create_json(record)
-            return record
-        except ConflictError:
-            present: dict[str, Any] = target.read_json()
-        changed = [key for key in _IDENTITY if present.get(key) != record.get(key)]
-        if changed:
-            details = "; ".join(_differences(present.get(key), record.get(key), key) for key in changed)
-            raise TrainingError(
-                f"run {self.name!r} exists with another {' and '.join(changed)} ({details}): "
-                "give this one another name with --run, or undo the change to go on with it"
-            )
-        return present
+            return (self.folder / RECORD).read_json()  # type: ignore[no-any-return]
+        except NotFoundError:
+            return None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the run's record."""
+        (self.folder / RECORD).put_json(record)
 
 
 def describe(
     recipe: Recipe,
-    stage: str,
+    stage: Literal["pretrain", "finetune"],
     resources: Resources,
     sources: Sequence[Source],
     origin: dict[str, str] | None = None,
@@ -70,8 +68,8 @@ def describe(
 ) -> dict[str, Any]:
     """Collect what a later reader needs to know what was trained, from what, on what, with what."""
     identity = {
-        "model": recipe.model.model_dump(mode="json"),
-        stage: getattr(recipe, stage).model_dump(mode="json"),
+        "model": recipe.require("model").model_dump(mode="json"),
+        stage: recipe.require(stage).model_dump(mode="json"),
     }
     return {
         "stage": stage,
@@ -116,11 +114,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
-
-
-def _differences(old: Any, new: Any, where: str) -> str:
-    """Name the leaves that differ, as `a.b: 1 → 2`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return ", ".join(_differences(old.get(key), new.get(key), f"{where}.{key}") for key in keys)
-    return f"{where}: {old!r} → {new!r}"

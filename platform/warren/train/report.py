@@ -55,6 +55,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
         "steps": len(rows),
         "samples": sum(row["samples"] for row in rows),
         "samples_quarantined": rows[-1].get("samples_quarantined", 0),
+        "samples_cut": rows[-1].get("samples_cut", 0),
+        "supervised_tokens": sum(row["supervised_tokens"] for row in rows),
+        "supervised_tokens_cut": rows[-1].get("supervised_tokens_cut", 0),
         "tokens": sum(row["tokens"] for row in rows),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
@@ -74,6 +77,21 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+def losses_of_data(name: str, row: Row) -> list[str]:
+    """Say in a sentence each what a run could not train on, from the metrics of its last step."""
+    found = []
+    if row.get("samples_quarantined"):
+        found.append(
+            f"{row['samples_quarantined']} samples could not be used: their keys and reasons are in quarantine/"
+        )
+    if row.get("samples_cut"):
+        found.append(
+            f"{row['samples_cut']} samples were longer than max_length_tokens and lost {row['supervised_tokens_cut']} "
+            f"supervised tokens: to train on them, begin a new run with a larger max_length_tokens"
+        )
+    return [f"{name}: {sentence}" for sentence in found]
+
+
 def _markdown(run: Run, record: Mapping[str, Any], rows: Sequence[Row], recoveries: Sequence[Row]) -> str:
     lines = [f"# Run {run.name}", "", "| what | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in summary(rows).items()]
@@ -83,6 +101,7 @@ def _markdown(run: Run, record: Mapping[str, Any], rows: Sequence[Row], recoveri
         "and the projector out.",
         "",
     ]
+    lines += [f"* {sentence}" for sentence in losses_of_data(run.name, rows[-1])] + [""]
     lines += [f"![{label}]({name}.png)" for name, _, label in _PLOTS]
     skipped = [row for row in rows if row["skipped"]]
     if skipped:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from warren.errors import CorruptDataError, DamagedCheckpointError, NotFoundError
 from warren.storage import Location, download_tree
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, STATE_FOLDER, CheckpointManifest, relative_to_attempt
 from warren.train.engine import to_universal
@@ -28,13 +29,19 @@ def fetch(source: Location, checkpoint: CheckpointManifest, ranks: Ranks, zero_s
 
     Returns:
         The folder, the same for all ranks of a node.
+
+    Raises:
+        DamagedCheckpointError: A file is missing or damaged; on every rank.
     """
     folder = Path(tempfile.gettempdir()) / f"warren-resume-{attempt}"
 
     def once_a_node() -> None:
         if ranks.local_rank == 0:
             entries = (*checkpoint.below(STATE_FOLDER), *checkpoint.below(RANKS_FOLDER))
-            _download(source, entries, folder)
+            try:
+                _download(source, entries, folder)
+            except (CorruptDataError, NotFoundError) as error:
+                raise DamagedCheckpointError(str(error)) from None
             if resizes(checkpoint, ranks.world_size, zero_stage):
                 to_universal(folder)
 

@@ -155,7 +155,7 @@ def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: l
     """Return what turns samples into tokens; a tokenizer that is not at hand is replaced, and the notes say so."""
     from warren.models import folder_of, inputs_of, read_tokenizer
 
-    source = recipe.model.language_model
+    source = recipe.require("model").language_model
     if source.pretrained is None:
         notes.append("tokens are those of a tokenizer made of these samples; training makes one of the whole dataset")
         tokenizer = _stand_in(recipe, texts)
@@ -166,8 +166,8 @@ def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: l
         except WarrenError as error:
             notes.append(f"another tokenizer stands in for the model's, so numbers of tokens differ: {error}")
             tokenizer = _stand_in(recipe, texts)
-    template = stage.template or recipe.model.template
-    inputs = inputs_of(recipe.model, tokenizer).with_template(template, stage.image_padding)
+    template = stage.template or recipe.require("model").template
+    inputs = inputs_of(recipe.require("model"), tokenizer).with_template(template, stage.image_padding)
     return Encoding(inputs, tokenizer.json, stage.max_length_tokens)
 
 
@@ -175,8 +175,8 @@ def _stand_in(recipe: Recipe, texts: Iterable[str]) -> Any:
     """Train a tokenizer whose end of answer is written as the model's."""
     from warren.models import train_tokenizer
 
-    tokenizer = train_tokenizer(texts, recipe.model.tokenizer.train_vocab_size or _STAND_IN_VOCAB)
-    eos = recipe.model.language_model.eos_token or get_template(recipe.model.template).eos_token
+    tokenizer = train_tokenizer(texts, recipe.require("model").tokenizer.train_vocab_size or _STAND_IN_VOCAB)
+    eos = recipe.require("model").language_model.eos_token or get_template(recipe.require("model").template).eos_token
     return tokenizer if eos is None else replace(tokenizer, eos_token=eos)
 
 

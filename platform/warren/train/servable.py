@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from warren.config import StageConfig
 from warren.data.inputs import Inputs
 from warren.models.adapters import merged_state, save_adapter
+from warren.models.head import folded_state
 from warren.models.saved import save_model
 from warren.train.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER
 
@@ -43,4 +44,4 @@ class Servable:
             save_adapter(state, self.model, self.stage.trainable, self.origin, folder / ADAPTER_FOLDER)
             plain = merged_state(state, self.stage.lora)
         (folder / MODEL_FOLDER).mkdir()
-        save_model(plain, config, self.inputs, self.tokenizer_json, folder / MODEL_FOLDER)
+        save_model(folded_state(plain, config), config, self.inputs, self.tokenizer_json, folder / MODEL_FOLDER)

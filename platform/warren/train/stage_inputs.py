@@ -11,7 +11,7 @@ from warren.data.mixture import samples_per_epoch
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import Source, iter_samples
 from warren.data.template import get_template
-from warren.errors import ConfigError, NotFoundError
+from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.record import Run
 
@@ -27,37 +27,38 @@ def sources_of(config: StageConfig, root: Location) -> tuple[Source, ...]:
     return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
 
 
-def make_tokenizer(recipe: Recipe, run: Run, root: Location) -> tuple[dict[str, Any], Inputs]:
-    """Read the tokenizer of the run's first attempt; else take the language model's own, or train one."""
+def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[dict[str, Any], Inputs]:
+    """Take the language model's own tokenizer, or train one; a run that goes on reads the one it began with."""
     from warren.models import TrainedTokenizer, inputs_of
 
-    stored = run.folder / TOKENIZER
-    try:
-        tokenizer = TrainedTokenizer(**stored.read_json())
-    except NotFoundError:
-        tokenizer = _first_tokenizer(recipe, root)
-        stored.create_json(tokenizer.__dict__)
-    return tokenizer.__dict__, inputs_of(recipe.model, tokenizer)
+    tokenizer = TrainedTokenizer(**(run.folder / TOKENIZER).read_json()) if goes_on else _first_tokenizer(recipe, root)
+    return tokenizer.__dict__, inputs_of(recipe.require("model"), tokenizer)
+
+
+def keep_tokenizer(run: Run, tokenizer: dict[str, Any]) -> None:
+    """Write the tokenizer down for the attempts that go on with the run."""
+    (run.folder / TOKENIZER).put_json(tokenizer)
 
 
 def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
     from warren.models import folder_of, read_tokenizer, train_tokenizer
 
-    source = recipe.model.language_model
+    model = recipe.require("model")
+    source = model.language_model
     if source.pretrained is not None:
         folder = folder_of(source.pretrained, weights=False)
         return read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
-    vocab_size = recipe.model.tokenizer.train_vocab_size
+    vocab_size = model.tokenizer.train_vocab_size
     if vocab_size is None:
         raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
     return train_tokenizer(_texts(recipe, root), vocab_size)
 
 
 def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
-    """Render what a tokenizer is trained on: the samples of both stages, in their templates."""
-    for config in (recipe.pretrain, recipe.finetune):
-        template = get_template(config.template or recipe.model.template)
+    """Render what a tokenizer is trained on: the samples of the recipe's stages, in their templates."""
+    for config in filter(None, (recipe.pretrain, recipe.finetune)):
+        template = get_template(config.template or recipe.require("model").template)
         for source in sources_of(config, root):
             for sample in itertools.islice(iter_samples(source.folder, source.manifest), _TOKENIZER_SAMPLES):
-                for segment in template.training(sample.turns, eos=""):
+                for segment in template.training(sample.turns, eos="", system=sample.system):
                     yield segment.text.replace(IMAGE_MARK, "")

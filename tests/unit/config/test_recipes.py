@@ -35,7 +35,7 @@ def test_stage_one_trains_only_the_projector_unless_a_recipe_says_otherwise() ->
         ("pretrain.global_batch_size=0", "greater than 0 (given: 0)"),
         ("pretrain.duration={epochs: 1, steps: 2}", "give exactly one of 'epochs' and 'steps'"),
         ("pretrain.trainable=[tower]", "pretrain.trainable.0"),
-        ("model.language_model.pretrained=x", "a pretrained one has its own tokenizer"),
+        ("model.tokenizer.train_vocab_size=null", "a pretrained one has its own tokenizer"),
         ("finetune.lora={rank: 0, alpha: 16}", "finetune.lora.rank"),
         ("nonsense", "expected key=value"),
         ("pretrain.seed.x=1", "'seed' is a value"),

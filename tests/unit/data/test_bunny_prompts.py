@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from warren.config.catalog import BACKBONES
-from warren.data.importers.bunny_turns import normalise_turns
+from warren.data.importers.conversation import normalise_turns, read_messages
 from warren.data.inputs import tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, TokenSpec, encode, get_template
@@ -53,14 +53,14 @@ def token_spec(backbone: str, tokenizer: str, tokens_per_image: int) -> TokenSpe
 
 def encoded(row: dict[str, Any], max_length_tokens: int | None = None) -> Encoded:
     spec = spec_of(row)
-    turns = normalise_turns(row["conversations"], row["has_image"])
+    turns = normalise_turns(read_messages(row["conversations"]), int(row["has_image"]))
     segments = get_template(row["version"]).training(turns, spec.eos_token)
     return encode(segments, tokenizer_of(row["tokenizer"]), spec, max_length_tokens)
 
 
 def test_templates_render_bunnys_text() -> None:
     for row in (*rows("sft"), *rows("plain")):
-        turns = normalise_turns(row["conversations"], row["has_image"])
+        turns = normalise_turns(read_messages(row["conversations"]), int(row["has_image"]))
         text = "".join(s.text for s in get_template(row["version"]).training(turns, spec_of(row).eos_token))
         assert text == row["prompt"] or row["id"] in DIFFERS, row["id"]
 
@@ -140,7 +140,7 @@ def test_more_tokens_an_image_change_nothing_around_it() -> None:
     for row in rows("sft"):
         if row["id"] != "image_in_two_turns" or row["model_max_length"] != 2048:
             continue
-        turns = normalise_turns(row["conversations"], True)
+        turns = normalise_turns(read_messages(row["conversations"]), 1)
         spec = replace(spec_of(row), image_token_id=70_000, tokens_per_image=5)
         segments = get_template(row["version"]).training(turns, spec.eos_token)
         ids, labels = encode(segments, tokenizer_of(row["tokenizer"]), spec)
@@ -180,9 +180,9 @@ def test_the_image_token_written_in_a_text_is_refused() -> None:
 
 
 def test_normalising_leaves_text_only_conversations_alone() -> None:
-    messages = [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": f" {IMAGE_MARK} a"}]
-    assert normalise_turns(messages, False) == (Turn("user", f" {IMAGE_MARK} a"),)
-    assert normalise_turns(messages, True) == (Turn("user", f"{IMAGE_MARK}\na"),)
-    assert normalise_turns([], True) == ()
-    with pytest.raises(BadSampleError, match="from='system'"):
-        normalise_turns([{"from": "system", "value": "x"}], False)
+    messages = read_messages([{"from": "gpt", "value": "Hi"}, {"from": "human", "value": f" {IMAGE_MARK} a"}])
+    assert normalise_turns(messages, 0) == (Turn("user", f" {IMAGE_MARK} a"),)
+    assert normalise_turns(messages, 1) == (Turn("user", f"{IMAGE_MARK}\na"),)
+    assert normalise_turns([], 1) == ()
+    with pytest.raises(BadSampleError, match="message 0 is from 'narrator'; known are: human, user, gpt"):
+        read_messages([{"from": "narrator", "value": "x"}])

@@ -13,7 +13,7 @@ import raw_pairs
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
 from warren.data.importers import importers
-from warren.data.importers.spans import array_spans, group, line_spans
+from warren.data.importers.rows import array_rows, csv_rows, delimited_rows, group, line_rows
 from warren.data.manifest import Manifest, Shard
 from warren.data.sample import Sample
 from warren.data.shards import Limits, Receipt, ShardMaker
@@ -31,11 +31,12 @@ WRITERS: dict[str, Callable[[Path, int], IngestConfig]] = {
 }
 REASONS = {
     "bunny-json": ["no such file", "0 image marks in the text, but 1 images", "1 image marks in the text, but 0 images",
-                   "turns must alternate", "from='system'", "characters; at most 2000", "neither a caption nor",
+                   "turns must alternate",
+                   "2 image marks in the text, but 1 images", "characters; at most 2000", "neither a caption nor",
                    "leads out of"],
     "webdataset": ["img2dataset could not fetch it: HTTP 404"],
     "parquet": ["it has no image", "neither a caption nor"],
-    "csv": ["no such file", "it names no image", "neither a caption nor"],
+    "csv": ["no such file", "it has no image", "neither a caption nor"],
     "jsonl": ["no such file", "no JSON object", "no JSON object"],
 }  # fmt: skip
 
@@ -136,15 +137,28 @@ def test_what_is_not_there_is_said(tmp_path: Path, changes: dict[str, object], m
     ("text", "message"),
     [
         ("{}", "array"),
-        ('[{"a": 1}, 7]', "byte 11 is a int"),
+        ("", "a JSON array of records is expected"),
         ('[{"ü": 1}, {"a" 1}]', "byte 12 is no JSON"),
         ("[{}", "no JSON"),
+        ('[{"a": 1}][{"a": 2}]', "byte 10: there is more behind the array"),
+        ('[{"ü": 1}]\n\n{}', "byte 13: there is more behind the array"),
+        ("[]]", "byte 2: there is more behind the array"),
+        ('[{"ü": 1},,{"a": 1}]', "byte 11 is no JSON"),
+        ('[{"a": 1} {"a": 2}]', "byte 10: what follows the record is no JSON"),
+        ('[{"a": 1},]', "byte 10 is no JSON"),
+        ("[,{}]", "byte 1 is no JSON"),
+        (b'[{"a": "caf\xe9"}]', "not UTF-8 at byte 11"),
+        (b'[{"a": "' + b"x" * 3_000_000 + b'\xe9"}]', "not UTF-8 at byte 3000008"),
+        (b'[{"a": "caf\xc3', "not UTF-8 at byte 11"),
+        ('[{"a": 1}]'.encode("utf-16"), "byte 0 begins UTF-16"),
+        ('[{"a": 1}]'.encode("utf-16-le"), "byte 1 is no JSON"),
+        (b'\xef\xbb\xbf[{"a": 1}] x', "byte 14: there is more"),
     ],
 )
-def test_json_that_is_none_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.json").write_text(text)
-    with (tmp_path / "x.json").open("rb") as file, pytest.raises(DataError, match=message):
-        list(array_spans(file, "x.json"))
+def test_json_that_is_none_is_refused_with_file_and_byte(tmp_path: Path, text: str | bytes, message: str) -> None:
+    (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with (tmp_path / "x.json").open("rb") as file, pytest.raises(DataError, match=f"x.json: .*{message}"):
+        list(array_rows(file, "x.json"))
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -155,24 +169,40 @@ def test_ranges_of_an_array_are_its_records(records: list[dict[str, str]], size:
     import io
 
     data = json.dumps(records, indent=indent or None, ensure_ascii=bool(indent % 2)).encode()
-    found = list(group(array_spans(io.BytesIO(data), "x"), size))
+    found = list(group(array_rows(io.BytesIO(data), "x"), size))
     assert [json.loads(b"[" + data[a:b] + b"]") for a, b, _ in found] == [
         records[i : i + size] for i in range(0, len(records), size)
     ]
     assert [count for _, _, count in found] == [len(records[i : i + size]) for i in range(0, len(records), size)]
 
 
-@given(st.lists(st.tuples(texts, texts), max_size=20), st.integers(1, 5))
-def test_ranges_of_a_csv_are_its_rows(rows: list[tuple[str, str]], size: int) -> None:
+@given(st.lists(st.sampled_from([b"a", b'"', b",", b"\t", b"\n", b"\r", b" ", b"\xff", b"\0"])), st.integers(1, 4))
+def test_a_table_is_cut_where_it_is_parsed(characters: list[bytes], size: int) -> None:
+    import io
+
+    data = b"".join(characters)
+    for rows in (csv_rows, delimited_rows, line_rows):
+        try:
+            whole = list(rows(io.BytesIO(data), "x"))
+        except DataError:
+            with pytest.raises(DataError, match=r"x: the quote opened in the record at byte \d+ is never closed"):
+                list(rows(io.BytesIO(data), "x"))
+            continue
+        parts = [io.BytesIO(data[start:stop]) for start, stop, _ in group(whole, size)]
+        again = [list(rows(part, "x", is_start=False)) for part in parts]
+        assert [(row.value, row.fault) for part in again for row in part] == [(row.value, row.fault) for row in whole]
+        assert [len(part) for part in again] == [count for _, _, count in group(whole, size)]
+
+
+@given(st.lists(st.tuples(texts, texts), max_size=20))
+def test_what_a_csv_writer_wrote_comes_back(rows: list[tuple[str, str]]) -> None:
     import csv
     import io
 
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
-    data = text.getvalue().encode()
-    found = list(group(line_spans(io.BytesIO(data), quoted=True, skip_lines=1), size))
-    parsed = [list(csv.reader(io.StringIO(data[a:b].decode(), newline=""))) for a, b, _ in found]
-    assert [tuple(row) for part in parsed for row in part] == rows
+    found = list(csv_rows(io.BytesIO(text.getvalue().encode("utf-8-sig")), "x"))
+    assert [tuple(cell.encode("latin-1").decode() for cell in row.value) for row in found] == [("a", "b"), *rows]
 
 
 def test_a_picture_from_the_web(tmp_path: Path) -> None:

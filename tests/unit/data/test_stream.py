@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories import colour_sample, source_of, text_sample, write_dataset
-from warren.data.batch import Cut
+from warren.data.batch import Cut, pack_parts, unpack_parts
 from warren.data.inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec, WindowRead
 from warren.storage import Location
@@ -102,3 +102,25 @@ def test_the_first_batch_after_a_resume_reads_what_it_needs_and_a_window_reads_n
     assert len(reads) == len(needed) <= 4  # of 50 row groups
     list(steps)
     assert len(reads) == len(set(reads)) <= len(resumed.task.slices)
+
+
+def test_what_the_limit_cuts_off_is_counted_whether_or_not_something_is_left(
+    root: Location, tiny_inputs: tuple[Inputs, str]
+) -> None:
+    samples = [text_sample(0, words=3), text_sample(1, words=40), text_sample(2, words=60), colour_sample(3)]
+    source = source_of(root, write_dataset(root, "long", samples))
+
+    def counts(limit: int) -> tuple[int, int, int, int]:
+        spec = StreamSpec((source,), Encoding(*tiny_inputs, limit), 4, 1, 4, epochs=1)
+        cut = Cut.of(4, 1, 4)
+        [[part]] = [parts for read in spec.reads() for parts in spec.reader(cut).read(read)]
+        [packed] = unpack_parts(pack_parts([part]))
+        assert packed.quarantined == part.quarantined
+        return packed.num_cut_samples, packed.num_cut_tokens, packed.num_supervised_tokens, len(packed.quarantined)
+
+    cut, cut_tokens, supervised, bad = counts(500)
+    assert (cut, cut_tokens, bad) == (0, 0, 0)
+    num_some, num_all = counts(30), counts(5)
+    assert (num_some[0], num_some[3]) == (2, 0)
+    assert num_some[1] + num_some[2] == supervised
+    assert num_all == (4, supervised, 0, 4)  # nothing is left of any

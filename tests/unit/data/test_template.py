@@ -7,10 +7,12 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from warren.config.catalog import TEMPLATES
 from warren.data.images import ImageSpec
 from warren.data.inputs import INPUTS_FILE, Inputs, tokenizer_from_json
+from warren.data.native_template import NATIVE
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.template import IGNORED, TokenSpec, encode, get_template
+from warren.data.template import _TEMPLATES, IGNORED, TokenSpec, encode, get_template
 from warren.errors import BadSampleError, ConfigError, ReleaseError
 from warren.models.tokenizer import END_OF_TEXT, train_tokenizer
 
@@ -139,3 +141,7 @@ def test_truncation_keeps_images_whole_and_something_to_learn() -> None:
 def test_an_unknown_template_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="bunny"):
         get_template("vicuna-13")
+
+
+def test_a_recipe_may_name_every_template_and_no_other() -> None:
+    assert set(TEMPLATES) == {*_TEMPLATES, NATIVE}

@@ -16,6 +16,7 @@ from warren.data.template import TokenSpec
 from warren.errors import ModelError
 from warren.models import load, save_model, train_tokenizer
 from warren.models.bunny import FAMILIES, Family, export_bunny, import_bunny
+from warren.models.minicpm import check_minicpm
 from warren.models.tokenizer import PAD
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -205,3 +206,10 @@ def test_a_minicpm_without_its_factors_is_an_error(tmp_path: Path) -> None:
     write_bunny(native(model_type, native_fields), "bunny-minicpm", {"scale_emb": 12}, tmp_path / "bunny")
     with pytest.raises(ModelError, match="lacks scale_depth, dim_model_base"):
         import_bunny(tmp_path / "bunny", tmp_path / "m")
+
+
+def test_a_minicpm_that_an_earlier_version_imported_as_a_llama_is_refused() -> None:
+    source = {"model_type": "bunny-minicpm"}
+    check_minicpm(LlavaConfig(text_config=AutoConfig.for_model("granite", **SMALL), bunny_config=source))
+    with pytest.raises(ModelError, match=r"imported by an earlier version.*import the checkpoint again"):
+        check_minicpm(LlavaConfig(text_config=AutoConfig.for_model("llama", **SMALL), bunny_config=source))

@@ -14,8 +14,15 @@ from warren.config import ModelConfig
 from warren.config.catalog import BACKBONES, Backbone
 from warren.data.inputs import tokenizer_from_json
 from warren.errors import ConfigError, ModelError
-from warren.models import TrainedTokenizer, build_model, folder_of, inputs_of, read_tokenizer, train_tokenizer
-from warren.models.minicpm import folded
+from warren.models import (
+    TrainedTokenizer,
+    build_model,
+    folder_of,
+    inputs_of,
+    read_tokenizer,
+    train_tokenizer,
+    unfold_head,
+)
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -119,19 +126,23 @@ def test_a_bos_goes_in_front_where_the_recipe_names_one(tmp_path: Path) -> None:
         tokenizer_of(unknown)
 
 
-def test_a_minicpm_trains_as_a_granite_with_the_logits_of_its_folded_llama(tmp_path: Path) -> None:
+def test_a_minicpm_trains_as_a_granite_with_the_logits_of_its_scaled_llama(tmp_path: Path) -> None:
     factors = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8}
     plain = save_language_model(tmp_path / "lm", "llama")
     save_tower(tmp_path / "tower")
     config = json.loads((tmp_path / "lm" / "config.json").read_text())
     (tmp_path / "lm" / "config.json").write_text(json.dumps({**config, "model_type": "minicpm", **factors}))
     model = built(config_of({"pretrained": str(tmp_path / "lm")}, tmp_path / "tower"))
-    state = {f"language_model.{name}": lambda t=tensor: t for name, tensor in plain.state_dict().items()}
-    scales = (12.0, 1.4 / 2**0.5, 32 / 8)
-    plain.load_state_dict({n.removeprefix("language_model."): read() for n, read in folded(state, scales, ()).items()})
     with torch.no_grad():
+        plain.model.embed_tokens.weight *= 12
+        plain.lm_head.weight /= 32 / 8
+        for layer in plain.model.layers:
+            layer.self_attn.o_proj.weight *= 1.4 / 2**0.5
+            layer.mlp.down_proj.weight *= 1.4 / 2**0.5
         expected = plain(input_ids=TEXT).logits
         torch.testing.assert_close(model(input_ids=TEXT).logits, expected, rtol=1e-5, atol=1e-5)
+        unfold_head(model)
+        torch.testing.assert_close(model.lm_head.weight, plain.lm_head.weight * 4)
 
 
 def test_the_projector_starts_as_pytorch_makes_it_and_by_the_seed(tmp_path: Path) -> None:

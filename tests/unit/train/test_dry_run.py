@@ -82,3 +82,9 @@ def test_sizes_that_are_nowhere_at_hand_are_an_error() -> None:
     recipe = recipe_of("bunny-v1_0-3b", "model.language_model={pretrained: nobody/nothing}")
     with pytest.raises(ConfigError, match="'nobody/nothing' is no folder here, and the hub does not give it"):
         dry_run(recipe, "pretrain", resources_of("gpu-8"), None)
+
+
+def test_a_template_that_does_not_exist_is_refused_by_its_key() -> None:
+    for key in ("pretrain", "finetune", "model"):
+        with pytest.raises(ConfigError, match=rf"{key}\.template: no template named 'vicuna'; valid: .*native"):
+            dry_run(recipe_of("demo", f"{key}.template=vicuna"), "pretrain", resources_of("laptop"), None)

@@ -37,7 +37,7 @@ def test_it_counts_what_ingest_would_do_and_shows_what_is_learnt(repository: Pat
 
 def test_it_reads_no_more_than_the_limit_and_says_what_training_would_cut(repository: Path, tmp_path: Path) -> None:
     config = raw_pairs.write_webdataset(tmp_path / "raw", 30)
-    (tmp_path / "raw/00000.tar").write_bytes(b"")
+    (tmp_path / "raw/00000.tar").write_bytes(b"junk" * 1000)
     short = recipe(repository, config, "finetune.max_length_tokens=85", "pretrain.max_length_tokens=85")
     text = preview_samples(short, 7, Location(str(tmp_path / "page")))
     assert text.startswith("pairs@v1: 7 samples read, 2 of them quarantined\n")

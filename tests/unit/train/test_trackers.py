@@ -19,7 +19,8 @@ from warren.train.trackers import open_trackers
 def row(step: int, **changes: Any) -> dict[str, Any]:
     figures = {
         "step": step, "time": 1e9 + step, "loss": 2.0 / (step + 1), "grad_norm": 1.0, "learning_rate": 1e-3,
-        "samples": 8, "tokens": 400, "skipped": "", "step_s": 2.0, "data_wait_s": 0.5, "checkpoint_stall_s": 0.1,
+        "supervised_tokens": 9, "samples": 8, "tokens": 400, "skipped": "", "step_s": 2.0, "data_wait_s": 0.5,
+        "checkpoint_stall_s": 0.1,
         "rank_skew_s": 0.2, "tokens_per_s": 200.0, "tflops_per_s": 3.0, "tflops_per_s_text": 2.0,
     }  # fmt: skip
     return {**figures, **changes}
@@ -98,7 +99,7 @@ def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run
         row(0, step_s=60.0),
         row(1),
         row(2, skipped="the loss is nan", loss=float("nan")),
-        row(3, mfu=0.4, mfu_text=0.3, samples_quarantined=5),
+        row(3, mfu=0.4, mfu_text=0.3, samples_quarantined=5, samples_cut=3, supervised_tokens_cut=40),
     ]
     metrics = tmp_path / "local/ranks/metrics.jsonl"
     metrics.parent.mkdir(parents=True)
@@ -120,6 +121,9 @@ def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run
     assert "| data wait fraction | 0.25 |" in text
     assert "| tokens per s | 200 |" in text
     assert "| samples quarantined | 5 |" in text
+    assert "| supervised tokens cut | 40 |" in text
+    assert "* r: 5 samples could not be used" in text
+    assert "* r: 3 samples were longer than max_length_tokens and lost 40 supervised tokens" in text
     assert "| 2 | the loss is nan |" in text
     assert "| 1 | 1 | 1 | 9 | 2 | 1 | 13 |" in text
     assert '"stage": "pretrain"' in text

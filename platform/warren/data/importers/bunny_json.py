@@ -1,18 +1,23 @@
 """Bunny's and LLaVA's files: one JSON array of records with `image` and `conversations`, and a folder of pictures."""
 
-import json
+import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from warren.config import IngestConfig
+from warren.data.importers.files import empty_file, find_files, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
-from warren.data.importers.importer import Piece, Raw, compose
-from warren.data.importers.inputs import Pictures, find_files, one_or_many
-from warren.data.importers.spans import array_spans, group
-from warren.data.sample import Sample
+from warren.data.importers.importer import Piece, Raw
+from warren.data.importers.record import RecordReader
+from warren.data.importers.rows import Row, array_rows, group
+from warren.data.printable import shown
 from warren.storage import Location
+
+_SUFFIXES = (".json", ".json.gz")
+_SUFFIX = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -21,29 +26,31 @@ class BunnyJson:
 
     Attributes:
         files: URIs of the JSON files.
-        pictures: Where `image` is looked for.
+        records: Makes samples of records.
     """
 
     name: str
     licence: str
     origin: str
     files: tuple[str, ...]
-    pictures: Pictures
+    records: RecordReader
 
     @classmethod
     def of(cls, config: IngestConfig) -> "BunnyJson":
         """Find the files of a configuration."""
-        files = find_files(config.path or "", (".json",))
-        folder = config.images or files[0].uri.rpartition("/")[0]
-        pictures = Pictures(Location.parse(folder).uri)
+        files = find_files(config.path or "", _SUFFIXES)
+        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
         uris = tuple(file.uri for file in files)
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, pictures)
+        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the arrays into ranges of records."""
         for uri in self.files:
-            with Location(uri).open() as file:
-                for start, stop, rows in group(array_spans(file, uri), samples_per_shard):
+            if is_whole(Location(uri)):
+                yield Piece(uri)
+                continue
+            with opened(Location(uri)) as file:
+                for start, stop, rows in group(array_rows(file, uri), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
     def fingerprint(self, piece: Piece) -> str:
@@ -53,13 +60,36 @@ class BunnyJson:
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's records."""
         location = Location(piece.path)
-        text = location.read_range(piece.start, piece.stop)
-        for number, record in enumerate(json.loads(b"[" + text + b"]")):
+        name = _SUFFIX.sub("", label(piece.path, self.files))
+        for number, row in enumerate(self._rows(location, piece)):
             # Ids are not unique in LLaVA's files, so a record's place is its key.
-            key = f"{label(piece.path, self.files).removesuffix('.json')}-{piece.start:012d}-{number:05d}"
-            source = f"{location.name}#{record.get('id', '')} {record.get('image') or ''}".strip()
-            yield Raw(key, source, partial(self._load, key, source, record))
+            key = f"{name}-{piece.start:012d}-{number:05d}"
+            if isinstance(row, Raw):
+                yield row
+            elif row.fault:
+                yield Raw.unusable(key, location.name, row.fault)
+            else:
+                source = _source(location, row.value)
+                yield Raw(key, source, partial(self.records.sample, key, source, row.value))
 
-    def _load(self, key: str, source: str, record: dict[str, Any]) -> Sample:
-        images = [self.pictures.fetch(name) for name in one_or_many(record.get("image"))]
-        return compose(key, source, images, conversations=record.get("conversations"))
+    def _rows(self, location: Location, piece: Piece) -> Iterator[Row | Raw]:
+        if piece.stop:
+            data = b"[" + location.read_range(piece.start, piece.stop) + b"]"
+            yield from array_rows(io.BytesIO(data), location)
+            return
+        with opened(location) as file:
+            if not file.peek(1):  # type: ignore[attr-defined]  # both kinds of files are buffered
+                yield empty_file(location, label(piece.path, self.files))
+                return
+            yield from array_rows(file, location)
+
+
+def _source(location: Location, record: Any) -> str:
+    fields = record if isinstance(record, dict) else {}
+    image = fields.get("image")
+    return f"{location.name}#{_label(fields.get('id', ''))} {_label(image) if image else ''}".strip()
+
+
+def _label(value: object) -> str:
+    """Return a text as it is, so that the sample's check sees it, unless it is long; anything else for people."""
+    return value if isinstance(value, str) and len(value) <= 300 else shown(value)

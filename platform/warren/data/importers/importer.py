@@ -1,14 +1,12 @@
 """What an importer is: a source cut into pieces, each of which any node can read on its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import NoReturn, Protocol
 
-from warren.data.importers.bunny_turns import normalise_turns
-from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.data.sample import Sample
 from warren.errors import BadSampleError
-
-_ROLES = {"user": "human", "assistant": "gpt"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class Piece:
     Attributes:
         path: URI of the file it is in.
         start: Where it begins; bytes, rows or row groups, as its importer counts.
-        stop: Where it ends.
+        stop: Where it ends; 0 takes the whole file, which cannot be cut or is empty.
         rows: How many samples it holds, good or bad, where that is known before it is read.
     """
 
@@ -35,12 +33,18 @@ class Raw:
     Attributes:
         key: Unique within the dataset, and the same in every attempt.
         source: Where it comes from, for people.
-        load: Fetches its pictures and builds it; raises `BadSampleError` if that cannot be.
+        load: Fetches its pictures and builds it; raises `BadSampleError` if that cannot be. Any other error that is
+            not a `WarrenError` counts as the sample's, too (`warren.data.shards`).
     """
 
     key: str
     source: str
     load: Callable[[], Sample]
+
+    @classmethod
+    def unusable(cls, key: str, source: str, reason: str) -> "Raw":
+        """Stand for what cannot be read at all, so that it is counted and named."""
+        return cls(key, source, partial(_refuse, reason))
 
 
 class Importer(Protocol):
@@ -76,35 +80,5 @@ class Importer(Protocol):
         """Yield a piece's samples in order. Nothing costly happens before `Raw.load`: a resumed task skips many."""
 
 
-def compose(
-    key: str, source: str, images: Sequence[bytes], *, caption: object = None, conversations: object = None
-) -> Sample:
-    """Build a sample from what formats commonly hold.
-
-    Args:
-        key: Of the sample.
-        source: Of the sample.
-        images: Encoded pictures.
-        caption: A picture's text: the answer to the bare picture. Used if there are no conversations.
-        conversations: Messages with `from` and `value` (Bunny, LLaVA) or `role` and `content` (chat formats).
-
-    Raises:
-        BadSampleError: Neither is there, or the messages are of another form.
-    """
-    if conversations is not None:
-        if not isinstance(conversations, Sequence) or isinstance(conversations, str | bytes):
-            raise BadSampleError(f"conversations are a {type(conversations).__name__}, not a list of messages")
-        turns = normalise_turns([_message(message) for message in conversations], bool(images))
-    elif isinstance(caption, str) and caption.strip():
-        turns = (Turn("user", IMAGE_MARK * len(images)), Turn("assistant", caption.strip()))
-    else:
-        raise BadSampleError("it has neither a caption nor a conversation")
-    return Sample(key, tuple(images), turns, source)
-
-
-def _message(message: Any) -> Mapping[str, Any]:
-    if not isinstance(message, Mapping):
-        raise BadSampleError(f"a message is a {type(message).__name__}, not a mapping")
-    if "from" in message or "role" not in message:
-        return message
-    return {"from": _ROLES.get(message["role"], message["role"]), "value": message.get("content")}
+def _refuse(reason: str) -> NoReturn:
+    raise BadSampleError(reason)

@@ -3,18 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.config import IngestConfig
-from warren.config.ingest import ColumnsConfig
+from warren.data.importers.files import empty_file, find_files
 from warren.data.importers.fingerprints import file_fingerprint, label
-from warren.data.importers.importer import Piece, Raw, compose
-from warren.data.importers.inputs import Pictures, find_files, one_or_many
-from warren.data.sample import Sample
-from warren.errors import BadSampleError, ConfigError, CorruptDataError
+from warren.data.importers.importer import Piece, Raw
+from warren.data.importers.record import RecordReader
+from warren.errors import CorruptDataError
 from warren.storage import Location
 
 _ROWS_AT_ONCE = 32
@@ -27,16 +25,14 @@ class Parquet:
 
     Attributes:
         files: URIs of the files.
-        columns: Which columns hold picture and text.
-        pictures: Where pictures are looked for that are not in the table.
+        records: Makes samples of rows.
     """
 
     name: str
     licence: str
     origin: str
     files: tuple[str, ...]
-    columns: ColumnsConfig
-    pictures: Pictures
+    records: RecordReader
 
     @classmethod
     def of(cls, config: IngestConfig) -> "Parquet":
@@ -47,18 +43,26 @@ class Parquet:
         """
         files = find_files(config.path or "", (".parquet",))
         uris = tuple(file.uri for file in files)
-        pictures = Pictures(Location.parse(config.images or files[0].uri.rpartition("/")[0]).uri)
-        found = cls(
-            config.name or "", config.licence, config.origin or str(config.path), uris, config.columns, pictures
-        )
-        there = _open(files[0]).schema_arrow.names
-        check_columns(config.columns, there, files[0])
-        return found
+        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
+        for file in files:
+            if not _is_empty(file):
+                records.check_fields(_open(file).schema_arrow.names, file)
+                break
+        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
-        """Join row groups to pieces of about a shard."""
+        """Join row groups to pieces of about a shard.
+
+        Raises:
+            ConfigError: A file lacks a column.
+        """
         for uri in self.files:
-            metadata = _open(Location(uri)).metadata
+            if _is_empty(Location(uri)):
+                yield Piece(uri, rows=1)
+                continue
+            file = _open(Location(uri))
+            self.records.check_fields(file.schema_arrow.names, Location(uri))
+            metadata = file.metadata
             start, rows = 0, 0
             for number in range(metadata.num_row_groups):
                 rows += metadata.row_group(number).num_rows
@@ -77,46 +81,45 @@ class Parquet:
             CorruptDataError: The file is damaged.
         """
         name, location = label(piece.path, self.files), Location(piece.path)
-        wanted = [c for c in (self.columns.image, self.columns.caption, self.columns.conversations) if c is not None]
-        place = 0
+        if piece.stop == 0:
+            yield empty_file(location, name)
+            return
+        for place, row in enumerate(self._rows(location, piece)):
+            key = f"{name}-{piece.start:05d}-{place:07d}"
+            source = f"{location.name}, row groups {piece.start} to {piece.stop - 1}, row {place}"
+            if isinstance(row, str):
+                yield Raw.unusable(key, source, row)
+            else:
+                yield Raw(key, source, partial(self.records.sample, key, source, row))
+
+    def _rows(self, location: Location, piece: Piece) -> Iterator[dict[str, object] | str]:
+        """Yield rows, or why one cannot be read."""
+        groups = list(range(piece.start, piece.stop))
         try:
-            groups = list(range(piece.start, piece.stop))
-            for batch in _open(location).iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
-                for row in batch.to_pylist():
-                    key = f"{name}-{piece.start:05d}-{place:07d}"
-                    source = f"{location.name}, row groups {piece.start} to {piece.stop - 1}, row {place}"
-                    yield Raw(key, source, partial(self._load, key, source, row))
-                    place += 1
+            file = _open(location)
+            wanted = [name for name in file.schema_arrow.names if name in self.records.fields]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
+                yield from _values(batch)
         except (OSError, pa.ArrowException) as error:
             raise CorruptDataError(f"{location} is damaged: {error}") from None
 
-    def _load(self, key: str, source: str, row: dict[str, Any]) -> Sample:
-        columns = self.columns
-        images = [self._image(value) for value in one_or_many(row.get(columns.image or ""))]
-        caption, conversations = row.get(columns.caption or ""), row.get(columns.conversations or "")
-        if columns.caption is not None and not images and columns.image is not None:
-            raise BadSampleError("it has no image")
-        return compose(key, source, images, caption=caption, conversations=conversations)
 
-    def _image(self, value: object) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, dict):
-            found = value.get("bytes")
-            return found if isinstance(found, bytes) else self.pictures.fetch(value.get("path"))
-        return self.pictures.fetch(value)
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | str]:
+    """Turn a batch into Python values; a row that has none (text that is not UTF-8, a date of year 20000) into why."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass
+    for place in range(batch.num_rows):
+        try:
+            yield from batch.slice(place, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            yield f"the row cannot be read: {error}"
 
 
-def check_columns(columns: ColumnsConfig, there: list[str], file: Location) -> None:
-    """Refuse a mapping to columns that a table does not have.
-
-    Raises:
-        ConfigError: One is missing.
-    """
-    for role in ("image", "caption", "conversations"):
-        name = getattr(columns, role)
-        if name is not None and name not in there:
-            raise ConfigError(f"ingest.columns.{role} is {name!r}, but {file} has: {', '.join(there)}")
+def _is_empty(location: Location) -> bool:
+    return location.store.size(location.key) == 0
 
 
 def _open(location: Location) -> pq.ParquetFile:

@@ -1,129 +1,146 @@
 """CSV, TSV and JSONL tables whose rows name pictures by URL or path."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import IO
 
 from warren.config import IngestConfig
-from warren.config.ingest import ColumnsConfig
+from warren.data.importers.files import empty_file, find_files, is_whole, opened, unpacked_name
 from warren.data.importers.fingerprints import label, range_fingerprint
-from warren.data.importers.importer import Piece, Raw, compose
-from warren.data.importers.inputs import Pictures, find_files, one_or_many
-from warren.data.importers.parquet import check_columns
-from warren.data.importers.spans import group, line_spans
+from warren.data.importers.importer import Piece, Raw
+from warren.data.importers.record import RecordReader
+from warren.data.importers.rows import Row, csv_rows, delimited_rows, group, line_rows
 from warren.data.sample import Sample
-from warren.errors import BadSampleError, DataError
+from warren.errors import BadSampleError
 from warren.storage import Location
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_SUFFIXES = (*_ENDINGS, *(f"{ending}.gz" for ending in _ENDINGS))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text tables; a CSV's first line names its columns.
+    """Rows of text tables; the first line of a CSV or TSV names its columns.
 
     Attributes:
         files: URIs of the tables.
-        columns: Which columns hold picture and text.
-        pictures: Where relative paths start from.
+        records: Makes samples of rows.
+        quoted: Whether quotes hold a cell together; None takes the usual: in a CSV they do, in a TSV they do not.
     """
 
     name: str
     licence: str
     origin: str
     files: tuple[str, ...]
-    columns: ColumnsConfig
-    pictures: Pictures
+    records: RecordReader
+    quoted: bool | None = None
 
     @classmethod
     def of(cls, config: IngestConfig) -> "Table":
         """Find the tables of a configuration and check their columns."""
         files = find_files(config.path or "", _SUFFIXES)
-        for file in files:
-            if _is_csv(file):
-                check_columns(config.columns, _header(file), file)
         uris = tuple(file.uri for file in files)
-        pictures = Pictures(Location.parse(config.images or files[0].uri.rpartition("/")[0]).uri)
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, config.columns, pictures)
+        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
+        found = cls(config.name or "", config.licence, config.origin or str(config.path), uris, records, config.quoted)
+        for file in files:
+            if _has_header(file) and (names := found._header(file)) is not None:
+                records.check_fields(names, file)
+        return found
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the tables into ranges of rows."""
         for uri in self.files:
             location = Location(uri)
-            with location.open() as file:
-                quoted = _is_csv(location)
-                for start, stop, rows in group(line_spans(file, quoted, skip_lines=int(quoted)), samples_per_shard):
+            if is_whole(location):
+                yield Piece(uri)
+                continue
+            with opened(location) as file:
+                for start, stop, rows in group(self._body(location, file), samples_per_shard):
                     yield Piece(uri, start, stop, rows)
 
     def fingerprint(self, piece: Piece) -> str:
         """Identify a range by its bytes and by the names of the columns."""
         location = Location(piece.path)
-        header = "\0".join(_header(location)) if _is_csv(location) else ""
+        header = "\0".join(self._header(location) or ()) if _has_header(location) else ""
         return range_fingerprint(piece.path, piece.start, piece.stop, header)
 
     def read(self, piece: Piece) -> Iterator[Raw]:
         """Yield a range's rows."""
         name, location = label(piece.path, self.files), Location(piece.path)
-        data = location.read_range(piece.start, piece.stop)
-        for place, row in enumerate(_rows(location, data)):
+        header = self._header(location) if _has_header(location) else None
+        for place, row in enumerate(self._rows(location, piece)):
             key = f"{name}-{piece.start:012d}-{place:06d}"
             source = f"{location.name}, byte {piece.start}, row {place}"
-            yield Raw(key, source, partial(self._load, key, source, row))
+            if isinstance(row, Raw):
+                yield row
+            elif row.fault:
+                yield Raw.unusable(key, source, row.fault)
+            else:
+                yield Raw(key, source, partial(self._load, key, source, row, header))
 
-    def _load(self, key: str, source: str, row: object) -> Sample:
-        if not isinstance(row, dict):
-            raise BadSampleError("the line is no JSON object")
-        columns = self.columns
-        names = list(one_or_many(row.get(columns.image or "")))
-        if columns.caption is not None and not names and columns.image is not None:
-            raise BadSampleError("it names no image")
-        images = [self.pictures.fetch(name) for name in names]
-        if columns.caption is not None:
-            return compose(key, source, images, caption=row.get(columns.caption))
-        return compose(key, source, images, conversations=_parsed(row.get(columns.conversations or "")))
+    def _rows(self, location: Location, piece: Piece) -> Iterator[Row | Raw]:
+        if piece.stop:
+            data = io.BytesIO(location.read_range(piece.start, piece.stop))
+            yield from self._parsed(location, data, is_start=False)
+            return
+        with opened(location) as file:
+            if not file.peek(1):  # type: ignore[attr-defined]  # both kinds of files are buffered
+                yield empty_file(location, label(piece.path, self.files))
+                return
+            yield from self._body(location, file)
+
+    def _body(self, location: Location, file: IO[bytes]) -> Iterator[Row]:
+        """Yield the rows of a whole file, without its header."""
+        rows = self._parsed(location, file, is_start=True)
+        if _has_header(location):
+            next(rows, None)
+        return rows
+
+    def _parsed(self, location: Location, file: IO[bytes], is_start: bool) -> Iterator[Row]:
+        if not _has_header(location):
+            return line_rows(file, location, is_start)
+        quoted = self.quoted if self.quoted is not None else _delimiter(location) == ","
+        if quoted:
+            return csv_rows(file, location, is_start, _delimiter(location))
+        return delimited_rows(file, location, is_start, _delimiter(location))
+
+    def _header(self, location: Location) -> list[str] | None:
+        """Return the columns' names, None for an empty file."""
+        with opened(location) as file:
+            first = next(self._parsed(location, file, is_start=True), None)
+        return (
+            None if first is None else [cell.encode("latin-1").decode(errors="replace") for cell in first.value or ()]
+        )
+
+    def _load(self, key: str, source: str, row: Row, header: list[str] | None) -> Sample:
+        record = _json(row.value) if header is None else _cells(row.value, header)
+        return self.records.sample(key, source, record)
 
 
-def _rows(location: Location, data: bytes) -> Iterator[Any]:
-    """Parse whole rows; a JSON line that is none gives None."""
-    if _is_csv(location):
-        try:
-            text = io.StringIO(data.decode(), newline="")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{location} is not UTF-8: {error}") from None
-        yield from csv.DictReader(text, _header(location), delimiter=_delimiter(location))
-        return
-    for line in data.split(b"\n"):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                yield None
-
-
-def _parsed(value: object) -> object:
-    """Return conversations that a CSV holds as JSON text."""
-    if not isinstance(value, str):
-        return value
+def _cells(cells: list[str], header: list[str]) -> dict[str, str]:
+    if len(cells) > len(header):
+        raise BadSampleError(f"the row has {len(cells)} cells, the header {len(header)}")
     try:
-        return json.loads(value)
-    except ValueError:
-        raise BadSampleError("its conversations are no JSON") from None
+        return {name: cell.encode("latin-1").decode() for name, cell in zip(header, cells, strict=False)}
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"the row is not UTF-8: {error.reason}") from None
 
 
-def _is_csv(location: Location) -> bool:
-    return location.uri.endswith((".csv", ".tsv"))
+def _json(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise BadSampleError(f"the line is not UTF-8: {error.reason}") from None
+    except (RecursionError, ValueError) as error:
+        raise BadSampleError(f"the line is no JSON object: {error}") from None
+
+
+def _has_header(location: Location) -> bool:
+    return unpacked_name(location).endswith((".csv", ".tsv"))
 
 
 def _delimiter(location: Location) -> str:
-    return "\t" if location.uri.endswith(".tsv") else ","
-
-
-def _header(location: Location) -> list[str]:
-    with location.open() as file:
-        start, stop = next(line_spans(file, quoted=True), (0, 0))
-    first = location.read_range(start, stop).decode("utf-8-sig", errors="replace")
-    return next(csv.reader([first], delimiter=_delimiter(location)), [])
+    return "\t" if unpacked_name(location).endswith(".tsv") else ","

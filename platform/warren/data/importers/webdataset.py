@@ -2,23 +2,26 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from warren.config import IngestConfig
+from warren.data.importers.files import empty_file, find_files
 from warren.data.importers.fingerprints import file_fingerprint, label
-from warren.data.importers.importer import Piece, Raw, compose
-from warren.data.importers.inputs import MAX_IMAGE_BYTES, find_files
+from warren.data.importers.importer import Piece, Raw
+from warren.data.importers.inputs import MAX_IMAGE_BYTES
+from warren.data.importers.members import IMAGES, Member, group_members
+from warren.data.importers.record import RecordReader
+from warren.data.printable import shown
 from warren.data.sample import Sample
 from warren.errors import BadSampleError, CorruptDataError
 from warren.storage import Location
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
-_TEXTS = ("txt", "caption", "json")
 _END_BYTES = 1024  # POSIX: two blocks of zeros
-_Members = dict[str, bytes]
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,22 @@ class WebDataset:
 
     Attributes:
         files: URIs of the tars; each is one piece, and is read in one pass.
+        records: Makes samples of what belongs together.
     """
 
     name: str
     licence: str
     origin: str
     files: tuple[str, ...]
+    records: RecordReader
 
     @classmethod
     def of(cls, config: IngestConfig) -> "WebDataset":
         """Find the tars of a configuration."""
         files = find_files(config.path or "", (".tar", ".tar.gz", ".tgz"))
         uris = tuple(file.uri for file in files)
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris)
+        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
+        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Take every tar for a piece; it may become several shards."""
@@ -55,64 +61,92 @@ class WebDataset:
         Raises:
             CorruptDataError: The tar is damaged or ends early.
         """
-        tar, name = label(piece.path, self.files), Location(piece.path).name
-        for place, (key, members) in enumerate(_groups(Location(piece.path))):
-            unique, source = f"{tar}-{place:06d}-{key}", f"{name}/{key}"
-            yield Raw(unique, source, partial(_load, unique, source, members))
+        tar, location = label(piece.path, self.files), Location(piece.path)
+        if location.store.size(location.key) == 0:
+            yield empty_file(location, tar)
+            return
+        for place, (name, members) in enumerate(group_members(_members(location))):
+            key, source = f"{tar}-{place:06d}-{name}", f"{location.name}/{name}"
+            yield Raw(key, source, partial(self._load, key, source, members))
+
+    def _load(self, key: str, source: str, members: Sequence[Member]) -> Sample:
+        for member in members:
+            if member.fault:
+                raise BadSampleError(f"{shown(member.name)!r} {member.fault}")
+        facts = _facts(members)
+        images = [member.data for suffix in IMAGES for member in members if member.suffix == suffix]
+        texts = [member for member in members if member.suffix in ("txt", "caption")]
+        if not images and facts.get("status") not in (None, "success"):
+            raise BadSampleError(
+                f"img2dataset could not fetch it: {shown(facts.get('error_message') or facts['status'])}"
+            )
+        if len(texts) > 1 and len({member.data for member in texts}) > 1:
+            raise BadSampleError(f"it has {len(texts)} texts: {_names(members)}")
+        if not images and not texts and not facts:
+            raise BadSampleError(f"it has neither an image nor a text that is known: {_names(members)}")
+        written = _decoded(texts[0].data).strip() if texts else ""
+        record = {**facts, "caption": written or facts.get("caption"), self.records.columns.image or "image": images}
+        url = facts.get("url")
+        return self.records.sample(key, url if isinstance(url, str) else source, record)
 
 
-def _groups(location: Location) -> Iterator[tuple[str, _Members]]:
-    """Yield consecutive members that share their name up to the first dot of its last part (WebDataset's rule)."""
-    key, members = "", _Members()
+def _names(members: Sequence[Member]) -> str:
+    names = [shown(member.name) for member in members[:_NAMES_SHOWN]]
+    return ", ".join(names) + (f" and {len(members) - _NAMES_SHOWN} more" if len(members) > _NAMES_SHOWN else "")
+
+
+def _facts(members: Sequence[Member]) -> dict[str, Any]:
+    """Return the fields of the `.json` members.
+
+    Raises:
+        BadSampleError: One is no JSON object.
+    """
+    facts: dict[str, Any] = {}
+    for member in members:
+        if member.suffix != "json":
+            continue
+        try:
+            found = json.loads(member.data.removeprefix(b"\xef\xbb\xbf"))
+        except (RecursionError, ValueError):
+            raise BadSampleError("its .json is no JSON") from None
+        facts |= found if isinstance(found, dict) else {}
+    return facts
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSampleError("its caption is not UTF-8") from None
+
+
+def _members(location: Location) -> Iterator[Member]:
+    """Yield a tar's files, in their order.
+
+    Raises:
+        CorruptDataError: The tar is damaged or ends early.
+    """
+    last = ""
     _check_end(location)
     try:
         with location.open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if not member.isfile() or not stem:
+            for info in tar:
+                if info.isdir():
                     continue
-                if f"{folder}{slash}{stem}" != key and members:
-                    yield key, members
-                    members = {}
-                key = f"{folder}{slash}{stem}"
-                suffix = suffix.lower()
-                if suffix in _IMAGES + _TEXTS and member.size <= MAX_IMAGE_BYTES:
-                    members[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file has content
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CorruptDataError(f"{location} is damaged or ends early, behind sample {key!r}: {error}") from None
-    if members:
-        yield key, members
+                last = info.name
+                if not info.isfile():
+                    yield Member(info.name, fault="is a link or a device, not a file")
+                elif info.size > MAX_IMAGE_BYTES:
+                    yield Member(info.name, fault=f"has {info.size} bytes; at most {MAX_IMAGE_BYTES} are read")
+                else:
+                    data = tar.extractfile(info).read()  # type: ignore[union-attr]  # a file has content
+                    yield Member(info.name, data)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise CorruptDataError(f"{location} is damaged or ends early, behind {shown(last)!r}: {error}") from None
 
 
 def _check_end(location: Location) -> None:
     """Refuse a tar that was cut: `tarfile` takes a cut between members for the end."""
     size = location.store.size(location.key)
-    if location.uri.endswith(".tar") and any(location.read_range(max(0, size - _END_BYTES), size)):
+    if location.uri.lower().endswith(".tar") and any(location.read_range(max(0, size - _END_BYTES), size)):
         raise CorruptDataError(f"{location} is damaged or ends early: it has {size} bytes and no end mark")
-
-
-def _load(key: str, source: str, members: _Members) -> Sample:
-    facts = _facts(members.get("json"))
-    source = str(facts.get("url") or source)
-    images = [members[suffix] for suffix in _IMAGES if suffix in members]
-    if not images and facts.get("status") not in (None, "success"):
-        raise BadSampleError(f"img2dataset could not fetch it: {facts.get('error_message') or facts['status']}")
-    if "conversations" in facts:
-        return compose(key, source, images, conversations=facts["conversations"])
-    if not images:
-        raise BadSampleError("it has no image")
-    try:
-        written = members.get("txt", members.get("caption"))
-        caption = facts.get("caption") if written is None else written.decode()
-    except UnicodeDecodeError:
-        raise BadSampleError("its caption is not UTF-8") from None
-    return compose(key, source, images, caption=caption)
-
-
-def _facts(text: bytes | None) -> dict[str, Any]:
-    try:
-        facts = json.loads(text or b"{}")
-    except ValueError:
-        raise BadSampleError("its .json is no JSON") from None
-    return facts if isinstance(facts, dict) else {}

@@ -10,10 +10,12 @@ from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
 from warren.models.extended import PLAIN_PROJECTOR, config_class
-from warren.models.minicpm import SCALES
+from warren.models.head import Head
+from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected
 from warren.models.saved import image_size_px
 from warren.models.tokenizer import TrainedTokenizer
+from warren.models.towers import Normalisation
 from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
 
 SIGLIP = "siglip_vision_model"
@@ -47,8 +49,9 @@ def text_config(
     fields = {
         family.renamed.get(key, key): value
         for key, value in config.items()
-        if key not in _NOT_THE_DECODERS and not key.startswith("mm_") and not (family.scaled and key in SCALES)
+        if key not in _NOT_THE_DECODERS and not key.startswith("mm_")
     }
+    fields = granite_fields(fields) | {"logits_scaling": 1.0} if family.scaled else fields
     if family.window_slack and fields.get("sliding_window"):
         fields["sliding_window"] += family.window_slack
     fields |= {"vocab_size": vocab_size, "tie_word_embeddings": False, "pad_token_id": tokenizer.pad_token_id}
@@ -59,7 +62,7 @@ def text_config(
 
 
 def llava_config(
-    source: dict[str, Any], vision: PretrainedConfig, text: PretrainedConfig, tokenizer: TrainedTokenizer
+    source: dict[str, Any], vision: PretrainedConfig, text: PretrainedConfig, tokenizer: TrainedTokenizer, head: Head
 ) -> LlavaConfig:
     """Return the configuration of the whole model; `bunny_config` keeps the original for the way back.
 
@@ -90,6 +93,7 @@ def llava_config(
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bunny_config=source,
+        **head.fields(),
         **extended,
     )
 
@@ -128,9 +132,16 @@ def _spp_version(projector: str) -> int | None:
 _RESIZE: dict[str, Resize] = {"clip_vision_model": RESIZE["clip"], "eva_clip_vision_model": RESIZE["eva-clip"]}
 
 
-def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig, tokenizer: TrainedTokenizer) -> Inputs:
+def inputs_of_bunny(
+    source: dict[str, Any],
+    family: Family,
+    config: LlavaConfig,
+    tokenizer: TrainedTokenizer,
+    normalisation: Normalisation | None = None,
+) -> Inputs:
     """Return the prompt template, special tokens and preprocessing the checkpoint was trained with."""
     siglip = config.vision_config.model_type == SIGLIP
+    mean, std = normalisation or ((SIGLIP_MEAN, SIGLIP_STD) if siglip else (CLIP_MEAN, CLIP_STD))
     return Inputs(
         template=family.template,
         tokens=TokenSpec(
@@ -142,8 +153,8 @@ def inputs_of_bunny(source: dict[str, Any], family: Family, config: LlavaConfig,
         ),
         image=ImageSpec(
             size_px=image_size_px(config),
-            mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
-            std=SIGLIP_STD if siglip else CLIP_STD,
+            mean=mean,
+            std=std,
             padding=source.get("image_aspect_ratio") == "pad",
             resize=_RESIZE.get(config.vision_config.model_type, "stretch"),
         ),

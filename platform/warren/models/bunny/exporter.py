@@ -10,19 +10,19 @@ from transformers import PretrainedConfig
 
 from warren.data.inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError
-from warren.models.bunny.configuration import SIGLIP
-from warren.models.bunny.families import FAMILIES, PROMPT_KEY, Family, family_of
-from warren.models.bunny.names import projector_end, to_bunny
-from warren.models.bunny.tokenizer import without_image_token
-from warren.models.bunny.tower import OWN_FOLDER
-from warren.models.eva_clip import EvaClipVisionConfig
+from warren.models.bunny.families import FAMILIES, PROMPT_KEY
+from warren.models.bunny.names import to_bunny
+from warren.models.bunny.tokenizer import in_old_format, without_image_token
+from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_tower
 from warren.models.extended import PLAIN_PROJECTOR
-from warren.models.minicpm import minicpm_fields, scales_of, unfolded
+from warren.models.head import Head
+from warren.models.minicpm import check_minicpm, minicpm_fields
 from warren.models.saved import new_folder, read_model_config
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_folder, write_tensors
-from warren.models.vocabulary import with_vocabulary
+from warren.models.vocabulary import HEAD, num_rows, scaled_head, with_vocabulary
 
 _TOWER = "vision_tower.vision_model."
+_MAX_LENGTH = "tokenizer_model_max_length"
 _NAMES = {"granite": "bunny-minicpm"}  # what a MiniCPM trains as
 _CLASS_NAMES = {
     "bunny-phi": "Phi",
@@ -32,7 +32,6 @@ _CLASS_NAMES = {
     "bunny-stablelm": "StableLM",
     "bunny-minicpm": "MiniCPM",
 }
-_TOWERS = (SIGLIP, "clip_vision_model", EvaClipVisionConfig.model_type)
 
 
 def export_bunny(
@@ -52,38 +51,59 @@ def export_bunny(
         ModelError: Bunny has no family for this decoder or no such tower, or the folder is no such model.
     """
     config, inputs = read_model_config(source), Inputs.load(source)
-    if config.vision_config.model_type not in _TOWERS:
-        raise ModelError(f"Bunny has no {config.vision_config.model_type!r} towers; it has {', '.join(_TOWERS)}")
-    family, fields = _bunny_config(config, inputs)
+    vision = config.vision_config
+    if vision.model_type not in OWN_TOWERS:
+        raise ModelError(f"Bunny has no {vision.model_type!r} towers; it has {', '.join(OWN_TOWERS)}")
+    fields = _bunny_config(config, inputs)
     tokenizer_json = (source / TOKENIZER_FILE).read_text()
-    text_tokenizer = without_image_token(tokenizer_json)
-    fields["vocab_size"] = Tokenizer.from_str(text_tokenizer).get_vocab_size(with_added_tokens=True)
+    ids = _token_ids(inputs, Tokenizer.from_str(tokenizer_json))
+    fields["eos_token_id"] = ids["eos_token_id"]
     fields[PROMPT_KEY] = {
         "template": inputs.template,
         "end_of_answer": inputs.tokens.eos_token,
-        "pad_is_eos": Tokenizer.from_str(tokenizer_json).token_to_id(inputs.tokens.eos_token)
-        == inputs.tokens.pad_token_id,
+        "pad_is_eos": ids["eos_token_id"] == ids["pad_token_id"],
     }
-    tensors = with_vocabulary(read_folder(source), fields["vocab_size"], fields["vocab_size"])
-    if family.scaled and config.text_config.model_type == family.model_type:
-        tensors = unfolded(tensors, scales_of(fields), projector_end(config))
-    tower = {k.removeprefix(_TOWER): read for k, read in tensors.items() if k.startswith(_TOWER)}
+    tensors = _decoder_tensors(read_folder(source), config, keep_dtype=dtype is None)
+    fields["vocab_size"] = num_rows(tensors)
+    tower = with_eva_extras(vision, {k.removeprefix(_TOWER): r for k, r in tensors.items() if k.startswith(_TOWER)})
+    tensors |= {_TOWER + name: read for name, read in tower.items()}
+    text_tokenizer = in_old_format(without_image_token(tokenizer_json))
     with new_folder(target) as folder:
         write_tensors(to_bunny(tensors, config), folder, dtype, max_shard_bytes=max_shard_bytes)
         _write_json(folder / "config.json", fields)
+        _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
         (folder / TOKENIZER_FILE).write_text(text_tokenizer)
-        _write_tokenizer_settings(inputs, text_tokenizer, folder)
-        _write_tower(config.vision_config, tower, folder / OWN_FOLDER, dtype)
+        _write_tokenizer_settings(inputs, text_tokenizer, fields, folder)
+        write_tower(vision, tower, inputs.image, folder, dtype)
 
 
-def _bunny_config(config: Any, inputs: Inputs) -> tuple[Family, dict[str, Any]]:
-    original = getattr(config, "bunny_config", None)
+def _token_ids(inputs: Inputs, tokenizer: Tokenizer) -> dict[str, int | None]:
+    tokens = inputs.tokens
+    return {
+        "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokenizer.token_to_id(tokens.eos_token),
+        "pad_token_id": tokens.pad_token_id,
+    }
+
+
+def _decoder_tensors(tensors: LazyTensors, config: Any, keep_dtype: bool) -> LazyTensors:
+    """Return a model's tensors with the vocabulary and the head of its language model's own checkpoint."""
+    head, rows = Head.of(config), num_rows(tensors)
+    if config.image_token_index == rows - 1 and config.image_token_index in head.unpredicted_ids:
+        tensors = with_vocabulary(tensors, rows - 1, rows - 1)
+    if head.tied:
+        return {name: read for name, read in tensors.items() if name != HEAD}
+    return scaled_head(tensors, head.divisor, keep_dtype)
+
+
+def _bunny_config(config: Any, inputs: Inputs) -> dict[str, Any]:
+    original, head = getattr(config, "bunny_config", None), Head.of(config)
     if original:
-        family = family_of(original)
-        fields = {**original, "unfreeze_vision_tower": True, "tie_word_embeddings": False}
+        check_minicpm(config)
+        fields = {**original, "unfreeze_vision_tower": True, "tie_word_embeddings": head.tied}
         if (original.get("image_aspect_ratio") == "pad") != inputs.image.padding:  # trained further, in another way
             fields["image_aspect_ratio"] = _aspect(inputs)
-        return family, fields
+        return fields
     text = config.text_config
     name = _NAMES.get(text.model_type, f"bunny-{text.model_type}")
     if name not in FAMILIES:
@@ -94,13 +114,15 @@ def _bunny_config(config: Any, inputs: Inputs) -> tuple[Family, dict[str, Any]]:
     if family.window_slack and decoder.get("sliding_window"):
         decoder["sliding_window"] -= family.window_slack
     if family.scaled:
-        decoder = minicpm_fields(decoder)
+        decoder = minicpm_fields(decoder, head.divisor)
     scales = getattr(config, "vision_scales", None)
-    return family, {
+    return {
         **decoder,
+        "bos_token_id": inputs.tokens.bos_token_id,
+        "pad_token_id": inputs.tokens.pad_token_id,
         "architectures": [f"Bunny{_CLASS_NAMES[name]}ForCausalLM"],
         "model_type": name,
-        "mm_vision_tower": OWN_FOLDER,
+        "mm_vision_tower": OWN_TOWERS[config.vision_config.model_type],
         "mm_hidden_size": config.vision_config.hidden_size * len(scales or [0]),
         "mm_projector_type": getattr(config, "projector_type", PLAIN_PROJECTOR),
         "use_mm_proj": True,
@@ -108,8 +130,8 @@ def _bunny_config(config: Any, inputs: Inputs) -> tuple[Family, dict[str, Any]]:
         **({"s2_scales": ",".join(map(str, scales))} if scales else {}),
         "image_aspect_ratio": _aspect(inputs),
         "tokenizer_padding_side": "right",
-        "tokenizer_model_max_length": getattr(text, "max_position_embeddings", 2048),
-        "tie_word_embeddings": False,
+        _MAX_LENGTH: getattr(text, "max_position_embeddings", 2048),
+        "tie_word_embeddings": head.tied,
         "unfreeze_vision_tower": True,
     }
 
@@ -131,13 +153,7 @@ def _flat(text: PretrainedConfig) -> dict[str, Any]:
     return fields
 
 
-def _write_tower(vision: PretrainedConfig, tensors: LazyTensors, folder: Path, dtype: torch.dtype | None) -> None:
-    folder.mkdir()
-    vision.save_pretrained(folder)
-    write_tensors({f"vision_model.{name}": read for name, read in tensors.items()}, folder, dtype)
-
-
-def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, folder: Path) -> None:
+def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, fields: dict[str, Any], folder: Path) -> None:
     tokens, vocabulary = inputs.tokens, Tokenizer.from_str(tokenizer_json)
     begin = None if tokens.bos_token_id is None else vocabulary.id_to_token(tokens.bos_token_id)
     _write_json(
@@ -149,6 +165,8 @@ def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, folder: Path)
             **({"bos_token": begin} if begin else {}),
             **({"chat_template": inputs.chat_template} if inputs.chat_template else {}),
             "padding_side": "right",
+            "clean_up_tokenization_spaces": False,
+            **({"model_max_length": fields[_MAX_LENGTH]} if _MAX_LENGTH in fields else {}),
         },
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from warren.errors import ModelError
+from warren.models.minicpm import TIED
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Family:
         pad_is_eos: Padding is the end of an answer, whatever the tokenizer says.
         unused: Tensors of the published language model that Bunny's class has no place for.
         window_slack: How many tokens more than config.json's `sliding_window` a position attends to.
-        scaled: The decoder scales embeddings, residuals and logits (MiniCPM); the factors fold into its weights.
+        scaled: The decoder scales embeddings, residuals and logits (MiniCPM).
     """
 
     model_type: str
@@ -44,7 +45,7 @@ FAMILIES: dict[str, Family] = {
     "bunny-qwen2": Family("qwen2"),
     "bunny-qwen": Family("qwen2"),
     "bunny-stablelm": Family("stablelm", renamed={"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}),
-    "bunny-minicpm": Family("llama", end_of_answer="</s>", tied=True, scaled=True),
+    "bunny-minicpm": Family("granite", end_of_answer="</s>", tied=TIED, scaled=True),
 }
 
 

@@ -9,17 +9,19 @@ import torch
 from warren.errors import ModelError
 from warren.models.bunny.configuration import inputs_of_bunny, llava_config, text_config
 from warren.models.bunny.families import FAMILIES, Family, family_of
-from warren.models.bunny.names import projector_end, to_llava
+from warren.models.bunny.names import to_llava
 from warren.models.bunny.tower import read_tower
-from warren.models.lora import ADAPTER_CONFIG, merged
-from warren.models.minicpm import folded, scales_of
+from warren.models.head import Head, appended_ids
+from warren.models.lora import ADAPTER_CONFIG, merged, unwrapped
+from warren.models.minicpm import granite_fields
 from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
-from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_either, read_folder
+from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, has_weights, read_either, read_folder
 from warren.models.tokenizer import TrainedTokenizer, check_named, has_tokenizer, read_tokenizer
-from warren.models.vocabulary import untied, with_vocabulary
+from warren.models.vocabulary import num_rows, scaled_head, untied, with_vocabulary
 
 _COPY = "model.vision_tower."
+_EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,21 @@ class Checkpoint:
         config: Its config.json.
         tensors: By the names of a merged checkpoint.
         tokenizer: The folder that holds its tokenizer.
+        is_lora: Bunny trains it further only when it is merged, and merging cuts the vocabulary to the tokenizer's.
+        has_tower_adapters: Its adapters change the vision tower too.
     """
 
     config: dict[str, Any]
     tensors: LazyTensors
     tokenizer: Path
+    is_lora: bool = False
+    has_tower_adapters: bool = False
 
 
 def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     """Read a checkpoint; its files tell its kind: LoRA (`adapter_config.json`), stage 1 (`mm_projector`) or whole.
+
+    A whole checkpoint may have an `mm_projector` beside its weights; its own projector counts, as in Bunny.
 
     Args:
         source: The checkpoint's folder.
@@ -53,21 +61,22 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
     family_of(config)
     lora = (source / ADAPTER_CONFIG).is_file()
     stage_1 = any((source / f"mm_projector.{ending}").is_file() for ending in ("bin", "safetensors"))
-    if not lora and not stage_1:
+    if not lora and (not stage_1 or (base is None and has_weights(source))):
         if base is not None:
             raise ModelError(f"{source} is a whole checkpoint: it needs no --base")
         return Checkpoint(config, read_folder(source), source)
     if base is None:
         kind = "a LoRA adapter" if lora else "a stage-1 projector"
         raise ModelError(f"{source} is {kind}; give the model it was trained from as --base DIR")
-    tensors = read_folder(base)
-    if lora:
-        trained = read_either(source, "non_lora_trainables")
-        tensors = merged({**tensors, **_unwrapped(trained)}, source)
-    else:
+    tensors, tokenizer = read_folder(base), source if has_tokenizer(source) else base
+    if not lora:
         projector = read_either(source, "mm_projector")
-        tensors = {**tensors, **{_of_projector(name): read for name, read in projector.items()}}
-    return Checkpoint(config, tensors, source if has_tokenizer(source) else base)
+        return Checkpoint(config, {**tensors, **{_of_projector(n): read for n, read in projector.items()}}, tokenizer)
+    trained = read_either(source, "non_lora_trainables")
+    # With `lora_bias: all` the adapter lists the biases of a frozen tower too, which are its folder's.
+    tensors = merged({**tensors, **_unwrapped(trained)}, source, ignored=(_COPY,))
+    in_tower = any(_COPY in name and ".lora_A." in name for name in read_either(source, "adapter_model"))
+    return Checkpoint(config, tensors, tokenizer, True, in_tower)
 
 
 def is_bunny(folder: Path) -> bool:
@@ -99,20 +108,28 @@ def import_bunny(
     checkpoint = read_checkpoint(source, base)
     family = family_of(checkpoint.config)
     tokenizer, num_text_tokens = _tokenizer(checkpoint.tokenizer, family)
-    tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower)
-    text = text_config(checkpoint.config, family, tokenizer.vocab_size, tokenizer)
-    config = llava_config(checkpoint.config, tower.config, text, tokenizer)
+    tower = read_tower(source, checkpoint.config, checkpoint.tensors, vision_tower, checkpoint.has_tower_adapters)
     kept = {n: r for n, r in checkpoint.tensors.items() if not n.startswith(_COPY) and n not in family.unused}
+    rows = num_text_tokens if checkpoint.is_lora else max(num_text_tokens, num_rows(kept, _EMBEDDINGS))
+    head = _head(checkpoint.config, family, kept, appended_ids(tokenizer, rows))
+    text = text_config(checkpoint.config, family, max(rows, tokenizer.vocab_size), tokenizer)
+    config = llava_config(checkpoint.config, tower.config, text, tokenizer, head)
     tensors = to_llava(kept, config)
-    if checkpoint.config.get("tie_word_embeddings", family.tied):
-        tensors = untied(tensors)
-    if family.scaled:
-        tensors = folded(tensors, scales_of(checkpoint.config), projector_end(config))
-    tensors = with_vocabulary(tensors, num_text_tokens, tokenizer.vocab_size)
+    tensors = scaled_head(untied(tensors) if head.tied else tensors, 1.0 / head.divisor)
+    tensors = with_vocabulary(tensors, rows, text.vocab_size)
     tensors |= {f"vision_tower.vision_model.{name}": read for name, read in tower.tensors.items()}
-    inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer)
+    inputs = inputs_of_bunny(checkpoint.config, family, config, tokenizer, tower.normalisation)
     with new_folder(target) as folder:
         save_tensors(tensors, config, inputs, tokenizer.json, folder, dtype, max_shard_bytes)
+
+
+def _head(config: dict[str, Any], family: Family, tensors: LazyTensors, unpredicted_ids: tuple[int, ...]) -> Head:
+    """Return how the checkpoint's head trains in Bunny. One that the checkpoint holds itself counts for itself."""
+    tied = bool(config.get("tie_word_embeddings", family.tied))
+    if tied and _HEAD in tensors:
+        tied = torch.equal(tensors[_HEAD](), tensors[_EMBEDDINGS]())
+    divisor = granite_fields(config)["logits_scaling"] if family.scaled else 1.0
+    return Head(unpredicted_ids, tied, divisor)
 
 
 def _tokenizer(folder: Path, family: Family) -> tuple[TrainedTokenizer, int]:
@@ -126,7 +143,7 @@ def _unwrapped(trained: LazyTensors) -> LazyTensors:
     names = {name: name.removeprefix("base_model.") for name in trained}
     if any(name.startswith("model.model.") for name in names.values()):
         names = {name: plain.removeprefix("model.") for name, plain in names.items()}
-    return {names[name]: read for name, read in trained.items()}
+    return {unwrapped(names[name]): read for name, read in trained.items()}
 
 
 def _of_projector(name: str) -> str:

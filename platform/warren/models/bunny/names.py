@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from warren.errors import ModelError
 from warren.models.eva_clip import EvaClipVisionConfig
 from warren.models.extended import ExtendedLlavaConfig
-from warren.models.projectors import output_layer
 from warren.models.tensors import LazyTensors
 
 _PLAIN = (  # the first prefix that fits
@@ -36,21 +34,6 @@ def to_bunny(tensors: LazyTensors, config: Any) -> LazyTensors:
     """Rename the tensors of a LLaVA layout to Bunny's."""
     back = tuple((new, old) for old, new in names_of(config))
     return {_renamed(name, back): read for name, read in tensors.items()}
-
-
-def projector_end(config: Any) -> tuple[str, ...]:
-    """Return the weight and bias whose scaling scales the projector's output.
-
-    Raises:
-        ModelError: The projector has no such layer.
-    """
-    layer = "linear_2."
-    if isinstance(config, ExtendedLlavaConfig):
-        found = output_layer(config.projector_type)
-        if found is None:
-            raise ModelError(f"a MiniCPM's factors cannot be folded into a projector of type {config.projector_type!r}")
-        layer = found
-    return tuple(f"multi_modal_projector.{layer}{kind}" for kind in ("weight", "bias"))
 
 
 def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:

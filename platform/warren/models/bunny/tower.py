@@ -1,7 +1,8 @@
 """Which vision tower a Bunny checkpoint means: its configuration, its weights, and where they come from.
 
-Bunny ignores the tower inside a checkpoint unless it was trained (`unfreeze_vision_tower`), and reads the folder or the
-hub id in `mm_vision_tower` instead. A folder is recognised by its own files, never by its name.
+Bunny ignores the tower inside a checkpoint unless it was trained (`unfreeze_vision_tower`) or is to be trained further
+(`continuous_training`), and reads the folder or the hub id in `mm_vision_tower` instead. Pictures are prepared by that
+folder's own processor in any case. A folder is recognised by its own files, never by its name.
 """
 
 from pathlib import Path
@@ -9,16 +10,24 @@ from typing import Any
 
 from warren.config.catalog import TOWERS
 from warren.errors import ModelError
+from warren.models.bunny.tower_files import OWN_FOLDER, OWN_TOWERS
 from warren.models.tensors import LazyTensors
-from warren.models.towers import MODEL_TYPES, Tower, known_config, read_tower_folder, tower_config, tower_tensors
-
-OWN_FOLDER = "vision_tower"
-"""Where Warren's Bunny export puts the tower, so that the folder is complete without a hub."""
+from warren.models.towers import (
+    MODEL_TYPES,
+    Tower,
+    known_config,
+    normalisation,
+    read_tower_folder,
+    tower_config,
+    tower_tensors,
+)
 
 _COPY = "model.vision_tower.vision_tower."  # of the tower, in a checkpoint
 
 
-def read_tower(source: Path, config: dict[str, Any], checkpoint: LazyTensors, given: Path | None) -> Tower:
+def read_tower(
+    source: Path, config: dict[str, Any], checkpoint: LazyTensors, given: Path | None, adapted: bool = False
+) -> Tower:
     """Return the tower that Bunny would use.
 
     Args:
@@ -26,6 +35,7 @@ def read_tower(source: Path, config: dict[str, Any], checkpoint: LazyTensors, gi
         config: The checkpoint's config.json.
         checkpoint: Its tensors, by Bunny's names.
         given: A tower folder to use instead of the one the configuration names.
+        adapted: The checkpoint's copy was changed by adapters, so it counts.
 
     Raises:
         ModelError: The tower is nowhere to be found, or of an unknown kind.
@@ -42,10 +52,13 @@ def read_tower(source: Path, config: dict[str, Any], checkpoint: LazyTensors, gi
         return Tower(
             known_config({**published.config, "model_type": MODEL_TYPES[published.family]}), tower_tensors(copy)
         )
-    trained = bool(config.get("unfreeze_vision_tower"))
-    if trained and not copy:
-        raise ModelError("config.json says unfreeze_vision_tower, but the checkpoint holds no vision tower")
-    return Tower(tower_config(folder), tower_tensors(copy)) if trained else read_tower_folder(folder)
+    says_own = [key for key in ("unfreeze_vision_tower", "continuous_training") if config.get(key)]
+    if says_own and not copy:
+        raise ModelError(f"config.json says {says_own[0]}, but the checkpoint holds no vision tower")
+    if not says_own and not adapted:
+        return read_tower_folder(folder)
+    vision = tower_config(folder)
+    return Tower(vision, tower_tensors(copy), normalisation(folder, vision))
 
 
 def _find(source: Path, name: str) -> Path | None:
@@ -53,5 +66,7 @@ def _find(source: Path, name: str) -> Path | None:
     source = source.resolve()
     names = [name, name.removesuffix(".pt")]
     roots = [Path(), source, *list(source.parents)[:3]]
-    places = [source / OWN_FOLDER, *(root / name for name in names for root in roots)]
+    own = [source / place for place in OWN_TOWERS.values()]
+    older = [source / OWN_FOLDER] if (source / OWN_FOLDER / "config.json").is_file() else []
+    places = [*own, *older, *(root / name for name in names for root in roots)]
     return next((place for place in places if place.exists()), None)

@@ -1,0 +1,201 @@
+"""Configurations in layers: a file over the one it extends, `--set` over both, and which layer each value is from.
+
+A layer's mappings are merged into those below. Keys that exclude each other are no mappings to merge: `Config.replaces`
+says which inherited keys a key takes the place of.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from warren.config.documents import Tree, parse
+from warren.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+Path = tuple[str, ...]
+Replaces = Mapping[str, tuple[str, ...]]
+SET = "--set"
+_UNSET: tuple[Any, ...] = (None, [], {})
+
+
+class Config(BaseModel):
+    """Base of every configuration node: frozen, no unknown keys, no silent conversions.
+
+    Attributes:
+        replaces: For a key, the keys of lower layers that go when a layer gives it another value. Keys of nodes below
+            are dotted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    replaces: ClassVar[Replaces] = {}
+
+
+def alternatives(*keys: str) -> Replaces:
+    """Say that of these keys each takes the place of the others."""
+    return {key: tuple(other for other in keys if other != key) for key in keys}
+
+
+@dataclass
+class Layers:
+    """What the layers so far say together.
+
+    Attributes:
+        schema: The type of the whole tree.
+        values: The merged tree.
+        names: The layers, lowest first.
+    """
+
+    schema: type[BaseModel]
+    values: Tree = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    _origins: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, name: str, tree: Tree) -> None:
+        """Put a file over what there is."""
+        self.names.append(name)
+        self._drop_replaced(self.schema, (), tree)
+        self._merge((), tree)
+
+    def add_overrides(self, overrides: Sequence[str]) -> None:
+        """Put `a.b=c` overrides over what there is: each takes the place of the whole value it names.
+
+        Raises:
+            ConfigError: One is not of that form.
+        """
+        if not overrides:
+            return
+        self.names.append(SET)
+        together: Tree = {}
+        parsed = [_parse(override) for override in overrides]
+        for override, (path, value) in zip(overrides, parsed, strict=True):
+            _assign(together, path, value, override)
+        self._drop_replaced(self.schema, (), together)
+        for override, (path, value) in zip(overrides, parsed, strict=True):
+            _assign(self.values, path, value, override)
+            self._forget(path)
+            self._origins[path] = SET
+
+    def settle(self) -> Tree:
+        """Return the tree; a null where none is allowed unsets what lower layers say, and leaves the default."""
+        return _without_nulls(self.schema, self.values)
+
+    def origin(self, path: Path) -> str | None:
+        """Return the layer that a value is from; None: it is a default."""
+        while path:
+            if path in self._origins:
+                return self._origins[path]
+            path = path[:-1]
+        return None
+
+    def inherited(self, node: Path, message: str) -> str:
+        """Say which of the keys that a message is about come from a lower layer, and how to unset them."""
+        found = _get(self.values, node)
+        if isinstance(found, dict):
+            words = set(re.findall(r"\w+", message))
+            paths = [(*node, key) for key in found if key in words]
+        else:
+            paths = [node] if node else []
+        notes = []
+        for path in paths:
+            origin = self.origin(path)
+            if origin in (None, self.names[-1]) or _get(self.values, path) in _UNSET:
+                continue
+            key = ".".join(path)
+            unset = (
+                f"--set {key}=null" if self.names[-1] == SET else f"'{path[-1]}: null' under {key.rpartition('.')[0]!r}"
+            )
+            notes.append(f"; {key} is inherited from {origin}, {unset} unsets it")
+        return "".join(notes)
+
+    def _merge(self, at: Path, over: Tree) -> None:
+        target = _get(self.values, at)
+        for key, value in over.items():
+            path = (*at, key)
+            if isinstance(value, dict) and isinstance(target.get(key), dict):
+                self._merge(path, value)
+                continue
+            target[key] = value
+            self._forget(path)
+            self._origins[path] = self.names[-1]
+
+    def _drop_replaced(self, schema: type[BaseModel], at: Path, over: Tree) -> None:
+        """Remove what the keys of the next layer take the place of; what it gives of that itself comes back alone."""
+        below = _get(self.values, at)
+        for key, others in getattr(schema, "replaces", {}).items():
+            given = _get(over, tuple(key.split(".")))
+            if given in _UNSET or given == _get(below, tuple(key.split("."))):
+                continue
+            for other in (tuple(name.split(".")) for name in others):
+                if _get(below, other) not in _UNSET:
+                    self._remove((*at, *other), ".".join((*at, key)), told=_gives(over, other))
+        for key, value in over.items():
+            child = node_type(schema, key)
+            if child is not None and isinstance(value, dict) and isinstance(below.get(key), dict):
+                self._drop_replaced(child, (*at, key), value)
+
+    def _remove(self, path: Path, by: str, told: bool) -> None:
+        if not told:
+            _log.warning("%s replaces %s, inherited from %s", by, ".".join(path), self.origin(path))
+        del _get(self.values, path[:-1])[path[-1]]
+        self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        for known in [known for known in self._origins if known[: len(path)] == path]:
+            del self._origins[known]
+
+
+def node_type(schema: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Return the type of the node below a key, if it is one."""
+    if key not in schema.model_fields:
+        return None
+    annotation = schema.model_fields[key].annotation
+    candidates = [annotation, *get_args(annotation)]
+    candidates += [inner for candidate in candidates for inner in get_args(candidate)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _without_nulls(schema: type[BaseModel], tree: Tree) -> Tree:
+    settled = {}
+    for key, value in tree.items():
+        field_of = schema.model_fields.get(key)
+        if value is None and field_of is not None and type(None) not in get_args(field_of.annotation):
+            continue
+        child = node_type(schema, key)
+        settled[key] = _without_nulls(child, value) if child is not None and isinstance(value, dict) else value
+    return settled
+
+
+def _gives(tree: Any, path: Path) -> bool:
+    """Tell whether a layer says anything of a key, be it null."""
+    node = _get(tree, path[:-1])
+    return isinstance(node, dict) and path[-1] in node
+
+
+def _get(tree: Any, path: Path) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _parse(override: str) -> tuple[Path, Any]:
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    shown = f"--set {override[:120]!r}"
+    if not equals or not all(path):
+        raise ConfigError(f"{shown}: expected key=value, for example pretrain.seed=7")
+    return path, parse(text, shown)
+
+
+def _assign(tree: Tree, path: Path, value: Any, override: str) -> None:
+    *parents, leaf = path
+    for parent in parents:
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, it has no keys of its own")
+    tree[leaf] = value
