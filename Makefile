@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test check bench clean chaos bench-serve soak bench-data bench-order bench-train bench-recovery
+.PHONY: help install demo test test-long check bench clean chaos bench-serve soak bench-data bench-order bench-train bench-recovery
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## The whole way on this machine: raw pairs to REST answer (KEEP=1 leaves the endpoint up)
 	$(BIN)/python jobs/demo.py $(if $(KEEP),--keep) $(ARGS)
 
-test: install  ## All tests
-	$(BIN)/python -m pytest $(ARGS)
+PYTEST := $(BIN)/python -m pytest
+test: install  ## The tests of CI: unit tests on two processes, then one Ray cluster (ARGS=tests/unit/data: only those)
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	$(PYTEST) -n 2 tests/unit tests/architecture
+	$(PYTEST) tests/integration
+endif
+
+test-long: install  ## The kill and soak tests, and the whole way on the tests' cluster
+	$(PYTEST) -m long $(ARGS)
 
 chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
 	$(BIN)/python jobs/chaos.py $(ARGS)

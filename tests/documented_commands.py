@@ -65,7 +65,7 @@ _KUBERNETES = NotRun("needs Kubernetes")
 FATES: dict[str, Fate] = {
     # Each pattern is matched against the beginning of the command.
     r"make (install|check|test|demo)$": Elsewhere(".ci/run"),
-    r"make (chaos|demo KEEP=1)$": _CHAOS,
+    r"make (chaos|demo KEEP=1|test-long)": _CHAOS,
     r"python jobs/demo\.py$": Elsewhere("Makefile"),
     r"python jobs/chaos\.py$": _CHAOS,
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe demo$": _WHOLE_WAY,

@@ -19,7 +19,7 @@ from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, un
 from warren_serve.gate import Gate
 from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.openapi import describe
-from warren_serve.pages import page_routes
+from warren_serve.pages import SlashBehindPrefix, page_routes
 from warren_serve.service import ChatService
 from warren_serve.wire import GenerationFields, parse_chat_request, parse_completion_request
 
@@ -77,6 +77,8 @@ def create_api(
         limits=settings.limits,
         max_requests=settings.ingress_max_ongoing_requests,
     )
+    if settings.web_page:
+        app.add_middleware(SlashBehindPrefix)
     app.add_middleware(
         Gate,
         max_body_bytes=settings.max_body_bytes,

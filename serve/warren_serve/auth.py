@@ -29,7 +29,7 @@ class KeyRing:
     def __init__(self, settings: ServeSettings) -> None:
         self._variable = settings.api_keys_env
         self._path = Path(settings.api_keys_file) if settings.api_keys_file else None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._complaint = ""
         self._from_file: frozenset[str] = frozenset()
         self._from_env: frozenset[str] = frozenset()
@@ -57,25 +57,23 @@ class KeyRing:
         if self._path:
             self._read_file(self._path)
         scheme, _, key = (authorization or "").partition(" ")
-        given = digest_bytes(
-            key.strip().encode("latin-1", "replace")
-        )  # the header's own bytes, which Starlette reads as Latin-1
+        key = key.strip(" \t")  # no more: in UTF-8, bytes that Latin-1 takes for spaces are parts of letters
+        if scheme.lower() != "bearer" or not key:
+            raise _unauthorized("An API key is needed: Authorization: Bearer KEY.", "missing_api_key")
+        # Starlette reads headers as Latin-1: a client sent the key in UTF-8, whose digest is that of the header's own
+        # bytes, or in Latin-1, as some do.
+        given = [digest_bytes(key.encode(coding, "replace")) for coding in ("latin-1", "utf-8")]
         # Every digest is compared, in constant time: the answer's time tells nothing.
-        known = [hmac.compare_digest(given, digest) for digest in self._from_env | self._from_file]
-        if scheme.lower() != "bearer" or not any(known):
-            raise ApiError(
-                401,
-                "This API key is not valid." if key else "An API key is needed: Authorization: Bearer KEY.",
-                code="invalid_api_key",
-                kind="authentication_error",
-                headers={"www-authenticate": "Bearer"},
-            )
-        return given
+        pairs = [(one, digest) for one in given for digest in self._from_env | self._from_file]
+        known = [digest for one, digest in pairs if hmac.compare_digest(one, digest)]
+        if not known:
+            raise _unauthorized("This API key is not valid.", "invalid_api_key")
+        return known[0]
 
     def _read_file(self, path: Path) -> None:
         try:
             status = path.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp == self._stamp:
                 return
             found = _digests(path.read_text("utf-8-sig"), str(path))
@@ -89,6 +87,11 @@ class KeyRing:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 logger.error("the file of API keys cannot be read, the keys read before stay valid: %s", error)
+
+
+def _unauthorized(message: str, code: str) -> ApiError:
+    headers = {"www-authenticate": "Bearer"}
+    return ApiError(401, message, code=code, kind="authentication_error", headers=headers)
 
 
 def _digests(text: str, source: str) -> frozenset[str]:

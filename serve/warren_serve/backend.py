@@ -67,13 +67,13 @@ class Piece:
         items: Deltas by choice.
         num_prompt_tokens: Of the whole prompt, in every piece.
         version: The release that answers.
-        token_texts: The text of every token that the deltas' log-probabilities name.
+        token_bytes: The bytes of every token that the deltas' log-probabilities name.
     """
 
     items: tuple[Item, ...]
     num_prompt_tokens: int
     version: str
-    token_texts: Mapping[int, str] = field(default_factory=dict)
+    token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -181,8 +181,8 @@ class LocalBackend:
     def _piece(self, items: tuple[Item, ...], generation: GenerationRequest) -> Piece:
         named = {one.token_id for _, delta in items for one in delta.logprobs}
         named |= {token for _, delta in items for one in delta.logprobs for token, _ in one.alternatives}
-        texts = {token: self.prompts.token_text(token) for token in named}
-        return Piece(items, len(generation.prompt_ids), self._version, texts)
+        token_bytes = {token: self.prompts.token_bytes(token) for token in named}
+        return Piece(items, len(generation.prompt_ids), self._version, token_bytes)
 
 
 class _CountedStream:

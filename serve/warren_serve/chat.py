@@ -41,7 +41,7 @@ class Answer:
         self._pieces = service.backend.ask(question)
         self._num_prompt_tokens = 0
         self._num_tokens = 0
-        self._token_texts: dict[int, str] = {}
+        self._token_bytes: dict[int, bytes] = {}
         self._head = {
             "id": f"{self._id_prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -123,7 +123,7 @@ class Answer:
         self._visit.use(new + piece.num_prompt_tokens - self._num_prompt_tokens)
         self._num_prompt_tokens = piece.num_prompt_tokens
         self._num_tokens += new
-        self._token_texts |= piece.token_texts
+        self._token_bytes |= piece.token_bytes
         return piece
 
     def _measure(self, piece: Piece, num_new: int) -> None:
@@ -172,9 +172,10 @@ class Answer:
         }
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._token_texts[token_id]
+        data = self._token_bytes[token_id]  # may be a part of a character, which the text cannot show
+        text = data.decode(errors="replace")
         # JSON has no infinity; OpenAI's documentation gives -9999 for tokens that are all but impossible.
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(data)}
 
 
 class TextAnswer(Answer):

@@ -14,10 +14,12 @@ from tokenizers import Tokenizer
 from warren.data.inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import GenerationRequest, SamplingParams
+from warren.inference.detokenize import TokenBytes
+from warren_serve.data_uri import decode_data_uri
 from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import bad_request
 from warren_serve.fetching import ImageSource
-from warren_serve.images import check_format, decode_data_uri
+from warren_serve.images import check_format
 from warren_serve.settings import ServeSettings
 from warren_serve.wire import (
     AssistantMessage,
@@ -60,6 +62,7 @@ class PromptBuilder:
     def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
         self._inputs = inputs
         self._tokenizer = tokenizer
+        self.token_bytes = TokenBytes(tokenizer)
         self.max_context_tokens = max_context_tokens
         self._settings = settings
         added = tokenizer.get_added_tokens_decoder()
@@ -120,10 +123,6 @@ class PromptBuilder:
         pixels = decoder.pixels(self._inputs, pictures, [source.param for source in plan.images])
         return GenerationRequest(plan.prompt_ids, pixels, plan.sampling)
 
-    def token_text(self, token_id: int) -> str:
-        """Return the text of one token, special ones included; an unfinished character is U+FFFD."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
-
     def _check_messages(self, messages: Sequence[Message]) -> None:
         limits = self._settings
         if len(messages) > limits.max_messages:
@@ -159,7 +158,7 @@ class PromptBuilder:
                 if not own and not text.strip():
                     raise bad_request("The message is empty.", "invalid_value", param)
                 images += own
-                turns.append(Turn("user", f"{IMAGE_MARK}\n" * len(own) + text))
+                turns.append(Turn("user", _with_marks(message, text) if own else text))
         return tuple(turns), system, tuple(images)
 
     def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
@@ -208,6 +207,20 @@ def _images(message: UserMessage, param: str) -> list[ImageSource]:
     ]
 
 
+def _with_marks(message: UserMessage, text: str) -> str:
+    """Return a message's text with a mark for each image.
+
+    Images that stand together come first, wherever they stood: that is how Bunny's training writes a message with an
+    image. Where text stands between images, its place says which is meant, so every mark stays where its part stood.
+    """
+    parts = () if isinstance(message.content, str) else message.content
+    is_image = [isinstance(part, ImagePart) for part in parts]
+    first, last = is_image.index(True), len(parts) - is_image[::-1].index(True)
+    if all(is_image[first:last]):
+        return f"{IMAGE_MARK}\n" * (last - first) + text
+    return "\n".join(part.text if isinstance(part, TextPart) else IMAGE_MARK for part in parts)
+
+
 def _check_roles(request: ChatRequest) -> None:
     """Allow an optional system message, then user and assistant in turn, the user last."""
     talk = [(index, m.role) for index, m in enumerate(request.messages) if not isinstance(m, SystemMessage)]
@@ -236,4 +249,5 @@ def _sampling(request: GenerationFields, max_new_tokens: int) -> SamplingParams:
         frequency_penalty=request.frequency_penalty,
         stop=request.stop_strings,
         num_logprobs=request.num_logprobs,
+        keeps_leading_space=isinstance(request, CompletionRequest),
     )

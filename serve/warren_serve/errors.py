@@ -8,11 +8,21 @@ from starlette.responses import JSONResponse
 from warren.errors import WarrenError
 
 RETRY_AFTER_S = 1
+_MAX_MESSAGE_CHARS = 500
+_MAX_NAME_CHARS = 120
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the log shows it
 
 
+def clipped(text: str, most: int = _MAX_NAME_CHARS) -> str:
+    """Shorten what a client wrote before it is shown or logged."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class ApiError(WarrenError):
-    """An answer other than 200. The message is for the client: it names nothing of the server's inside."""
+    """An answer other than 200. The message is for the client: it names nothing of the server's inside.
+
+    Message and param are clipped here, because both may hold what the client wrote.
+    """
 
     def __init__(
         self,
@@ -24,11 +34,11 @@ class ApiError(WarrenError):
         kind: str = "invalid_request_error",
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = clipped(message, _MAX_MESSAGE_CHARS)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.code = code
-        self.param = param
+        self.param = param if param is None else clipped(param)
         self.kind = kind
         self.headers = headers or {}
 

@@ -12,12 +12,15 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warren_serve.admission import key_of
-from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, internal_error, too_large
+from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, clipped, internal_error, too_large
 from warren_serve.metrics import RequestMetrics
 
 logger = logging.getLogger("warren_serve.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_ID_CHARS = 128
+_MAX_LOGGED_CHARS = 500
 
 
 class Gate:
@@ -76,8 +79,13 @@ class _Passage:
         self._status: int | None = None
         self._start = time.perf_counter()
         self._headers = Headers(scope=scope)
+        self._method, self._path = scope["method"], scope["path"]  # as they came
+        _normalise(scope)
         given = self._headers.get("x-request-id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        if names_requests and not _REQUEST_ID.fullmatch(given):
+            given = uuid.uuid4().hex
+        # What the proxy in front answers with is logged as it is found again, whatever the client wrote.
+        self.request_id = _NOT_OF_AN_ID.sub("?", given[:_MAX_ID_CHARS])
 
     def check_length(self) -> None:
         """Refuse by the announced length, before a byte is read."""
@@ -109,6 +117,8 @@ class _Passage:
             self._status = message["status"]
             if self._names_requests:
                 MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        elif message["type"] == "http.response.body" and self._method == "HEAD":
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
@@ -130,11 +140,24 @@ class _Passage:
         """Write one line of JSON."""
         line = {
             "request_id": self.request_id,
-            "method": self._scope["method"],
-            "path": self._scope["path"],
+            "method": self._method,
+            "path": clipped(self._path, _MAX_LOGGED_CHARS),
             "status": self._status,
             "key": key_of(self._scope),
             "body_bytes": self._num_bytes,
             "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
         }
         logger.info(json.dumps(line))
+
+
+def _normalise(scope: Scope) -> None:
+    """Route HEAD as GET, and a path with a slash behind it as the path: no redirect, which would need a host.
+
+    The path below the application's route prefix (`root_path`) is what counts; the prefix itself stays as it is.
+    """
+    if scope["method"] == "HEAD":
+        scope["method"] = "GET"
+    root, path = scope.get("root_path", ""), scope["path"]
+    below = path.removeprefix(root)
+    if path.startswith(f"{root}/") and below.endswith("/"):
+        scope["path"] = root + (below.rstrip("/") or "/")

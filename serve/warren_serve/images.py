@@ -1,9 +1,6 @@
 """Images that come over HTTP, hostile until checked: bytes, then format, then size, then pixels."""
 
-import base64
-import binascii
 import io
-import re
 
 from PIL import Image
 
@@ -12,24 +9,6 @@ from warren_serve.errors import ApiError, bad_request
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
-
-_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]{1,64};base64,")
-
-
-def decode_data_uri(url: str, param: str) -> bytes:
-    """Return the bytes of a `data:image/…;base64,` URI.
-
-    Raises:
-        ApiError: 400; another kind of URI, or base64 that is not exact.
-    """
-    match = _DATA_URI.match(url[:100])
-    if not match:
-        message = "The picture must be a data:image/…;base64,… URI, or an http(s) URL where the endpoint fetches those."
-        raise bad_request(message, "invalid_image_url", param)
-    try:
-        return base64.b64decode(url[match.end() :].encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError) as error:
-        raise bad_request(f"The picture is not valid base64: {error}.", "invalid_base64", param) from None
 
 
 def check_format(data: bytes, param: str) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from warren_serve.errors import ApiError
 
@@ -24,6 +25,27 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+
+
+class SlashBehindPrefix:
+    """ASGI middleware: leads from an application's route prefix to the page at its slash, from where its files load.
+
+    The target is relative, so it depends neither on the Host header nor on what stands in front of the endpoint.
+
+    Args:
+        app: What is behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        root = scope.get("root_path", "")
+        if scope["type"] == "http" and root and scope["path"] == root and scope["method"] in ("GET", "HEAD"):
+            await RedirectResponse(f"{root.rpartition('/')[2]}/")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def page_routes() -> APIRouter:

@@ -3,15 +3,28 @@
 What changes the answer and is not supported is refused by name; what has no bearing on it is dropped.
 """
 
+import codecs
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, from_json
 
-from warren_serve.errors import ApiError, bad_request
+from warren_serve.errors import ApiError, bad_request, clipped
 
 _INT64 = 2**63
+_VALUE_OF = "value_of_"  # begins the type of an error that the field behind it has
 
 _NO_BEARING = frozenset(
     {
@@ -25,7 +38,6 @@ _NO_BEARING = frozenset(
         "user",
     }
 )
-_NO_BEARING_IN_MESSAGE = frozenset({"name", "annotations", "refusal"})
 
 _UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for nothing
     "audio": (),
@@ -47,8 +59,59 @@ _UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for no
 }
 
 
+def _apart_by(field: str, *values: str) -> Discriminator:
+    """Tell the members of a union apart by one field's value; their tags are those values in angle brackets."""
+
+    def tag(value: Any) -> str | None:
+        given = value.get(field) if isinstance(value, dict) else getattr(value, field, values[0])
+        return f"<{given}>" if given in values else None
+
+    allowed = ", ".join(repr(value) for value in values)
+    message = f"Input should be one of {allowed}"
+    return Discriminator(tag, custom_error_type=_VALUE_OF + field, custom_error_message=message)
+
+
+class _FirstProblem(FailFast):
+    """A list is read up to its first problem: a body can hold a million. Hashable, as members of unions must be."""
+
+    __hash__ = object.__hash__
+
+
+_TEXT_OR_LIST = Discriminator(
+    lambda value: "<one>" if isinstance(value, str) else "<many>" if isinstance(value, list) else None,
+    custom_error_type="text_or_list_type",
+    custom_error_message="Input should be a string or a list",
+)
+_One = Annotated[str, Tag("<one>")]
+
+
 class _Wire(BaseModel):
+    """An object of a request. A null asks for nothing; names that are not known are refused after all else."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+    no_bearing: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, dict):
+            return handler(value)
+        known: dict[str, Any] = {}
+        unknown: str | None = None
+        for name, item in value.items():
+            if (field := cls.model_fields.get(name)) is not None:
+                if item is not None or field.is_required():
+                    known[name] = item
+            elif item is None or name in cls.no_bearing or item in _UNSUPPORTED.get(name, ()):
+                continue
+            elif name in _UNSUPPORTED:
+                raise PydanticCustomError("unsupported_parameter", "This endpoint does not support it", {"name": name})
+            else:
+                unknown = unknown or name
+        read = handler(known)
+        if unknown is not None:
+            raise PydanticCustomError("unknown_parameter", "There is no such field", {"name": unknown})
+        return read
 
 
 class TextPart(_Wire):
@@ -59,44 +122,59 @@ class TextPart(_Wire):
 
 
 class ImageUrl(_Wire):
-    """Where a picture is: a `data:` URI. `detail` is accepted; the model has one resolution."""
+    """Where an image is: a `data:` URI, or a URL. `detail` is accepted; the model has one resolution."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(_Wire):
-    """A picture."""
+    """An image."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    _apart_by("type", "text", "image_url"),
+]
+_Texts = Annotated[_One | Annotated[list[TextPart], _FirstProblem(), Tag("<many>")], _TEXT_OR_LIST]
+_Parts = Annotated[_One | Annotated[list[Part], _FirstProblem(), Tag("<many>")], _TEXT_OR_LIST]
 
 
-class SystemMessage(_Wire):
+class _Message(_Wire):
+    no_bearing = frozenset({"name", "annotations", "refusal"})
+
+
+class SystemMessage(_Message):
     """Replaces the system text of the model's template."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: _Texts
 
 
-class UserMessage(_Wire):
+class UserMessage(_Message):
     """What the user wrote and showed."""
 
     role: Literal["user"]
-    content: str | list[Part]
+    content: _Parts
 
 
-class AssistantMessage(_Wire):
+class AssistantMessage(_Message):
     """An earlier answer."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart]
+    content: _Texts
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+Message = Annotated[
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")],
+    _apart_by("role", "user", "assistant", "system", "developer"),
+]
 
 
 class StreamOptions(_Wire):
@@ -124,6 +202,8 @@ def _number(default: Any, **limits: Any) -> Any:
 class GenerationFields(_Wire):
     """What chats and completions have in common. `top_k` and `repetition_penalty` are named as in vLLM."""
 
+    no_bearing = _NO_BEARING
+
     model: str
     max_tokens: _Count | None = None
     temperature: float = _number(1.0, ge=0.0, le=2.0)
@@ -131,7 +211,7 @@ class GenerationFields(_Wire):
     top_k: _TopK = 0
     n: _Count = 1
     seed: _Seed | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[_One | Annotated[list[str], _FirstProblem(), Tag("<many>")], _TEXT_OR_LIST] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     presence_penalty: float = _number(0.0, ge=-2.0, le=2.0)
@@ -171,7 +251,7 @@ class GenerationFields(_Wire):
 class ChatRequest(GenerationFields):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], _FirstProblem()] = Field(min_length=1)
     max_completion_tokens: _Count | None = None
     logprobs: bool = False
     top_logprobs: _Alternatives | None = None
@@ -214,16 +294,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     Raises:
         ApiError: It is no JSON (too deep included), or does not fit `ChatRequest`; `param` names the field.
     """
-    cleaned = _drop_what_asks_for_nothing(_json_object(body), "", _NO_BEARING)
-    messages = cleaned.get("messages")
-    if isinstance(messages, list):
-        cleaned["messages"] = [
-            _drop_what_asks_for_nothing(message, f"messages.{index}.", _NO_BEARING_IN_MESSAGE)
-            if isinstance(message, dict)
-            else message
-            for index, message in enumerate(messages)
-        ]
-    return _validated(ChatRequest, cleaned)
+    return _validated(ChatRequest, body)
 
 
 def parse_completion_request(body: bytes) -> CompletionRequest:
@@ -232,66 +303,34 @@ def parse_completion_request(body: bytes) -> CompletionRequest:
     Raises:
         ApiError: As `parse_chat_request`.
     """
-    return _validated(CompletionRequest, _drop_what_asks_for_nothing(_json_object(body), "", _NO_BEARING))
+    return _validated(CompletionRequest, body)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _validated(kind: type[RequestT], body: bytes) -> RequestT:
     try:
         # The parser has its own limit of nesting (200). NaN passes here, so that its field can be named.
-        raw = from_json(body, allow_inf_nan=True)
+        raw = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=True)
     except ValueError as error:
         raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
     if not isinstance(raw, dict):
         raise bad_request("The body must be a JSON object.", "invalid_json")
-    return raw
-
-
-def _validated(kind: type[RequestT], cleaned: dict[str, Any]) -> RequestT:
     try:
-        request = kind.model_validate(cleaned)
+        request = kind.model_validate(raw)
     except ValidationError as error:
-        raise _first_problem(error, cleaned) from None
+        raise _first_problem(error) from None
     request.check_combinations()
     return request
 
 
-def _drop_what_asks_for_nothing(value: Mapping[str, Any], path: str, no_bearing: frozenset[str]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, item in value.items():
-        if name in no_bearing or (item is None and name not in ("model", "messages", "prompt", "role", "content")):
-            continue
-        if name in _UNSUPPORTED:
-            if item not in _UNSUPPORTED[name]:
-                raise bad_request(
-                    f"'{path}{name}' is not supported by this endpoint.", "unsupported_parameter", path + name
-                )
-            continue
-        kept[name] = item
-    return kept
-
-
-def _first_problem(error: ValidationError, raw: Any) -> ApiError:
-    problems = error.errors(include_url=False, include_input=False)
-    # Of a union every member complains: the longest path is the member that fitted best.
-    same = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
-    first = max(same, key=lambda problem: len(problem["loc"]))
-    param = _path(first["loc"], raw)
-    if first["type"].startswith("union_tag"):
-        param = f"{param}.{first['ctx']['discriminator'].strip(chr(39))}"
-    code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(first["type"])
-    known_code = code or ("invalid_type" if "type" in first["type"] else "invalid_value")
-    return bad_request(f"'{param}': {first['msg']}.", known_code, param)
-
-
-def _path(location: Sequence[str | int], raw: Any) -> str:
-    """Join an error's location, without the names of union members that pydantic puts between."""
-    parts: list[str] = []
-    node = raw
-    for index, part in enumerate(location):
-        inside = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int))
-        if inside:
-            node = node[part] if isinstance(node, dict) or int(part) < len(node) else None
-            parts.append(str(part))
-        elif index == len(location) - 1 and isinstance(node, dict):
-            parts.append(str(part))  # the missing field itself
-    return ".".join(parts)
+def _first_problem(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    kind, name = str(first["type"]), first.get("ctx", {}).get("name")
+    if kind.startswith(_VALUE_OF):
+        kind, name = "unknown", kind.removeprefix(_VALUE_OF)
+    # Tags of union members stand in angle brackets; the names of the client's own are never in a location.
+    parts = [str(part) for part in first["loc"] if not str(part).startswith("<")]
+    param = ".".join([*parts, name] if name else parts)
+    message = "Input should be an object" if kind == "model_type" else first["msg"]
+    codes = {"missing": "missing_required_parameter", "unsupported_parameter": kind, "unknown_parameter": kind}
+    code = codes.get(kind) or ("invalid_type" if "type" in kind else "invalid_value")
+    return bad_request(f"'{clipped(param)}': {message}.", code, param)

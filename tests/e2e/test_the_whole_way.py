@@ -20,6 +20,7 @@ SLICE = [
 
 
 @pytest.mark.slow
+@pytest.mark.long  # `make demo` goes the same way in CI
 @pytest.mark.timeout(600)
 def test_raw_pairs_become_a_rest_answer(
     repository: Path,

@@ -26,7 +26,7 @@ from warren.train.report import read_metrics
 
 STEPS = 450
 STORE_BYTES = 200_000_000
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 @dataclass

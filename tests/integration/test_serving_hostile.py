@@ -100,7 +100,7 @@ def test_an_upgrade_that_costs_the_body_is_explained(url: str) -> None:
     assert status_of(talk(url, b"GET /healthz HTTP/1.1\r\nhost: a\r\n" + upgrade + b"\r\n")) == 200
 
 
-@pytest.mark.parametrize("named", [b"", b"x-request-id: mine\r\n"])
+@pytest.mark.parametrize("named", [b"", b"x-request-id: mine\r\n", b'x-request-id: mine" ' + b"x" * 300 + b"\r\n"])
 def test_an_answer_has_one_request_id_and_redirects_nowhere(url: str, named: bytes) -> None:
     answer = talk(url, HEAD + named + length(len(BODY)) + b"\r\n" + BODY)
     assert status_of(answer) == 200
@@ -108,7 +108,21 @@ def test_an_answer_has_one_request_id_and_redirects_nowhere(url: str, named: byt
     assert head.count(b"x-request-id:") == 1
     assert not named or b"x-request-id: mine" in head
     forged = b"GET /v1/models/tiny/ HTTP/1.1\r\nhost: evil.example\r\nx-forwarded-proto: https\r\n\r\n"
-    assert b"evil.example" not in talk(url, forged)
+    answer = talk(url, forged)
+    assert status_of(answer) == 200
+    assert b"evil.example" not in answer
+
+
+def test_head_and_a_slash_too_many_are_answered_and_a_refusal_counts_under_its_route(url: str) -> None:
+    for path in ("/healthz", "/readyz/", "/metrics"):
+        answer = httpx.head(f"{url}{path}", timeout=60)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert httpx.get(f"{url}/v1/models/").json() == httpx.get(f"{url}/v1/models").json()
+    long = {"k" * 1_000_000: 1}
+    answer = httpx.post(f"{url}/v1/completions/", json={"model": "tiny", "prompt": "a"} | long, timeout=60)
+    assert (answer.status_code, len(answer.content) < 1000) == (400, True)
+    counted = 'route="/v1/completions",status="400"'
+    wait_for(lambda: counted in httpx.get(f"{url}/metrics", timeout=60).text, 60)
 
 
 def test_many_readers_of_the_metrics_do_not_slow_each_other(url: str) -> None:

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from warren.data.inputs import Inputs
 from warren.inference.cache import SlotCache
-from warren.inference.detokenize import Detokenizer
+from warren.inference.detokenize import detokenizer_of
 from warren.inference.engine import (
     EngineError,
     EngineStats,
@@ -94,7 +94,7 @@ class Batch:
         self.check(request)
         sampling = request.sampling
         sampler = Sampler(sampling, request.prompt_ids)
-        detokenizer = Detokenizer(self._tokenizer, sampling.stop)
+        detokenizer = detokenizer_of(request, self._tokenizer)
         self._waiting.append(Row(key, request, sampler, detokenizer, self._runner.costs_of(request.prompt_ids)))
 
     @torch.inference_mode()

@@ -1,10 +1,17 @@
 """Token ids to text as they come: no broken characters, nothing behind a stop string."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 
+from warren.inference.engine import GenerationRequest
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_CONTEXT_TOKENS = 6  # of the prompt: what a decoder does at the start of a text must not happen to the answer
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
@@ -12,17 +19,35 @@ class Detokenizer:
 
     A token may end inside a character, and decoding a token alone may lose a space in front of it. So a
     window of tokens from before the unfinished ones is decoded, and text is released once it cannot change.
-    White space in front of the answer is dropped: the template puts it back in the next turn.
+
+    Stop strings are looked for in what the model wrote, before white space in front of an answer is dropped.
+
+    Args:
+        tokenizer: The model's.
+        stop: Strings that end the text; they are not part of it.
+        prompt_ids: What the answer continues; only its end is needed.
+        keeps_leading_space: The answer continues a plain text. Otherwise it answers a turn: one space in front
+            belongs to the template, and all further white space in front is dropped, because the template puts
+            its own there in the next turn.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        keeps_leading_space: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._ids: list[int] = []
         self._window_start = 0  # decoding starts here
-        self._released_ids = 0  # text of ids before this is released
+        self._ids = [int(token_id) for token_id in prompt_ids[-_CONTEXT_TOKENS:]]
+        while self._decode(0, len(self._ids)).startswith(_REPLACEMENT):
+            self._ids.pop(0)  # the end begins inside a character
+        self._released_ids = len(self._ids)  # text of ids before this is released
         self._held = ""  # may be the beginning of a stop string
-        self._started = False
+        self._begun = keeps_leading_space  # the template's space is behind
+        self._shown = keeps_leading_space  # white space counts from here on
         self.is_stopped = False
 
     def push(self, token_id: int) -> str:
@@ -43,26 +68,100 @@ class Detokenizer:
         after = self._decode(self._window_start, len(self._ids))
         text = self._release(after[len(before) :].rstrip(_REPLACEMENT))
         held, self._held = self._held, ""
-        return text if self.is_stopped else text + held
+        return text if self.is_stopped else text + self._visible(held)
 
     def _decode(self, start: int, stop: int) -> str:
         return self._tokenizer.decode(self._ids[start:stop], skip_special_tokens=True) if stop > start else ""
 
     def _release(self, text: str) -> str:
-        if not self._started:
-            text = text.lstrip()
-            self._started = bool(text)
+        if not self._begun and text:
+            text = text.removeprefix(" ")
+            self._begun = True
         text = self._held + text
         cuts = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if cuts:
             self.is_stopped, self._held = True, ""
-            return text[: min(cuts)]
+            return self._visible(text[: min(cuts)])
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        return self._visible(text[: len(text) - held])
+
+    def _visible(self, text: str) -> str:
+        if not self._shown:
+            text = text.lstrip()
+            self._shown = bool(text)
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def detokenizer_of(request: GenerationRequest, tokenizer: Tokenizer) -> Detokenizer:
+    """Return the detokenizer for the answer to a request."""
+    sampling = request.sampling
+    return Detokenizer(tokenizer, sampling.stop, request.prompt_ids.tolist(), sampling.keeps_leading_space)
+
+
+class TokenBytes:
+    """The bytes of single tokens, which for a part of a character no decoder gives.
+
+    Two ways to write bytes as tokens are known: byte-level BPE, which has a printable character for each byte
+    (GPT-2's table), and SentencePiece's, which marks spaces and falls back to `<0xE2>` for a byte. Where a
+    tokenizer does neither, a token's bytes are those of its text.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._added = {number: str(token.content) for number, token in tokenizer.get_added_tokens_decoder().items()}
+        decoders = list(_decoders(json.loads(tokenizer.to_str()).get("decoder") or {}))
+        kinds = {decoder["type"] for decoder in decoders}
+        self._table = _byte_of_character() if "ByteLevel" in kinds else None
+        self._falls_back = "ByteFallback" in kinds
+        self._space = next((mark for mark in map(_space_mark, decoders) if mark), None)
+
+    def __call__(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for, special ones as they are written."""
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:  # a row of the head behind the vocabulary
+            return b""
+        if self._table is not None and self._table.keys() >= set(token):
+            return bytes(self._table[character] for character in token)
+        if self._falls_back and (match := _FALLBACK_BYTE.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        if self._space is not None:
+            return str(token).replace(self._space, " ").encode()
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).encode()
+
+
+def _decoders(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the decoders of a `tokenizer.json`, those of a sequence one by one."""
+    if tree.get("type") == "Sequence":
+        for inner in tree["decoders"]:
+            yield from _decoders(inner)
+    elif tree:
+        yield tree
+
+
+def _space_mark(decoder: dict[str, Any]) -> str | None:
+    """Return what a decoder replaces by a space."""
+    if decoder["type"] == "Metaspace":
+        return str(decoder["replacement"])
+    if decoder["type"] == "Replace" and decoder["content"] == " ":
+        mark = decoder["pattern"].get("String")
+        return None if mark is None else str(mark)
+    return None
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Return GPT-2's table (`bytes_to_unicode`): printable Latin-1 is itself, other bytes are numbered from 256 on."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + number): byte for number, byte in enumerate(others)}

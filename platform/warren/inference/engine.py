@@ -49,12 +49,14 @@ class SamplingParams:
         top_p: Smallest set of tokens with this much probability; 1 keeps all.
         top_k: So many likeliest tokens; 0 keeps all.
         seed: The same request with the same seed gives the same tokens in any company, up to float rounding.
-        repetition_penalty: Over prompt and answer (arXiv 1909.05858); 1 is none.
+        repetition_penalty: Over prompt and answer (arXiv 1909.05858); 1 is none. See `Sampler` for images.
         presence_penalty: Subtracted once from the logit of every token of the answer so far.
         frequency_penalty: Subtracted per occurrence in the answer so far.
-        stop: Strings that end the answer; they are not part of it.
+        stop: Strings that end the answer; they are not part of it. They are looked for in what the model wrote.
         num_logprobs: None for none, else how many alternatives are reported beside the chosen token.
         ignore_eos: Go on after the end-of-sequence token; for benchmarks.
+        keeps_leading_space: The prompt is a plain text and the answer its continuation, space by space; otherwise
+            white space in front of an answer is dropped.
     """
 
     max_new_tokens: int
@@ -68,6 +70,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     num_logprobs: int | None = None
     ignore_eos: bool = False
+    keeps_leading_space: bool = False
 
     @property
     def has_penalties(self) -> bool:

@@ -21,7 +21,13 @@ class Choice:
 
 
 class Sampler:
-    """What choosing tokens for one request needs to remember."""
+    """What choosing tokens for one request needs to remember.
+
+    The repetition penalty counts the tokens of prompt and answer, as transformers does: for an image that is the
+    image token, which no answer needs. Bunny differs in one token: it writes 0 over the image's place in the ids that
+    the penalty sees, so that a prompt with an image also penalises token 0 (`!` in most of its tokenizers). Warren
+    does not follow: the token was never in the prompt.
+    """
 
     def __init__(self, params: SamplingParams, prompt_ids: np.ndarray) -> None:
         self.params = params

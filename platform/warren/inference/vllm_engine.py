@@ -17,7 +17,7 @@ from PIL import Image
 
 from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
-from warren.inference.detokenize import Detokenizer
+from warren.inference.detokenize import Detokenizer, detokenizer_of
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
@@ -171,7 +171,7 @@ class VllmEngine:
             task.cancel()  # vLLM frees the request when its generator is left
 
     async def _run(self, stream: QueueStream, request: GenerationRequest) -> None:
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop)
+        detokenizer = detokenizer_of(request, self.tokenizer)
         answer = _Answer(request.sampling, detokenizer, self._eos_id, frozenset(self._unsampled))
         self._counts["prompt"] += len(request.prompt_ids)
         try:

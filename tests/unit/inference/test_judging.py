@@ -66,7 +66,7 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
     "images that are null": ({**asked("what?", "red"), "images": None}, "TypeError"),
     "a turn that is null": ({**asked("what?", "red"), "turns": [None, None]}, "TypeError"),
     "a text that is null": ({**asked("what?", "red"), "turns": [{"role": "user", "text": None}] * 2}, "alternate"),
-    "a lone surrogate": (asked("what \ud800?", "red"), "Error"),
+    "a lone surrogate": (asked("what \ud800?", "red"), "valid Unicode"),
 }
 
 

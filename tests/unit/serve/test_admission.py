@@ -163,11 +163,20 @@ def test_a_key_file_that_is_emptied_or_in_another_encoding_locks_nobody_out(
 
 
 def test_a_key_in_another_script_is_known_by_the_digest_of_its_bytes(scripted: Any, tmp_path: Path) -> None:
-    key = "clé-ключ-鍵"
-    (tmp_path / "keys").write_text(hashlib.sha256(key.encode()).hexdigest())
+    keys = ("clé-ключ-鍵", "voilà", "schlüssel")  # à ends with a byte that Latin-1 takes for a space
+    (tmp_path / "keys").write_text("\n".join(hashlib.sha256(key.encode()).hexdigest() for key in keys))
     endpoint, _ = scripted(hello, {"api_keys_file": str(tmp_path / "keys")})
-    headers = [(b"authorization", b"Bearer " + key.encode())]
-    assert endpoint.request("POST", PATH, json=ASK, headers=headers).status_code == 200
+    for sent in (*(key.encode() for key in keys), "schlüssel".encode("latin-1")):
+        headers = [(b"authorization", b"Bearer " + sent)]
+        assert endpoint.request("POST", PATH, json=ASK, headers=headers).status_code == 200, sent
+    for headers, code in (
+        ([], "missing_api_key"),
+        ([(b"authorization", b"Bearer wrong")], "invalid_api_key"),
+        ([(b"authorization", b"Bearer  ")], "missing_api_key"),
+        ([(b"authorization", b"Basic voil")], "missing_api_key"),
+    ):
+        answer = endpoint.request("POST", PATH, json=ASK, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
 
 
 def test_pages_of_other_sites_are_let_in_only_where_asked(scripted: Any) -> None:

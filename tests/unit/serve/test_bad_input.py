@@ -88,6 +88,25 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("empty", {"messages": [{"role": "user", "content": " "}]}, "messages.0.content", "invalid_value"),
     ("empty parts", {"messages": [user()]}, "messages.0.content", "invalid_value"),
     ("unknown part", {"messages": [user({"type": "audio"})]}, "messages.0.content.0.type", "invalid_value"),
+    ("extra in part", {"messages": [user(text("a") | {"cache_control": {"type": "ephemeral"}})]},
+     "messages.0.content.0.cache_control", "unknown_parameter"),
+    ("extra in image", {"messages": [user(picture() | {"image_id": 1})]}, "messages.0.content.0.image_id",
+     "unknown_parameter"),
+    ("extra in url", {"messages": [user({"type": "image_url", "image_url": {"url": "data:,", "text": 1}})]},
+     "messages.0.content.0.image_url.text", "unknown_parameter"),
+    ("extra named as a field", {"messages": [HI | {"type": "text"}]}, "messages.0.type", "unknown_parameter"),
+    ("extra beside options", {"stream": True, "stream_options": {"messages": 1}}, "stream_options.messages",
+     "unknown_parameter"),
+    ("url as text", {"messages": [user({"type": "image_url", "image_url": "data:,"})]},
+     "messages.0.content.0.image_url", "invalid_type"),
+    ("text as list", {"messages": [user({"type": "text", "text": ["a"]})]}, "messages.0.content.0.text",
+     "invalid_type"),
+    ("content as object", {"messages": [{"role": "user", "content": text("a")}]}, "messages.0.content", "invalid_type"),
+    ("content of texts", {"messages": [user("a")]}, "messages.0.content.0", "invalid_type"),
+    ("stop of numbers", {"stop": ["a", 1]}, "stop.1", "invalid_type"),
+    ("stop as number", {"stop": 1}, "stop", "invalid_type"),
+    ("detail", {"messages": [user({"type": "image_url", "image_url": {"url": "data:,", "detail": "x"}})]},
+     "messages.0.content.0.image_url.detail", "invalid_value"),
     ("no text", {"messages": [user({"type": "text"})]}, "messages.0.content.0.text", "missing_required_parameter"),
     ("image mark", {"messages": [user(text("<image>"))]}, "messages.0.content", SPECIAL),
     ("mark in two", {"messages": [user(text("a <image> b"), picture())]}, "messages.0.content", SPECIAL),
@@ -149,6 +168,20 @@ def test_what_is_hardly_json_is_a_typed_400(endpoint: Any, body: bytes, param: s
     answer = endpoint.raw(body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+def test_nulls_ask_for_nothing_at_any_depth(endpoint: Any) -> None:
+    image = {"type": "image_url", "image_url": picture()["image_url"] | {"detail": None}}
+    messages = [user(text("a") | {"annotations": None}, image) | {"name": None}]
+    options = {"include_usage": None, "include_obfuscation": None, "unknown": None}
+    nulls: Any = dict.fromkeys(["temperature", "top_p", "n", "stop", "seed", "tools", "logprobs", "unknown"])
+    answer = endpoint.chat(messages=messages, stream=True, stream_options=options, max_tokens=1, **nulls)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_byte_order_mark_is_passed_over(endpoint: Any) -> None:
+    body = b'\xef\xbb\xbf{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}'
+    assert endpoint.raw(body).status_code == 200
 
 
 def test_an_unknown_model_is_openais_404(endpoint: Any) -> None:

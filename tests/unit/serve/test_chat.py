@@ -1,13 +1,16 @@
 """What a chat request becomes, and what comes back."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_from_bytes
 
+import httpx
 import openai
 import pytest
 from chat_parts import assistant, picture, text, user
@@ -22,6 +25,7 @@ from warren.inference import (
     TokenLogprob,
 )
 from warren.inference.testing import ScriptedEngine, png_bytes
+from warren_serve.api import create_api
 from warren_serve.service import load_backend
 from warren_serve.settings import ServeSettings
 
@@ -87,6 +91,83 @@ def test_messages_become_the_prompt_the_model_was_trained_on(scripted: Any) -> N
     )
     assert len(request.pixels) == 2
     assert request.pixels[1][:, 0, 0].tolist() == [0, 0, 9]
+
+
+A, B = picture(png_bytes((9, 0, 0))), picture(png_bytes((0, 0, 9)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "prompt"),
+    [
+        ([text("look"), A], "@\nlook"),
+        ([text("look"), A, text("here")], "@\nlook\nhere"),
+        ([A, text("look"), text("here")], "@\nlook\nhere"),
+        ([text("look"), A, B], "@\n@\nlook"),
+        ([A], "@\n"),
+        ([text("first"), A, text("second"), B], "first\n@\nsecond\n@"),
+        ([A, text("and"), B], "@\nand\n@"),
+        ([A, text("and"), B, text("which?")], "@\nand\n@\nwhich?"),
+        ([A, A, text("and"), B], "@\n@\nand\n@"),
+    ],
+)
+def test_an_images_place_between_texts_is_kept(scripted: Any, parts: list[Any], prompt: str) -> None:
+    """As trained where that says the same: Bunny writes an image in front of its message's text."""
+    endpoint, engine = scripted(hello, {"max_images": 3})
+    assert endpoint.chat(messages=[user(*parts)]).status_code == 200
+    (request,) = engine.requests
+    prompts = endpoint.service.backend.prompts
+    tokens = prompts._inputs.tokens
+    pieces: list[str] = []
+    ids = request.prompt_ids.tolist()
+    while tokens.image_token_id in ids:
+        at = ids.index(tokens.image_token_id)
+        pieces.append(prompts._tokenizer.decode(ids[:at]))
+        ids = ids[at + tokens.tokens_per_image :]
+    pieces.append(prompts._tokenizer.decode(ids))
+    assert "@".join(pieces) == f"USER: {prompt} ASSISTANT:"
+    shown = [image["image_url"]["url"] for image in parts if image["type"] == "image_url"]
+    assert [pixels[0, 0, 0] > 0 for pixels in request.pixels] == [url == A["image_url"]["url"] for url in shown]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "DATA:image/PNG;BASE64,",
+        "data:image/png;charset=utf-8;base64,",
+        'data:image/png; name="a,b;c.png" ;base64,',
+        "data:application/octet-stream;base64,",
+        "data:;base64,",
+    ],
+)
+def test_data_uris_may_be_spelt_as_rfc_2397_allows(endpoint: Any, head: str) -> None:
+    data = base64.b64encode(png_bytes()).decode()
+    for payload in (data, data.replace("=", "%3D").replace("+", "%2b").replace("/", "%2F")):
+        part = {"type": "image_url", "image_url": {"url": head + payload}}
+        answer = endpoint.chat(messages=[user(part)], max_tokens=1)
+        assert answer.status_code == 200, answer.text
+    plain = "data:image/png," + quote_from_bytes(png_bytes())
+    answer = endpoint.chat(messages=[user({"type": "image_url", "image_url": {"url": plain}})], max_tokens=1)
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_bytes_of_log_probabilities_are_the_answers(endpoint: Any) -> None:
+    """Also of tokens that are parts of a character, whose text cannot be shown."""
+    answer = endpoint.chat(logprobs=True, top_logprobs=5, max_tokens=60, temperature=1.5, seed=4, messages=[user(A)])
+    (choice,) = answer.json()["choices"]
+    content = choice["logprobs"]["content"]
+    told = b"".join(bytes(one["bytes"]) for one in content)
+    assert (
+        told.decode(errors="ignore")
+        .replace("<|endoftext|>", "")
+        .strip()
+        .startswith(choice["message"]["content"].replace("\ufffd", "")[:3])
+    )
+    every = [one for each in content for one in (each, *each["top_logprobs"])]
+    assert any(one["token"] == "\ufffd" for one in every), "no part of a character: choose another seed"
+    for one in every:
+        assert one["token"] == bytes(one["bytes"]).decode(errors="replace")
+        assert one["bytes"] != list("\ufffd".encode())
 
 
 def test_options_reach_the_engine(scripted: Any) -> None:
@@ -252,6 +333,36 @@ def test_an_unexpected_exception_is_a_500_without_details(scripted: Any, caplog:
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] in caplog.text
+
+
+def test_head_is_get_without_a_body_and_a_slash_behind_a_path_is_nothing(endpoint: Any) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/tiny", "/openapi.json", "/readyz/"):
+        head = endpoint.request("HEAD", path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == endpoint.request("GET", path).headers["content-type"]
+    assert endpoint.request("HEAD", "/nothing").status_code == 404
+    assert endpoint.request("HEAD", "/v1/chat/completions").status_code == 405
+    forged = {"host": "evil.example", "x-forwarded-proto": "https", "x-forwarded-host": "evil.example"}
+    for path in ("/v1/models/", "/healthz/", "/v1/models//"):
+        answer = endpoint.request("GET", path, headers=forged)
+        assert (answer.status_code, answer.text) == (200, endpoint.request("GET", path.rstrip("/")).text)
+    assert endpoint.request("POST", "/v1/chat/completions/", json=ASK | {"max_tokens": 1}).status_code == 200
+    assert endpoint.request("GET", "//evil.example/").status_code == 404
+
+
+def test_an_id_of_the_proxy_is_logged_as_the_client_sees_it(scripted: Any, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    endpoint, _ = scripted(hello)
+    app = create_api(endpoint.service, names_requests=False)
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a") as client:
+            return await client.get("/healthz" + "/x" * 999, headers={"x-request-id": 'a"b ' + "c" * 999})
+
+    assert "x-request-id" not in asyncio.run(get()).headers
+    (line,) = (record.message for record in caplog.records if record.name == "warren_serve.access")
+    assert json.loads(line)["request_id"] == "a?b?" + "c" * 124
+    assert len(line) < 1000
 
 
 def test_request_ids_are_kept_when_they_are_harmless(endpoint: Any) -> None:

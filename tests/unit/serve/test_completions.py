@@ -70,6 +70,33 @@ def test_a_bad_body_is_a_typed_400(endpoint: Any, changes: Any, param: str, code
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error["message"]
 
 
+def _streamed(endpoint: Any, body: dict[str, Any]) -> dict[int, str]:
+    answer = endpoint.request("POST", PATH, json=body | {"stream": True})
+    told: dict[int, str] = {}
+    for line in answer.text.split("\n\n")[:-2]:
+        choice = json.loads(line.removeprefix("data: "))["choices"][0]
+        told[choice["index"]] = told.get(choice["index"], "") + choice["text"]
+    return told
+
+
+def test_stop_strings_cut_a_continuation_where_they_stand_whole_and_streamed(endpoint: Any) -> None:
+    """Of a text that begins with white space, too: nothing is dropped in front of it."""
+    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 24, "temperature": 0, "n": 2}
+    in_front = 0
+    for number in (1, 2, 21, 38, 78, 100):
+        body = ask | {"prompt": f"what {number}"}
+        text = endpoint.request("POST", PATH, json=body).json()["choices"][0]["text"]
+        assert _streamed(endpoint, body) == {0: text, 1: text}
+        in_front += text[:1].isspace()
+        for stop in (text[:1], text[:3], text[1:3], text[2:7], text[-1:]):
+            whole = endpoint.request("POST", PATH, json=body | {"stop": [stop, "\x00"]}).json()
+            assert [choice["finish_reason"] for choice in whole["choices"]] == ["stop", "stop"], repr(stop)
+            cut = text[: text.index(stop)]
+            assert [choice["text"] for choice in whole["choices"]] == [cut, cut]
+            assert _streamed(endpoint, body | {"stop": [stop, "\x00"]}) == {0: cut, 1: cut}
+    assert in_front >= 3, "choose prompts that the model continues with a space"
+
+
 def test_limits_hold_for_texts_too(scripted: Any) -> None:
     endpoint, _ = scripted(hello, {"requests_per_minute": 1})
     body = {"model": "tiny", "prompt": "a", "stream": True}

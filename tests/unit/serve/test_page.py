@@ -37,6 +37,20 @@ def test_the_page_is_there_only_where_asked(scripted: Any) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+def test_the_page_below_a_route_prefix_is_found_without_its_slash(scripted: Any) -> None:
+    endpoint, _ = scripted(answer, {"web_page": True})
+    app = endpoint.app
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"root_path": "/chat"}, receive, send)
+
+    endpoint.app = below
+    found = endpoint.request("GET", "/chat", headers={"host": "evil.example"})
+    assert (found.status_code, found.headers["location"]) == (307, "chat/")
+    assert endpoint.request("GET", "/chat/").headers["content-type"].startswith("text/html")
+    assert endpoint.request("HEAD", "/chat/healthz/").status_code == 200
+
+
 def test_the_component_is_the_one_that_its_origin_names() -> None:
     origin = (FOLDER / "deep-chat" / "ORIGIN.md").read_text()
     assert hashlib.sha256((FOLDER / "deep-chat" / "deepChat.bundle.js").read_bytes()).hexdigest() in origin
