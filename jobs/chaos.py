@@ -6,12 +6,11 @@ python jobs/chaos.py           or: make chaos
 import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
 
 import _source  # noqa: F401
 from warren.cluster.chaos import KILLS, Chaos
 from warren.cluster.cli import Parser, exit_code
+from warren.storage.scratch import scratch_folder
 
 SMALL = (
     "ingest.limit_images=200",
@@ -34,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="warren-chaos-", ignore_cleanup_errors=True) as folder:
-        figures = Chaos(options.recipe, [*SMALL, *options.set], options.kill, Path(folder)).run()
+    with scratch_folder("chaos") as folder:
+        figures = Chaos(options.recipe, [*SMALL, *options.set], options.kill, folder).run()
     print(json.dumps(figures))
     good = figures["weights_bit_equal"] and not figures["samples_lost"] and not figures["samples_repeated"]
     if not good:

@@ -17,12 +17,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.evaluation import evaluate
+    from warren.cluster.evaluation import evaluate, evaluations_of
     from warren.cluster.training import run_name
     from warren.train.record import Run
 
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
-    print(evaluate(job.recipe.require("evaluate"), job.resources, job.root, run).summary())
+    measured = evaluate(job.recipe.require("evaluate"), job.resources, job.root, run)
+    print(f"report: {evaluations_of(run).at(measured.step, measured.identity)}/report.md")
+    print(measured.summary())
 
 
 def score(arguments: list[str]) -> int:

@@ -14,6 +14,9 @@ from warren.cluster.cli import Job, run_job
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", help="run to release (default: RECIPE-finetune)")
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
+    parser.add_argument(
+        "--timeout-s", type=float, default=900.0, help="for the release to come up, else it is undone (default: 900)"
+    )
 
 
 def measuring(given: argparse.Namespace) -> str:
@@ -34,7 +37,7 @@ def main(job: Job) -> None:
     print(f"gate: {released.evaluation.summary()}")
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
-        roll_out(job.resources, job.root, released)
+        roll_out(job.resources, job.root, released, job.options.timeout_s)
         print(f"serving: {released.name} {released.version}")
 
 

@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from warren.cluster.laptop import RayHead, S3Server, free_port
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
+from warren.storage.scratch import scratch_folder
 
 BUCKET = "tests"
 
@@ -45,7 +45,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    with TemporaryDirectory(prefix="warren-s3-") as folder, S3Server(Path(folder)) as server:
+    with scratch_folder("s3") as folder, S3Server(folder) as server:
         os.environ.update(server.environment)
         ensure_bucket(BUCKET)
         yield server
@@ -89,8 +89,8 @@ def ray_cluster(s3_server: S3Server, storage_root: Location, repository: Path) -
         "PYTHONPATH": sources,  # as in the image, where Warren is installed on every node
     }
     with (
-        TemporaryDirectory(prefix="warren-ray-", ignore_cleanup_errors=True) as folder,
-        RayHead(Path(folder), num_cpus=6, environment=environment, object_store_bytes=600_000_000) as head,
+        scratch_folder("ray") as folder,
+        RayHead(folder, num_cpus=6, environment=environment, object_store_bytes=600_000_000) as head,
     ):
         cluster = Cluster(head, port)
         os.environ.update({"WARREN_SERVE_PORT": str(port), "RAY_ADDRESS": cluster.address})

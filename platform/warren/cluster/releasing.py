@@ -110,7 +110,7 @@ def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest
     return f"{version}-{evaluation.identity.name}"
 
 
-def roll_out(resources: Resources, root: Location, released: Released) -> None:
+def roll_out(resources: Resources, root: Location, released: Released, timeout_s: float) -> None:
     """Serve a release, and call it `stable` once it serves.
 
     Raises:
@@ -119,7 +119,7 @@ def roll_out(resources: Resources, root: Location, released: Released) -> None:
     """
     name = released.name
     expected = read_alias(root, name, "stable")
-    roll_in(released.uri, name, resources)
+    roll_in(released.uri, name, resources, timeout_s)
     try:
         move_alias(root, name, "stable", released.version, expected)
     except ConflictError as error:

@@ -25,7 +25,7 @@ def serve_port() -> int:
     return int(os.environ.get(PORT_VARIABLE, _DEFAULT_PORT))
 
 
-def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s: float = 300.0) -> None:
+def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s: float) -> None:
     """Serve a release in place of the one that serves; everything else that runs stays as it is.
 
     Args:
