@@ -93,7 +93,7 @@ def check(endpoint: Any, route: str, body: Any) -> None:
 
 
 quick = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -116,15 +116,15 @@ def test_no_unknown_name_fails_or_comes_back(endpoint: Any, place: tuple[str, An
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_a_megabyte_is_answered_by_a_line_wherever_it_stands(scripted: Any, route: str) -> None:
+def test_a_long_value_is_answered_by_a_line_wherever_it_stands(scripted: Any, route: str) -> None:
     hello = [TokenDelta("hello", (5,), finish_reason="stop")]
     endpoint, _ = scripted(lambda _: hello, {"max_body_bytes": 3_000_000})
-    long = "k" * 1_000_000
+    long = "k" * 20_000
     for path in places(BODIES[route]):
         for value in (long, {long: 1}, [long], {long: None, "b": long}):
             check(endpoint, route, put(BODIES[route], path, value))
-    check(endpoint, route, BODIES[route] | {long: 1})
-    check(endpoint, route, BODIES[route] | {f"{n}": 1 for n in range(100_000)})
+    check(endpoint, route, BODIES[route] | {"k" * 1_000_000: 1})
+    check(endpoint, route, BODIES[route] | {f"{n}": 1 for n in range(50_000)})
 
 
 def test_paths_and_headers_are_not_echoed_at_length(endpoint: Any) -> None:
