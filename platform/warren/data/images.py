@@ -24,7 +24,8 @@ MAX_JPEG_SCANS = 100
 """JPEGs with more are refused: encoders write about ten, and one of no bytes costs as much as one of a megabyte."""
 
 _JPEG_START, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
-_JPEG_SEGMENT = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+# Of a run of fill bytes (0xff) only the last begins a match: tried from each of them, a run would take quadratic time.
+_JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 
 Resize = Literal["stretch", "crop", "crop_even"]
 """How a picture that is no square is brought to one, always bicubic.

@@ -54,6 +54,18 @@ def test_a_jpeg_of_very_many_scans_is_refused_and_bytes_that_look_like_scans_are
     assert decode_image(plain[:2] + thumbnail + plain[2:] + many).size == (32, 32)
 
 
+def test_fill_bytes_of_a_jpeg_are_passed_over_in_linear_time() -> None:
+    """Any number of 0xff may stand in front of a segment; in quadratic time these would take hours."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (10, 20, 30)).save(buffer, "JPEG", progressive=True)
+    plain = buffer.getvalue()
+    scan = plain[plain.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadSampleError, match="more than 100 scans"):
+        decode_image(plain[:-2] + b"\xff" * 1_000_000 + scan * 200 + b"\xff\xd9")
+    with pytest.raises(BadSampleError, match="more than 100 scans"):
+        decode_image(plain[:-2] + b"\xff" * 1_000_000 + b"\0" + scan * 200 + b"\xff\xd9")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "LA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     buffer = io.BytesIO()

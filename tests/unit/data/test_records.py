@@ -10,6 +10,7 @@ import pytest
 import raw_pairs
 from warren.config.ingest import ColumnsConfig, IngestConfig
 from warren.data.importers.files import find_files
+from warren.data.importers.inlined import inlined
 from warren.data.importers.inputs import Pictures
 from warren.data.importers.record import RecordReader
 from warren.data.sample import Sample
@@ -266,3 +267,9 @@ def test_files_of_one_name_in_two_folders_give_keys_of_their_own(folder: Path) -
     (folder / "one" / "x.json").write_bytes("[]".encode("utf-16"))
     with pytest.raises(CorruptDataError, match=r"one/x\.json: byte 0 begins UTF-16"):
         list(importer.pieces(9))
+
+
+def test_white_space_in_what_begins_as_base64_is_read_in_linear_time() -> None:
+    """In quadratic time this would take hours."""
+    assert inlined("/9j/" + " " * 1_000_000 + "!") is None
+    assert inlined("/9j/" + "A" * 62 + "\n" * 1_000_000 + "==") is not None

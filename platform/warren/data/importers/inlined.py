@@ -12,7 +12,7 @@ from warren.errors import BadSampleError
 # characters alone: it has a dot.
 _BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _MIN_CHARACTERS = 64
-_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*={0,2}\s*")
+_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*={0,2}")  # no white space at the end, or long runs take quadratic time
 _SPACE = re.compile(r"\s+")
 _URL_SAFE = str.maketrans("-_", "+/")
 
