@@ -184,6 +184,7 @@ def type_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if as_module:
+            monkeypatch.delitem(sys.modules, words[2], raising=False)  # another test may have imported it
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(words[1], run_name="__main__")

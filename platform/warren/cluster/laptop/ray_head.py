@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from warren.cluster.laptop.parent import end_with_parent
+from warren.cluster.laptop.parent import ending_with_parent
 from warren.cluster.laptop.ports import free_port
 from warren.errors import ServiceError
 
@@ -99,7 +99,7 @@ class RayHead:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=ending_with_parent(),
             )
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 from typing import IO
 
-from warren.cluster.laptop.parent import end_with_parent
+from warren.cluster.laptop.parent import ending_with_parent
 from warren.cluster.laptop.ports import free_port
 from warren.errors import ServiceError
 from warren.storage import s3
 
 _ADMIN_GRPC_OFFSET = 10_000  # fixed in SeaweedFS
 _READY_TIMEOUT_S = 60.0
+_ENDING_S = 5.0
 _ROLES = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3.grpc")
 
 
@@ -71,7 +72,7 @@ class S3Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=ending_with_parent(),
                 pass_fds=(self._held(),),  # the server itself holds the folder: as long as it lives, and no longer
             )
         deadline = time.monotonic() + _READY_TIMEOUT_S
@@ -131,18 +132,26 @@ class S3Server:
         return s3.round_trip(endpoint, self._access_key, self._secret_key)
 
     def _held(self) -> int:
-        """Lock the folder, whose files two servers would destroy, and return the lock's descriptor."""
+        """Lock the folder, whose files two servers would destroy, and return the lock's descriptor.
+
+        A server that is ending holds it for a moment longer.
+        """
         if self._lock is None:
             self._lock = (self.folder / "lock").open("ab")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            self._lock = None
-            raise ServiceError(
-                f"another S3 server uses {self.folder}: end it (perhaps a demo that still runs), or give another folder"
-            ) from None
-        return self._lock.fileno()
+        deadline = time.monotonic() + _ENDING_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self._lock.fileno()
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+        self._lock.close()
+        self._lock = None
+        raise ServiceError(
+            f"another S3 server uses {self.folder}: end it (perhaps a demo that still runs), or give another folder"
+        )
 
     def _end(self, sign: signal.Signals) -> None:
         if self._process is None:
