@@ -111,6 +111,8 @@ def quieten() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Else what a map function raises is replaced by an error of Ray Data's own, which does not say what it was.
+    context.raise_original_map_exception = True
     for name in ("ray", "ray.train", "ray.serve"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs every exception that it also raises
