@@ -116,7 +116,7 @@ def leave_one_reader(cluster: Any) -> None:
     hold_cpus.options(num_cpus=5).remote(3.0)
 
 
-@pytest.mark.parametrize("disturb", [kill_the_readers, leave_one_reader])
+@pytest.mark.parametrize("disturb", [kill_the_readers, pytest.param(leave_one_reader, marks=pytest.mark.long)])
 def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_in_mid_stream(
     ray_cluster: Any,
     s3_root: Location,

@@ -161,6 +161,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
     assert_equal_to_rounding(losses(broken), losses(whole), step=8)
 
 
+@pytest.mark.long  # test_training_loop.py resizes ZeRO 3 without a cluster
 def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location, ray_cluster: Any) -> None:
     datasets(s3_root, samples=64)
     one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 3})
