@@ -1,9 +1,9 @@
-"""Split a table of pictures and captions for two stages of training and a test: `pairs.jsonl` to four tables.
+"""Split a table of images and captions for two stages of training and a test: `pairs.jsonl` to four tables.
 
 python -m benchmarks.pairs PAIRS.jsonl FOLDER
 
-`captions.jsonl` and `questions.jsonl` hold the same nine tenths of the pictures, for stages 1 and 2; `heldout.jsonl`
-and `alike.jsonl` ask about the rest. Which picture goes where depends on its name alone. The answers to choose from are
+`captions.jsonl` and `questions.jsonl` hold the same nine tenths of the images, for stages 1 and 2; `heldout.jsonl`
+and `alike.jsonl` ask about the rest. Which image goes where depends on its name alone. The answers to choose from are
 those of the next samples: in `heldout.jsonl` they are of any source; in `alike.jsonl`, which is in the order of the
 sources, of one source and so of one wording.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-QUESTION = "What is shown in this picture?"
-_LEFT_OUT = ("gimp-help", "kgeography-maps")  # pictures of text and of outlines: nothing to name at a small size
+QUESTION = "What is shown in this image?"
+_LEFT_OUT = ("gimp-help", "kgeography-maps")  # images of text and of outlines: nothing to name at a small size
 
 
 def split(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -23,7 +23,7 @@ RECIPES = (
 )
 TEXT_TOKENS, SUPERVISED_TOKENS = 150, 75  # of one sample: an assumption
 MFU = 0.4  # an assumption
-BYTES_PER_IMAGE = 24_000  # Bunny's stage 1: 48.4 GB of archives for 2,000,000 pictures
+BYTES_PER_IMAGE = 24_000  # Bunny's stage 1: 48.4 GB of archives for 2,000,000 images
 GB = 1e9
 
 

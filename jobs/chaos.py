@@ -8,9 +8,9 @@ import json
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.chaos import KILLS, Chaos
-from warren.cluster.cli import Parser, exit_code
+from warren.cli.job import Parser, exit_code
 from warren.storage.scratch import scratch_folder
+from warren.testbed.chaos import KILLS, Chaos
 
 SMALL = (
     "ingest.limit_images=200",

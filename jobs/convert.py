@@ -9,7 +9,7 @@ python jobs/convert.py average recipe-1 recipe-2 --weight 0.3 averaged
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.converting import main
+from warren.cli.convert import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__))

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import _source  # noqa: F401
-from warren.cluster.cli import Parser, config_folders, exit_code
-from warren.cluster.demo import Demo
+from warren.cli.job import Parser, config_folders, exit_code
 from warren.config import Recipe, load_config
+from warren.testbed.demo import Demo
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="demo", help="name of the recipe (default: demo)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key in every job")
     parser.add_argument("--keep", action="store_true", help="leave the endpoint up until Ctrl-C")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder of the picture")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder of the image")
     return parser
 
 

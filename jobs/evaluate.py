@@ -9,7 +9,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.cli import Job, run_job
+from warren.cli.job import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +17,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.evaluation import evaluate, evaluations_of
-    from warren.cluster.training import run_name
-    from warren.train.record import Run
+    from warren.cluster.batch.evaluation import evaluate, evaluations_of
+    from warren.cluster.train.stage import run_name
+    from warren.train.run import Run
 
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
     measured = evaluate(job.recipe.require("evaluate"), job.resources, job.root, run)
@@ -28,7 +28,7 @@ def main(job: Job) -> None:
 
 
 def score(arguments: list[str]) -> int:
-    from warren.cluster.scoring import list_benchmarks, main
+    from warren.cli.score import list_benchmarks, main
 
     return list_benchmarks() if arguments[0] == "--list" else main(arguments[1:])
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.cli import Job, run_job
+from warren.cli.job import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def preview(job: Job) -> str:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.ingestion import ingest
+    from warren.cluster.batch.ingestion import ingest
     from warren.errors import ConfigError
 
     if job.options.limit is not None or job.options.report is not None:

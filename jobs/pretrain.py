@@ -7,7 +7,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.cli import Job, run_job
+from warren.cli.job import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def preview(job: Job) -> str:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.training import run_name, train_stage
+    from warren.cluster.train.stage import run_name, train_stage
     from warren.storage import Location
 
     name = job.options.run or run_name(job.recipe, "pretrain")

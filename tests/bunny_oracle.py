@@ -11,7 +11,7 @@ import torch
 from warren.models import load
 from warren.models.bunny import import_bunny
 
-BUNNY_IMAGE = -200  # Bunny's placeholder: one per picture, expanded to the features when it splices
+BUNNY_IMAGE = -200  # Bunny's placeholder: one per image, expanded to the features when it splices
 
 _COPIES = Path(__file__).parent / "oracle" / "checkpoints"
 

@@ -12,10 +12,10 @@ from bunny_oracle import checkpoint
 from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
 from warren.data.importers.conversation import normalise_turns, read_messages
-from warren.data.inputs import EncodedSample, tokenizer_from_json
+from warren.data.model_inputs import EncodedSample, tokenizer_from_json
 from warren.data.sample import Sample
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, read_tokenizer, unfold_head
-from warren.train.engine import Engine
+from warren.train.engine import TrainingEngine
 from warren.train.objective import Objective, to_tensors
 from warren.train.optimization import cosine_schedule, optimizer
 
@@ -106,7 +106,7 @@ class Replay:
         resources = Resources(
             num_workers=world_size, zero_stage=zero_stage, micro_batch_size=8 // self.num_micro_batches
         )
-        engine = Engine(Objective(self.model.train(), self.inputs), self.stage, resources, cut, len(steps))
+        engine = TrainingEngine(Objective(self.model.train(), self.inputs), self.stage, resources, cut, len(steps))
         found = Replayed([], [], [], {})
         for rows in steps:
             keys = [key for row in rows for key in row["sample_ids"]]
@@ -133,7 +133,7 @@ class Replay:
             losses.append(float(loss.detach()))
         return losses
 
-    def _forward_backward(self, engine: Engine, keys: list[str]) -> list[float]:
+    def _forward_backward(self, engine: TrainingEngine, keys: list[str]) -> list[float]:
         size = len(keys) // self.num_micro_batches
         groups = [keys[start : start + size] for start in range(0, len(keys), size)]
         batches = [self._micro_batch(group) for group in groups]
@@ -157,9 +157,9 @@ class Replay:
         file = "pretrain.json" if self.name == "stage1" else "finetune.json"
         encoded = []
         for record in json.loads((ORACLE / "data" / file).read_text()):
-            pictures = [ORACLE / "data" / "images" / record["image"]] if "image" in record else []
-            turns = normalise_turns(read_messages(record["conversations"]), len(pictures))
-            sample = Sample(record["id"], tuple(path.read_bytes() for path in pictures), turns, file)
+            images = [ORACLE / "data" / "images" / record["image"]] if "image" in record else []
+            turns = normalise_turns(read_messages(record["conversations"]), len(images))
+            sample = Sample(record["id"], tuple(path.read_bytes() for path in images), turns, file)
             encoded.append(self.inputs.encode_sample(sample, self.tokenizer, 2048))
         return encoded
 

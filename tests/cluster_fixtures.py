@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from warren.cluster.laptop import RayHead, S3Server, free_port
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
+from warren.testbed import RayHead, S3Server, free_port
 
 BUCKET = "tests"
 

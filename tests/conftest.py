@@ -1,4 +1,4 @@
-"""What every test shares: a private home, quiet libraries, and pictures to work with."""
+"""What every test shares: a private home, quiet libraries, and images to work with."""
 
 import atexit
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from warren.data.inputs import Inputs
+    from warren.data.model_inputs import Inputs
 
 # Before Ray is imported: a local `ray.init()` writes a token into the home folder and changes later clusters' mode.
 os.environ["HOME"] = tempfile.mkdtemp(prefix="warren-home-")

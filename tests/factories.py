@@ -20,29 +20,31 @@ from warren.config import (
 )
 from warren.data.manifest import Manifest, Shard, dataset_folder, write_manifest, write_shard
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.stream import Source
+from warren.data.stream import DatasetSource
 from warren.storage import Location
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "black": (10, 10, 10)}
 
 
-def picture(colour: tuple[int, int, int] = (200, 30, 60), size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
-    """Return an encoded picture of one colour."""
+def make_image(
+    colour: tuple[int, int, int] = (200, 30, 60), size: tuple[int, int] = (64, 64), kind: str = "PNG"
+) -> bytes:
+    """Return an encoded image of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)
     return buffer.getvalue()
 
 
 def colour_sample(number: int, caption: bool = False) -> Sample:
-    """Return a sample whose answer is the colour of its picture."""
+    """Return a sample whose answer is the colour of its image."""
     name = list(COLOURS)[number % len(COLOURS)]
     question = IMAGE_MARK if caption else f"{IMAGE_MARK}\nwhat colour is number {number}?"
     turns = (Turn("user", question), Turn("assistant", name))
-    return Sample(f"sample-{number:05d}", (picture(COLOURS[name]),), turns, source="tests")
+    return Sample(f"sample-{number:05d}", (make_image(COLOURS[name]),), turns, source="tests")
 
 
 def text_sample(number: int, words: int = 3) -> Sample:
-    """Return a sample without a picture."""
+    """Return a sample without an image."""
     turns = (Turn("user", f"say number {number}"), Turn("assistant", " ".join(["red"] * words)))
     return Sample(f"text-{number:05d}", (), turns, source="tests")
 
@@ -61,10 +63,10 @@ def write_dataset(
     return manifest
 
 
-def source_of(root: Location, manifest: Manifest, samples_per_epoch: int | None = None) -> Source:
+def source_of(root: Location, manifest: Manifest, samples_per_epoch: int | None = None) -> DatasetSource:
     """Return a dataset as a run reads it."""
     folder = dataset_folder(root, f"{manifest.name}@{manifest.version}")
-    return Source(folder, manifest, manifest.rows if samples_per_epoch is None else samples_per_epoch)
+    return DatasetSource(folder, manifest, manifest.rows if samples_per_epoch is None else samples_per_epoch)
 
 
 def tiny_model_config(**language_model: Any) -> ModelConfig:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from factories import COLOURS, picture
+from factories import COLOURS, make_image
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
 
@@ -26,19 +26,19 @@ def bomb() -> bytes:
 
 
 BAD_IMAGES = {
-    "junk": (b"no picture", "no known image format"),
-    "truncated": (picture(size=(300, 200), kind="JPEG")[:400], "cannot be decoded"),
+    "junk": (b"no image", "no known image format"),
+    "truncated": (make_image(size=(300, 200), kind="JPEG")[:400], "cannot be decoded"),
     "empty": (b"", r"empty \(0 bytes\)"),
     "bomb": (bomb(), "9000×9000 pixels"),
 }
 
 
 def colour_image(number: int, kind: str = "JPEG") -> bytes:
-    return picture(COLOURS[list(COLOURS)[number % len(COLOURS)]], (40 + number, 30), kind)
+    return make_image(COLOURS[list(COLOURS)[number % len(COLOURS)]], (40 + number, 30), kind)
 
 
 def caption(number: int) -> str:
-    return f'a {list(COLOURS)[number % len(COLOURS)]}, "flat" picture\nnumber {number}'
+    return f'a {list(COLOURS)[number % len(COLOURS)]}, "flat" image\nnumber {number}'
 
 
 def messages(number: int, mark: str = "<image>\n") -> list[dict[str, str]]:

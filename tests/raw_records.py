@@ -17,7 +17,7 @@ from warren.config.ingest import ColumnsConfig
 from warren.data.importers import importers
 from warren.data.manifest import Manifest
 from warren.data.sample import Sample
-from warren.data.shards import Limits, ShardMaker
+from warren.data.shards import SampleLimits, ShardMaker
 from warren.data.stream import iter_samples
 from warren.storage import Location
 
@@ -28,7 +28,7 @@ def ingest(config: IngestConfig) -> tuple[list[Sample], list[tuple[str, str, str
     """Return the samples and the (key, source, reason) of what is quarantined, through shards and receipts."""
     with TemporaryDirectory() as name:
         folder = Location(name)
-        maker = ShardMaker(importers(config)[0], folder, Limits(config.max_pixels, config.max_characters), 50, 50)
+        maker = ShardMaker(importers(config)[0], folder, SampleLimits(config.max_pixels, config.max_characters), 50, 50)
         found = [r for number, piece in enumerate(maker.importer.pieces(50)) for r in maker.make(number, piece)]
         shards = tuple(receipt.shard for receipt in found if receipt.shard)
         samples = list(iter_samples(folder, Manifest("pairs", "v1", shards, "", ""))) if shards else []

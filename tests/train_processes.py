@@ -14,11 +14,11 @@ from typing import Any
 from factories import tiny_model_config
 from warren.config import ModelConfig, Resources, StageConfig
 from warren.data.batch import BatchPart, Cut
-from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
-from warren.data.stream import Encoding, Source, StreamSpec
+from warren.data.model_inputs import Inputs
+from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.storage import Location
-from warren.train.record import Run
+from warren.train.run import Run
 
 TIMEOUT_S = 240
 
@@ -157,7 +157,7 @@ def _stream(training: Training) -> StreamSpec:
     stage, (inputs, tokenizer_json) = training.stage, training.inputs
     manifest = read_manifest(training.root, stage.dataset)
     return StreamSpec(
-        sources=(Source(dataset_folder(training.root, stage.dataset), manifest, manifest.rows),),
+        sources=(DatasetSource(dataset_folder(training.root, stage.dataset), manifest, manifest.rows),),
         encoding=Encoding(inputs, tokenizer_json, stage.max_length_tokens),
         global_batch_size=stage.global_batch_size,
         seed=stage.seed,

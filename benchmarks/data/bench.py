@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from warren.cluster.laptop import RayHead, S3Server
 from warren.data.images import ImageSpec
-from warren.data.inputs import Inputs
 from warren.data.manifest import Manifest, dataset_folder, write_manifest, write_shard
+from warren.data.model_inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import TokenSpec
 from warren.models import train_tokenizer
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
+from warren.testbed import RayHead, S3Server
 
 HERE = Path(__file__).parent
 BUCKET = "bench"
@@ -98,17 +98,17 @@ def _prepare(folder: Path, num_pairs: int, options: argparse.Namespace) -> None:
 
 
 def draw_pairs(num_pairs: int) -> Iterator[tuple[bytes, str]]:
-    """Draw pictures of a photo's size on disk and in pixels."""
+    """Draw images of a photo's size on disk and in pixels."""
     drawn = np.random.default_rng(7)
-    pictures = []
+    images = []
     for _ in range(DIFFERENT_PICTURES):
         coarse = Image.fromarray(drawn.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), 3)
         grain = drawn.normal(0, 12, (480, 640, 3))
         buffer = io.BytesIO()
         Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     for number in range(num_pairs):
-        yield pictures[number % DIFFERENT_PICTURES], f"picture {number} shows colours that nobody has named yet"
+        yield images[number % DIFFERENT_PICTURES], f"image {number} shows colours that nobody has named yet"
 
 
 def caption_turns(caption: str) -> tuple[Turn, Turn]:

@@ -1,4 +1,4 @@
-"""The loaders that are compared. Each gives batches of the same pictures and texts, as tensors for the same model.
+"""The loaders that are compared. Each gives batches of the same images and texts, as tensors for the same model.
 
 Every loader turns a sample into tensors with the same function (`Inputs.encode_sample`: decode, resize, tokenise). What
 differs is how bytes come from the S3 server, are shuffled, batched and carried to the trainer.
@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from warren.data.images import write_pixels
-from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
+from warren.data.model_inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 
 SHUFFLED_SAMPLES = 256
@@ -66,9 +66,9 @@ class Task:
         for row, sample in enumerate(samples):
             ids[row, : len(sample.input_ids)] = sample.input_ids
             labels[row, : len(sample.labels)] = sample.labels
-        pictures = [picture for sample in samples for picture in sample.pictures]
-        pixels = np.empty((len(pictures), 3, self.inputs.image.size_px, self.inputs.image.size_px), dtype=np.uint8)
-        write_pixels(pictures, pixels)
+        images = [image for sample in samples for image in sample.images]
+        pixels = np.empty((len(images), 3, self.inputs.image.size_px, self.inputs.image.size_px), dtype=np.uint8)
+        write_pixels(images, pixels)
         return {
             "input_ids": torch.from_numpy(ids),
             "labels": torch.from_numpy(labels),
@@ -77,7 +77,7 @@ class Task:
 
 
 class Files(Dataset):  # type: ignore[type-arg]
-    """One object a picture, and a list of captions."""
+    """One object an image, and a list of captions."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -142,7 +142,7 @@ def mosaic(task: Task) -> Iterator[Batch]:
 
 def warren(task: Task) -> Iterator[Batch]:
     """Warren's own way: a rank's first step, and Ray Data's batches behind it."""
-    from warren.cluster.feeding import batch_parts
+    from warren.cluster.train.run_dataset import batch_parts
 
     return (_tensors(part.micro_batches[0]) for part in batch_parts(*_warrens_plan(task), rank=0, start_step=0))
 
@@ -150,16 +150,16 @@ def warren(task: Task) -> Iterator[Batch]:
 @lru_cache(maxsize=1)
 def _warrens_plan(task: Task) -> tuple[Any, Any, Any]:
     """Plan the run and split it, as Ray Train's controller does."""
-    from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan
+    from warren.cluster.train.run_dataset import DATASET, GlobalBatches, RemainingPlan
     from warren.config import Resources
     from warren.data.manifest import dataset_folder, read_manifest
-    from warren.data.stream import Encoding, Source, StreamSpec
+    from warren.data.stream import DatasetSource, Encoding, StreamSpec
     from warren.storage import Location
-    from warren.train.record import Run
+    from warren.train.run import Run
 
     root = Location.parse(f"s3://{task.bucket}/warren")
     manifest = read_manifest(root, "pairs@v1")
-    source = Source(dataset_folder(root, "pairs@v1"), manifest, manifest.rows)
+    source = DatasetSource(dataset_folder(root, "pairs@v1"), manifest, manifest.rows)
     encoding = Encoding(task.inputs, task.tokenizer_json, task.max_length_tokens)
     spec = StreamSpec((source,), encoding, task.batch_size, seed=1, window_samples=SHUFFLED_SAMPLES, epochs=1)
     run = Run(Location.parse(str(task.scratch / "run")))
@@ -178,7 +178,7 @@ def import_for(contestant: str) -> None:
         import_streaming()
     else:
         importlib.import_module(
-            {"torch": "boto3", "webdataset": "webdataset"}.get(contestant, "warren.cluster.feeding")
+            {"torch": "boto3", "webdataset": "webdataset"}.get(contestant, "warren.cluster.train.run_dataset")
         )
     s3()
 

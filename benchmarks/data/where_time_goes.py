@@ -13,10 +13,10 @@ from bench import PAIRS_PER_ROW_GROUP, PATCHES, SIZE_PX, caption_turns, draw_pai
 
 from warren.data.batch import Cut, pack_parts, unpack_parts
 from warren.data.images import ImageSpec, decode_image, to_square
-from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest, dataset_folder, write_manifest, write_shard
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import Sample
-from warren.data.stream import Encoding, Source, StreamSpec
+from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.data.template import TokenSpec
 from warren.models import train_tokenizer
 from warren.storage import Location
@@ -41,7 +41,9 @@ def main() -> None:
         manifest = Manifest("pairs", "v1", (shard,), "", "")
         write_manifest(root, manifest)
         encoding = Encoding(inputs, tokenizer.json, 256)
-        spec = StreamSpec((Source(data, manifest, _PAIRS),), encoding, 32, seed=1, window_samples=_PAIRS, epochs=1)
+        spec = StreamSpec(
+            (DatasetSource(data, manifest, _PAIRS),), encoding, 32, seed=1, window_samples=_PAIRS, epochs=1
+        )
         tables = [pack_parts(parts) for read in spec.reads() for parts in spec.reader(Cut(1, 1)).read(read)]
         _show("whole reading task", lambda: [
             pack_parts(parts) for read in spec.reads() for parts in spec.reader(Cut(1, 1)).read(read)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from warren.cluster.chaos import Chaos
+from warren.testbed.chaos import Chaos
 
 Sample = tuple[float, str, list[tuple[bool, str]]]
 REPOSITORY = Path(__file__).parents[2]

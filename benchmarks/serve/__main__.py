@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.serve.alone import latencies_s
 from benchmarks.serve.cluster import Endpoint, endpoint
-from benchmarks.serve.figures import Figures, draw, figures_of, middle, table
+from benchmarks.serve.figures import MetricsText, draw, figures_of, middle, table
 from benchmarks.serve.load import Load, send_all
 from benchmarks.serve.model import IMAGE_PX, NAME
 from benchmarks.serve.vllm_server import VllmError, VllmServer, why_not
@@ -30,13 +30,13 @@ _DEPLOYMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _MODES = (*_DEPLOYMENTS, "vllm")
 _SEED = 7
-_ALONE_SEED = 1007  # pictures that no load has sent: their features would be in the cache
+_ALONE_SEED = 1007  # images that no load has sent: their features would be in the cache
 
 
 def main() -> None:
     """Measure, print and draw."""
     options = _options()
-    results: dict[str, dict[int, list[Figures]]] = {mode: {} for mode in options.modes}
+    results: dict[str, dict[int, list[MetricsText]]] = {mode: {} for mode in options.modes}
     through_and_alone_s: list[tuple[float, float]] = []
     num_tokens = sum(options.new_tokens) // len(options.new_tokens)
     vllm_reason = None if "vllm" in options.modes else why_not() or "not asked for"
@@ -95,7 +95,7 @@ def _load(num_clients: int, options: argparse.Namespace) -> Load:
 
 
 def _measure(
-    served: Endpoint, mode: str, number: int, options: argparse.Namespace, results: dict[int, list[Figures]]
+    served: Endpoint, mode: str, number: int, options: argparse.Namespace, results: dict[int, list[MetricsText]]
 ) -> None:
     with ExitStack() as stack:
         if mode == "vllm":
@@ -120,7 +120,9 @@ def _measure(
 
 
 def _summary(
-    medians: dict[str, dict[int, Figures]], through_and_alone_s: list[tuple[float, float]], options: argparse.Namespace
+    medians: dict[str, dict[int, MetricsText]],
+    through_and_alone_s: list[tuple[float, float]],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return the figures by which changes are judged, at 32 clients (or the most that were measured)."""
     level = 32 if 32 in options.clients else max(options.clients)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serve.load import Load, picture, send_all
+from benchmarks.serve.load import Load, make_image, send_all
 from warren.data.sample import Turn
 from warren.inference import EngineOptions, Prompt, SamplingParams, TransformersEngine, encode_request
 
@@ -29,7 +29,7 @@ def latencies_s(
         for number in range(_NUM_REQUESTS + 1):
             [timeline] = asyncio.run(send_all(url, model, load, seed + number))
             through_s.append(timeline.chunks_s[-1] - timeline.sent_s)
-            alone_s.append(asyncio.run(_ask(engine, picture(image_px, rng), num_new_tokens)))
+            alone_s.append(asyncio.run(_ask(engine, make_image(image_px, rng), num_new_tokens)))
     finally:
         engine.close()
     return float(np.median(through_s[1:])), float(np.median(alone_s[1:]))

@@ -20,13 +20,13 @@ from ray import serve
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.inference import GenerationRequest, TokenDelta, context_limit
 from warren.models import load_bundle
 from warren.release import fetch_release, resolve_release
 from warren_serve.app import assemble
-from warren_serve.backend import Piece, Question
-from warren_serve.conversation import PromptBuilder
+from warren_serve.backend import EngineRequest, ResponseChunk
+from warren_serve.prompt import PromptBuilder
 from warren_serve.settings import ServeSettings
 
 STATIC_BATCH_SIZE = 32
@@ -77,13 +77,15 @@ class _Generator:
         self._prompts = PromptBuilder(self._inputs, self._tokenizer, limit, settings)
         self._thread = ThreadPoolExecutor(1)  # one `generate` at a time
 
-    async def pieces(self, questions: Sequence[Question]) -> AsyncGenerator[list[Piece | type[StopIteration]]]:
+    async def chunks(
+        self, questions: Sequence[EngineRequest]
+    ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:
         """Generate for all questions, to the end of the longest answer.
 
         Yields, per step, a piece for each of them; `StopIteration`, as Serve wants it, where an answer has ended.
         """
         loop = asyncio.get_running_loop()
-        requests = [self._request(question) for question in questions]
+        requests = [self._request(engine_request) for engine_request in questions]
         tokens, abandoned = _Tokens(), _Abandoned()
         work = loop.run_in_executor(self._thread, self._generate, requests, tokens, abandoned)
         most = max(request.sampling.max_new_tokens for request in requests)
@@ -92,21 +94,21 @@ class _Generator:
                 step = await tokens.queue.get()
                 if step is None:
                     break
-                yield [self._piece(request, token, number) for request, token in zip(requests, step, strict=True)]
+                yield [self._chunk(request, token, number) for request, token in zip(requests, step, strict=True)]
         finally:
             abandoned.event.set()
             await work
 
-    def _request(self, question: Question) -> GenerationRequest:
-        plan = self._prompts.plan(question.request)
-        return GenerationRequest(plan.prompt_ids, self._inputs.pixels(question.pictures), plan.sampling)
+    def _request(self, engine_request: EngineRequest) -> GenerationRequest:
+        plan = self._prompts.plan(engine_request.request)
+        return GenerationRequest(plan.prompt_ids, self._inputs.pixels(engine_request.images), plan.sampling)
 
-    def _piece(self, request: GenerationRequest, token: int, number: int) -> Piece | type[StopIteration]:
+    def _chunk(self, request: GenerationRequest, token: int, number: int) -> ResponseChunk | type[StopIteration]:
         most = request.sampling.max_new_tokens
         if number > most:
             return StopIteration
         text, reason = self._tokenizer.decode([token]), "length" if number == most else None
-        return Piece(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
+        return ResponseChunk(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
 
     @torch.inference_mode()
     def _generate(self, requests: Sequence[GenerationRequest], tokens: _Tokens, abandoned: _Abandoned) -> None:
@@ -141,12 +143,12 @@ class Sequential:
         self._generator = _Generator(values)
         self._turn = asyncio.Lock()
 
-    async def answer(self, question: Question) -> AsyncGenerator[Piece]:
+    async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """Wait for the turn, then generate."""
         async with self._turn:
-            async for (piece,) in self._generator.pieces([question]):
-                if isinstance(piece, Piece):
-                    yield piece
+            async for (chunk,) in self._generator.chunks([engine_request]):
+                if isinstance(chunk, ResponseChunk):
+                    yield chunk
 
 
 @serve.deployment(name="Engine")
@@ -156,15 +158,17 @@ class StaticBatch:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._generator = _Generator(values)
 
-    async def answer(self, question: Question) -> AsyncGenerator[Piece]:
+    async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """Wait for a batch, then run in it to its end."""
-        async for piece in self._together(question):
-            yield piece
+        async for chunk in self._together(engine_request):
+            yield chunk
 
     @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
-    async def _together(self, questions: list[Question]) -> AsyncGenerator[list[Piece | type[StopIteration]]]:
-        async for pieces in self._generator.pieces(questions):
-            yield pieces
+    async def _together(
+        self, questions: list[EngineRequest]
+    ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:
+        async for chunks in self._generator.chunks(questions):
+            yield chunks
 
 
 def build_sequential(args: dict[str, Any]) -> serve.Application:

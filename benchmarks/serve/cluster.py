@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from benchmarks.serve.model import NAME, publish_model
-from warren.cluster.laptop import RayHead, free_port
 from warren.storage import Location
+from warren.testbed import RayHead, free_port
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READY_TIMEOUT_S = 180.0

@@ -1,4 +1,4 @@
-"""From timelines to figures, a table and a picture."""
+"""From timelines to figures, a table and an image."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ _COLUMNS = {
     "num_failed": "failed",
 }
 
-Figures = dict[str, float]
+MetricsText = dict[str, float]
 
 
-def figures_of(timelines: Sequence[Timeline]) -> Figures:
+def figures_of(timelines: Sequence[Timeline]) -> MetricsText:
     """Sum up one load."""
     done = [one for one in timelines if one.error is None]
     start = min(one.sent_s for one in timelines)
@@ -45,12 +45,12 @@ def figures_of(timelines: Sequence[Timeline]) -> Figures:
     }
 
 
-def middle(rounds: Sequence[Figures]) -> Figures:
+def middle(rounds: Sequence[MetricsText]) -> MetricsText:
     """Return the median of each figure over the rounds."""
     return {name: float(np.median([figures[name] for figures in rounds])) for name in rounds[0]}
 
 
-def table(results: Mapping[str, Mapping[int, Figures]]) -> str:
+def table(results: Mapping[str, Mapping[int, MetricsText]]) -> str:
     """Write the figures as a Markdown table."""
     lines = [
         f"| engine | clients | {' | '.join(_COLUMNS.values())} |",
@@ -63,7 +63,7 @@ def table(results: Mapping[str, Mapping[int, Figures]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Mapping[str, Mapping[int, Figures]], path: Path) -> None:
+def draw(results: Mapping[str, Mapping[int, MetricsText]], path: Path) -> None:
     """Draw throughput, time to first token and gaps over the number of clients."""
     panels: Any = (
         ("tokens_per_s", "output tokens/s", "linear"),

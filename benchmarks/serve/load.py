@@ -1,4 +1,4 @@
-"""The load: open-loop requests, each with a picture of its own, and what each of them saw."""
+"""The load: open-loop requests, each with an image of its own, and what each of them saw."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ class Load:
         num_clients: Each sends by a Poisson process of its own, whether or not it was answered.
         requests_per_client_s: The rate of each.
         num_requests: Sent altogether.
-        image_px: Height and width of every picture; no two are equal.
+        image_px: Height and width of every image; no two are equal.
         num_new_tokens: Of an answer: at least and at most; drawn evenly between.
     """
 
@@ -104,7 +104,7 @@ def _note(timeline: Timeline, event: dict[str, Any]) -> None:
 
 def _body(model: str, load: Load, rng: random.Random) -> bytes:
     words = " ".join(rng.choices(["what", "colour", "shape", "is", "there", "how", "many"], k=12))
-    url = "data:image/jpeg;base64," + base64.b64encode(picture(load.image_px, rng)).decode()
+    url = "data:image/jpeg;base64," + base64.b64encode(make_image(load.image_px, rng)).decode()
     parts: Sequence[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": words},
@@ -120,7 +120,7 @@ def _body(model: str, load: Load, rng: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-def picture(size_px: int, rng: random.Random) -> bytes:
+def make_image(size_px: int, rng: random.Random) -> bytes:
     """Return a JPEG that no other request has: coarse noise, as large as a photograph of its size."""
     noise = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (size_px // 8, size_px // 8, 3), np.uint8)
     buffer = io.BytesIO()

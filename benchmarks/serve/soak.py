@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from benchmarks.serve.cluster import Endpoint, endpoint
-from benchmarks.serve.load import picture
+from benchmarks.serve.load import make_image
 from benchmarks.serve.model import IMAGE_PX, NAME
 from benchmarks.serve.soak_requests import GOOD, KINDS, Outcome, Target
 
@@ -56,7 +56,9 @@ async def _soak(served: Endpoint, duration_s: float, num_users: int) -> dict[str
     until = time.monotonic() + duration_s
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        target = Target(session, served.url, NAME, [picture(IMAGE_PX, random.Random(number)) for number in range(200)])
+        target = Target(
+            session, served.url, NAME, [make_image(IMAGE_PX, random.Random(number)) for number in range(200)]
+        )
         users = [_user(target, random.Random(number), until, outcomes) for number in range(num_users)]
         await asyncio.gather(*users, _watch(served, until, memory))
         last = await GOOD(target, random.Random(0))

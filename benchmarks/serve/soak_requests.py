@@ -23,18 +23,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go, and pictures to ask about."""
+    """Where requests go, and images to ask about."""
 
     session: aiohttp.ClientSession
     url: str
     model: str
-    pictures: list[bytes]
+    images: list[bytes]
 
     def body(self, rng: random.Random, **changes: Any) -> dict[str, Any]:
-        """Return a request about one picture, or none."""
+        """Return a request about one image, or none."""
         parts: list[dict[str, Any]] = [{"type": "text", "text": "what is there " * rng.randint(1, 8)}]
         if rng.random() < 0.8:
-            url = "data:image/jpeg;base64," + base64.b64encode(rng.choice(self.pictures)).decode()
+            url = "data:image/jpeg;base64," + base64.b64encode(rng.choice(self.images)).decode()
             parts.append({"type": "image_url", "image_url": {"url": url}})
         messages = [{"role": "user", "content": parts}]
         return {"model": self.model, "messages": messages, "max_tokens": rng.randint(1, 64), **changes}
@@ -96,7 +96,7 @@ def _image(url: str) -> list[dict[str, Any]]:
 
 
 def _cut(target: Target, rng: random.Random) -> dict[str, Any]:
-    data = rng.choice(target.pictures)
+    data = rng.choice(target.images)
     cut = base64.b64encode(data[: rng.randint(1, 200)]).decode()
     return target.body(rng, messages=_image(f"data:image/jpeg;base64,{cut}"))
 
@@ -111,7 +111,7 @@ KINDS: Mapping[str, Callable[[Target, random.Random], Awaitable[Outcome]]] = {
     "unknown field": _bad(lambda target, rng: target.body(rng, no_such_field=1)),
     "bad temperature": _bad(lambda target, rng: target.body(rng, temperature=-1)),
     "unknown model": _bad(lambda target, rng: target.body(rng, model="other"), 404),
-    "truncated picture": _bad(_cut),
+    "truncated image": _bad(_cut),
     "broken base64": _bad(lambda target, rng: target.body(rng, messages=_image("data:image/png;base64,%%%"))),
     "private URL": _bad(lambda target, rng: target.body(rng, messages=_image("http://127.0.0.1/a.png"))),
     "too many tokens": _bad(lambda target, rng: target.body(rng, max_tokens=100_000)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from warren.cluster.laptop import free_port
+from warren.testbed import free_port
 
 _VARIABLE = "VLLM_PYTHON"
 _START_TIMEOUT_S = 300.0

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.serve.load import picture
+from benchmarks.serve.load import make_image
 from benchmarks.serve.model import IMAGE_PX, publish_model
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.inference import EngineOptions, GenerationRequest, Prompt, SamplingParams, encode_request
-from warren.inference.batch import Batch
-from warren.inference.decode_kernel import attend_rows
-from warren.inference.weights import PackedLinear
+from warren.inference.transformers_engine.decode_kernel import attend_rows
+from warren.inference.transformers_engine.packed_linear import PackedLinear
+from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import load_bundle
 from warren.storage import Location
 
@@ -52,10 +52,10 @@ def main() -> None:
 
     def request() -> GenerationRequest:
         words = "<image>\n" + " ".join(rng.choices(["what", "colour", "shape", "is", "there"], k=12))
-        prompt = Prompt((Turn("user", words),), (picture(IMAGE_PX, rng),))
+        prompt = Prompt((Turn("user", words),), (make_image(IMAGE_PX, rng),))
         return encode_request(prompt, inputs, tokenizer, sampling)
 
-    batch = Batch(model, inputs, tokenizer, EngineOptions(num_slots=options.rows + 1, max_context_tokens=480))
+    batch = Scheduler(model, inputs, tokenizer, EngineOptions(num_slots=options.rows + 1, max_context_tokens=480))
     for key in range(options.rows):
         batch.add(key, request())
     while batch.stats().num_waiting or batch.stats().num_generated_tokens < 2 * options.rows:
@@ -68,7 +68,7 @@ def main() -> None:
     profile.disable()
     _print_parts(pstats.Stats(profile), options.steps)
     batch.add(options.rows, request())
-    print(f"the same while a prompt with a picture is read: {_median_ms(batch, 4):.1f} ms a step")
+    print(f"the same while a prompt with an image is read: {_median_ms(batch, 4):.1f} ms a step")
     _compare_products()
     _compare_attention(options.rows)
 
@@ -109,7 +109,7 @@ def _compare_attention(rows: int) -> None:
     print(f"attention of {rows} answers of 95 to 199 tokens by the kernel: {share:.2f} of the time")
 
 
-def _median_ms(batch: Batch, steps: int) -> float:
+def _median_ms(batch: Scheduler, steps: int) -> float:
     taken = []
     for _ in range(steps):
         start = time.thread_time()

@@ -44,7 +44,7 @@ def run_loop(name: str, folder: Path, steps: int) -> Figures:
 
 def run_warren(resources: Resources, folder: Path, steps: int, name: str) -> Figures:
     """Train through Ray; a step's time is all that passes from the end of the one before."""
-    from warren.cluster.training import train_stage
+    from warren.cluster.train.stage import train_stage
     from warren.train.checkpoint import METRICS_FILE
 
     peaks: list[int] = [0]
@@ -83,8 +83,8 @@ def _watch(peaks: list[int], ended: threading.Event) -> None:
 
 def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict[str, Figures]:
     """Run these contestants `rounds` times in turn; the first step of each warms up and is not counted."""
-    from warren.cluster.laptop import RayHead
     from warren.cluster.session import connect
+    from warren.testbed import RayHead
 
     workload.write_samples(workload.root_of(folder))
     found: dict[str, list[Figures]] = {}

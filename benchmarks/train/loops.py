@@ -19,9 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.train import workload
 from warren.config import Resources
 from warren.data.batch import BatchPart
-from warren.data.inputs import EncodedSample, tokenizer_from_json
 from warren.data.manifest import dataset_folder, read_manifest
-from warren.data.stream import Encoding, Source, StreamSpec
+from warren.data.model_inputs import EncodedSample, tokenizer_from_json
+from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.models import TrainedTokenizer, build_model, freeze_all_but, inputs_of
 from warren.train.kernels import choose_attention
 from warren.train.objective import Objective, to_tensors
@@ -43,7 +43,7 @@ class Workload:
         freeze_all_but(self.model, self.stage.trainable)
         self.model.train()
         manifest = read_manifest(root, "mix@v1")
-        source = Source(dataset_folder(root, "mix@v1"), manifest, manifest.rows)
+        source = DatasetSource(dataset_folder(root, "mix@v1"), manifest, manifest.rows)
         encoding = Encoding(self.inputs, tokenizer.json, self.stage.max_length_tokens)
         window = self.stage.shuffle_window_samples
         self._spec = StreamSpec((source,), encoding, workload.BATCH, self.stage.seed, window, num_steps=steps)
@@ -166,7 +166,7 @@ def main(name: str, folder: Path, steps: int) -> None:
     if name != "padded":
         import torch.distributed as dist
 
-        from warren.cluster.laptop import free_port
+        from warren.testbed import free_port
 
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -1,7 +1,7 @@
 """What every contestant trains: the same weights on the same samples, with lengths mixed as in stage 2.
 
 Bunny's stage 2 at about a quarter of its size: 144 image tokens for 729, a context of 512 for 2,048, conversations from
-a few words to the whole context, one in ten without a picture. The decoder is Qwen2 with a head half as large as its
+a few words to the whole context, one in ten without an image. The decoder is Qwen2 with a head half as large as its
 body, as in Qwen1.5-0.5B, and a vocabulary of 32,768.
 """
 
@@ -93,16 +93,16 @@ def _samples() -> Iterator[Sample]:
         return " ".join(rng.choice(words, count))
 
     for number in range(SAMPLES):
-        with_picture = number % 10 != 0
-        most = 300 if with_picture else 420  # words; a little more than a token each
+        with_image = number % 10 != 0
+        most = 300 if with_image else 420  # words; a little more than a token each
         total = int(np.clip(rng.lognormal(np.log(50), 0.9), 8, most))
         asked = total // 3
-        mark = f"{IMAGE_MARK}\n" if with_picture else ""
+        mark = f"{IMAGE_MARK}\n" if with_image else ""
         turns = (Turn("user", mark + text(asked)), Turn("assistant", text(total - asked)))
-        yield Sample(f"mix-{number:05d}", (_picture(rng),) if with_picture else (), turns, "benchmarks/train")
+        yield Sample(f"mix-{number:05d}", (_image(rng),) if with_image else (), turns, "benchmarks/train")
 
 
-def _picture(rng: np.random.Generator) -> bytes:
+def _image(rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
     small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     small.resize((320, 240), Image.Resampling.BICUBIC).save(buffer, "JPEG")

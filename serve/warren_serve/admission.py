@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from warren_serve.auth import KeyRing
 from warren_serve.errors import ApiError, bad_request, overloaded, rate_limited
-from warren_serve.ratelimit import Accounts, Limits, Verdict
+from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
 
 # All else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
@@ -22,11 +22,11 @@ _VISIT = "visit"  # in the ASGI scope's state
 class SharedAccounts(Protocol):
     """`Accounts`, wherever they are kept."""
 
-    def enter(self, key: str, lease: str) -> Awaitable[Verdict]:
+    def enter(self, key: str, lease: str) -> Awaitable[RateLimitDecision]:
         """See `Accounts.enter`."""
         ...
 
-    def charge(self, key: str, lease: str, num_tokens: int) -> Awaitable[Verdict]:
+    def charge(self, key: str, lease: str, num_tokens: int) -> Awaitable[RateLimitDecision]:
         """See `Accounts.charge`."""
         ...
 
@@ -46,14 +46,14 @@ class OwnAccounts:
         limits: Of every key.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RateLimits) -> None:
         self._accounts = Accounts(limits)
 
-    async def enter(self, key: str, lease: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> RateLimitDecision:
         """See `Accounts.enter`."""
         return self._accounts.enter(key, lease)
 
-    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> RateLimitDecision:
         """See `Accounts.charge`."""
         return self._accounts.charge(key, lease, num_tokens)
 
@@ -73,7 +73,7 @@ class Visit:
         key: The key's digest, or `anonymous`.
     """
 
-    def __init__(self, key: str, accounts: SharedAccounts, limits: Limits) -> None:
+    def __init__(self, key: str, accounts: SharedAccounts, limits: RateLimits) -> None:
         self.key = key
         self._accounts, self._limits = accounts, limits
         self._lease: str | None = None
@@ -87,10 +87,10 @@ class Visit:
         """
         # Named before it is asked for: a request that is cancelled meanwhile closes it all the same.
         self._lease = uuid.uuid4().hex
-        verdict = await self._accounts.enter(self.key, self._lease)
-        if verdict.limit:
+        decision = await self._accounts.enter(self.key, self._lease)
+        if decision.limit:
             self._lease = None
-            raise _refusal(verdict, self._limits)
+            raise _refusal(decision, self._limits)
 
     async def charge(self, num_tokens: int) -> None:
         """Reserve what the request can use at most.
@@ -104,9 +104,9 @@ class Visit:
         if num_tokens > most:
             message = f"The request can use {num_tokens} tokens; a key may use {most} in a minute."
             raise bad_request(message, "token_budget_exceeded", "max_tokens")
-        verdict = await self._accounts.charge(self.key, self._lease, num_tokens)
-        if verdict.limit:
-            raise _refusal(verdict, self._limits)
+        decision = await self._accounts.charge(self.key, self._lease, num_tokens)
+        if decision.limit:
+            raise _refusal(decision, self._limits)
 
     def use(self, num_tokens: int) -> None:
         """Note what was in fact used; the rest goes back to the key."""
@@ -130,7 +130,7 @@ class Admission:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing, accounts: SharedAccounts, limits: Limits, max_requests: int
+        self, app: ASGIApp, keys: KeyRing, accounts: SharedAccounts, limits: RateLimits, max_requests: int
     ) -> None:
         self._app = app
         self._keys, self._accounts, self._limits = keys, accounts, limits
@@ -178,7 +178,7 @@ def _is_open(scope: Scope) -> bool:
     return scope["method"] == "OPTIONS" or path in _OPEN or path.startswith(_OPEN_FOLDER)
 
 
-def _refusal(verdict: Verdict, limits: Limits) -> ApiError:
-    most = getattr(limits, verdict.limit)
-    what = verdict.limit.replace("_", " ")
-    return rate_limited(f"A key may have {most} {what}; try again later.", math.ceil(verdict.wait_s))
+def _refusal(decision: RateLimitDecision, limits: RateLimits) -> ApiError:
+    most = getattr(limits, decision.limit)
+    what = decision.limit.replace("_", " ")
+    return rate_limited(f"A key may have {most} {what}; try again later.", math.ceil(decision.wait_s))

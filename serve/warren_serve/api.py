@@ -13,24 +13,24 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from warren_serve.admission import Admission, OwnAccounts, SharedAccounts, visit_of
-from warren_serve.backend import Piece
-from warren_serve.chat import Answer, TextAnswer
+from warren_serve.backend import ResponseChunk
 from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
-from warren_serve.gate import Gate
 from warren_serve.metrics import CONTENT_TYPE
+from warren_serve.middleware import RequestMiddleware
 from warren_serve.openapi import describe
 from warren_serve.pages import SlashBehindPrefix, page_routes
+from warren_serve.protocol import GenerationFields, parse_chat_request, parse_completion_request
+from warren_serve.responses import ChatResponse, CompletionResponse
 from warren_serve.service import ChatService
-from warren_serve.wire import GenerationFields, parse_chat_request, parse_completion_request
 
 T = TypeVar("T")
-Figures = Callable[[], Awaitable[bytes]]
+MetricsText = Callable[[], Awaitable[bytes]]
 
 
 class _Stream(StreamingResponse):
     """An answer as server-sent events; its slots are free whenever the response ends, also before it began."""
 
-    def __init__(self, answer: Answer, first: Piece | None) -> None:
+    def __init__(self, answer: ChatResponse, first: ResponseChunk | None) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(answer.events(first), media_type="text/event-stream", headers=headers)
         self._answer = answer
@@ -45,7 +45,7 @@ class _Stream(StreamingResponse):
 
 def create_api(
     service: ChatService,
-    figures: Figures | None = None,
+    figures: MetricsText | None = None,
     accounts: SharedAccounts | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
@@ -80,7 +80,7 @@ def create_api(
     if settings.web_page:
         app.add_middleware(SlashBehindPrefix)
     app.add_middleware(
-        Gate,
+        RequestMiddleware,
         max_body_bytes=settings.max_body_bytes,
         metrics=service.metrics,
         routes=[route for router in routers for route in router.routes],
@@ -117,7 +117,7 @@ def _health_routes(service: ChatService) -> APIRouter:
     return router
 
 
-def _metrics_routes(figures: Figures) -> APIRouter:
+def _metrics_routes(figures: MetricsText) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/metrics", summary="Figures in Prometheus' text format", response_class=PlainTextResponse)
@@ -159,25 +159,25 @@ def _chat_routes(service: ChatService) -> APIRouter:
 
     @router.post("/chat/completions", summary="Continue a conversation", response_model=None)
     async def chat_completions(request: Request) -> Response:
-        return await _answer(service, request, parse_chat_request, Answer)
+        return await _answer(service, request, parse_chat_request, ChatResponse)
 
     @router.post("/completions", summary="Continue a text", response_model=None)
     async def completions(request: Request) -> Response:
-        return await _answer(service, request, parse_completion_request, TextAnswer)
+        return await _answer(service, request, parse_completion_request, CompletionResponse)
 
     return router
 
 
 async def _answer(
-    service: ChatService, request: Request, parse: Callable[[bytes], GenerationFields], kind: type[Answer]
+    service: ChatService, request: Request, parse: Callable[[bytes], GenerationFields], kind: type[ChatResponse]
 ) -> Response:
     asked = parse(await _read_body(request, service.settings.body_timeout_s))
     _check_model(service, asked.model)
     if not service.backend.is_alive:
         raise unavailable("The engine does not run.")
     visit, deadline = visit_of(request.scope), service.deadline()
-    question = await _unless_gone(request, service.prepare(asked, visit, deadline))
-    answer = kind(service, question, visit, deadline)
+    engine_request = await _unless_gone(request, service.prepare(asked, visit, deadline))
+    answer = kind(service, engine_request, visit, deadline)
     if not asked.stream:
         return JSONResponse(await _unless_gone(request, answer.whole()))
     return _Stream(answer, await _unless_gone(request, answer.first()))

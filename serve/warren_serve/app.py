@@ -28,13 +28,13 @@ from warren.release import read_release, resolve_release
 from warren.storage import Location
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
-from warren_serve.backend import Piece, Question
-from warren_serve.cluster_metrics import ClusterFigures, Mirror
+from warren_serve.backend import EngineRequest, ResponseChunk
+from warren_serve.cluster_metrics import ClusterMetrics, Mirror
 from warren_serve.errors import RETRY_AFTER_S, ApiError
 from warren_serve.metrics import engine_registry
 from warren_serve.proxy import Disconnects
-from warren_serve.ratelimit import Accounts, Limits, Verdict
-from warren_serve.remote import RemoteAccounts, RemoteBackend, tell
+from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
+from warren_serve.remote import RemoteAccounts, RemoteBackend, notify
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
@@ -61,27 +61,27 @@ class EngineServer:
     def __init__(self, settings: Mapping[str, Any], accounts: DeploymentHandle | None = None) -> None:
         _log_as_serve_does()
         parsed = ServeSettings.parse(settings)
-        debit = partial(tell, accounts, "debit") if accounts else None
+        debit = partial(notify, accounts, "debit") if accounts else None
         self._backend = load_backend(parsed, _compute_threads(parsed), debit=debit)
         self._mirror = Mirror(engine_registry(self._backend.engine.stats))
 
-    async def answer(self, question: Question) -> AsyncGenerator[Piece | ApiError]:
+    async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk | ApiError]:
         """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way.
 
         A replica whose engine is gone ends with it, not when its health is next checked: never busy, it would be sent
         every request meanwhile. As it is, those that have no answer yet ask another one.
         """
-        pieces = self._backend.ask(question)
+        chunks = self._backend.ask(engine_request)
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
         except ApiError as error:
             if not self._backend.is_alive:
                 logger.error("the engine is gone, and this replica with it")
                 os._exit(1)
             yield error
         finally:
-            await pieces.aclose()
+            await chunks.aclose()
 
     def check_health(self) -> None:
         """Raise when the engine is dead, so that Serve replaces the replica.
@@ -106,17 +106,17 @@ class AccountsServer:
     """The accounts of all keys: one replica, on one event loop. Any change of `args` starts it anew, empty.
 
     Args:
-        limits: The fields of `Limits`.
+        limits: The fields of `RateLimits`.
     """
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
-        self._accounts = Accounts(Limits(**limits))
+        self._accounts = Accounts(RateLimits(**limits))
 
-    async def enter(self, key: str, lease: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> RateLimitDecision:
         """See `Accounts.enter`."""
         return self._accounts.enter(key, lease)
 
-    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> RateLimitDecision:
         """See `Accounts.charge`."""
         return self._accounts.charge(key, lease, num_tokens)
 
@@ -154,7 +154,7 @@ class IngressServer:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        figures = ClusterFigures(serve.get_replica_context().app_name)
+        figures = ClusterMetrics(serve.get_replica_context().app_name)
         api = create_api(self._service, figures.read, self._accounts, names_requests=False)
         api.add_middleware(Disconnects)
         return api

@@ -5,7 +5,7 @@
     JSON or events ◀── Answer ◀──────────── Piece, Piece, …
 
 What crosses it depends on no release: while one rolls in, any ingress replica may ask any engine replica. Tokens,
-templates and picture sizes belong to the engine's side, and every piece says which release made it.
+templates and image sizes belong to the engine's side, and every piece says which release made it.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from warren.inference import (
+    ChoiceDelta,
     Engine,
     EngineBusyError,
     EngineClosedError,
     EngineError,
     GenerationRequest,
-    Item,
     RequestRefusedError,
     TokenDelta,
     TokenStream,
-    gathered,
+    merge_streams,
 )
-from warren_serve.conversation import PromptBuilder
-from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import ApiError, bad_request, internal_error, overloaded, unavailable
+from warren_serve.image_decoder import ImageDecoder
+from warren_serve.prompt import PromptBuilder
+from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
-from warren_serve.wire import GenerationFields
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +45,22 @@ Debit = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
-class Question:
+class EngineRequest:
     """A request whose shape was checked.
 
     Attributes:
-        request: Its picture URLs are empty: `pictures` holds what they named.
-        pictures: Encoded, in the order of the request's image parts.
+        request: Its image URLs are empty: `images` holds what they named.
+        images: Encoded, in the order of the request's image parts.
         key: Whose tokens are counted; None where they are not.
     """
 
     request: GenerationFields
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
     key: str | None = None
 
 
 @dataclass(frozen=True)
-class Piece:
+class ResponseChunk:
     """Some tokens of an answer's choices, and what they are part of.
 
     Attributes:
@@ -70,7 +70,7 @@ class Piece:
         token_bytes: The bytes of every token that the deltas' log-probabilities name.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[ChoiceDelta, ...]
     num_prompt_tokens: int
     version: str
     token_bytes: Mapping[int, bytes] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Backend(Protocol):
         """Whether it takes questions."""
         ...
 
-    def ask(self, question: Question) -> AsyncGenerator[Piece]:
+    def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """Answer piece by piece; closing the generator frees the slots.
 
         Raises:
@@ -136,31 +136,31 @@ class LocalBackend:
         """Whether the engine runs."""
         return self.engine.is_alive
 
-    async def ask(self, question: Question) -> AsyncGenerator[Piece]:
+    async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """See `Backend.ask`."""
         loop = asyncio.get_running_loop()
-        threads = self._decoding if question.pictures else self._preparing
-        generation = await loop.run_in_executor(threads, self._generation, question)
-        pause_s = self._settings.stream_interval_s if question.request.stream else None
+        threads = self._decoding if engine_request.images else self._preparing
+        generation = await loop.run_in_executor(threads, self._generation, engine_request)
+        pause_s = self._settings.stream_interval_s if engine_request.request.stream else None
         streams: list[_CountedStream] = []
-        num_told, is_failed = 0, False
+        num_delivered, is_failed = 0, False
         # The asking side has its own deadline; this one holds when that side died.
         limit = loop.call_later(self._settings.request_timeout_s, _abort, streams)
         try:
-            for number in range(question.request.n):
+            for number in range(engine_request.request.n):
                 streams.append(_CountedStream(self.engine.submit(_with_own_seed(generation, number))))
-            async for items in gathered(streams, pause_s):
+            async for items in merge_streams(streams, pause_s):
                 for part in _parts(items):
-                    yield self._piece(part, generation)
-                    num_told += sum(len(delta.token_ids) for _, delta in part)
+                    yield self._chunk(part, generation)
+                    num_delivered += sum(len(delta.token_ids) for _, delta in part)
         except EngineError as error:
             is_failed = True
             raise _api_error(error) from None
         finally:
             limit.cancel()
             _abort(streams)
-            if question.key and streams and not is_failed:
-                self._charge(question.key, len(generation.prompt_ids), streams, num_told)
+            if engine_request.key and streams and not is_failed:
+                self._charge(engine_request.key, len(generation.prompt_ids), streams, num_delivered)
 
     def close(self) -> None:
         """Stop the engine; unfinished answers fail."""
@@ -169,20 +169,22 @@ class LocalBackend:
             threads.shutdown(wait=False, cancel_futures=True)
         self.decoder.close()
 
-    def _generation(self, question: Question) -> GenerationRequest:
-        return self.prompts.decode(self.prompts.plan(question.request), question.pictures, self.decoder)
+    def _generation(self, engine_request: EngineRequest) -> GenerationRequest:
+        return self.prompts.decode(self.prompts.prepare(engine_request.request), engine_request.images, self.decoder)
 
-    def _charge(self, key: str, num_prompt: int, streams: "Sequence[_CountedStream]", num_told: int) -> None:
+    def _charge(self, key: str, num_prompt: int, streams: "Sequence[_CountedStream]", num_delivered: int) -> None:
         """Charge what was generated for an asker who left before it was told; a prompt is told with the first piece."""
-        num_untold = sum(stream.num_tokens for stream in streams) - num_told + (0 if num_told else num_prompt)
-        if self._debit and num_untold:
-            self._debit(key, num_untold)
+        num_undelivered = (
+            sum(stream.num_tokens for stream in streams) - num_delivered + (0 if num_delivered else num_prompt)
+        )
+        if self._debit and num_undelivered:
+            self._debit(key, num_undelivered)
 
-    def _piece(self, items: tuple[Item, ...], generation: GenerationRequest) -> Piece:
+    def _chunk(self, items: tuple[ChoiceDelta, ...], generation: GenerationRequest) -> ResponseChunk:
         named = {one.token_id for _, delta in items for one in delta.logprobs}
         named |= {token for _, delta in items for one in delta.logprobs for token, _ in one.alternatives}
         token_bytes = {token: self.prompts.token_bytes(token) for token in named}
-        return Piece(items, len(generation.prompt_ids), self._version, token_bytes)
+        return ResponseChunk(items, len(generation.prompt_ids), self._version, token_bytes)
 
 
 class _CountedStream:
@@ -201,7 +203,7 @@ class _CountedStream:
         self._stream.abort()
 
 
-def _parts(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
+def _parts(items: tuple[ChoiceDelta, ...]) -> Iterator[tuple[ChoiceDelta, ...]]:
     """Cut what would be too long for one message, as the log-probabilities of a long answer."""
     num_logprobs = sum(1 + len(one.alternatives) for _, delta in items for one in delta.logprobs)
     if num_logprobs <= _MAX_LOGPROBS:

@@ -67,7 +67,7 @@ class Mirror:
         return self._gauges[name]
 
 
-class ClusterFigures:
+class ClusterMetrics:
     """What `/metrics` shows: the figures of every replica of one application, on every node; seconds old.
 
     Readers share one round of questions to the agents, and its result for some seconds: however many ask, and however

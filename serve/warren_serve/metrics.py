@@ -82,11 +82,11 @@ _ENGINE_GAUGES = {
     "kv_bytes": "Memory of the slots' keys and values",
     "kv_used_tokens": "Tokens held in slots",
     "kv_capacity_tokens": "Tokens that fit into the slots",
-    "image_cache_bytes": "Visual features kept for repeated pictures",
+    "image_cache_bytes": "Visual features kept for repeated images",
 }
 _ENGINE_COUNTERS = {
-    "image_cache_hits": "Pictures whose features were kept",
-    "image_cache_misses": "Pictures that were encoded",
+    "image_cache_hits": "Images whose features were kept",
+    "image_cache_misses": "Images that were encoded",
     "num_prompt_tokens": "Prompt tokens read",
     "num_generated_tokens": "Tokens generated",
     "num_finished": "Requests that ended by themselves",

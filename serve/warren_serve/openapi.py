@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from warren_serve.wire import ChatRequest, CompletionRequest, GenerationFields
+from warren_serve.protocol import ChatRequest, CompletionRequest, GenerationFields
 
 _ERROR = {
     "type": "object",

@@ -10,7 +10,7 @@ _MAX_IDLE_ACCOUNTS = 10_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class RateLimits:
     """Of every key alike; None is no limit.
 
     Attributes:
@@ -32,11 +32,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RateLimitDecision:
     """Whether something may go on.
 
     Attributes:
-        limit: Name of the limit that was reached, a field of `Limits`; empty for yes.
+        limit: Name of the limit that was reached, a field of `RateLimits`; empty for yes.
         wait_s: When to ask again.
     """
 
@@ -84,45 +84,45 @@ class Accounts:
         clock: Seconds that only grow.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: RateLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
 
-    def enter(self, key: str, lease: str) -> Verdict:
+    def enter(self, key: str, lease: str) -> RateLimitDecision:
         """Count one request and open its lease; a refused request costs nothing, and one that was closed is ignored."""
         now = self._clock()
         account = self._account(key, now)
         account.forget_what_ended(now)
         if lease in account.closed:
-            return Verdict()
+            return RateLimitDecision()
         most = self._limits.concurrent_requests
         if most is not None and len(account.leases) >= most:
-            return Verdict(1.0, "concurrent_requests")  # nobody knows when one of them ends
+            return RateLimitDecision(1.0, "concurrent_requests")  # nobody knows when one of them ends
         if rate := self._limits.requests_per_minute:
             full_at = max(account.requests_full_at_s, now) + _MINUTE_S / rate
             if full_at - now > _MINUTE_S + _ROUNDING_S:
-                return Verdict(full_at - now - _MINUTE_S, "requests_per_minute")
+                return RateLimitDecision(full_at - now - _MINUTE_S, "requests_per_minute")
             account.requests_full_at_s = full_at
         account.leases[lease] = _Lease(now + self._limits.lease_s)
-        return Verdict()
+        return RateLimitDecision()
 
-    def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
+    def charge(self, key: str, lease: str, num_tokens: int) -> RateLimitDecision:
         """Take tokens from the key's budget, all or none; what is not used comes back with `leave`."""
         if not (rate := self._limits.tokens_per_minute):
-            return Verdict()
+            return RateLimitDecision()
         now = self._clock()
         account = self._account(key, now)
         if lease in account.closed:
-            return Verdict()
+            return RateLimitDecision()
         full_at = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
         if full_at - now > _MINUTE_S + _ROUNDING_S:
-            return Verdict(full_at - now - _MINUTE_S, "tokens_per_minute")
+            return RateLimitDecision(full_at - now - _MINUTE_S, "tokens_per_minute")
         account.tokens_full_at_s = full_at
         # These accounts may be younger than the request: they are lost when their process is.
         opened = account.leases.setdefault(lease, _Lease(now + self._limits.lease_s))
         opened.num_charged_tokens += num_tokens
-        return Verdict()
+        return RateLimitDecision()
 
     def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
         """Close a lease and give back what was charged and not used. Harmless when repeated."""

@@ -12,9 +12,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from warren_serve.admission import OwnAccounts
-from warren_serve.backend import Piece, Question
+from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, overloaded, unavailable
-from warren_serve.ratelimit import Limits, Verdict
+from warren_serve.ratelimit import RateLimitDecision, RateLimits
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +43,18 @@ class RemoteBackend:
         """Whether questions are passed on. It says nothing about engines: there may rightly be none yet."""
         return not self._closed
 
-    async def ask(self, question: Question) -> AsyncGenerator[Piece]:
+    async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """See `Backend.ask`. A replica that dies before its first piece costs the client nothing but time."""
-        engines = self._by_grpc if _num_bytes(question) <= _MAX_GRPC_BYTES else self._by_object
+        engines = self._by_grpc if _num_bytes(engine_request) <= _MAX_GRPC_BYTES else self._by_object
         for attempt in range(1, _ATTEMPTS + 1):
             begun = False
-            pieces = engines.answer.remote(question)
+            chunks = engines.answer.remote(engine_request)
             try:
-                async for piece in pieces:
-                    if isinstance(piece, ApiError):
-                        raise piece
+                async for chunk in chunks:
+                    if isinstance(chunk, ApiError):
+                        raise chunk
                     begun = True
-                    yield piece
+                    yield chunk
                 return
             except ApiError:
                 raise
@@ -66,7 +66,7 @@ class RemoteBackend:
                     raise _api_error(error) from None
                 logger.warning("an engine is gone, asking another: %r", error)
             finally:
-                _cancel(pieces)  # frees the slots when the reader left; harmless after the end
+                _cancel(chunks)  # frees the slots when the reader left; harmless after the end
 
     def close(self) -> None:
         """Pass nothing on any more."""
@@ -81,59 +81,59 @@ class RemoteAccounts:
         limits: Of every key.
     """
 
-    def __init__(self, accounts: DeploymentHandle, limits: Limits) -> None:
+    def __init__(self, accounts: DeploymentHandle, limits: RateLimits) -> None:
         self._accounts = accounts
         self._own = OwnAccounts(limits)
         self._own_leases: set[str] = set()
 
-    async def enter(self, key: str, lease: str) -> Verdict:
+    async def enter(self, key: str, lease: str) -> RateLimitDecision:
         """See `Accounts.enter`."""
-        verdict = await self._ask("enter", key, lease)
-        if verdict is None:
-            verdict = await self._own.enter(key, lease)
-            self._note(lease, verdict)
-        return verdict
+        decision = await self._ask("enter", key, lease)
+        if decision is None:
+            decision = await self._own.enter(key, lease)
+            self._note(lease, decision)
+        return decision
 
-    async def charge(self, key: str, lease: str, num_tokens: int) -> Verdict:
+    async def charge(self, key: str, lease: str, num_tokens: int) -> RateLimitDecision:
         """See `Accounts.charge`."""
-        verdict = await self._ask("charge", key, lease, num_tokens)
-        if verdict is None:
-            verdict = await self._own.charge(key, lease, num_tokens)
-            self._note(lease, verdict)
-        return verdict
+        decision = await self._ask("charge", key, lease, num_tokens)
+        if decision is None:
+            decision = await self._own.charge(key, lease, num_tokens)
+            self._note(lease, decision)
+        return decision
 
     def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
         """See `Accounts.leave`. One that is lost on the way ends with its lease.
 
         The shared accounts are told in any case: they may have opened the lease although their answer never came.
         """
-        tell(self._accounts, "leave", key, lease, num_used_tokens)
+        notify(self._accounts, "leave", key, lease, num_used_tokens)
         if lease in self._own_leases:
             self._own_leases.remove(lease)
             self._own.leave(key, lease, num_used_tokens)
 
     def debit(self, key: str, num_tokens: int) -> None:
         """See `Accounts.debit`."""
-        tell(self._accounts, "debit", key, num_tokens)
+        notify(self._accounts, "debit", key, num_tokens)
 
-    async def _ask(self, method: str, *args: str | int) -> Verdict | None:
+    async def _ask(self, method: str, *args: str | int) -> RateLimitDecision | None:
         """Return the shared accounts' verdict; None where they do not answer."""
         try:
             async with asyncio.timeout(_ACCOUNTS_TIMEOUT_S):
-                verdict: Verdict = await _call(self._accounts, method, *args)
-                return verdict
+                decision: RateLimitDecision = await _call(self._accounts, method, *args)
+                return decision
         except (Exception, asyncio.CancelledError) as error:
             if _is_cancelled(error):
                 raise
             logger.warning("the shared accounts do not answer, counting here: %r", error)
             return None
 
-    def _note(self, lease: str, verdict: Verdict) -> None:
-        if not verdict.limit:
+    def _note(self, lease: str, decision: RateLimitDecision) -> None:
+        if not decision.limit:
             self._own_leases.add(lease)
 
 
-def tell(handle: DeploymentHandle, method: str, *args: Any) -> None:
+def notify(handle: DeploymentHandle, method: str, *args: Any) -> None:
     """Call a deployment's method and wait for nothing. What goes wrong is logged: callers are in a `finally`."""
     try:
         _call(handle, method, *args)
@@ -146,16 +146,16 @@ def _call(handle: DeploymentHandle, method: str, *args: Any) -> Any:
     return contextvars.Context().run(getattr(handle, method).remote, *args)
 
 
-def _cancel(pieces: DeploymentResponseGenerator[Any]) -> None:
+def _cancel(chunks: DeploymentResponseGenerator[Any]) -> None:
     try:
-        pieces.cancel()
+        chunks.cancel()
     except (Exception, asyncio.CancelledError) as error:  # it raises anew what the assignment to a replica raised
         logger.debug("nothing to cancel: %r", error)
 
 
-def _num_bytes(question: Question) -> int:
+def _num_bytes(engine_request: EngineRequest) -> int:
     """Return about how long a question is as a message."""
-    return sum(map(len, question.pictures)) + len(pickle.dumps(question.request))
+    return sum(map(len, engine_request.images)) + len(pickle.dumps(engine_request.request))
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from warren.data.inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
+from warren.data.model_inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError
 from warren.inference import (
@@ -24,16 +24,16 @@ from warren.release import Release, fetch_release
 from warren.storage.scratch import scratch_folder
 from warren_serve.admission import Visit
 from warren_serve.auth import KeyRing
-from warren_serve.backend import Backend, Debit, LocalBackend, Question
-from warren_serve.conversation import PromptBuilder, without_pictures
+from warren_serve.backend import Backend, Debit, EngineRequest, LocalBackend
 from warren_serve.errors import deadline_exceeded
-from warren_serve.fetching import ImageFetcher
+from warren_serve.image_fetcher import ImageFetcher
 from warren_serve.metrics import RequestMetrics, engine_registry, render
+from warren_serve.prompt import PromptBuilder, without_images
+from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
-from warren_serve.wire import GenerationFields
 
 if TYPE_CHECKING:
-    from warren.inference.vllm_engine import VllmEngine
+    from warren.inference.vllm_engine.engine import VllmEngine
 
 _PREPARING_THREADS = 2
 _WARM_UP_TOKENS = 4
@@ -68,8 +68,8 @@ class ChatService:
         """Return when a request that has arrived by now must be answered, on the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.request_timeout_s
 
-    async def prepare(self, request: GenerationFields, visit: Visit, deadline: float) -> Question:
-        """Check what needs no engine: counted and paid for first, then pictures are fetched and their headers read.
+    async def prepare(self, request: GenerationFields, visit: Visit, deadline: float) -> EngineRequest:
+        """Check what needs no engine: counted and paid for first, then images are fetched and their headers read.
 
         Raises:
             ApiError: 400; something in it cannot be used. 429; the key's tokens are used up. 504; the deadline came.
@@ -81,14 +81,14 @@ class ChatService:
         except TimeoutError:
             raise deadline_exceeded(self.settings.request_timeout_s) from None
 
-    async def _prepare(self, request: GenerationFields, visit: Visit) -> Question:
+    async def _prepare(self, request: GenerationFields, visit: Visit) -> EngineRequest:
         loop = asyncio.get_running_loop()
-        plan = await loop.run_in_executor(self._preparing, self._prompts.plan, request)
-        await visit.charge(len(plan.prompt_ids) + request.n * plan.sampling.max_new_tokens)
-        images = await self._fetcher.fetch_all(plan.images)
-        pictures = await loop.run_in_executor(self._preparing, self._prompts.pictures, images)
+        prompt = await loop.run_in_executor(self._preparing, self._prompts.prepare, request)
+        await visit.charge(len(prompt.prompt_ids) + request.n * prompt.sampling.max_new_tokens)
+        sources = await self._fetcher.fetch_all(prompt.images)
+        images = await loop.run_in_executor(self._preparing, self._prompts.read_images, sources)
         key = visit.key if self.settings.tokens_per_minute else None
-        return Question(without_pictures(request), pictures, key)
+        return EngineRequest(without_images(request), images, key)
 
     @property
     def max_context_tokens(self) -> int:
@@ -155,13 +155,13 @@ def _engine_of(
 ) -> "TransformersEngine | VllmEngine":
     if process:
         return TransformersEngine(folder, settings.engine_options, num_threads, process)
-    from warren.inference.vllm_engine import VllmEngine  # late: it takes torch along
+    from warren.inference.vllm_engine.engine import VllmEngine  # late: it takes torch along
 
     return VllmEngine(folder, settings.engine_options)
 
 
 def _warm_up(engine: "TransformersEngine | VllmEngine") -> None:
-    """Generate a few tokens about a grey picture, so that the first client waits for nothing that is lazy.
+    """Generate a few tokens about a grey image, so that the first client waits for nothing that is lazy.
 
     Raises:
         ReleaseError: The model fails on it.

@@ -12,7 +12,7 @@ from warren.config import Config
 from warren.data.images import MAX_PIXELS
 from warren.errors import ConfigError
 from warren.inference import EngineOptions
-from warren_serve.ratelimit import Limits
+from warren_serve.ratelimit import RateLimits
 
 _MIB = 1 << 20
 _DRAIN_MARGIN_S = 10.0
@@ -29,10 +29,10 @@ class ServeSettings(Config):
         engine: `transformers`, or `vllm` where it is installed (an extra with an environment of its own).
         num_slots: Requests that generate at the same time in one replica.
         max_context_tokens: Prompt and answer together; None for what the model allows.
-        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, pictures in proportion.
+        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, images in proportion.
         step_budget_tokens: The same while answers run, each of which counts as two; None for 96 on a CPU, and for no
             bound but the former on a GPU. Small keeps gaps between tokens short, large starts answers sooner.
-        image_cache_bytes: Visual features kept for repeated pictures.
+        image_cache_bytes: Visual features kept for repeated images.
         max_kv_bytes: Refuse to start with slots that need more.
         stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
         max_ongoing_requests: Requests that one engine replica takes at a time; None for a few more than its slots, so
@@ -43,7 +43,7 @@ class ServeSettings(Config):
         request_timeout_s: From the last byte of the request to the last of the answer.
         body_timeout_s: For the body to arrive.
         max_body_bytes: Counted as it arrives.
-        max_image_pixels: Width times height of one picture, checked before it is decoded.
+        max_image_pixels: Width times height of one image, checked before it is decoded.
         image_decode_timeout_s: CPU time that decoding a request's images may take; more is a 400.
         max_text_chars: Of all messages together, checked before they are tokenised.
         api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
@@ -52,11 +52,11 @@ class ServeSettings(Config):
         requests_per_minute: Of one key (of everybody together where no keys are asked for); None for no limit.
         tokens_per_minute: The same, prompts and answers together; reserved before work, the unused given back.
         max_concurrent_requests: Of one key at a time; more get 429.
-        image_hosts: Hosts that pictures may be fetched from: `host`, `host:port`, `*.domain`, or `*` for every public
+        image_hosts: Hosts that images may be fetched from: `host`, `host:port`, `*.domain`, or `*` for every public
             one. Empty: URLs are refused. Redirects are checked too.
-        image_networks: CIDR blocks that may be fetched from although they are not public, as of an own picture store.
-        image_fetch_timeout_s: For one picture, redirects included.
-        max_image_bytes: Of one fetched picture.
+        image_networks: CIDR blocks that may be fetched from although they are not public, as of an own image store.
+        image_fetch_timeout_s: For one image, redirects included.
+        max_image_bytes: Of one fetched image.
         cors_origins: Origins whose pages may call the endpoint from a browser; `*` for all. Empty: none.
         web_page: Serve a chat page at `/`; it asks for an API key where one is needed.
         num_cpus: Per engine replica, may be a fraction; its whole part bounds the compute threads.
@@ -171,9 +171,9 @@ class ServeSettings(Config):
         )
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RateLimits:
         """What one key may use."""
-        return Limits(
+        return RateLimits(
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             concurrent_requests=self.max_concurrent_requests,

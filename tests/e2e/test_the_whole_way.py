@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from warren.cluster.demo import Demo
 from warren.config import Recipe, load_config
 from warren.release import fetch_release, read_alias, release_folder
 from warren.storage import Location
+from warren.testbed.demo import Demo
 
 SLICE = [
     "ingest.limit_images=60",

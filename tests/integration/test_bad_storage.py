@@ -12,13 +12,13 @@ import pytest
 
 from factories import colour_sample, source_of, write_dataset
 from fault_proxy import Fault, FaultProxy
-from warren.cluster.laptop import S3Server
 from warren.data.batch import Cut
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec
 from warren.errors import ConflictError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
+from warren.testbed import S3Server
 
 MEGABYTE = 1 << 20
 
@@ -92,7 +92,7 @@ def test_after_the_deadline_the_place_is_named(
     proxy.faults.extend([Fault("error", ("GET", "HEAD"))] * 50)
     location = folder / "object"
     with pytest.raises(StorageError, match=rf"{folder}/object: no answer from {proxy.url} within 0.5 s"):
-        location.patiently(lambda: pq.read_table(location.key, filesystem=location.filesystem))
+        location.retrying(lambda: pq.read_table(location.key, filesystem=location.filesystem))
 
 
 def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:

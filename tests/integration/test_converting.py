@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bunny_oracle import checkpoint
-from warren.cluster.converting import main
+from warren.cli.convert import main
 from warren.models import load
 from warren.storage import Location
 

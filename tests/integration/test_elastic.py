@@ -16,15 +16,15 @@ import yaml
 
 from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
 from ray_nodes import RayNode
-from warren.cluster.chaos import compare
-from warren.cluster.laptop import RayHead
 from warren.config import Duration
 from warren.storage import Location
+from warren.testbed import RayHead
+from warren.testbed.chaos import compare
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.record import Run
 from warren.train.report import read_metrics
+from warren.train.run import Run
 
-STEPS = 450
+STEPS = 900  # enough for a node to start meanwhile
 STORE_BYTES = 200_000_000
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 

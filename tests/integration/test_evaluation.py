@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from factories import colour_sample, picture, tiny_model_config, tiny_recipe, write_dataset
-from warren.cluster.evaluation import evaluate, evaluations_of
-from warren.cluster.releasing import make_release
+from factories import colour_sample, make_image, tiny_model_config, tiny_recipe, write_dataset
+from warren.cluster.batch.evaluation import evaluate, evaluations_of
+from warren.cluster.serve.rollout import make_release
 from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.manifest import dataset_folder
 from warren.data.sample import IMAGE_MARK, Sample, Turn
@@ -19,7 +19,7 @@ from warren.models import build_model, inputs_of, save_model, train_tokenizer
 from warren.release import read_alias, read_release, release_folder
 from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
-from warren.train.record import Run
+from warren.train.run import Run
 
 pytestmark = pytest.mark.timeout(300)
 NUM_SAMPLES = 96
@@ -67,7 +67,7 @@ def hostile_samples() -> list[Sample]:
     second = (*turns, Turn("user", f"{IMAGE_MARK}\nand?"), Turn("assistant", "blue"))
     shown = (Turn("user", f"{IMAGE_MARK}?"), Turn("assistant", "red"))
     return [
-        Sample("second-question", (picture(),), second, "tests"),
+        Sample("second-question", (make_image(),), second, "tests"),
         Sample("no-image", (b"no image",), shown, "here.jpg"),
         Sample("too-long", (), (Turn("user", "what " * 999), Turn("assistant", "red")), "tests"),
     ]

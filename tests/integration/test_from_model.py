@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from bunny_oracle import checkpoint
 from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
-from warren.cluster.converting import main as convert
-from warren.cluster.training import train_stage
+from warren.cli.convert import main as convert
+from warren.cluster.train.stage import train_stage
 from warren.config import Duration, LoraConfig, Resources
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.errors import ConfigError, TrainingError
 from warren.models import load
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE
-from warren.train.record import Run
+from warren.train.run import Run
 
 ONE = Resources(num_workers=1, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=8)
 STAGE = tiny_stage(

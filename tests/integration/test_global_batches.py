@@ -10,17 +10,17 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from factories import colour_sample, picture, source_of, text_sample, write_dataset
-from warren.cluster.chaos import titled
-from warren.cluster.feeding import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from factories import colour_sample, make_image, source_of, text_sample, write_dataset
+from warren.cluster.train.run_dataset import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Resources
 from warren.data.batch import BatchPart
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
+from warren.testbed.chaos import titled
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.record import Run
+from warren.train.run import Run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
@@ -36,9 +36,9 @@ def consume(*share: Any) -> list[tuple[int, int, tuple[str, ...]]]:
 
 def stream(root: Location, tiny_inputs: tuple[Inputs, str]) -> StreamSpec:
     inputs, tokenizer = tiny_inputs
-    pictures = write_dataset(root, "d", [colour_sample(i) for i in range(60)])
+    images = write_dataset(root, "d", [colour_sample(i) for i in range(60)])
     texts = write_dataset(root, "t", [text_sample(i) for i in range(5)])
-    sources = (source_of(root, pictures), source_of(root, texts, samples_per_epoch=10))
+    sources = (source_of(root, images), source_of(root, texts, samples_per_epoch=10))
     return StreamSpec(sources, Encoding(inputs, tokenizer, 96), BATCH, seed=5, window_samples=24, epochs=2)
 
 
@@ -68,11 +68,11 @@ def test_batches_are_the_same_for_every_number_of_ranks_and_after_a_resume(
 ) -> None:
     if (short_plan == 0) != root.is_s3:
         pytest.skip("a planning task with S3, none with files: two of the four pairs are enough")
-    monkeypatch.setattr("warren.cluster.feeding._SHORT_PLAN_WINDOWS", short_plan)
+    monkeypatch.setattr("warren.cluster.train.run_dataset._SHORT_PLAN_WINDOWS", short_plan)
     spec = stream(root, tiny_inputs)
     run = Run(root / "runs" / "r")
     # Rows of several steps, so that a window's last row is shorter than the others.
-    monkeypatch.setattr("warren.cluster.feeding._ROW_BYTES", 2 * BATCH * (3 * 32 * 32 + 8 * 96))
+    monkeypatch.setattr("warren.cluster.train.run_dataset._ROW_BYTES", 2 * BATCH * (3 * 32 * 32 + 8 * 96))
     whole = batches(run, spec, 1)
     assert list(whole) == list(range(18))
     assert sorted(k for step in range(9) for k in whole[step]) == sorted(EPOCH)
@@ -124,9 +124,9 @@ def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_i
     disturb: Callable[[Any], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("warren.cluster.feeding._ROW_BYTES", 1)  # one step a row: the first comes early
+    monkeypatch.setattr("warren.cluster.train.run_dataset._ROW_BYTES", 1)  # one step a row: the first comes early
     turns = (Turn("user", IMAGE_MARK), Turn("assistant", "red"))
-    large = [Sample(f"s{i:05d}", (picture((i, 2 * i, 7), (2400, 2400)),), turns, "tests") for i in range(96)]
+    large = [Sample(f"s{i:05d}", (make_image((i, 2 * i, 7), (2400, 2400)),), turns, "tests") for i in range(96)]
     source = source_of(s3_root, write_dataset(s3_root, "large", large))
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), BATCH, seed=5, window_samples=32, epochs=1)
     shares = shares_of(Run(s3_root / "r"), spec, 2)

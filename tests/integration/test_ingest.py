@@ -15,7 +15,7 @@ import yaml
 
 import raw_pairs
 from cluster_fixtures import Cluster
-from warren.cluster.ingestion import ingest
+from warren.cluster.batch.ingestion import ingest
 from warren.config import IngestConfig
 from warren.data.manifest import Manifest, read_manifest
 from warren.errors import DataError, EmptyDatasetError, QuarantineError, root_cause
@@ -27,7 +27,7 @@ GOOD = 240
 
 @pytest.fixture(scope="module")
 def source(s3_server: Any, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> IngestConfig:
-    """LLaVA JSON and its pictures in S3: 60 shards."""
+    """LLaVA JSON and its images in S3: 60 shards."""
     local = tmp_path_factory.mktemp("raw")
     config = raw_pairs.write_bunny_json(local, 8)
     for path in (local / "images").iterdir():
@@ -115,7 +115,7 @@ def test_too_many_bad_samples_publish_nothing_and_can_be_mended(
     assert files(folder) == files(whole)
 
 
-def test_hugging_face_datasets_read_it_with_pictures(whole: Path, tmp_path: Path) -> None:
+def test_hugging_face_datasets_read_it_with_images(whole: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     found = datasets.load_dataset(str(whole), split="train", cache_dir=str(tmp_path))
     assert len(found) == GOOD

@@ -16,8 +16,8 @@ from ray.util import placement_group_table
 from ray.util.state import list_actors
 
 from factories import colour_sample, write_dataset
-from warren.cluster.chaos import titled
 from warren.storage import Location
+from warren.testbed.chaos import titled
 
 DRIVER = """
 import json, os

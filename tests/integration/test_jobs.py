@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from factories import picture
-from warren.cluster.cli import run_job
+from factories import make_image
+from warren.cli.job import run_job
 from warren.storage import Location
 
 CONFIG_ERRORS: list[tuple[str, list[str], dict[str, str], str]] = [
@@ -125,15 +125,15 @@ def test_a_job_that_fails_has_the_status_failed(repository: Path, ray_cluster: A
     assert "error: no dataset 'none@v1'" in client.get_job_logs("fails")
 
 
-def test_an_unreadable_picture_stops_the_ingest_and_nothing_is_complete(
+def test_an_unreadable_image_stops_the_ingest_and_nothing_is_complete(
     repository: Path, ray_cluster: Any, tmp_path: Path
 ) -> None:
     for split in ("train", "test"):
         (tmp_path / "raw" / split / "images").mkdir(parents=True)
         rows = [["what color is the circle?", "red", 0], ["what color is the circle?", "blue", 1]]
         (tmp_path / "raw" / split / "questions.json").write_text(json.dumps(rows))
-        (tmp_path / "raw" / split / "images" / "0.png").write_bytes(picture())
-        (tmp_path / "raw" / split / "images" / "1.png").write_bytes(picture()[:70])
+        (tmp_path / "raw" / split / "images" / "0.png").write_bytes(make_image())
+        (tmp_path / "raw" / split / "images" / "1.png").write_bytes(make_image()[:70])
     store = tmp_path / "store"
     arguments = ["--set", f"ingest.path={tmp_path / 'raw'}"]
     environment = {**ray_cluster.driver_env, "WARREN_STORAGE": str(store)}

@@ -8,13 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from warren.cluster.laptop import S3Server
 from warren.errors import ServiceError
+from warren.testbed import S3Server
 
 _START = """
 import sys, time
 from pathlib import Path
-from warren.cluster.laptop import S3Server
+from warren.testbed import S3Server
 with S3Server(Path(sys.argv[1])) as server:
     print(server._process.pid, flush=True)
     time.sleep(300)

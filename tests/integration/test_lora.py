@@ -10,10 +10,10 @@ from factories import colour_sample, tiny_model_config, tiny_stage
 from ranks import run_on_ranks
 from warren.config import LoraConfig, Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer
 from warren.models.adapters import is_adapter
-from warren.train.engine import Engine, to_universal
+from warren.train.engine import TrainingEngine, to_universal
 from warren.train.objective import Objective, to_tensors
 
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
@@ -51,7 +51,7 @@ class Rank:
         add_adapters(model, LORA, seed=1)
         freeze_all_but(model, STAGE.trainable)
         resources = Resources(num_workers=world_size, zero_stage=zero_stage, micro_batch_size=2)
-        self.engine = Engine(Objective(model.train(), inputs), STAGE, resources, cut, STEPS, **options)
+        self.engine = TrainingEngine(Objective(model.train(), inputs), STAGE, resources, cut, STEPS, **options)
 
     def train(self, steps: int) -> list[float]:
         losses = []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from documented_commands import documented_commands
-from factories import COLOURS, picture
+from factories import COLOURS, make_image
 from warren.release import read_alias
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
@@ -28,7 +28,7 @@ def write_birds(folder: Path) -> None:
         rows = []
         for number in numbers:
             name = names[number % len(names)]
-            (folder / f"{number}.png").write_bytes(picture(COLOURS[name]))
+            (folder / f"{number}.png").write_bytes(make_image(COLOURS[name]))
             rows.append(f"{number}.png,a {name} bird\n")
         (folder / f"{table}.csv").write_text("image,caption\n" + "".join(rows))
 

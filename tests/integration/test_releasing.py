@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from factories import colour_sample, tiny_recipe, write_dataset
-from warren.cluster.cli import run_job
-from warren.cluster.evaluation import evaluations_of, identify
+from warren.cli.job import run_job
+from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
 from warren.evaluate.report import Evaluation
@@ -22,7 +22,7 @@ from warren.inference.testing import save_random_model
 from warren.release import publish, read_alias
 from warren.storage import FileEntry, Location, digest_file
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
-from warren.train.record import Run
+from warren.train.run import Run
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 KEY = "sk-operator"

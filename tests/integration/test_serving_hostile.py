@@ -202,7 +202,9 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
     (pid,) = engine_pids()
     replica = psutil.Process(pid)
     children = replica.children()  # the engine's, and those that decode images
-    (engine,) = [child for child in children if "warren.inference.worker" in " ".join(child.cmdline())]
+    (engine,) = [
+        child for child in children if "warren.inference.transformers_engine.worker" in " ".join(child.cmdline())
+    ]
     stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
     told = [next(stream) for _ in range(5)]
     assert told

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from store_contract import StoreContract
-from warren.cluster.laptop import S3Server
 from warren.errors import AccessDeniedError, BucketNotFoundError, NotFoundError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
+from warren.testbed import S3Server
 
 
 class TestS3(StoreContract):

@@ -14,15 +14,15 @@ import httpx
 import pytest
 from ray.util import placement_group_table
 
-from factories import colour_sample, picture, tiny_recipe, tiny_stage, write_dataset
-from warren.cluster.chaos import compare, titled
-from warren.cluster.training import train_stage
+from factories import colour_sample, make_image, tiny_recipe, tiny_stage, write_dataset
+from warren.cluster.train.stage import train_stage
 from warren.config import Duration, Recipe, Resources
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CheckpointError, NotFoundError, QuarantineError
 from warren.storage import Location
+from warren.testbed.chaos import compare, titled
 from warren.train.checkpoint import METRICS_FILE
-from warren.train.record import Run
+from warren.train.run import Run
 
 RESOURCES = Resources(
     num_workers=2, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=2, max_failures=1
@@ -68,7 +68,7 @@ class Killer(threading.Thread):
 DRIVER = """
 import sys
 import ray
-from warren.cluster.training import train_stage
+from warren.cluster.train.stage import train_stage
 from warren.config import Recipe, Resources
 from warren.storage import Location
 
@@ -202,7 +202,7 @@ def test_finetune_starts_from_the_last_checkpoint_of_pretrain(tmp_path: Path) ->
 def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(s3_root: Location) -> None:
     datasets(s3_root)
     turns = (Turn("user", IMAGE_MARK), Turn("assistant", "red"))
-    bad = [Sample(f"bad-{i}", (picture()[:50],), turns, f"bad-{i}.png") for i in range(8)]
+    bad = [Sample(f"bad-{i}", (make_image()[:50],), turns, f"bad-{i}.png") for i in range(8)]
     write_dataset(s3_root, "mixed", [*bad, *(colour_sample(i, caption=True) for i in range(56))])
     stage = tiny_stage("mixed@v1", template="plain", max_quarantined_fraction=0.05)
     with pytest.raises(QuarantineError, match=r"of 64 samples cannot be used.*bad-\d.*cannot be decoded"):

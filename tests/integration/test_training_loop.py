@@ -18,10 +18,10 @@ import pytest
 from factories import colour_sample, tiny_model_config, tiny_stage, write_dataset
 from train_processes import ProcessEndedError, Training, scratch
 from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.sample import Sample, Turn
 from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
-from warren.train.damage import newest_intact
+from warren.train.damaged_checkpoints import newest_intact
 from warren.train.optimization import cosine_schedule
 
 STEPS = 6
@@ -274,17 +274,17 @@ def count_steps(loop: Any, model: Any, rank: int, scratch: Path | None = None) -
     loop.on_step = count
 
 
-def give_way(loop: Any, model: Any, rank: int) -> None:
+def note_stopped(loop: Any, model: Any, rank: int) -> None:
     import warren.train.loop
 
     warren.train.loop._ASK_EVERY_S = 0.0
     asked = itertools.count()
-    loop.gives_way = lambda: next(asked) == 2
+    loop.must_stop = lambda: next(asked) == 2
 
 
 def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training) -> None:
     [whole, *_] = training.train(2)
-    pushed = replace(training, name="pushed", prepare=give_way)
+    pushed = replace(training, name="pushed", prepare=note_stopped)
     [short, *_] = pushed.train(2)
     assert len(short) == 3
     assert pushed.run.checkpoints.steps() == [3]
@@ -300,7 +300,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     training = replace(training, zero_stage=zero_stage, micro_batch_size=1)
     [whole, *_] = training.train(after)
-    resized = replace(training, name="resized", prepare=give_way)
+    resized = replace(training, name="resized", prepare=note_stopped)
     resized.train(before)
     [resumed, *_] = replace(resized, prepare=None).train(after)
     assert len(resumed) == STEPS
@@ -355,7 +355,7 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
     found: dict[str, list[float]] = {"in_recompute": [], "after_backward": [], "timeouts_s": []}
     for block in model.model.language_model.layers:
         block.mlp.down_proj.register_forward_pre_hook(lambda *_: found["in_recompute"].append(whole()))
-    forward_backward, watch = engine.Engine.forward_backward, loop._watch
+    forward_backward, watch = engine.TrainingEngine.forward_backward, loop._watch
 
     def counted(self: Any, *args: Any) -> Any:
         share = forward_backward(self, *args)
@@ -368,7 +368,7 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
         found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
         (folder / f"{rank}.json").write_text(json.dumps(found))
 
-    engine.Engine.forward_backward, loop._watch = counted, note
+    engine.TrainingEngine.forward_backward, loop._watch = counted, note
 
 
 def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(

@@ -11,7 +11,7 @@ from factories import colour_sample, text_sample, tiny_model_config, tiny_stage
 from ranks import run_on_ranks
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
-from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
+from warren.data.model_inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.packing import Packing
 from warren.models import build_model, train_tokenizer
 
@@ -20,13 +20,13 @@ TEXTS = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
 
 def train(rank: int, world_size: int, steps: list[list[BatchPart]], inputs: Inputs) -> list[tuple[float, float]]:
     from warren.train import objective
-    from warren.train.engine import Engine
+    from warren.train.engine import TrainingEngine
 
     model = build_model(tiny_model_config(), train_tokenizer(TEXTS, 320), seed=1)
     objective._MIN_ROWS, objective._MAX_LOGITS = 20, 0  # a text-only rank's loss is then taken in pieces
     resources = Resources(num_workers=world_size, zero_stage=3, micro_batch_size=4)
     stage = tiny_stage("d@v1", warmup_fraction=0.0)
-    engine = Engine(objective.Objective(model, inputs), stage, resources, Cut(world_size, 2), num_steps=10)
+    engine = TrainingEngine(objective.Objective(model, inputs), stage, resources, Cut(world_size, 2), num_steps=10)
     found = []
     for parts in steps:
         part, share = parts[rank], torch.zeros(())
@@ -51,10 +51,10 @@ def test_a_rank_with_text_only_neither_hangs_the_others_nor_changes_the_gradient
     inputs, text = tiny_inputs
     samples = [*(text_sample(i, words=9) for i in range(4)), *(colour_sample(i) for i in range(4))]
     encoded = [inputs.encode_sample(sample, tokenizer_from_json(text), 96) for sample in samples]
-    texts, pictures = encoded[:4], encoded[4:]
+    texts, images = encoded[:4], encoded[4:]
     total = sum(sample.num_supervised_tokens for sample in encoded)
     cuts = [Cut(2, 2), Cut(2, 2, Packing(2, 200)), Cut(2, 1)]  # two micro-batches, packed into one, one
-    on_two = [[share_of(0, pictures, cut, total), share_of(1, texts, cut, total)] for cut in cuts]
+    on_two = [[share_of(0, images, cut, total), share_of(1, texts, cut, total)] for cut in cuts]
     assert not any(len(micro.pixels) for _, part in on_two for micro in part.micro_batches)
     assert any(micro.is_packed for micro in on_two[1][1].micro_batches)
     on_one: list[list[Any]] = [cut_global_batch(0, 0, encoded, [], Cut(1, 2), 1, 32)] * 3

@@ -6,7 +6,7 @@ from warren.config.mixture import MixtureComponent
 from warren.config.model import (
     LanguageModelConfig,
     ModelConfig,
-    Part,
+    ModelPart,
     ProjectorConfig,
     TokenizerConfig,
     VisionTowerConfig,
@@ -42,8 +42,8 @@ __all__ = [
     "LoraConfig",
     "MixtureComponent",
     "ModelConfig",
+    "ModelPart",
     "OnResume",
-    "Part",
     "ProjectorConfig",
     "Recipe",
     "ReleaseConfig",

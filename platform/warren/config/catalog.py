@@ -33,7 +33,7 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Tower:
+class CatalogTower:
     """A vision tower that recipes may name."""
 
     family: str
@@ -89,16 +89,16 @@ _SO400M = {
     "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 
-TOWERS: dict[str, Tower] = {
-    "siglip-so400m-384": Tower("siglip", "google/siglip-so400m-patch14-384", _SO400M),
-    "siglip2-so400m-384": Tower("siglip", "google/siglip2-so400m-patch14-384", _SO400M),
-    "clip-l-336": Tower("clip", "openai/clip-vit-large-patch14-336", {
+TOWERS: dict[str, CatalogTower] = {
+    "siglip-so400m-384": CatalogTower("siglip", "google/siglip-so400m-patch14-384", _SO400M),
+    "siglip2-so400m-384": CatalogTower("siglip", "google/siglip2-so400m-patch14-384", _SO400M),
+    "clip-l-336": CatalogTower("clip", "openai/clip-vit-large-patch14-336", {
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
         "image_size": 336, "patch_size": 14, "projection_dim": 768}),
-    "eva02-clip-l-336": Tower("eva-clip", "QuanSun/EVA-CLIP/EVA02_CLIP_L_336_psz14_s6B.pt", {
+    "eva02-clip-l-336": CatalogTower("eva-clip", "QuanSun/EVA-CLIP/EVA02_CLIP_L_336_psz14_s6B.pt", {
         "hidden_size": 1024, "intermediate_size": 2730, "num_hidden_layers": 24, "num_attention_heads": 16,
         "image_size": 336, "patch_size": 14}),
-    "dinov2-small": Tower("dinov2", "facebook/dinov2-small", {
+    "dinov2-small": CatalogTower("dinov2", "facebook/dinov2-small", {
         "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}),
 }  # fmt: skip
 

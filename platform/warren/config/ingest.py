@@ -20,7 +20,7 @@ class ColumnsConfig(Config):
         "answer": ("caption", "conversations"),
     }
 
-    image: str | None = "image"  # also "images", where there is no "image"; None: there are no pictures
+    image: str | None = "image"  # also "images", where there is no "image"; None: there are no images
     caption: str | None = None
     conversations: str | None = None
     question: str | None = None  # with `answer`
@@ -48,7 +48,7 @@ class IngestConfig(Config):
         source: Format of the raw pairs.
         path: A file, a folder, or a pattern with `*` or `{a,b}`, in S3 or on a file system that every node sees. None
             takes easy-vqa's own package.
-        images: Folder or S3 prefix that relative picture paths start from; None takes the folder of `path`.
+        images: Folder or S3 prefix that relative image paths start from; None takes the folder of `path`.
         name: Name of the dataset; easy-vqa has names of its own.
         licence: Written into the manifest and the data card; so is `origin`, where the pairs came from.
         columns: For `parquet` and `table`; for JSON records with fields of other names than the usual ones.
@@ -56,7 +56,7 @@ class IngestConfig(Config):
         add_image_marks: Put marks in front of the first question of a conversation that has images and marks none.
         system_turns: `keep` trains with a conversation's system text in place of the template's, `drop` leaves it out.
         download_deadline_s: What the downloads of one sample may take in all; then it is quarantined.
-        max_pixels: Larger pictures are quarantined before they are decoded.
+        max_pixels: Larger images are quarantined before they are decoded.
         max_characters: Longer conversations are quarantined.
         exif_orientation: `apply` turns images as their EXIF data say; `ignore` takes them as stored, as Bunny does.
         alpha: `white` and `black` put transparent images on that colour; `drop` takes the colours that transparency

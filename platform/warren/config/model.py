@@ -9,7 +9,7 @@ from warren.config.catalog import BACKBONES, TOWERS, check_template, entry
 from warren.config.layers import Config, Replaces
 from warren.config.resume import OnResume
 
-Part = Literal["vision_tower", "projector", "language_model"]
+ModelPart = Literal["vision_tower", "projector", "language_model"]
 
 
 class VisionTowerConfig(Config):

@@ -8,7 +8,7 @@ from warren.config.catalog import check_template
 from warren.config.ingest import IngestConfig
 from warren.config.layers import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
-from warren.config.model import ModelConfig, Part
+from warren.config.model import ModelConfig, ModelPart
 from warren.config.names import DatasetReference, Name
 from warren.config.resume import OnResume
 from warren.errors import ConfigError
@@ -73,7 +73,7 @@ class StageConfig(Config):
     dataset: DatasetReference | None = None  # the short form of `datasets: [{name: …}]`
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
-    trainable: tuple[Part, ...] = ("projector",)
+    trainable: tuple[ModelPart, ...] = ("projector",)
     lora: LoraConfig | None = None  # None: the parts in `trainable` are trained whole
     duration: Annotated[Duration, OnResume.SCHEDULE] = Duration(epochs=1)
     global_batch_size: int = PositiveInt
@@ -97,7 +97,7 @@ class StageConfig(Config):
 
     @field_validator("trainable")
     @classmethod
-    def _something_trains(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _something_trains(cls, parts: tuple[ModelPart, ...]) -> tuple[ModelPart, ...]:
         if not parts or len(set(parts)) != len(parts):
             raise ValueError("name each part to train once: vision_tower, projector, language_model")
         return parts
@@ -132,9 +132,9 @@ class EvaluateConfig(Config):
 
     Attributes:
         metric: `exact_match` compares what the model writes with the first answer. `choice` asks which of `num_choices`
-            answers the picture makes likelier than a blank one, most of all: the true one and those of the samples that
+            answers the image makes likelier than a blank one, most of all: the true one and those of the samples that
             follow it in the dataset.
-        shuffled_images: The control: every question is asked about another sample's picture.
+        shuffled_images: The control: every question is asked about another sample's image.
         limit_samples: Ask no more than so many: the first ones, or those that `sample_seed` draws.
         sample_seed: Draws `limit_samples` samples from the whole dataset; the same seed draws the same.
         max_quarantined_fraction: Share of the samples that may be left out because they cannot be asked.

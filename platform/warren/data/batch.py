@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from warren.data.images import write_pixels
-from warren.data.inputs import EncodedSample
+from warren.data.model_inputs import EncodedSample
 from warren.data.packing import Cut, Sequences, lay_out
 from warren.data.template import IGNORED
 
@@ -114,7 +114,7 @@ def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
 
     Returns:
         `headers`: JSON, with the tensors' shapes. `tokens`: the int32 tensors of a share, one behind the other.
-        `pixels`: the same of the pictures.
+        `pixels`: the same of the images.
     """
     headers = pa.array([[part._header() for part in parts]], pa.list_(pa.string()))
     tokens = pa.array([[part._tokens() for part in parts]], pa.list_(pa.large_binary()))
@@ -190,8 +190,8 @@ def cut_global_batch(
 
     def share(mine: list[Sequences]) -> tuple[MicroBatch, ...]:
         groups = [[[samples[i] for i in sequence] for sequence in group] for group in mine]
-        counts = [sum(len(s.pictures) for sequence in group for s in sequence) for group in groups]
-        # One array for all pictures of a share: it is what travels, so nothing is copied on the way to Arrow.
+        counts = [sum(len(s.images) for sequence in group for s in sequence) for group in groups]
+        # One array for all images of a share: it is what travels, so nothing is copied on the way to Arrow.
         pixels = np.empty((sum(counts), 3, image_size_px, image_size_px), dtype=np.uint8)
         ends = itertools.accumulate(counts)
         return tuple(
@@ -223,7 +223,7 @@ def cut_global_batch(
 
 
 def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, pixels: np.ndarray) -> MicroBatch:
-    """Lay sequences out as tensors; `pixels` is the place for their pictures."""
+    """Lay sequences out as tensors; `pixels` is the place for their images."""
     length = max((sum(len(sample.input_ids) for sample in sequence) for sequence in sequences), default=0)
     input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int32)
     labels = np.full((len(sequences), length), IGNORED, dtype=np.int32)
@@ -237,7 +237,7 @@ def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, pi
             start = end
             samples.append(sample)
             numbers.append(number)
-    write_pixels([picture for sample in samples for picture in sample.pictures], pixels)
+    write_pixels([image for sample in samples for image in sample.images], pixels)
     return MicroBatch(
         input_ids=input_ids,
         labels=labels,

@@ -13,7 +13,7 @@ from warren.storage import Location
 CARD = "README.md"
 _PLOT = "card.png"
 _TITLES = {
-    "longer_side_px": ("pictures by longer side", "px"),
+    "longer_side_px": ("images by longer side", "px"),
     "characters": ("samples by length of text", "characters"),
     "questions": ("samples by number of questions", "user turns"),
 }

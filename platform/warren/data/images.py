@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from warren.data.grey import DEEP_MODES, to_8_bits
+from warren.data.grey_images import DEEP_MODES, to_8_bits
 from warren.errors import BadSampleError, ConfigError
 
 # Pillow's own limit would be a second owner of `max_pixels`; every size is checked here before pixels are decoded.
@@ -18,7 +18,7 @@ Image.MAX_IMAGE_PIXELS = None
 MAX_PIXELS = 64_000_000
 """Larger images of unknown origin are refused before they are decoded: a few bytes can claim gigapixels."""
 MAX_SIDE_PX = 65_535
-"""Longer pictures are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
+"""Longer images are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
 
 MAX_JPEG_SCANS = 100
 """JPEGs with more are refused: encoders write about ten, and one of no bytes costs as much as one of a megabyte."""
@@ -28,7 +28,7 @@ _JPEG_START, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 
 Resize = Literal["stretch", "crop", "crop_even"]
-"""How a picture that is no square is brought to one, always bicubic.
+"""How an image that is no square is brought to one, always bicubic.
 
 `stretch` ignores the aspect: SigLIP's processor. `crop` scales the shortest side and cuts the middle out; half of an
 odd surplus is rounded down: transformers' CLIPImageProcessor. `crop_even` rounds it to the even number: torchvision's
@@ -38,14 +38,14 @@ CenterCrop, which EVA-CLIP's processor is made of.
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pictures become the vision tower's input.
+    """How images become the vision tower's input.
 
     Attributes:
         size_px: Height and width of the result.
         mean: Per channel, of values in [0, 1].
         std: Per channel, of values in [0, 1].
         padding: Pad to a square with the mean colour first, as Bunny's stage 2 does; `resize` then only scales.
-        resize: What is done with a picture that is no square.
+        resize: What is done with an image that is no square.
     """
 
     size_px: int
@@ -78,9 +78,9 @@ class ImageSpec:
 def decode_image(
     data: bytes, max_pixels: int | None = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Decode a picture to RGB as it is stored: alpha is dropped and EXIF orientation ignored, as Bunny was trained.
+    """Decode an image to RGB as it is stored: alpha is dropped and EXIF orientation ignored, as Bunny was trained.
 
-    Grey images of more than 8 bits are scaled to 8 bits (`warren.data.grey`).
+    Grey images of more than 8 bits are scaled to 8 bits (`warren.data.grey_images`).
 
     Args:
         data: The encoded image.
@@ -88,7 +88,7 @@ def decode_image(
         formats: Formats that it may have, in Pillow's names; None for all.
 
     Raises:
-        BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no picture at all.
+        BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no image at all.
     """
     if not data:
         raise BadSampleError("the image is empty (0 bytes)")
@@ -126,7 +126,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """Resize an RGB picture of any size and aspect to `size_px` × `size_px`, as the vision tower sees it."""
+    """Resize an RGB image of any size and aspect to `size_px` × `size_px`, as the vision tower sees it."""
     if spec.padding:
         return _scale(_pad_to_square(image, spec), (spec.size_px, spec.size_px))
     if spec.resize == "stretch":
@@ -135,7 +135,7 @@ def to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def write_pixels(squares: Sequence[Image.Image], target: np.ndarray) -> None:
-    """Write RGB pictures of one size as pixels, channels first.
+    """Write RGB images of one size as pixels, channels first.
 
     Band by band through Pillow: a third of the time that NumPy takes to turn interleaved channels around.
 
@@ -148,7 +148,7 @@ def write_pixels(squares: Sequence[Image.Image], target: np.ndarray) -> None:
 
 
 def to_pixels(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Resize an RGB picture of any size and aspect for the vision tower.
+    """Resize an RGB image of any size and aspect for the vision tower.
 
     Returns:
         uint8 (3, size_px, size_px). Normalising happens on the training device: bytes travel four times lighter.
@@ -163,10 +163,10 @@ def _scale(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """Centre a picture on a square of the mean colour.
+    """Centre an image on a square of the mean colour.
 
     The square of a thin strip can be gigapixels. Beyond `MAX_PIXELS` the longer side is scaled to `size_px` before the
-    shorter one is padded: the pixels are the same for wide pictures, and within rounding for tall ones.
+    shorter one is padded: the pixels are the same for wide images, and within rounding for tall ones.
     """
     side = max(image.size)
     width, height = side, side

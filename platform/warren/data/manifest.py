@@ -18,7 +18,7 @@ ABOUT = "about.json"
 """Licence and origin as they are known today; the manifest has them as they were when the dataset was made."""
 _FORMAT = 1
 _TEXT_COLUMNS = ("key", "images.list.element.path", "turns.list.element.role", "turns.list.element.text", "source")
-# Pictures are compressed already.
+# Images are compressed already.
 _COMPRESSION: dict[str, Any] = {**dict.fromkeys(_TEXT_COLUMNS, "zstd"), "images.list.element.bytes": "none"}
 
 

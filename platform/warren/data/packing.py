@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Sequences = list[list[int]]
 """The sequences of one micro-batch, each a list of sample numbers."""
-Layout = list[list[Sequences]]
+BatchLayout = list[list[Sequences]]
 """Per rank, its micro-batches."""
 
 _FOLD = 4
@@ -53,14 +53,14 @@ class Cut:
         return cls(world_size, -(-global_batch_size // (world_size * micro_batch_size)), packing)
 
 
-def lay_out(lengths: Sequence[int], cut: Cut) -> Layout:
+def lay_out(lengths: Sequence[int], cut: Cut) -> BatchLayout:
     """Lay samples of the given lengths out; the same lengths give the same layout."""
     if cut.packing is None or not lengths:
         return _one_a_sequence(lengths, cut)
     return _packed(lengths, cut.world_size, cut.packing)
 
 
-def _one_a_sequence(lengths: Sequence[int], cut: Cut) -> Layout:
+def _one_a_sequence(lengths: Sequence[int], cut: Cut) -> BatchLayout:
     """Deal samples out longest first, each to the lightest micro-batch that has room (ties to the first)."""
     num_bins = cut.world_size * cut.num_micro_batches
     capacity = -(-len(lengths) // num_bins)
@@ -74,7 +74,7 @@ def _one_a_sequence(lengths: Sequence[int], cut: Cut) -> Layout:
     return [bins[rank * per_rank : (rank + 1) * per_rank] for rank in range(cut.world_size)]
 
 
-def _packed(lengths: Sequence[int], world_size: int, packing: Packing) -> Layout:
+def _packed(lengths: Sequence[int], world_size: int, packing: Packing) -> BatchLayout:
     longest = max(lengths)
     capacity = max(longest, min(packing.sequence_tokens, _FOLD * longest))
     room = max(1, packing.num_sequences * packing.sequence_tokens // capacity)
@@ -84,7 +84,7 @@ def _packed(lengths: Sequence[int], world_size: int, packing: Packing) -> Layout
     total = world_size * num_micro_batches * num_sequences
     sequences = _balanced(lengths, total, capacity) or tight + [[]] * (total - len(tight))
     sequences.sort(key=lambda sequence: -sum(lengths[i] for i in sequence))  # like lengths pad each other little
-    layout: Layout = [[] for _ in range(world_size)]
+    layout: BatchLayout = [[] for _ in range(world_size)]
     for number in range(num_micro_batches):
         together = sequences[number * world_size * num_sequences :][: world_size * num_sequences]
         for rank in range(world_size):

@@ -54,7 +54,7 @@ class Sample:
 
     Attributes:
         key: Unique within its dataset; names the sample in reports.
-        images: Encoded pictures (JPEG, PNG, …) in the order of the image marks.
+        images: Encoded images (JPEG, PNG, …) in the order of the image marks.
         turns: Alternating, starting with the user.
         source: Where it came from: a file, a URL, a package.
         system: Replaces the prompt template's system text; None keeps it. Stored as a first turn of role `system`.

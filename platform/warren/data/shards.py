@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from warren.data.batch import Quarantined
+from warren.data.image_rules import ImageRules
 from warren.data.images import decode_image
 from warren.data.importers import Importer, Piece, Raw
 from warren.data.importers.fingerprints import label
 from warren.data.manifest import Shard, write_shard
 from warren.data.printable import storable
-from warren.data.rewriting import ImageRules
 from warren.data.sample import Sample
 from warren.data.statistics import Statistics
 from warren.errors import BadSampleError, NotFoundError, WarrenError
@@ -74,14 +74,14 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SampleLimits:
     """What makes a sample unusable, beyond being broken."""
 
     max_pixels: int
     max_characters: int
 
     def check(self, sample: Sample) -> list[tuple[int, int]]:
-        """Return the (width, height) of a sample's pictures if all of it can be used.
+        """Return the (width, height) of a sample's images if all of it can be used.
 
         Raises:
             BadSampleError: It cannot.
@@ -106,7 +106,7 @@ class ShardMaker:
 
     importer: Importer
     folder: Location
-    limits: Limits
+    limits: SampleLimits
     samples_per_shard: int
     samples_per_row_group: int
     rules: ImageRules = field(default_factory=ImageRules)
@@ -184,7 +184,7 @@ def receipts_folder(folder: Location) -> Location:
 
 
 def _load_ahead(pool: ThreadPoolExecutor, raws: Iterator[Raw]) -> Iterator[tuple[Raw, Sample | str]]:
-    """Load samples in order, some at a time: pictures may be far away. A reason stands for a sample that is bad."""
+    """Load samples in order, some at a time: images may be far away. A reason stands for a sample that is bad."""
     waiting: list[tuple[Raw, Future[Sample | str]]] = []
     for raw in raws:
         waiting.append((raw, pool.submit(_load, raw)))

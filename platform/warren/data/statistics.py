@@ -21,7 +21,7 @@ class Statistics:
 
     Attributes:
         totals: `samples`, `images`, `text_only`, `characters`, `image_bytes`, `quarantined`.
-        longer_side_px: Pictures by the upper bound of their longer side.
+        longer_side_px: Images by the upper bound of their longer side.
         characters: Samples by the upper bound of their text's length.
         questions: Samples by the number of user turns.
         reasons: Quarantined samples by what was wrong, numbers and names left out.
@@ -34,7 +34,7 @@ class Statistics:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, sample: Sample, sizes_px: Iterable[tuple[int, int]]) -> None:
-        """Count a sample and the (width, height) of its pictures."""
+        """Count a sample and the (width, height) of its images."""
         length = sum(len(turn.text) for turn in sample.turns)
         self.totals.update(
             samples=1,

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch, pack_parts
-from warren.data.inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest
 from warren.data.mixture import Mixture
+from warren.data.model_inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_multiple
 from warren.data.sample import Sample
 from warren.errors import BadSampleError, SampleTooLongError
@@ -24,7 +24,7 @@ _PARALLEL_READS = 8  # of shards that a batch needs: a request to object storage
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A dataset that a run trains on, and how many of its samples an epoch takes."""
 
     folder: Location
@@ -45,7 +45,7 @@ class Encoding:
 class StreamSpec:
     """Everything that decides the global batches of a run, and nothing that only decides their speed."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[DatasetSource, ...]
     encoding: Encoding
     global_batch_size: int
     seed: int
@@ -181,7 +181,7 @@ class BatchReader:
         folder = self._folders[wanted.dataset]
         location = folder / file.path
         try:
-            table = location.patiently(lambda: _open(location).read_row_group(wanted.row_group))
+            table = location.retrying(lambda: _open(location).read_row_group(wanted.row_group))
         except (OSError, ValueError):
             _open.cache_clear()
             read_verified(folder, file)  # damaged bytes are said to be so; others read again

@@ -7,7 +7,7 @@ it too, except where an answer is empty or contains ` ASSISTANT: ` or the eos te
 part of the sample, or all of it.
 
 Special tokens written in a message are taken for those tokens, as Bunny takes them; only the image token is refused,
-because no picture would stand behind it.
+because no image would stand behind it.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ def get_template(name: str) -> Template:
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """The special tokens a tokenised conversation needs, and how many image tokens stand for one picture."""
+    """The special tokens a tokenised conversation needs, and how many image tokens stand for one image."""
 
     image_token_id: int
     tokens_per_image: int

@@ -20,13 +20,14 @@ from warren.inference.engine import (
     TokenStream,
     join_deltas,
 )
-from warren.inference.gathering import Item, gathered
 from warren.inference.limits import EngineOptions, context_limit
-from warren.inference.process import WorkerProcess
+from warren.inference.merged_streams import ChoiceDelta, merge_streams
 from warren.inference.prompts import Prompt, encode_request
-from warren.inference.transformers_engine import TransformersEngine
+from warren.inference.transformers_engine.engine import TransformersEngine
+from warren.inference.transformers_engine.process import WorkerProcess
 
 __all__ = [
+    "ChoiceDelta",
     "Completion",
     "Engine",
     "EngineBusyError",
@@ -36,7 +37,6 @@ __all__ = [
     "EngineStats",
     "GenerationFailedError",
     "GenerationRequest",
-    "Item",
     "Prompt",
     "RequestRefusedError",
     "SamplingParams",
@@ -47,6 +47,6 @@ __all__ = [
     "WorkerProcess",
     "context_limit",
     "encode_request",
-    "gathered",
     "join_deltas",
+    "merge_streams",
 ]

@@ -85,12 +85,12 @@ class SamplingParams:
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One prompt, its pictures and how to continue it.
+    """One prompt, its images and how to continue it.
 
     Attributes:
         prompt_ids: int32 (num_prompt_tokens,), image tokens expanded.
         pixels: uint8 (num_images, 3, size_px, size_px).
-        digests: SHA-256 of each picture's pixels; features are cached by it.
+        digests: SHA-256 of each image's pixels; features are cached by it.
     """
 
     prompt_ids: np.ndarray

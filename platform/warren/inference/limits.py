@@ -29,12 +29,12 @@ class EngineOptions:
     Attributes:
         num_slots: Requests that run at the same time; each owns one slot of the cache.
         max_context_tokens: Prompt and answer together; None for what the model was made for.
-        prefill_budget_tokens: Prompt tokens that one step may read; a picture counts as the tokens that take as long.
+        prefill_budget_tokens: Prompt tokens that one step may read; an image counts as the tokens that take as long.
         step_budget_tokens: The same while answers run, each of which counts as two: the more run, the less is read
             beside them, so that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None
             for 96 on a CPU, and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
         max_waiting: Requests that wait for a slot; more are refused.
-        image_cache_bytes: Visual features kept for repeated pictures.
+        image_cache_bytes: Visual features kept for repeated images.
         max_kv_bytes: Upper limit of keys and values; None for none.
     """
 

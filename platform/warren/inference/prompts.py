@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.sample import Turn
 from warren.inference.engine import GenerationRequest, SamplingParams
 
@@ -15,7 +15,7 @@ class Prompt:
 
     Attributes:
         turns: Alternating, from user to user; the n-th image mark takes the n-th image.
-        images: Encoded pictures, of a dataset: their size was checked at ingest.
+        images: Encoded images, of a dataset: their size was checked at ingest.
         system: Replaces the template's system text; None keeps it.
     """
 
@@ -25,10 +25,10 @@ class Prompt:
 
 
 def encode_request(prompt: Prompt, inputs: Inputs, tokenizer: Tokenizer, sampling: SamplingParams) -> GenerationRequest:
-    """Tokenise a prompt and decode its pictures.
+    """Tokenise a prompt and decode its images.
 
     Raises:
-        BadSampleError: Marks and images differ in number, or a picture cannot be decoded.
+        BadSampleError: Marks and images differ in number, or an image cannot be decoded.
     """
     ids = inputs.encode_prompt(prompt.turns, tokenizer, len(prompt.images), prompt.system)
     return GenerationRequest(ids, inputs.pixels(prompt.images, max_pixels=None), sampling)

@@ -72,7 +72,7 @@ def save_random_model(
     )
     tokenizer = train_tokenizer(texts, vocab_size)
     model = build_model(config, tokenizer, seed)
-    # transformers' small initial weights would give one repeated token, whatever the prompt and the picture.
+    # transformers' small initial weights would give one repeated token, whatever the prompt and the image.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from warren.config import LoraConfig, Part
+from warren.config import LoraConfig, ModelPart
 from warren.models.lora import ADAPTER_WEIGHTS, PEFT_PREFIX, adapted
 
 LANGUAGE_MODEL = "model.language_model"
-_WHOLE_MODULES: dict[Part, str] = {"projector": "multi_modal_projector", "vision_tower": "vision_tower"}
+_WHOLE_MODULES: dict[ModelPart, str] = {"projector": "multi_modal_projector", "vision_tower": "vision_tower"}
 _BASE = ".base_layer."
 _A, _B = ".lora_A.default.", ".lora_B.default."
 
@@ -79,7 +79,7 @@ def merged_state(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, T
 
 
 def save_adapter(
-    state: Mapping[str, Tensor], model: nn.Module, trainable: tuple[Part, ...], base: str | None, folder: Path
+    state: Mapping[str, Tensor], model: nn.Module, trainable: tuple[ModelPart, ...], base: str | None, folder: Path
 ) -> None:
     """Write adapters in PEFT's layout, with the other parts that were trained as its `modules_to_save`.
 

@@ -17,10 +17,10 @@ from warren.models.lora import ADAPTER_CONFIG, merged
 from warren.models.saved import disk_name, expected_shapes, new_folder, read_model_config
 from warren.models.tensors import LazyTensors, read_folder, write_tensors
 
-Layout = Literal["llava", "bunny"]
+ModelLayout = Literal["llava", "bunny"]
 
 
-def export_model(layout: Layout, source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
+def export_model(layout: ModelLayout, source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
     """Write a model in another layout; `llava` also takes a Bunny checkpoint that needs no base.
 
     Raises:

@@ -129,7 +129,7 @@ class SwiGlu(nn.Module):
 def rotary(config: EvaClipVisionConfig, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of each patch's angles, [N, head width]: first half by row, second half by column.
 
-    Positions are scaled to the grid of the first training, so a larger picture keeps its angles.
+    Positions are scaled to the grid of the first training, so a larger image keeps its angles.
     """
     side = config.image_size // config.patch_size
     half = config.hidden_size // config.num_attention_heads // 2

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from warren.errors import ConfigError, ModelError
 from warren.models.eva_clip import EvaClipVisionModel
-from warren.models.staging import download_folder
+from warren.models.local_folders import download_folder
 from warren.models.towers import read_tower_folder
 from warren.storage import Location
 

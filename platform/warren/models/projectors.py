@@ -56,7 +56,7 @@ def check_projector(name: str) -> None:
 
 
 def num_projected(name: str, num_patches: int) -> int:
-    """Return how many embeddings a projector makes of one picture's patches.
+    """Return how many embeddings a projector makes of one image's patches.
 
     Raises:
         ConfigError: The projector cannot take that many.
@@ -156,7 +156,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole picture says of them (arXiv 1709.01507)."""
+    """Channels weighted by what the whole image says of them (arXiv 1709.01507)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

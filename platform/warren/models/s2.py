@@ -1,4 +1,4 @@
-"""S²: one tower over several scales of a picture, features side by side (arXiv 2403.13043), with Bunny's choices."""
+"""S²: one tower over several scales of an image, features side by side (arXiv 2403.13043), with Bunny's choices."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def multi_scale_features(tower: Callable[[Tensor], Tensor], pixels: Tensor, scal
 
 
 def _tiles(pixels: Tensor, per_side: int) -> Tensor:
-    """Cut [B, 3, S, S] into tiles on the batch axis: row by row, all pictures of a tile together."""
+    """Cut [B, 3, S, S] into tiles on the batch axis: row by row, all images of a tile together."""
     rows = pixels.chunk(per_side, dim=2)
     return torch.cat([tile for row in rows for tile in row.chunk(per_side, dim=3)])
 

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from warren.data.images import ImageSpec
-from warren.data.inputs import TOKENIZER_FILE, Inputs
+from warren.data.model_inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
-from warren.models.extended import MODEL_CLASSES, ExtendedLlavaConfig
+from warren.models.extended_llava import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.head import unsampled_ids
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
 from warren.storage import apply_umask
@@ -157,7 +157,7 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
 
 
 def image_size_px(config: Any) -> int:
-    """Return the height and width of a model's pictures: the largest scale where there are several."""
+    """Return the height and width of a model's images: the largest scale where there are several."""
     return int(max(getattr(config, "vision_scales", None) or [config.vision_config.image_size]))
 
 
@@ -189,14 +189,14 @@ def disk_name(name: str, config: Any) -> str:
 
 
 def _patch_px(config: Any) -> int:
-    """Return what the processor must divide the picture's side by to count its image tokens."""
+    """Return what the processor must divide the image's side by to count its image tokens."""
     if isinstance(config, ExtendedLlavaConfig):
         return int(image_size_px(config) // math.isqrt(config.image_seq_length))
     return int(config.vision_config.patch_size)
 
 
 def _image_processor(spec: ImageSpec) -> LlavaImageProcessorPil:
-    """Return the processor that makes of a picture what `to_pixels` makes of it."""
+    """Return the processor that makes of an image what `to_pixels` makes of it."""
     square = {"height": spec.size_px, "width": spec.size_px}
     crops = not spec.padding and spec.resize != "stretch"
     return LlavaImageProcessorPil(

@@ -35,7 +35,7 @@ _BICUBIC = 3
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerFolder:
     """A vision tower on its way into a model.
 
     Attributes:
@@ -49,14 +49,14 @@ class Tower:
     normalisation: Normalisation | None = None
 
 
-def read_tower_folder(place: Path) -> Tower:
+def read_tower_folder(place: Path) -> TowerFolder:
     """Read a tower's folder, or EVA-CLIP's weights file.
 
     Raises:
         ModelError: It is incomplete, damaged, or of an unknown kind.
     """
     config = tower_config(place)
-    return Tower(config, tower_tensors(_read_tensors(place)), normalisation(place, config))
+    return TowerFolder(config, tower_tensors(_read_tensors(place)), normalisation(place, config))
 
 
 def tower_config(place: Path) -> PretrainedConfig:
@@ -77,10 +77,10 @@ def tower_config(place: Path) -> PretrainedConfig:
 
 
 def normalisation(place: Path, config: PretrainedConfig) -> Normalisation | None:
-    """Return what the processor in a tower's folder normalises pictures with; None: it has none, or EVA-CLIP's.
+    """Return what the processor in a tower's folder normalises images with; None: it has none, or EVA-CLIP's.
 
     Raises:
-        ModelError: It prepares pictures in a way that Warren does not.
+        ModelError: It prepares images in a way that Warren does not.
     """
     file = (place if place.is_dir() else place.parent) / PROCESSOR_FILE
     if not file.is_file() or isinstance(config, EvaClipVisionConfig):  # Bunny's EVA-CLIP reads no file
@@ -92,7 +92,7 @@ def normalisation(place: Path, config: PretrainedConfig) -> Normalisation | None
     wrong = [f"{key} is {fields[key]!r}" for key in _differing(fields, config)]
     if wrong:
         raise ModelError(
-            f"{file}: {', '.join(wrong)}; a {config.model_type} of {config.image_size} px gets its pictures resized to "
+            f"{file}: {', '.join(wrong)}; a {config.model_type} of {config.image_size} px gets its images resized to "
             "that size by bicubic interpolation, scaled to 0..1 and normalised: mend the file, or name another folder"
         )
     mean, std = fields.get("image_mean"), fields.get("image_std")

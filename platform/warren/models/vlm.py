@@ -14,13 +14,13 @@ from transformers import (
     PretrainedConfig,
 )
 
-from warren.config import LanguageModelConfig, ModelConfig, Part, VisionTowerConfig
+from warren.config import LanguageModelConfig, ModelConfig, ModelPart, VisionTowerConfig
 from warren.data.images import ImageSpec, Resize
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.adapters import has_adapters, is_adapter
-from warren.models.extended import MODEL_CLASSES, config_class
+from warren.models.extended_llava import MODEL_CLASSES, config_class
 from warren.models.head import Head, appended_ids, unfold_head
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
@@ -42,11 +42,11 @@ _NORMALISATION: dict[str, Normalisation] = {  # mean and standard deviation each
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
 }
 RESIZE: dict[str, Resize] = {"clip": "crop", "eva-clip": "crop_even", "dinov2": "crop"}
-"""How families other than SigLIP, which stretches, make a picture square."""
+"""How families other than SigLIP, which stretches, make an image square."""
 
 _NOT_SIZES = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
-_MODULES: dict[Part, tuple[str, ...]] = {
+_MODULES: dict[ModelPart, tuple[str, ...]] = {
     "vision_tower": ("model.vision_tower.",),
     "projector": ("model.multi_modal_projector.",),
     "language_model": ("model.language_model.", "lm_head."),
@@ -139,7 +139,7 @@ def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
     )
 
 
-def freeze_all_but(model: nn.Module, trainable: Iterable[Part]) -> tuple[int, int]:
+def freeze_all_but(model: nn.Module, trainable: Iterable[ModelPart]) -> tuple[int, int]:
     """Let only the named parts train.
 
     Blocks of the tower behind the feature layer are never used, so they never train: an optimizer would hold state
@@ -173,13 +173,13 @@ def recompute_activations(model: Any) -> None:
     model.disable_input_require_grads()
 
 
-def part_of(parameter_name: str) -> Part:
+def part_of(parameter_name: str) -> ModelPart:
     """Name the part a parameter of the model belongs to."""
     return next(part for part, prefixes in _MODULES.items() if parameter_name.startswith(prefixes))
 
 
 def num_patches(vision: PretrainedConfig) -> int:
-    """Patch features of one picture, the class token not counted."""
+    """Patch features of one image, the class token not counted."""
     return int((vision.image_size // vision.patch_size) ** 2)
 
 
@@ -216,7 +216,7 @@ def _vision_config(config: VisionTowerConfig) -> PretrainedConfig:
 
 
 def _normalisation(config: VisionTowerConfig, vision: PretrainedConfig) -> Normalisation:
-    """Return what pictures are normalised with: by the processor in the tower's folder, else as its family was."""
+    """Return what images are normalised with: by the processor in the tower's folder, else as its family was."""
     usual = _NORMALISATION[config.family]
     if not config.pretrained or (config.config and not Path(os.path.expandvars(config.pretrained)).exists()):
         return usual  # nothing is downloaded for a published tower, whose sizes the recipe has

@@ -1,7 +1,7 @@
 """Releases: immutable published models with lineage, aliases that move by compare-and-swap, and the gate."""
 
+from warren.release.aliases import ALIASES, move_alias, read_alias, resolve_release
 from warren.release.gate import check_gate
-from warren.release.registry import ALIASES, move_alias, read_alias, resolve_release
 from warren.release.release import Release, fetch_release, publish, read_release, release_folder
 
 __all__ = [

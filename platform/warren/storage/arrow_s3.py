@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import pyarrow.fs
 
 from warren.config.environment import storage_deadline_s
-from warren.storage.endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
-from warren.storage.patience import Patience, patiently
+from warren.storage.retry import RetryPolicy, retrying
+from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 
 ResultT = TypeVar("ResultT")
 # How long pyarrow's standard strategy keeps trying a server that refuses connections, measured with pyarrow 26.
@@ -52,7 +52,7 @@ def filesystem() -> RetryingS3FileSystem:
     )
 
 
-def read_patiently(uri: str, read: Callable[[], ResultT]) -> ResultT:
+def read_retrying(uri: str, read: Callable[[], ResultT]) -> ResultT:
     """Run a read through pyarrow until it succeeds, fails for good, or storage was away for the deadline.
 
     Args:
@@ -62,7 +62,7 @@ def read_patiently(uri: str, read: Callable[[], ResultT]) -> ResultT:
     Raises:
         StorageError: The deadline has passed.
     """
-    return patiently(Patience(uri, endpoint() or "AWS"), read, _is_passing)
+    return retrying(RetryPolicy(uri, endpoint() or "AWS"), read, _is_passing)
 
 
 def _attempts(deadline_s: float) -> int:

@@ -14,7 +14,7 @@ import pyarrow.fs
 from warren.errors import ConfigError, ConflictError
 from warren.storage import arrow_s3
 from warren.storage.files import FileStore
-from warren.storage.reader import RangeFile
+from warren.storage.range_file import RangeFile
 from warren.storage.store import Store
 
 ResultT = TypeVar("ResultT")
@@ -96,13 +96,13 @@ class Location:
         """Return the object's bytes."""
         return self.store.read(self.key)[0]
 
-    def patiently(self, read: Callable[[], ResultT]) -> ResultT:
+    def retrying(self, read: Callable[[], ResultT]) -> ResultT:
         """Run a read through `filesystem`, waiting for storage that is away until the deadline.
 
         Raises:
             StorageError: The deadline has passed.
         """
-        return arrow_s3.read_patiently(self.uri, read) if self.is_s3 else read()
+        return arrow_s3.read_retrying(self.uri, read) if self.is_s3 else read()
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Return bytes `start` … `stop - 1` of the object."""

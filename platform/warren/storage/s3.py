@@ -4,7 +4,7 @@ boto3 does what pyarrow cannot: conditional puts, and uploads that never publish
 completes a multipart upload when its stream is dropped). pyarrow reads ranges and Parquet (`arrow_s3`).
 
 A server that is away, answers 5xx or cuts a connection is waited for: every operation is repeated until the deadline
-of `Patience`, and a read goes on at the byte where it broke. boto3's own retries are too short for that, and do not
+of `RetryPolicy`, and a read goes on at the byte where it broke. boto3's own retries are too short for that, and do not
 cover an answer's body.
 """
 
@@ -30,8 +30,8 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from warren.errors import AccessDeniedError, BucketNotFoundError, ConflictError, NotFoundError, StorageError
-from warren.storage.endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
-from warren.storage.patience import Patience, patiently
+from warren.storage.retry import RetryPolicy, retrying
+from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 
 ResultT = TypeVar("ResultT")
 _UPLOAD_ATTEMPTS = 10  # of one part: a broken connection need not start a large file anew
@@ -64,7 +64,7 @@ class S3Store:
         self._put(key, data, IfMatch=tag)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        patience = _patience(key)
+        patience = _retry_policy(key)
         try:
             _persist(key, lambda: _client().put_object(**_split(key), Body=data, **condition), patience)
         except ConflictError:
@@ -122,7 +122,7 @@ class S3Store:
 
 def _fetch(key: str, sink: Callable[[bytes, int], object], start: int = 0, stop: int | None = None) -> str:
     """Pass bytes `start` … `stop - 1` of an object to `sink(chunk, position)`, each once, and return its tag."""
-    patience = _patience(key)
+    patience = _retry_policy(key)
     position, tag = start, ""
 
     def rest() -> None:
@@ -194,13 +194,13 @@ def _cached_client(endpoint: str | None, _key: str | None, _secret: str | None, 
     )
 
 
-def _patience(key: str) -> Patience:
-    return Patience(f"s3://{key}", endpoint() or "AWS")
+def _retry_policy(key: str) -> RetryPolicy:
+    return RetryPolicy(f"s3://{key}", endpoint() or "AWS")
 
 
-def _persist(key: str, action: Callable[[], ResultT], patience: Patience | None = None) -> ResultT:
+def _persist(key: str, action: Callable[[], ResultT], patience: RetryPolicy | None = None) -> ResultT:
     with _errors(key):
-        return patiently(patience or _patience(key), action, _is_passing)
+        return retrying(patience or _retry_policy(key), action, _is_passing)
 
 
 def _is_passing(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from warren.errors import CheckpointError, ConfigError
 from warren.storage import Location, download_tree
 from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
-from warren.train.record import Run, git_revision
+from warren.train.run import Run, git_revision
 
 
 def average_runs(recipe: Recipe, root: Location, target: str, first: str, second: str) -> Run:

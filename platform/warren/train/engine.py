@@ -58,7 +58,7 @@ def deepspeed_config(stage: StageConfig, resources: Resources, cut: Cut) -> dict
     }
 
 
-class Engine:
+class TrainingEngine:
     """One rank's DeepSpeed engine, in Warren's words: micro-batches in, one optimizer step out.
 
     Args:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from warren.config import Part, Recipe, Resources, StageConfig
+from warren.config import ModelPart, Recipe, Resources, StageConfig
 from warren.models.adapters import add_adapters
 from warren.models.vlm import freeze_all_but, outline_model, part_of
 
@@ -43,14 +43,14 @@ class Estimate:
 
     Attributes:
         parameters: Total and trained parameters of each part.
-        tokens_per_image: Positions of one picture in the language model.
+        tokens_per_image: Positions of one image in the language model.
         num_samples: Of the dataset; None if nobody knows.
         num_steps: Optimizer steps; None with `num_samples`.
         num_micro_batches: Of one rank in one step.
         memory: For each ZeRO stage.
     """
 
-    parameters: dict[Part, tuple[int, int]]
+    parameters: dict[ModelPart, tuple[int, int]]
     tokens_per_image: int
     num_samples: int | None
     num_steps: int | None
@@ -74,7 +74,7 @@ def estimate(recipe: Recipe, stage: StageConfig, resources: Resources, num_sampl
     if stage.lora is not None:
         add_adapters(model, stage.lora, stage.seed)
     freeze_all_but(model, stage.trainable)
-    parameters: dict[Part, tuple[int, int]] = {}
+    parameters: dict[ModelPart, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         total, trained = parameters.get(part_of(name), (0, 0))
         count = parameter.numel()
@@ -93,7 +93,9 @@ def estimate(recipe: Recipe, stage: StageConfig, resources: Resources, num_sampl
     )
 
 
-def _memory(zero_stage: int, parameters: dict[Part, tuple[int, int]], resources: Resources, activations: int) -> Memory:
+def _memory(
+    zero_stage: int, parameters: dict[ModelPart, tuple[int, int]], resources: Resources, activations: int
+) -> Memory:
     total = sum(count for count, _ in parameters.values())
     trained = sum(count for _, count in parameters.values())
     workers = resources.max_workers

@@ -73,7 +73,7 @@ class FlopsCount:
         """Return the FLOPs of a step.
 
         Args:
-            images: Number of pictures.
+            images: Number of images.
             tokens: Number of tokens, padding left out.
             attended: Sum of the squared lengths of the sequences.
             supervised: Number of tokens with a loss.

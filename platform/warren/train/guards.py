@@ -16,7 +16,7 @@ from warren.config import GuardConfig
 from warren.errors import ConflictError, TrainingError
 from warren.storage import Location
 
-Row = dict[str, Any]
+StepMetrics = dict[str, Any]
 _SHOWN_KEYS = 8
 _OVERFLOW = "the gradient overflowed fp16"
 
@@ -46,7 +46,7 @@ class Guard:
     def __post_init__(self) -> None:
         self._losses = deque(maxlen=self.config.spike_window_steps)
 
-    def follow(self, history: Iterable[Row]) -> None:
+    def follow(self, history: Iterable[StepMetrics]) -> None:
         """Take note of the steps that were trained before."""
         for row in history:
             self._note(row["loss"], row.get("skipped", ""))
@@ -60,7 +60,7 @@ class Guard:
             return f"the loss is {loss:.4g}, over {factor:g} times the median {median:.4g} of the steps before it"
         return ""
 
-    def judge(self, row: Row, keys: Sequence[str], writes: bool) -> None:
+    def judge(self, row: StepMetrics, keys: Sequence[str], writes: bool) -> None:
         """Take note of a step, and write it down if it was left out.
 
         Args:

@@ -7,7 +7,7 @@ from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
 from warren.config import Resources
-from warren.train import attention
+from warren.train import packed_attention
 
 
 def choose_attention(model: Any, resources: Resources) -> str:
@@ -23,7 +23,7 @@ def choose_attention(model: Any, resources: Resources) -> str:
     text = model.config.text_config
     if not torch.cuda.is_available():
         if getattr(text, "sliding_window", None) is None:
-            model.set_attn_implementation({"text_config": attention.NAME})
+            model.set_attn_implementation({"text_config": packed_attention.NAME})
     elif resources.precision == "bf16" and is_flash_attn_2_available():
         model.set_attn_implementation({"text_config": "flash_attention_2"})
     return str(text._attn_implementation)
@@ -35,7 +35,7 @@ def compile_layers(model: Any) -> None:
     The vision tower is left alone: on a CPU it gained nothing. On a GPU this was not run.
     """
     # Attention by sample stays as it is: every mix of lengths would be compiled anew.
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attend))  # type: ignore[no-untyped-call]
+    AttentionInterface.register(packed_attention.NAME, torch.compiler.disable(packed_attention.attend))  # type: ignore[no-untyped-call]
     for layer in model.model.language_model.layers:
         layer.compile(dynamic=True)
 

@@ -12,21 +12,12 @@ import torch
 
 from warren.config import Resources, StageConfig
 from warren.data.batch import BatchPart, Cut
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.quarantine import Quarantine
 from warren.errors import QuarantineError, TrainingError
 from warren.models.vlm import recompute_activations
 from warren.train.checkpoint import RANKS_FOLDER, CheckpointManifest
-from warren.train.engine import Engine
-from warren.train.flops import FlopsCount
-from warren.train.guards import Guard, overflow
-from warren.train.kernels import choose_attention, compile_layers
-from warren.train.memory import memory_explained
-from warren.train.metrics import StepMeter
-from warren.train.objective import Objective, to_tensors
-from warren.train.ranks import Ranks
-from warren.train.record import Run
-from warren.train.restoring import (
+from warren.train.checkpoint_loader import (
     fetch,
     random_state_file,
     read_history,
@@ -34,12 +25,21 @@ from warren.train.restoring import (
     resizes,
     seed_everything,
 )
-from warren.train.saving import CheckpointWriter, Snapshot, on_the_host
+from warren.train.checkpoint_writer import CheckpointWriter, Snapshot, on_the_host
+from warren.train.engine import TrainingEngine
+from warren.train.flops import FlopsCount
+from warren.train.guards import Guard, overflow
+from warren.train.kernels import choose_attention, compile_layers
+from warren.train.metrics import StepMeter
+from warren.train.objective import Objective, to_tensors
+from warren.train.out_of_memory import memory_explained
+from warren.train.ranks import Ranks
+from warren.train.run import Run
 from warren.train.servable import Servable
 from warren.train.validation import Validation
 from warren.train.watchdog import Watchdog
 
-Row = dict[str, Any]
+StepMetrics = dict[str, Any]
 _ASK_EVERY_S = 5.0
 _QUARANTINE_REMEDY = "raise max_quarantined_fraction to go on, or mend the dataset and train on its new version"
 
@@ -66,13 +66,13 @@ class TrainingLoop:
     ranks: Ranks
     inputs: Inputs
     tokenizer_json: str
-    record: Row
-    on_step: Callable[[Row], None]
+    record: StepMetrics
+    on_step: Callable[[StepMetrics], None]
     on_ready: Callable[[], None] = lambda: None
-    gives_way: Callable[[], bool] = lambda: False
+    must_stop: Callable[[], bool] = lambda: False
     held_out: Callable[[], Sequence[BatchPart]] = tuple
     origin: str | None = None
-    history: list[Row] = field(default_factory=list)
+    history: list[StepMetrics] = field(default_factory=list)
 
     def train(self, model: torch.nn.Module, batches: Iterator[BatchPart], start: CheckpointManifest | None) -> None:
         """Train from `start` (None: from the beginning) to the last step, and commit the final checkpoint.
@@ -90,7 +90,7 @@ class TrainingLoop:
             for step in range(start.step if start else 0, self.num_steps):
                 self._watchdog.alive(f"training step {step}")
                 must_ask = self._step(step, batches)
-                stops = must_ask and self.gives_way()
+                stops = must_ask and self.must_stop()
                 if stops or (step + 1) % self.stage.checkpoint_every_steps == 0 or step + 1 == self.num_steps:
                     with self._meter.stalled():
                         self._checkpoint(step + 1)
@@ -125,10 +125,10 @@ class TrainingLoop:
             compile_layers(model)
         objective = Objective(model, self.inputs)
         if start is None:
-            self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps)
+            self._engine = TrainingEngine(objective, self.stage, self.resources, self.cut, self.num_steps)
             return
         folder = fetch(self.run.checkpoints.at(start.step), start, self.ranks, zero_stage, self._attempt)
-        self._engine = Engine(objective, self.stage, self.resources, self.cut, self.num_steps, universal)
+        self._engine = TrainingEngine(objective, self.stage, self.resources, self.cut, self.num_steps, universal)
         self._engine.load(folder)
         if start.world_size == self.ranks.world_size:
             read_random_state(folder / RANKS_FOLDER / random_state_file(self.ranks.rank))
@@ -188,7 +188,7 @@ class TrainingLoop:
         before: int = self.history[-1].get(name, 0) if self.history else 0
         return before + found
 
-    def _validated(self, num_steps_taken: int) -> Row:
+    def _validated(self, num_steps_taken: int) -> StepMetrics:
         """Return the loss on held-out samples, where it is due."""
         if self._validation is None or not self._validation.is_due(num_steps_taken, self.num_steps):
             return {}
@@ -196,7 +196,7 @@ class TrainingLoop:
         loss = self._validation.loss(self._engine, self.ranks)
         return {"validation_loss": loss, "validation_s": time.perf_counter() - began}
 
-    def _watch(self, step: int, row: Row, part: BatchPart) -> None:
+    def _watch(self, step: int, row: StepMetrics, part: BatchPart) -> None:
         """Stop a run that cannot go well. Every rank sees the same figures, so all stop at the same step."""
         keys: list[str] = []
         if row["skipped"]:

@@ -16,7 +16,7 @@ from warren.data.batch import BatchPart
 from warren.train.flops import FlopsCount, StepFlops, peak_tflops
 from warren.train.ranks import Ranks
 
-Row = dict[str, Any]
+StepMetrics = dict[str, Any]
 _SUMS = 5  # tokens, squared lengths, images, checksums of keys, checkpoint stall
 _TERA = 1e12
 
@@ -64,7 +64,7 @@ class StepMeter:
         waits[self._ranks.rank], arrivals[self._ranks.rank] = self._wait_s, self._arrived_s
         return [self._tokens, self._attended, self._images, self._keys_sum, self._stall_s, *waits, *arrivals]
 
-    def finish(self, part: BatchPart, totals: Sequence[float], device: torch.device) -> Row:
+    def finish(self, part: BatchPart, totals: Sequence[float], device: torch.device) -> StepMetrics:
         """End the step and return its figures, the same on every rank but for the step's time."""
         tokens, attended, images, keys_sum, stalls = totals[:_SUMS]
         waits = totals[_SUMS : _SUMS + self._ranks.world_size]
@@ -88,7 +88,7 @@ class StepMeter:
             **self._speed(self._flops.step(images, tokens, attended, part.num_supervised_tokens), step_s, device),
         }
 
-    def _speed(self, flops: StepFlops, step_s: float, device: torch.device) -> Row:
+    def _speed(self, flops: StepFlops, step_s: float, device: torch.device) -> StepMetrics:
         per_rank_s = step_s * self._ranks.world_size * _TERA
         whole, text = (flops.vision + flops.text) / per_rank_s, flops.text / per_rank_s
         row = {"tflops_per_s": whole, "tflops_per_s_text": text}

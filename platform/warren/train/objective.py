@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from warren.data.batch import MicroBatch
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
 from warren.models.head import Head, excluded
-from warren.train import attention
+from warren.train import packed_attention
 
 _MAX_LOGITS = 1 << 23
 """More logits than this (32 MiB in float32, which caches hold) are not in memory at once …"""
@@ -85,7 +85,9 @@ class Objective(nn.Module):
         embeddings = self._embed(input_ids, pixels)
         if self._is_flat:
             embeddings, positions = embeddings.flatten(0, 1)[None, places], positions.reshape(1, -1)[:, places]
-            attention_mask = attention.lengths_mask(lengths) if self._attention == attention.NAME else None
+            attention_mask = (
+                packed_attention.lengths_mask(lengths) if self._attention == packed_attention.NAME else None
+            )
         else:
             predicting = places[predicting]
         hidden = self.model.model.language_model(
@@ -98,7 +100,7 @@ class Objective(nn.Module):
         return loss
 
     def _embed(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """Return embeddings with visual features in place; without pictures a blank one goes through for nothing."""
+        """Return embeddings with visual features in place; without images a blank one goes through for nothing."""
         embeddings = self.model.get_input_embeddings()(input_ids)
         if len(pixels) == 0:
             blank = pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px))
@@ -107,7 +109,7 @@ class Objective(nn.Module):
         features = self._features(pixels).flatten(0, -2).to(embeddings.dtype)
         if len(features) != len(pixels) * self._tokens_per_image:
             raise ModelError(
-                f"{len(pixels)} pictures have {len(features)} visual features, but {self._tokens_per_image} image "
+                f"{len(pixels)} images have {len(features)} visual features, but {self._tokens_per_image} image "
                 "tokens each: the model is not the one the samples were encoded for"
             )
         is_image = input_ids == self.model.config.image_token_id
@@ -127,7 +129,7 @@ class Objective(nn.Module):
     @property
     def _is_flat(self) -> bool:
         """Whether samples lie one behind the other, without padding, as kernels for different lengths want them."""
-        return self._attention == attention.NAME or self._attention.startswith("flash")
+        return self._attention == packed_attention.NAME or self._attention.startswith("flash")
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from warren.data.inputs import INPUTS_FILE, TOKENIZER_FILE, Inputs
+from warren.data.model_inputs import INPUTS_FILE, TOKENIZER_FILE, Inputs
 from warren.data.template import get_template
 from warren.errors import CheckpointError, ConfigError, ModelError, NotFoundError
 from warren.storage import FileEntry, Location, download_tree
 from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER
-from warren.train.record import Run
+from warren.train.run import Run
 
 _PROBES = 64  # values of each frozen tensor that identify it
 

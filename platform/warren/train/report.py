@@ -10,9 +10,9 @@ from typing import Any
 from warren.errors import TrainingError
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE
-from warren.train.record import Run
+from warren.train.run import Run
 
-Row = Mapping[str, Any]
+StepMetrics = Mapping[str, Any]
 REPORT = "report.md"
 _PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss", "validation_loss"), "loss"),
@@ -37,7 +37,7 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[Row]) -> Location:
+def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[StepMetrics]) -> Location:
     """Write a run's report and return where it is; an older one is replaced."""
     rows = read_metrics(run)
     folder = run.folder / "report"
@@ -47,7 +47,7 @@ def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[Row])
     return folder / REPORT
 
 
-def summary(rows: Sequence[Row]) -> dict[str, float]:
+def summary(rows: Sequence[StepMetrics]) -> dict[str, float]:
     """Return a run's figures; times leave out the first step of the run, in which everything is built."""
     steady = rows[1:] or rows
     seconds = sum(row["step_s"] for row in steady)
@@ -77,7 +77,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def losses_of_data(name: str, row: Row) -> list[str]:
+def losses_of_data(name: str, row: StepMetrics) -> list[str]:
     """Say in a sentence each what a run could not train on, from the metrics of its last step."""
     found = []
     if row.get("samples_quarantined"):
@@ -92,7 +92,9 @@ def losses_of_data(name: str, row: Row) -> list[str]:
     return [f"{name}: {sentence}" for sentence in found]
 
 
-def _markdown(run: Run, record: Mapping[str, Any], rows: Sequence[Row], recoveries: Sequence[Row]) -> str:
+def _markdown(
+    run: Run, record: Mapping[str, Any], rows: Sequence[StepMetrics], recoveries: Sequence[StepMetrics]
+) -> str:
     lines = [f"# Run {run.name}", "", "| what | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in summary(rows).items()]
     lines += [
@@ -115,7 +117,7 @@ def _markdown(run: Run, record: Mapping[str, Any], rows: Sequence[Row], recoveri
     return "\n".join(lines)
 
 
-def _plot(rows: Sequence[Row], columns: Sequence[str], label: str) -> bytes:
+def _plot(rows: Sequence[StepMetrics], columns: Sequence[str], label: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")

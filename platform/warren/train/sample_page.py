@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from warren.data.inputs import EncodedSample, Inputs
+from warren.data.model_inputs import EncodedSample, Inputs
 from warren.data.sample import Sample
 from warren.data.template import IGNORED
 from warren.storage import Location
@@ -23,7 +23,7 @@ img{max-width:224px;image-rendering:auto;margin:0 .5rem .5rem 0}td{vertical-alig
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewedSample:
     """One sample of the page.
 
     Attributes:
@@ -40,7 +40,7 @@ class Shown:
     num_supervised_tokens: int
 
 
-def shown_sample(sample: Sample, encoded: EncodedSample, inputs: Inputs, tokenizer: Tokenizer) -> Shown:
+def shown_sample(sample: Sample, encoded: EncodedSample, inputs: Inputs, tokenizer: Tokenizer) -> PreviewedSample:
     """Turn ids and labels back into text, in runs that are learnt or not."""
     image_token = inputs.tokens.image_token_id
     pairs = zip(encoded.input_ids.tolist(), encoded.labels.tolist(), strict=True)
@@ -50,16 +50,16 @@ def shown_sample(sample: Sample, encoded: EncodedSample, inputs: Inputs, tokeniz
         ids = [token for token, _ in run]
         parts.append((f"{len(ids)} image tokens" if kind is None else tokenizer.decode(ids, False), kind))
     images = []
-    for picture in encoded.pictures:
+    for image in encoded.images:
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         images.append(buffer.getvalue())
     learnt = encoded.num_supervised_tokens
-    return Shown(sample.key, sample.source, tuple(parts), tuple(images), len(encoded.input_ids), learnt)
+    return PreviewedSample(sample.key, sample.source, tuple(parts), tuple(images), len(encoded.input_ids), learnt)
 
 
 def write_page(
-    target: Location, datasets: Sequence[tuple[Sequence[str], Sequence[Shown], Sequence[tuple[str, str]]]]
+    target: Location, datasets: Sequence[tuple[Sequence[str], Sequence[PreviewedSample], Sequence[tuple[str, str]]]]
 ) -> None:
     """Write one HTML file that needs no other.
 
@@ -77,7 +77,7 @@ def write_page(
     target.put_bytes("\n".join(body).encode(errors="replace"))
 
 
-def _article(sample: Shown) -> str:
+def _article(sample: PreviewedSample) -> str:
     images = "".join(
         f'<img alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">' for image in sample.images
     )

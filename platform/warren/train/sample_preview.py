@@ -6,19 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from warren.config import IngestConfig, Recipe, StageConfig
+from warren.data.image_rules import ImageRules
 from warren.data.importers import Importer, importers
-from warren.data.inputs import tokenizer_from_json
 from warren.data.manifest import Manifest
-from warren.data.rewriting import ImageRules
+from warren.data.model_inputs import tokenizer_from_json
 from warren.data.sample import IMAGE_MARK
-from warren.data.shards import Limits, Receipt, ShardMaker
+from warren.data.shards import Receipt, SampleLimits, ShardMaker
 from warren.data.statistics import Statistics
 from warren.data.stream import Encoding, iter_samples
 from warren.data.template import get_template
 from warren.errors import BadSampleError, ConfigError, CorruptDataError, WarrenError
 from warren.storage import Location
 from warren.storage.scratch import scratch_folder
-from warren.train.sample_page import Shown, shown_sample, write_page
+from warren.train.sample_page import PreviewedSample, shown_sample, write_page
 
 _SHOWN = 10
 _NAMED = 5  # unusable samples that the terminal names; the page has more
@@ -45,7 +45,7 @@ class Look:
     refused: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     max_length_tokens: int = 0
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[PreviewedSample] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -106,7 +106,7 @@ def _first(
     config: IngestConfig, importer: Importer, limit: int, scratch: Location, notes: list[str]
 ) -> Iterator[Receipt]:
     """Make shards of the first samples; a file that is damaged is noted, and the next one read."""
-    limits = Limits(config.max_pixels, config.max_characters)
+    limits = SampleLimits(config.max_pixels, config.max_characters)
     rules = ImageRules(config.exif_orientation, config.alpha)
     for number, piece in enumerate(importer.pieces(limit)):
         maker = ShardMaker(importer, scratch, limits, limit, config.samples_per_row_group, rules)

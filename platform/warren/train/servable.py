@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from warren.config import StageConfig
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.models.adapters import merged_state, save_adapter
 from warren.models.head import folded_state
 from warren.models.saved import save_model

@@ -5,26 +5,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from warren.config import Recipe, StageConfig
-from warren.data.inputs import Inputs
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
+from warren.data.model_inputs import Inputs
 from warren.data.sample import IMAGE_MARK
-from warren.data.stream import Source, iter_samples
+from warren.data.stream import DatasetSource, iter_samples
 from warren.data.template import get_template
 from warren.errors import ConfigError
 from warren.storage import Location
-from warren.train.record import Run
+from warren.train.run import Run
 
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_SAMPLES = 20_000
 
 
-def sources_of(config: StageConfig, root: Location) -> tuple[Source, ...]:
+def sources_of(config: StageConfig, root: Location) -> tuple[DatasetSource, ...]:
     """Look up the datasets of a stage, and how much of each makes an epoch."""
     manifests = [read_manifest(root, component.name) for component in config.mixture]
     counts = samples_per_epoch(config.mixture, [manifest.rows for manifest in manifests])
     folders = [dataset_folder(root, component.name) for component in config.mixture]
-    return tuple(Source(*each) for each in zip(folders, manifests, counts, strict=True))
+    return tuple(DatasetSource(*each) for each in zip(folders, manifests, counts, strict=True))
 
 
 def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[dict[str, Any], Inputs]:

@@ -9,23 +9,23 @@ from typing import Any, Protocol
 
 from warren.errors import ConfigError
 from warren.storage.scratch import scratch_folder
-from warren.train.record import Run
+from warren.train.run import Run
 
-Row = Mapping[str, Any]
+StepMetrics = Mapping[str, Any]
 _UPLOAD_EVERY_S = 60.0
 
 
 class Tracker(Protocol):
     """Takes the metrics of steps, in order; a step may come again when its first result was lost."""
 
-    def log(self, row: Row) -> None:
+    def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
 
     def close(self) -> None:
         """Write what is left."""
 
 
-def numbers(row: Row) -> dict[str, float]:
+def numbers(row: StepMetrics) -> dict[str, float]:
     """Return the figures of a row that can be drawn over its step."""
     return {
         name: float(value)
@@ -46,7 +46,7 @@ class TensorBoard:
         self._target = run.folder / "tensorboard"
         self._uploaded = time.monotonic()
 
-    def log(self, row: Row) -> None:
+    def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
         for name, value in numbers(row).items():
             self._writer.add_scalar(f"train/{name}", value, row["step"], walltime=row["time"])
@@ -74,7 +74,7 @@ class WeightsAndBiases:
         self._run = wandb.init(project="warren", name=run.name, id=run.name, resume="allow", config=dict(record))
         self._run.define_metric("*", step_metric="step")  # W&B's own counter drops a step that comes again
 
-    def log(self, row: Row) -> None:
+    def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
         self._run.log({**numbers(row), "step": row["step"]})
 
@@ -97,7 +97,7 @@ class MlFlow:
             tags={"fingerprint": str(record["fingerprint"])},
         )
 
-    def log(self, row: Row) -> None:
+    def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
         self._mlflow.log_metrics(numbers(row), step=row["step"])
 

@@ -7,7 +7,7 @@ import torch
 
 from warren.data.batch import BatchPart, Cut
 from warren.data.stream import StreamSpec
-from warren.train.engine import Engine
+from warren.train.engine import TrainingEngine
 from warren.train.objective import to_tensors
 from warren.train.ranks import Ranks
 
@@ -30,7 +30,7 @@ class Validation:
         """Whether the loss is taken after that many steps."""
         return num_steps_taken % self._every_steps == 0 or num_steps_taken == num_steps
 
-    def loss(self, engine: Engine, ranks: Ranks) -> float:
+    def loss(self, engine: TrainingEngine, ranks: Ranks) -> float:
         """Return the mean loss over all supervised tokens of the set; every rank is in it at once."""
         ranks.together(self._wait)
         parts = self._parts.result()

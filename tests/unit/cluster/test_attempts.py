@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from ray.exceptions import ActorDiedError
 
-from warren.cluster.attempts import Attempts
-from warren.cluster.board import _recovery, recovered
+from warren.cluster.train.failure_policy import FailurePolicy
+from warren.cluster.train.monitor import _recovery, recovered
 from warren.errors import CheckpointError, TrainingError
 
 
@@ -23,9 +23,9 @@ def scripted(*ends: Exception | None) -> tuple[Callable[[], None], list[int]]:
     return attempt, counted
 
 
-def attempts(attempt: Callable[[], None], complete_after: int, counted: list[int], **budget: int) -> Attempts:
+def attempts(attempt: Callable[[], None], complete_after: int, counted: list[int], **budget: int) -> FailurePolicy:
     budgets = {"max_failures": 1, "max_preemptions": 2, **budget}
-    return Attempts(attempt, lambda: len(counted) >= complete_after, lambda: None, **budgets)
+    return FailurePolicy(attempt, lambda: len(counted) >= complete_after, lambda: None, **budgets)
 
 
 def test_a_dead_controller_and_a_preemption_are_followed_by_another_attempt() -> None:

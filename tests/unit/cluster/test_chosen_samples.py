@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from warren.cluster.evaluation import _chosen
+from warren.cluster.batch.evaluation import _chosen
 from warren.config import EvaluateConfig
 from warren.data.manifest import Manifest, Shard
 from warren.storage import FileEntry

@@ -8,11 +8,11 @@ import pytest
 
 from factories import colour_sample, tiny_recipe, write_dataset
 from warren.cluster import serving
-from warren.cluster.demo import Demo
-from warren.cluster.laptop import RayHead
 from warren.errors import ServiceError
 from warren.storage import Location
-from warren_serve.wire import parse_chat_request
+from warren.testbed import RayHead
+from warren.testbed.demo import Demo
+from warren_serve.protocol import parse_chat_request
 
 
 def test_a_kept_endpoint_comes_with_a_request_that_it_accepts(
@@ -21,7 +21,7 @@ def test_a_kept_endpoint_comes_with_a_request_that_it_accepts(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("warren.cluster.demo.time.sleep", interrupt)
+    monkeypatch.setattr("warren.testbed.demo.time.sleep", interrupt)
     root = Location.parse(str(tmp_path / "store"))
     write_dataset(root, "test", [colour_sample(i) for i in range(20)])
     head = RayHead(tmp_path / "ray", 2, {}, token="secret-token")

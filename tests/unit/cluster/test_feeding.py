@@ -9,10 +9,10 @@ import pytest
 
 from factories import colour_sample, source_of, write_dataset
 from warren.cluster import feeding
-from warren.cluster.feeding import started
-from warren.cluster.pacing import Pace
+from warren.cluster.train.run_dataset import started
+from warren.compat.ray_data import Pace
 from warren.data.batch import Cut
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
 

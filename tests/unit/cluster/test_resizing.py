@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from warren.cluster import resizing
-from warren.cluster.resizing import CheckpointBeforeResize, StayingNodes
+from warren.cluster.train.elastic import CheckpointBeforeResize, StayingNodes
 
 
 class Method:
@@ -24,7 +24,7 @@ class Method:
         return self._answer()
 
 
-class Board:
+class RunMonitor:
     """Answers as the board does whose workers need a while to give way."""
 
     def __init__(self, asked_before_given: int) -> None:
@@ -46,31 +46,31 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_resize_waits_until_the_workers_have_given_way() -> None:
-    board = Board(asked_before_given=2)
-    CheckpointBeforeResize(board, timeout_s=60).after_controller_state_update(RunningState(), ResizingState(None))
-    assert board.calls == ["ask_to_give_way", *["has_given_way"] * 3, "mark", "end_asking"]
+    monitor = RunMonitor(asked_before_given=2)
+    CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(RunningState(), ResizingState(None))
+    assert monitor.calls == ["ask_to_give_way", *["has_given_way"] * 3, "mark", "end_asking"]
 
 
 def test_it_goes_on_without_workers_that_do_not_answer() -> None:
-    board = Board(asked_before_given=10**6)
-    CheckpointBeforeResize(board, timeout_s=0.1).after_controller_state_update(RunningState(), ResizingState(None))
-    assert board.calls[-2:] == ["mark", "end_asking"]  # else those that come next would give way at once
+    monitor = RunMonitor(asked_before_given=10**6)
+    CheckpointBeforeResize(monitor, timeout_s=0.1).after_controller_state_update(RunningState(), ResizingState(None))
+    assert monitor.calls[-2:] == ["mark", "end_asking"]  # else those that come next would give way at once
 
 
 @pytest.mark.parametrize("state", [RestartingState, ReschedulingState])
 def test_after_a_loss_the_nodes_are_counted_anew(state: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    coordinator = Board(0)
+    coordinator = RunMonitor(0)
     monkeypatch.setattr(resizing, "get_or_create_autoscaling_coordinator", lambda: coordinator)
-    CheckpointBeforeResize(Board(0), 60).after_controller_state_update(
+    CheckpointBeforeResize(RunMonitor(0), 60).after_controller_state_update(
         RunningState(), state(training_failed_error=None)
     )
     assert coordinator.calls == ["get_reserved_resources"]
 
 
 def test_nothing_else_that_the_controller_does_disturbs_the_workers() -> None:
-    board = Board(0)
-    CheckpointBeforeResize(board, timeout_s=60).after_controller_state_update(ResizingState(None), RunningState())
-    assert board.calls == []
+    monitor = RunMonitor(0)
+    CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(ResizingState(None), RunningState())
+    assert monitor.calls == []
 
 
 @pytest.mark.parametrize(("alive", "leaving", "room"), [(True, {}, 3), (True, {"other": 0}, 1), (False, {}, 1)])

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from warren.cluster.cli import job_parser, load_job
+from warren.cli.job import job_parser, load_job
 from warren.config import Recipe, check_name, load_config, split_dataset
 from warren.data.manifest import dataset_folder
 from warren.errors import ConfigError
 from warren.release import move_alias, read_alias, release_folder
 from warren.storage import Location
-from warren.train.record import Run
+from warren.train.run import Run
 
 FOLDERS = [Path(__file__).parents[3] / "jobs" / "recipes"]
 ROOT = Location("/nowhere")

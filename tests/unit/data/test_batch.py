@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from warren.data.batch import Cut, Quarantined, cut_global_batch, pack_parts, unpack_parts
-from warren.data.inputs import EncodedSample
+from warren.data.model_inputs import EncodedSample
 
 PAD, SIZE = 1, 4
 
@@ -14,8 +14,8 @@ PAD, SIZE = 1, 4
 def encoded(key: str, length: int, num_images: int, answer: int) -> EncodedSample:
     ids = np.arange(2, length + 2, dtype=np.int32)
     labels = np.where(np.arange(length) >= length - answer, ids, -100).astype(np.int32)
-    pictures = [Image.new("RGB", (SIZE, SIZE), (int(key[1:]), 7, i)) for i in range(num_images)]
-    return EncodedSample(key, ids, labels, tuple(pictures), SIZE)
+    images = [Image.new("RGB", (SIZE, SIZE), (int(key[1:]), 7, i)) for i in range(num_images)]
+    return EncodedSample(key, ids, labels, tuple(images), SIZE)
 
 
 samples = st.lists(st.tuples(st.integers(2, 30), st.integers(0, 2), st.integers(1, 5)), min_size=0, max_size=20).map(

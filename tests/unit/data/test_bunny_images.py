@@ -1,4 +1,4 @@
-"""Pictures reach the tower as Bunny's processors make them, byte for byte; where those fail, they still arrive."""
+"""Images reach the tower as Bunny's processors make them, byte for byte; where those fail, they still arrive."""
 
 import hashlib
 import io
@@ -60,12 +60,12 @@ def test_sixteen_bits_are_scaled_where_bunny_clips_them_to_white() -> None:
     ("name", "padding"),
     [("one_pixel.png", True), ("one_pixel.png", False), ("one_px_high.png", False), ("three_px_high.png", False)],
 )
-def test_pictures_that_bunny_cannot_read_are_resized_like_all_others(processor: str, name: str, padding: bool) -> None:
+def test_images_that_bunny_cannot_read_are_resized_like_all_others(processor: str, name: str, padding: bool) -> None:
     image = decoded(name)
     assert "error" in EXPECTED[f"{name}|{processor}|none"] or name == "three_px_high.png"
     pixels = to_pixels(image, spec_of(processor, padding))
     assert pixels.shape == (3, 56, 56)
-    # Columns of the picture keep their places: a scrambled picture has its colours elsewhere.
+    # Columns of the image keep their places: a scrambled image has its colours elsewhere.
     turned = to_pixels(image.transpose(Image.Transpose.ROTATE_90), spec_of(processor, padding))
     assert np.abs(np.rot90(pixels, axes=(1, 2)).astype(int) - turned).max() <= 4  # the passes round in the other order
 

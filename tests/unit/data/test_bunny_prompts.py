@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from warren.config.catalog import BACKBONES
 from warren.data.importers.conversation import normalise_turns, read_messages
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, TokenSpec, encode, get_template
 from warren.errors import BadSampleError, ModelError
@@ -85,7 +85,7 @@ def test_ids_and_labels_are_bunnys(file: str, matching: int) -> None:
     assert sum(refused.values()) == (24 if file == "sft" else 0)
 
 
-def test_only_samples_that_teach_nothing_or_lose_a_picture_are_refused_when_cut() -> None:
+def test_only_samples_that_teach_nothing_or_lose_an_image_are_refused_when_cut() -> None:
     for row in rows("sft"):
         if row["id"] in DIFFERS or (reason := outcome(row)) == "equal":
             continue
@@ -93,7 +93,7 @@ def test_only_samples_that_teach_nothing_or_lose_a_picture_are_refused_when_cut(
         assert row["model_max_length"] == 64
         if "nothing is left" in reason:
             assert set(row["labels"][:length]) == {IGNORED}
-        else:  # Bunny goes on without the picture that the rest of the conversation is about
+        else:  # Bunny goes on without the image that the rest of the conversation is about
             assert BUNNYS_IMAGE in row["input_ids"][length:]
 
 

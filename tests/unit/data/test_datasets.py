@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from factories import colour_sample, picture, source_of, write_dataset
+from factories import colour_sample, make_image, source_of, write_dataset
 from warren.data.batch import Cut
-from warren.data.inputs import Inputs, tokenizer_from_json
 from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_about, write_manifest
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.quarantine import Quarantine
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.data.shards import Limits
+from warren.data.shards import SampleLimits
 from warren.data.stream import Encoding, StreamSpec, iter_samples
 from warren.errors import (
     BadSampleError,
@@ -83,7 +83,7 @@ def test_a_version_never_changes(root: Location) -> None:
 def test_shards_are_plain_parquet_with_hugging_face_images(root: Location) -> None:
     write_dataset(root, "d", [colour_sample(i) for i in range(10)])
     table = pq.read_table(Path(root.uri) / "datasets/d/v1/shard-00000.parquet")
-    assert table["images"][0].as_py() == [{"bytes": picture((220, 30, 30)), "path": None}]
+    assert table["images"][0].as_py() == [{"bytes": make_image((220, 30, 30)), "path": None}]
 
 
 def test_a_damaged_shard_is_named(root: Location, tiny_inputs: tuple[Inputs, str]) -> None:
@@ -126,7 +126,7 @@ def test_bad_samples_keep_their_place_with_weight_zero(root: Location, tiny_inpu
 )
 def test_unsound_conversations_are_refused(turns: tuple[Turn, ...], images: int, reason: str) -> None:
     with pytest.raises(BadSampleError, match=reason):
-        Sample("k", (picture(),) * images, turns, "tests").check()
+        Sample("k", (make_image(),) * images, turns, "tests").check()
 
 
 def test_the_quarantine_counts_samples_once_and_has_a_ceiling(root: Location) -> None:
@@ -151,9 +151,9 @@ def test_training_and_evaluation_take_every_image_that_ingest_took(tiny_inputs: 
     turns = (Turn("user", f"{IMAGE_MARK}\nwhat?"), Turn("assistant", "red"))
     sample = Sample("large", (buffer.getvalue(),), turns, "tests")
     with pytest.raises(BadSampleError, match="at most 64000000"):
-        Limits(64_000_000, 100).check(sample)
-    assert Limits(65_000_000, 100).check(sample) == [(8001, 8000)]
-    assert len(inputs.encode_sample(sample, tokenizer, 1000).pictures) == 1
+        SampleLimits(64_000_000, 100).check(sample)
+    assert SampleLimits(65_000_000, 100).check(sample) == [(8001, 8000)]
+    assert len(inputs.encode_sample(sample, tokenizer, 1000).images) == 1
     request = encode_request(Prompt(turns[:1], sample.images), inputs, tokenizer, SamplingParams(max_new_tokens=4))
     assert len(request.pixels) == 1
     with pytest.raises(BadSampleError, match="at most 64000000"):

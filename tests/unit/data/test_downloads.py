@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import raw_pairs
-from warren.data.importers.inputs import Pictures
+from warren.data.importers.image_sources import ImageSources
 from warren.errors import BadSampleError
 
 A = raw_pairs.colour_image(0)
@@ -79,7 +79,7 @@ def server() -> Iterator[str]:
 def test_no_server_holds_an_import(server: str) -> None:
     """Each of these took minutes or for ever: the server's wish, or a timeout that starts anew with every byte."""
     _Dawdling.asked.clear()
-    patient = Pictures("/", deadline_s=60)
+    patient = ImageSources("/", deadline_s=60)
     assert patient.fetch(f"{server}/soon") == A
     assert patient.fetch(f"{server}/short") == A
     with pytest.raises(BadSampleError, match=rf"'{server}/retry' cannot be fetched: HTTP 429, try again in 3600 s"):
@@ -87,7 +87,7 @@ def test_no_server_holds_an_import(server: str) -> None:
     assert _Dawdling.asked.count("/retry") == 1
     with pytest.raises(BadSampleError, match=f"{server}/around"):
         patient.fetch(f"{server}/around")
-    hasty = Pictures("/", deadline_s=0.3)
+    hasty = ImageSources("/", deadline_s=0.3)
     for path in ("headers", "body"):
         with pytest.raises(BadSampleError, match=rf"'{server}/{path}' cannot be fetched: it was not here within 0.3 s"):
             hasty.fetch(f"{server}/{path}")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from factories import picture
 from warren.data.importers import Piece
 from warren.data.importers.easy_vqa import EasyVqa, easy_vqa
 from warren.data.sample import Sample
@@ -25,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / split / "images").mkdir(parents=True)
         (tmp_path / split / "questions.json").write_text(json.dumps(questions))
         for image in (0, 1):
-            (tmp_path / split / "images" / f"{image}.png").write_bytes(picture())
+            (tmp_path / split / "images" / f"{image}.png").write_bytes(image())
     return tmp_path
 
 
@@ -53,7 +52,7 @@ def test_ranges_and_limits_select_samples(folder: Path) -> None:
     assert [s.key for s in read(train, 1, 3)] == ["train-00000-01", "train-00000-02"]
 
 
-def test_a_missing_picture_is_a_bad_sample_not_a_crash(folder: Path) -> None:
+def test_a_missing_image_is_a_bad_sample_not_a_crash(folder: Path) -> None:
     _, train, _ = easy_vqa(str(folder), None, 1)
     assert [sample.images for sample in read(train, 4, 5)] == [(b"",)]
 

@@ -1,4 +1,4 @@
-"""Pictures: what is refused, and what the tower gets."""
+"""Images: what is refused, and what the tower gets."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factories import picture
+from factories import make_image
 from warren.data.images import MAX_PIXELS, ImageSpec, decode_image, to_pixels
 from warren.errors import BadSampleError
 
@@ -29,19 +29,19 @@ def claim(side_px: int) -> bytes:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"not a picture", "no known image format"),
-        (picture()[:60], "cannot be decoded"),
-        (picture(size=(300, 300), kind="JPEG")[:-400], "cannot be decoded"),
+        (b"not an image", "no known image format"),
+        (make_image()[:60], "cannot be decoded"),
+        (make_image(size=(300, 300), kind="JPEG")[:-400], "cannot be decoded"),
         (claim(100_000), "pixels"),
     ],
 )
-def test_unusable_pictures_are_refused_with_the_reason(data: bytes, reason: str) -> None:
+def test_unusable_images_are_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadSampleError, match=reason):
         decode_image(data)
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_and_bytes_that_look_like_scans_are_not() -> None:
-    """A scan costs as much time as its picture has pixels, and as few as ten bytes."""
+    """A scan costs as much time as its image has pixels, and as few as ten bytes."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (10, 20, 30)).save(buffer, "JPEG", progressive=True)
     plain = buffer.getvalue()
@@ -83,7 +83,7 @@ def test_padding_keeps_the_aspect_and_fills_with_the_mean() -> None:
     assert to_pixels(wide, ImageSpec(64, SPEC.mean, SPEC.std))[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_pictures_of_the_right_size_are_not_touched() -> None:
+def test_images_of_the_right_size_are_not_touched() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(to_pixels(Image.fromarray(noise), SPEC), noise.transpose(2, 0, 1))
 

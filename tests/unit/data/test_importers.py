@@ -16,7 +16,7 @@ from warren.data.importers import importers
 from warren.data.importers.rows import array_rows, csv_rows, delimited_rows, group, line_rows
 from warren.data.manifest import Manifest, Shard
 from warren.data.sample import Sample
-from warren.data.shards import Limits, Receipt, ShardMaker
+from warren.data.shards import Receipt, SampleLimits, ShardMaker
 from warren.data.stream import iter_samples
 from warren.errors import BadSampleError, ConfigError, CorruptDataError, DataError
 from warren.storage import Location
@@ -42,7 +42,7 @@ REASONS = {
 
 
 def maker(config: IngestConfig, folder: Path) -> ShardMaker:
-    limits = Limits(config.max_pixels, config.max_characters)
+    limits = SampleLimits(config.max_pixels, config.max_characters)
     importer = importers(config)[0]
     return ShardMaker(importer, Location(str(folder)), limits, config.samples_per_shard, config.samples_per_row_group)
 
@@ -93,8 +93,8 @@ def test_an_interrupted_ingest_writes_the_same_bytes_and_nothing_twice(
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert 0 < len(times) < len(expected)
     loaded: list[int] = []
-    check = Limits.check
-    monkeypatch.setattr(Limits, "check", lambda limits, sample: loaded.append(1) or check(limits, sample))
+    check = SampleLimits.check
+    monkeypatch.setattr(SampleLimits, "check", lambda limits, sample: loaded.append(1) or check(limits, sample))
     assert ingest(config, folder)[2] == expected
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert len(loaded) < len(times) * 4 + GOOD  # what has a receipt is not decoded again
@@ -122,8 +122,8 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     [
         ({"path": "/nowhere/x*.csv"}, "no files that end in"),
         (
-            {"columns": ColumnsConfig(image="picture", caption="text")},
-            "'picture', but .*pairs.csv has: url, text, more",
+            {"columns": ColumnsConfig(image="image", caption="text")},
+            "'image', but .*pairs.csv has: url, text, more",
         ),
     ],
 )
@@ -205,11 +205,11 @@ def test_what_a_csv_writer_wrote_comes_back(rows: list[tuple[str, str]]) -> None
     assert [tuple(cell.encode("latin-1").decode() for cell in row.value) for row in found] == [("a", "b"), *rows]
 
 
-def test_a_picture_from_the_web(tmp_path: Path) -> None:
+def test_an_image_from_the_web(tmp_path: Path) -> None:
     import http.server
     import threading
 
-    from warren.data.importers.inputs import Pictures
+    from warren.data.importers.image_sources import ImageSources
 
     raw_pairs.write_images(tmp_path, 1)
 
@@ -223,7 +223,7 @@ def test_a_picture_from_the_web(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        assert Pictures("/").fetch(f"{url}/0.jpg") == raw_pairs.colour_image(0)
+        assert ImageSources("/").fetch(f"{url}/0.jpg") == raw_pairs.colour_image(0)
         with pytest.raises(BadSampleError, match="HTTP 404"):
-            Pictures("/").fetch(f"{url}/nothing.jpg")
+            ImageSources("/").fetch(f"{url}/nothing.jpg")
         server.shutdown()

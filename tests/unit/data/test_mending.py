@@ -14,7 +14,7 @@ from warren.data.importers import importers
 from warren.data.manifest import Manifest
 from warren.data.provenance import Provenance
 from warren.data.sample import Sample
-from warren.data.shards import Limits, Receipt, ShardMaker
+from warren.data.shards import Receipt, SampleLimits, ShardMaker
 from warren.data.stream import iter_samples
 from warren.errors import CorruptDataError
 from warren.storage import Location
@@ -24,7 +24,7 @@ GOOD = 11
 
 def maker(config: IngestConfig, folder: Path) -> ShardMaker:
     importer = importers(config)[0]
-    limits, location = Limits(config.max_pixels, config.max_characters), Location(str(folder))
+    limits, location = SampleLimits(config.max_pixels, config.max_characters), Location(str(folder))
     options = Provenance.of(config, importer.files).code_and_options
     sizes = config.samples_per_shard, config.samples_per_row_group
     return ShardMaker(importer, location, limits, *sizes, options=options)
@@ -94,8 +94,8 @@ def test_shards_of_unchanged_pieces_are_kept_and_the_dataset_is_that_of_the_mend
     times = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.parquet")}
     mend(raw)
     checked: list[Sample] = []
-    check = Limits.check
-    monkeypatch.setattr(Limits, "check", lambda limits, sample: checked.append(sample) or check(limits, sample))
+    check = SampleLimits.check
+    monkeypatch.setattr(SampleLimits, "check", lambda limits, sample: checked.append(sample) or check(limits, sample))
     after = make(config, folder)
     kept = [receipt for receipt in after if receipt in before]
     assert len(kept) >= 2

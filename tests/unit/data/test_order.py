@@ -104,7 +104,7 @@ def test_steps_may_end_inside_an_epoch() -> None:
 
 
 def test_every_window_holds_its_share_of_a_small_dataset() -> None:
-    """A tenth of text among pictures is a tenth of each window, not a run of text somewhere."""
+    """A tenth of text among images is a tenth of each window, not a run of text somewhere."""
     plan = plan_of([[[64] * 100] * 10, [[64] * 100]], None, seed=1, batch=32, window=4096)
     shares = [sum(s.num_rows for s in task.slices if s.dataset == 1) / 4096 for task in plan.tasks()][:16]
     assert np.mean(shares) == pytest.approx(1 / 11, rel=0.1)

@@ -10,8 +10,8 @@ import pytest
 import raw_pairs
 from warren.config.ingest import ColumnsConfig, IngestConfig
 from warren.data.importers.files import find_files
+from warren.data.importers.image_sources import ImageSources
 from warren.data.importers.inlined import inlined
-from warren.data.importers.inputs import Pictures
 from warren.data.importers.record import RecordReader
 from warren.data.sample import Sample
 from warren.data.template import get_template
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, record: object, columns: ColumnsConfig | None = None, **options: Any) -> Sample:
-    reader = RecordReader(columns or ColumnsConfig(), Pictures(str(folder)), **options)
+    reader = RecordReader(columns or ColumnsConfig(), ImageSources(str(folder)), **options)
     return reader.sample("key", "source", record).check()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from warren.data.image_rules import ImageRules
 from warren.data.images import decode_image
-from warren.data.rewriting import ImageRules
 
 ORACLE = Path(__file__).parents[2] / "oracle" / "images"
 RED, BLUE = (250, 10, 10), (10, 10, 250)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from factories import colour_sample, source_of, text_sample, write_dataset
 from warren.data.batch import Cut, pack_parts, unpack_parts
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec, WindowRead
 from warren.storage import Location
 

@@ -24,9 +24,9 @@ from documented_commands import (
     documents,
     fate,
 )
-from warren.cluster.cli import config_folders, job_parser, load_job
-from warren.cluster.converting import convert_parser
-from warren.cluster.scoring import score_parser
+from warren.cli.convert import convert_parser
+from warren.cli.job import config_folders, job_parser, load_job
+from warren.cli.score import score_parser
 from warren.config import Recipe, Resources, load_config
 
 COMMANDS = documented_commands()

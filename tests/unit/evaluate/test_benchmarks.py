@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from warren.cluster.scoring import main
+from warren.cli.score import main
 from warren.errors import ConfigError, DataError
 from warren.evaluate import benchmarks
 from warren.evaluate.benchmark_scores import score_answers

@@ -1,4 +1,4 @@
-"""Choosing between answers: the shared picture and question change no likelihood, and the control hides the picture."""
+"""Choosing between answers: the shared image and question change no likelihood, and the control hides the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from factories import COLOURS, colour_sample, picture
-from warren.cluster.judging import judge_of
+from factories import COLOURS, colour_sample, make_image
 from warren.config import EvaluateConfig
 from warren.data.sample import IMAGE_MARK, Turn
+from warren.evaluate.judge import judge_of
+from warren.evaluate.multiple_choice import MultipleChoice, PreparedQuestion
 from warren.inference import Prompt
-from warren.inference.choosing import Chooser, Shown
 from warren.inference.testing import save_random_model
 
 CHOICES = ["yes", "a blue circle", "no, a red one"]
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def alone(chooser: Chooser, prompt: Prompt, choice: str) -> float:
+def alone(chooser: MultipleChoice, prompt: Prompt, choice: str) -> float:
     """Return one choice's log-likelihood from one plain forward of everything."""
     ids, labels = chooser._encode((*prompt.turns, Turn("assistant", choice)))
     pixels = chooser._normalised(chooser.inputs.pixels(prompt.images)) if prompt.images else None
@@ -38,22 +38,22 @@ def alone(chooser: Chooser, prompt: Prompt, choice: str) -> float:
     return -float(loss)
 
 
-@pytest.mark.parametrize("images", [(picture(),), ()])
+@pytest.mark.parametrize("images", [(make_image(),), ()])
 def test_likelihoods_are_those_of_each_choice_alone(folder: Path, images: tuple[bytes, ...]) -> None:
-    chooser = Chooser(folder)
+    chooser = MultipleChoice(folder)
     mark = f"{IMAGE_MARK}\n" if images else ""
     prompt = Prompt((Turn("user", f"{mark}what shape is there?"),), images)
     found = chooser.log_likelihoods(prompt.turns, chooser.inputs.pixels(images), CHOICES)
     np.testing.assert_allclose(found, [alone(chooser, prompt, choice) for choice in CHOICES], rtol=1e-5)
 
 
-def test_the_choice_is_what_gains_most_over_a_blank_picture(folder: Path) -> None:
-    chooser = Chooser(folder)
+def test_the_choice_is_what_gains_most_over_a_blank_image(folder: Path) -> None:
+    chooser = MultipleChoice(folder)
     turns = (Turn("user", f"{IMAGE_MARK}\nwhat shape is there?"),)
     grey = tuple(round(255 * v) for v in chooser.inputs.image.mean)
-    blank = Prompt(turns, (picture(grey),))
+    blank = Prompt(turns, (make_image(grey),))
     for colour in COLOURS.values():
-        shown = Prompt(turns, (picture(colour),))
+        shown = Prompt(turns, (make_image(colour),))
         gains = [alone(chooser, shown, choice) - alone(chooser, blank, choice) for choice in CHOICES]
         asked = chooser.prepare(shown, CHOICES[0])
         assert chooser.choose(asked, CHOICES) == int(np.argmax(gains))
@@ -63,22 +63,22 @@ def test_the_choice_is_what_gains_most_over_a_blank_picture(folder: Path) -> Non
     assert chooser.choose(chooser.prepare(text, CHOICES[0]), CHOICES) == int(np.argmax(likeliest))
 
 
-class _Recorder(Chooser):
-    """A chooser that knows the colour of a picture, and notes what it was asked."""
+class _Recorder(MultipleChoice):
+    """A chooser that knows the colour of an image, and notes what it was asked."""
 
     asked: ClassVar[list[tuple[str, list[str]]]] = []
 
-    def choose(self, shown: Shown, choices: Sequence[str]) -> int:
+    def choose(self, shown: PreparedQuestion, choices: Sequence[str]) -> int:
         colour = tuple(shown.pixels[0, :, 0, 0].tolist())
         seen = next(name for name, known in COLOURS.items() if known == colour)
         self.asked.append((seen, list(choices)))
         return choices.index(seen) if seen in choices else 0
 
 
-def test_the_control_asks_about_pictures_that_are_none_of_the_choices(
+def test_the_control_asks_about_images_that_are_none_of_the_choices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("warren.cluster.judging.Chooser", _Recorder)
+    monkeypatch.setattr("warren.evaluate.judge.Chooser", _Recorder)
     monkeypatch.setattr(_Recorder, "asked", [])
     rows = [colour_sample(number).to_row() for number in range(8)]  # four colours, twice
     seeing = judge_of(EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3), folder)(rows)

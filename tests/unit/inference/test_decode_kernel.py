@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from warren.inference.decode_kernel import attend_rows, can_attend
+from warren.inference.transformers_engine.decode_kernel import attend_rows, can_attend
 
 CAPACITY = 40
 

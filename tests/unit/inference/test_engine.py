@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.errors import ConfigError, ReleaseError
 from warren.inference import (
@@ -32,10 +32,10 @@ from warren.inference import (
     TransformersEngine,
     encode_request,
 )
-from warren.inference.batch import MAX_FAILURES_IN_A_ROW, Batch
 from warren.inference.limits import context_limit
-from warren.inference.offline import OfflineGenerator, completion_of, generate_all
 from warren.inference.testing import png_bytes
+from warren.inference.transformers_engine.offline import OfflineGenerator, completion_of, generate_all
+from warren.inference.transformers_engine.scheduler import MAX_FAILURES_IN_A_ROW, Scheduler
 from warren.models import load_bundle
 
 OPTIONS = EngineOptions(num_slots=2, prefill_budget_tokens=32, max_waiting=2, image_cache_bytes=10_000)
@@ -56,9 +56,9 @@ def engine(shared: TransformersEngine) -> TransformersEngine:
 
 
 @pytest.fixture
-def batch(model_folder: Callable[[str], Path]) -> Batch:
+def batch(model_folder: Callable[[str], Path]) -> Scheduler:
     model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
-    return Batch(model, inputs, tokenizer_from_json(tokenizer_json), OPTIONS)
+    return Scheduler(model, inputs, tokenizer_from_json(tokenizer_json), OPTIONS)
 
 
 def _request(engine: TransformersEngine, words: str = "what?", new: int = 8, **sampling: Any) -> GenerationRequest:
@@ -149,7 +149,7 @@ def test_what_can_never_run_is_refused_at_once(engine: TransformersEngine, new: 
 
 
 def _unreadable(engine: TransformersEngine) -> GenerationRequest:
-    """A request whose picture is too small for the model, which nobody noticed."""
+    """A request whose image is too small for the model, which nobody noticed."""
     good = _request(engine)
     return GenerationRequest(good.prompt_ids, good.pixels[:, :, :16, :16], good.sampling)
 
@@ -169,12 +169,12 @@ def test_one_failing_request_leaves_the_others_alone(
     asyncio.run(main())
     assert engine.is_alive
     assert engine.stats().num_failed - before.num_failed == 1
-    records = [record for record in caplog.records if record.name == "warren.inference.batch"]
+    records = [record for record in caplog.records if record.name == "warren.inference.transformers_engine.scheduler"]
     assert "Traceback" in records[0].getMessage(), "what the engine's process logs comes here"
 
 
 def test_numbers_that_are_not_finite_fail_one_request_and_leave_no_trace(
-    batch: Batch, engine: TransformersEngine
+    batch: Scheduler, engine: TransformersEngine
 ) -> None:
     good, bad = _request(engine), _request(engine, "nan")
     (alone,) = generate_all(batch, [good])
@@ -242,7 +242,7 @@ def _runs(pid: int) -> bool:
 def test_an_engine_that_ends_while_it_loads_says_so(
     model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("warren.inference.process._PROGRAM", "import os; os._exit(3)")
+    monkeypatch.setattr("warren.inference.transformers_engine.process._PROGRAM", "import os; os._exit(3)")
     with pytest.raises(ReleaseError, match="ended with code 3"):
         TransformersEngine(model_folder("qwen2"), OPTIONS)
 
@@ -276,11 +276,11 @@ def test_a_long_prompt_does_not_stall_running_answers(engine: TransformersEngine
     asyncio.run(main())
 
 
-def test_a_step_reads_what_its_budget_pays_and_a_picture_is_not_free(model_folder: Callable[[str], Path]) -> None:
-    """Whoever decodes waits for a step: it holds no more than so many tokens, or pictures that take as long."""
+def test_a_step_reads_what_its_budget_pays_and_an_image_is_not_free(model_folder: Callable[[str], Path]) -> None:
+    """Whoever decodes waits for a step: it holds no more than so many tokens, or images that take as long."""
     model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
     tokenizer = tokenizer_from_json(tokenizer_json)
-    batch = Batch(model, inputs, tokenizer, EngineOptions(prefill_budget_tokens=40))
+    batch = Scheduler(model, inputs, tokenizer, EngineOptions(prefill_budget_tokens=40))
     price, per_image = batch._runner._image_cost, inputs.tokens.tokens_per_image
     assert 0 < price < 40 - per_image
     sampling = SamplingParams(max_new_tokens=1)
@@ -292,10 +292,8 @@ def test_a_step_reads_what_its_budget_pays_and_a_picture_is_not_free(model_folde
         before = batch.stats()
         batch.step()
         after = batch.stats()
-        pictures = (
-            after.image_cache_misses + after.image_cache_hits - before.image_cache_misses - before.image_cache_hits
-        )
-        paid.append((after.num_prompt_tokens - before.num_prompt_tokens) + price * pictures)
+        images = after.image_cache_misses + after.image_cache_hits - before.image_cache_misses - before.image_cache_hits
+        paid.append((after.num_prompt_tokens - before.num_prompt_tokens) + price * images)
     assert max(paid) <= 40
     assert sum(paid) / len(paid) > 30, "budgets are used"
 
@@ -311,10 +309,10 @@ def test_the_more_answers_run_the_less_is_read_beside_them() -> None:
     assert readable("cpu", prefill=20, step=160) == [20] * 5
 
 
-def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder: Callable[[str], Path]) -> None:
+def test_an_answer_that_names_the_image_token_takes_nobodys_image(model_folder: Callable[[str], Path]) -> None:
     model, inputs, tokenizer_json = load_bundle(model_folder("qwen2"))
     tokenizer = tokenizer_from_json(tokenizer_json)
-    batch = Batch(model, inputs, tokenizer, OPTIONS)
+    batch = Scheduler(model, inputs, tokenizer, OPTIONS)
     sampling = SamplingParams(max_new_tokens=6, ignore_eos=True)
     words = encode_request(Prompt((Turn("user", "what?"),)), inputs, tokenizer, replace(sampling, max_new_tokens=60))
     asked = encode_request(Prompt((Turn("user", "<image>\nwhat?"),), (png_bytes(),)), inputs, tokenizer, sampling)
@@ -329,8 +327,8 @@ def test_an_answer_that_names_the_image_token_takes_nobodys_picture(model_folder
     assert tuple(tokens) == alone.token_ids
 
 
-def test_features_are_kept_within_their_bytes(batch: Batch, engine: TransformersEngine) -> None:
-    for color in (1, 2, 3, 3, 1):  # room for two pictures of 16 x 64 floats
+def test_features_are_kept_within_their_bytes(batch: Scheduler, engine: TransformersEngine) -> None:
+    for color in (1, 2, 3, 3, 1):  # room for two images of 16 x 64 floats
         prompt = Prompt((Turn("user", "<image>\nwhat?"),), (png_bytes((color, 0, 0)),))
         request = encode_request(prompt, engine.inputs, engine.tokenizer, SamplingParams(max_new_tokens=1))
         generate_all(batch, [request])

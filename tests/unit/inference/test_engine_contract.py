@@ -18,7 +18,6 @@ from warren.data.sample import Turn
 from warren.errors import ConfigError
 from warren.inference import (
     Completion,
-    Engine,
     EngineBusyError,
     EngineClosedError,
     EngineOptions,
@@ -26,12 +25,13 @@ from warren.inference import (
     Prompt,
     RequestRefusedError,
     SamplingParams,
+    TrainingEngine,
     TransformersEngine,
     encode_request,
 )
-from warren.inference.offline import completion_of
 from warren.inference.testing import png_bytes, save_random_model
-from warren.inference.vllm_engine import VllmEngine
+from warren.inference.transformers_engine.offline import completion_of
+from warren.inference.vllm_engine.engine import VllmEngine
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed here: it has an environment of its own")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=needs_vllm)])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[TrainingEngine]:
     engine = VllmEngine(folder, OPTIONS) if request.param == "vllm" else TransformersEngine(folder, OPTIONS)
     yield engine
     engine.close()
@@ -59,12 +59,12 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
 
 def _request(engine: Any, words: str = "what?", new: int = 12, images: int = 1, **sampling: Any) -> GenerationRequest:
     params = SamplingParams(max_new_tokens=new, **({"ignore_eos": True} | sampling))
-    pictures = tuple(png_bytes((40 * number, 90, 200)) for number in range(images))
-    prompt = Prompt((Turn("user", "<image>\n" * images + words),), pictures)
+    encoded = tuple(png_bytes((40 * number, 90, 200)) for number in range(images))
+    prompt = Prompt((Turn("user", "<image>\n" * images + words),), encoded)
     return encode_request(prompt, engine.inputs, engine.tokenizer, params)
 
 
-async def _ask(engine: Engine, request: GenerationRequest) -> Completion:
+async def _ask(engine: TrainingEngine, request: GenerationRequest) -> Completion:
     return completion_of([delta async for delta in engine.submit(request)])
 
 

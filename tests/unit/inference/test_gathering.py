@@ -13,7 +13,7 @@ from warren.inference import (
     GenerationRequest,
     SamplingParams,
     TokenDelta,
-    gathered,
+    merge_streams,
 )
 from warren.inference.testing import ScriptedEngine
 
@@ -26,7 +26,7 @@ def _read(
 ) -> Any:
     async def main() -> Any:
         engine = ScriptedEngine(lambda _: script, delay_s=delay_s)
-        return [items async for items in gathered([engine.submit(REQUEST) for _ in range(count)], pause_s)]
+        return [items async for items in merge_streams([engine.submit(REQUEST) for _ in range(count)], pause_s)]
 
     return asyncio.run(main())
 
@@ -58,7 +58,7 @@ def test_what_came_before_a_failure_is_given_first_unless_all_was_to_come_at_onc
 
     async def main() -> None:
         engine = ScriptedEngine(lambda _: [*WORDS[:2], GenerationFailedError("no")], delay_s=0.01)
-        async for items in gathered([engine.submit(REQUEST)], pause_s):
+        async for items in merge_streams([engine.submit(REQUEST)], pause_s):
             got.extend(delta.text for _, delta in items)
 
     with pytest.raises(GenerationFailedError):
@@ -69,7 +69,7 @@ def test_what_came_before_a_failure_is_given_first_unless_all_was_to_come_at_onc
 def test_leaving_early_leaves_no_task_behind() -> None:
     async def main() -> None:
         engine = ScriptedEngine(lambda _: WORDS, delay_s=0.01)
-        pieces = gathered([engine.submit(REQUEST)], 0.0)
+        pieces = merge_streams([engine.submit(REQUEST)], 0.0)
         await anext(pieces)
         await pieces.aclose()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -81,7 +81,7 @@ def test_leaving_early_leaves_no_task_behind() -> None:
 def test_what_comes_while_the_reader_is_busy_is_not_lost(pause_s: float | None) -> None:
     async def main() -> None:
         engine, told = ScriptedEngine(lambda _: WORDS), []
-        async for items in gathered([engine.submit(REQUEST)], pause_s):
+        async for items in merge_streams([engine.submit(REQUEST)], pause_s):
             told += [delta for _, delta in items]
             await asyncio.sleep(0.01)  # a slow client: the stream ends meanwhile
         assert "".join(delta.text for delta in told) == "abcd"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factories import colour_sample, picture, text_sample
-from warren.cluster.judging import VERDICTS, Judge, judge_of, to_table
+from factories import colour_sample, make_image, text_sample
 from warren.config import EvaluateConfig
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import ConfigError
+from warren.evaluate.judge import VERDICTS, Judge, judge_of, to_table
 from warren.inference.testing import save_random_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,22 +42,22 @@ def asked(*texts: str, images: tuple[bytes, ...] = ()) -> dict[str, Any]:
 
 ASKED: dict[str, dict[str, Any]] = {
     "an image in the second question": asked(
-        "Can you see?", "Yes.", f"{IMAGE_MARK}\nWhat is it?", "A square.", images=(picture(),)
+        "Can you see?", "Yes.", f"{IMAGE_MARK}\nWhat is it?", "A square.", images=(make_image(),)
     ),
     "two images in two messages": asked(
-        f"{IMAGE_MARK} what?", "Red.", f"{IMAGE_MARK} and this?", "Blue.", images=(picture(), picture((0, 0, 9)))
+        f"{IMAGE_MARK} what?", "Red.", f"{IMAGE_MARK} and this?", "Blue.", images=(make_image(), make_image((0, 0, 9)))
     ),
     "a later image that cannot be decoded": asked(
-        f"{IMAGE_MARK} what?", "Red.", f"{IMAGE_MARK} and this?", "Blue.", images=(picture(), b"no image")
+        f"{IMAGE_MARK} what?", "Red.", f"{IMAGE_MARK} and this?", "Blue.", images=(make_image(), b"no image")
     ),
     "no image at all": text_sample(1).to_row(),
 }
 LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
     "no image": (asked(f"{IMAGE_MARK}?", "red", images=(b"no image",)), "no known image format"),
     "an empty image": (asked(f"{IMAGE_MARK}?", "red", images=(b"",)), "empty"),
-    "half an image": (asked(f"{IMAGE_MARK}?", "red", images=(picture()[:90],)), "decoded"),
-    "a mark too many": (asked(f"{IMAGE_MARK}{IMAGE_MARK}?", "red", images=(picture(),)), "2 image marks"),
-    "an image in the answer": (asked("what?", f"this: {IMAGE_MARK}", images=(picture(),)), "first answer shows"),
+    "half an image": (asked(f"{IMAGE_MARK}?", "red", images=(make_image()[:90],)), "decoded"),
+    "a mark too many": (asked(f"{IMAGE_MARK}{IMAGE_MARK}?", "red", images=(make_image(),)), "2 image marks"),
+    "an image in the answer": (asked("what?", f"this: {IMAGE_MARK}", images=(make_image(),)), "first answer shows"),
     "an empty first answer": (asked("what?", " ", "and now?", "red"), "first answer is empty"),
     "no answer": ({**asked("what?", "red"), "turns": [{"role": "user", "text": "what?"}]}, "turns must alternate"),
     "roles in disorder": ({**asked("a", "b"), "turns": [{"role": "assistant", "text": "a"}] * 2}, "alternate"),
@@ -88,7 +88,7 @@ def test_one_bad_sample_neither_ends_a_batch_nor_changes_the_others(metric: str,
 
 def test_the_first_question_is_asked_with_its_own_images_only(judges: dict[str, Judge]) -> None:
     both = ASKED["two images in two messages"]
-    first = asked(both["turns"][0]["text"], "Red.", images=(picture(),))
+    first = asked(both["turns"][0]["text"], "Red.", images=(make_image(),))
     assert judges["exact_match"]([both])[0].answer == judges["exact_match"]([first])[0].answer
 
 
@@ -110,7 +110,7 @@ def test_errors_of_the_model_are_nobodys_samples(folder: Path, monkeypatch: pyte
     def broken(*_: object) -> list[str]:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("warren.inference.offline.OfflineGenerator.answer", broken)
+    monkeypatch.setattr("warren.inference.transformers_engine.offline.OfflineGenerator.answer", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         judge(GOOD)
 
@@ -128,7 +128,9 @@ _TALK = st.lists(st.text(max_size=20) | st.just(f"{IMAGE_MARK} what?"), min_size
     lambda texts: [{"role": "assistant" if n % 2 else "user", "text": text} for n, text in enumerate(texts)]
 )
 _IMAGES = st.lists(
-    st.one_of(_VALUES, st.sampled_from([picture(), picture()[:60], b""]).map(lambda data: {"bytes": data}), _VALUES),
+    st.one_of(
+        _VALUES, st.sampled_from([make_image(), make_image()[:60], b""]).map(lambda data: {"bytes": data}), _VALUES
+    ),
     max_size=3,
 )
 _ROWS = st.fixed_dictionaries(

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.data.sample import Turn
 from warren.inference import (
     EngineOptions,
@@ -23,10 +23,10 @@ from warren.inference import (
     attention,
     encode_request,
 )
-from warren.inference.batch import Batch
-from warren.inference.offline import generate_all
 from warren.inference.testing import png_bytes
-from warren.inference.weights import PackedLinear
+from warren.inference.transformers_engine.offline import generate_all
+from warren.inference.transformers_engine.packed_linear import PackedLinear
+from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import load_bundle
 
 FAMILIES = ("qwen2", "qwen3", "llama", "phi", "phi3", "stablelm", "gemma", "granite")  # MiniCPM is Granite here
@@ -85,7 +85,7 @@ def test_greedy_tokens_equal_single_generate_in_any_company(
     model, inputs, tokenizer_json = load_bundle(model_folder(family))
     model.generation_config.eos_token_id = None
     tokenizer = tokenizer_from_json(tokenizer_json)
-    batch = Batch(model, inputs, tokenizer, EngineOptions(num_slots=num_slots, prefill_budget_tokens=budget))
+    batch = Scheduler(model, inputs, tokenizer, EngineOptions(num_slots=num_slots, prefill_budget_tokens=budget))
     requests = _requests(inputs, tokenizer, 14, seed=num_slots)
     answers = generate_all(batch, requests)
     eos = tokenizer.token_to_id(inputs.tokens.eos_token)
@@ -108,7 +108,7 @@ def test_greedy_tokens_equal_single_generate_in_any_company(
 class Known:
     """A model whose answers to some requests are known."""
 
-    make: Callable[[EngineOptions], Batch]
+    make: Callable[[EngineOptions], Scheduler]
     requests: list[GenerationRequest]
     answers: list[tuple[int, ...]]
 
@@ -126,7 +126,7 @@ def known(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -
             requests.append(each)
             answers.append(tuple(tokens))
     assert len(requests) > 4
-    return Known(lambda options: Batch(model, inputs, tokenizer, options), requests, answers)
+    return Known(lambda options: Scheduler(model, inputs, tokenizer, options), requests, answers)
 
 
 # What happens between two steps: a request joins, or the one that joined so many before the last leaves.

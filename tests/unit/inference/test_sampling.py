@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from warren.inference import SamplingParams
-from warren.inference.sampling import Sampler, choose
+from warren.inference.transformers_engine.sampling import Sampler, choose
 
 VOCABULARY = 40
 PARAMS = SamplingParams(max_new_tokens=1, temperature=1.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from warren.inference.weights import PackedLinear, pack_weights
+from warren.inference.transformers_engine.packed_linear import PackedLinear, pack_weights
 
 
 class Tied(nn.Module):

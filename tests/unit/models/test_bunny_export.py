@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bunny_oracle import checkpoint
 from factories import tiny_model_config
 from warren.config import VisionTowerConfig
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.errors import ModelError
 from warren.models import build_model, export_bunny, import_bunny, inputs_of, load, save_model, train_tokenizer
 from warren.models.bunny.tokenizer import in_old_format

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from warren.data.images import ImageSpec
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ModelError
 from warren.models import load, save_model, train_tokenizer

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bunny_oracle import Compared, checkpoint
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.models.bunny import import_bunny
 from warren.models.tensors import read_folder
 from warren.models.tokenizer import read_tokenizer

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from bunny_oracle import checkpoint
 from warren.config import LanguageModelConfig, ModelConfig, VisionTowerConfig
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ConfigError, ModelError
 from warren.models import import_bunny, inputs_of, merge_adapter, read_tokenizer
@@ -71,7 +71,7 @@ def test_a_tower_that_should_be_in_the_checkpoint_and_is_not_is_an_error(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["bunny-qwen2", "bunny-llama", "bunny-phi-clip"])
-def test_pictures_are_normalised_as_the_towers_folder_says(name: str, tmp_path: Path) -> None:
+def test_images_are_normalised_as_the_towers_folder_says(name: str, tmp_path: Path) -> None:
     kind = "clip" if "clip" in name else "siglip"
     tower = tmp_path / f"{kind}-tower"
     shutil.copytree(checkpoint(f"towers/{kind}-tiny"), tower)
@@ -221,7 +221,7 @@ def test_a_merge_keeps_the_bases_type_also_where_the_adapter_holds_whole_modules
 
 @pytest.mark.parametrize("name", ["bunny-llama", "bunny-phi"])
 def test_two_images_in_one_message_give_bunnys_ids(name: str, tmp_path: Path) -> None:
-    """Bunny tokenises the text around each mark alone, keeps one BOS, and puts each picture's features at its mark."""
+    """Bunny tokenises the text around each mark alone, keeps one BOS, and puts each image's features at its mark."""
     import_bunny(checkpoint(name), tmp_path / "m")
     inputs, text = Inputs.load(tmp_path / "m"), (tmp_path / "m" / "tokenizer.json").read_text()
     tokenizer, original = tokenizer_from_json(text), Tokenizer.from_file(str(checkpoint(name) / "tokenizer.json"))

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from bunny_oracle import checkpoint
 from factories import tiny_model_config
-from warren.cluster.converting import main
-from warren.data.inputs import INPUTS_FILE, Inputs
+from warren.cli.convert import main
+from warren.data.model_inputs import INPUTS_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models import (
     average_models,

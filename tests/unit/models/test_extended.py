@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bunny_oracle import Compared
 from warren.errors import ConfigError
-from warren.models.extended import ExtendedLlava
+from warren.models.extended_llava import ExtendedLlava
 from warren.models.projectors import build_projector, num_projected
 from warren.models.s2 import multi_scale_features
 
@@ -43,7 +43,7 @@ def test_each_scale_is_encoded_in_tiles_row_by_row_and_scales_lie_side_by_side()
     found = multi_scale_features(tower, pixels, [8, 16, 24])
     assert batches == [2, 8, 18]
     assert found.shape == (2, 4, 9)
-    # Of the largest scale nothing is lost but detail: its mean over each quarter of the picture.
+    # Of the largest scale nothing is lost but detail: its mean over each quarter of the image.
     whole = functional.adaptive_avg_pool2d(pixels, 2).flatten(2).transpose(1, 2)
     assert torch.allclose(found[..., 6:], whole, atol=1e-6)
     alone = multi_scale_features(tower, pixels[1:], [8, 16, 24])

@@ -15,12 +15,12 @@ from bunny_oracle import checkpoint
 from factories import colour_sample, text_sample
 from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, VisionTowerConfig
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
-from warren.data.inputs import tokenizer_from_json
-from warren.inference.batch import Batch
-from warren.inference.choosing import Chooser
+from warren.data.model_inputs import tokenizer_from_json
+from warren.evaluate.multiple_choice import MultipleChoice
 from warren.inference.engine import GenerationRequest, SamplingParams
 from warren.inference.limits import EngineOptions
-from warren.inference.offline import generate_all
+from warren.inference.transformers_engine.offline import generate_all
+from warren.inference.transformers_engine.scheduler import Batch
 from warren.models import (
     add_adapters,
     build_model,
@@ -91,8 +91,8 @@ class Trained:
             row, target = torch.from_numpy(ids[:length]).long(), torch.from_numpy(labels[:length]).long()
             embedded = self.reference.get_input_embeddings()(row.where(row != self.image, 0))
             if (row == self.image).any():
-                picture = (torch.from_numpy(next(pixels)).float()[None] / 255 - 0.5) / 0.5
-                tower = self.model.model.vision_tower(picture, output_hidden_states=True).hidden_states[-2]
+                image = (torch.from_numpy(next(pixels)).float()[None] / 255 - 0.5) / 0.5
+                tower = self.model.model.vision_tower(image, output_hidden_states=True).hidden_states[-2]
                 features = self.model.model.multi_modal_projector(tower)[0]
                 embedded = embedded.masked_scatter((row == self.image)[:, None], features)
             logits = self.reference(inputs_embeds=embedded[None]).logits[0]
@@ -264,7 +264,7 @@ def test_a_choice_is_scored_over_the_rows_that_the_language_model_came_with(tmp_
     (tmp_path / "m").mkdir()
     state = trained.model.state_dict()
     save_model(state, trained.model.config, trained.inputs, trained.tokenizer_json, tmp_path / "m")
-    chooser, turns = Chooser(tmp_path / "m"), text_sample(1).turns
+    chooser, turns = MultipleChoice(tmp_path / "m"), text_sample(1).turns
     found = chooser.log_likelihoods(turns[:1], chooser.inputs.pixels(()), [turns[1].text, "blue"])
     ids, labels = (torch.from_numpy(array).long() for array in chooser._encode(turns))
     with torch.no_grad():

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from factories import colour_sample, picture, tiny_model_config
+from factories import colour_sample, make_image, tiny_model_config
 from warren.config import ModelConfig
 from warren.data.images import Resize
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
 from warren.models import TrainedTokenizer, build_model, freeze_all_but, inputs_of, load, save_model, train_tokenizer
 
@@ -126,7 +126,7 @@ def test_a_configuration_that_transformers_refuses_is_a_config_error() -> None:
         build_model(ModelConfig.model_validate_json(json.dumps(values)), TOKENIZER, seed=1)
 
 
-def test_a_picture_is_decoded_once_per_mark() -> None:
+def test_an_image_is_decoded_once_per_mark() -> None:
     inputs = inputs_of(tiny_model_config(), TOKENIZER)
-    assert inputs.pixels((picture(), picture())).shape == (2, 3, 32, 32)
+    assert inputs.pixels((make_image(), make_image())).shape == (2, 3, 32, 32)
     assert inputs.pixels(()).shape == (0, 3, 32, 32)

@@ -24,7 +24,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pyt
     assert not list((tmp_path / "target").iterdir())
 
 
-def test_pairs_are_split_by_picture_and_those_of_one_kind_come_together_once() -> None:
+def test_pairs_are_split_by_image_and_those_of_one_kind_come_together_once() -> None:
     rows = [{"image": f"{n}.png", "caption": f"thing {n}", "source": "ab"[n % 2]} for n in range(200)]
     tables = split(rows)
     assert split(reversed(rows)) == tables

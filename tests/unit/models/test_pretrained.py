@@ -12,7 +12,7 @@ from transformers import SiglipVisionModel as SiglipTower
 
 from warren.config import ModelConfig
 from warren.config.catalog import BACKBONES, Backbone
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.errors import ConfigError, ModelError
 from warren.models import (
     TrainedTokenizer,

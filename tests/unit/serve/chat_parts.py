@@ -10,7 +10,7 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
-def picture(data: bytes | None = None) -> dict[str, Any]:
+def image_part(data: bytes | None = None) -> dict[str, Any]:
     return image_url(data_uri(png_bytes() if data is None else data))
 
 

@@ -10,14 +10,14 @@ import httpx
 import pytest
 import torch
 
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.inference import EngineError, GenerationRequest, TokenDelta
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.release import Release
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
-from warren_serve.conversation import PromptBuilder
-from warren_serve.decoding import ImageDecoder
+from warren_serve.image_decoder import ImageDecoder
+from warren_serve.prompt import PromptBuilder
 from warren_serve.service import ChatService, load_backend
 from warren_serve.settings import ServeSettings
 

@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 import pytest
-from chat_parts import assistant, data_uri, image_url, picture, text, user
+from chat_parts import assistant, data_uri, image_part, image_url, text, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,7 +90,7 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("unknown part", {"messages": [user({"type": "audio"})]}, "messages.0.content.0.type", "invalid_value"),
     ("extra in part", {"messages": [user(text("a") | {"cache_control": {"type": "ephemeral"}})]},
      "messages.0.content.0.cache_control", "unknown_parameter"),
-    ("extra in image", {"messages": [user(picture() | {"image_id": 1})]}, "messages.0.content.0.image_id",
+    ("extra in image", {"messages": [user(image_part() | {"image_id": 1})]}, "messages.0.content.0.image_id",
      "unknown_parameter"),
     ("extra in url", {"messages": [user({"type": "image_url", "image_url": {"url": "data:,", "text": 1}})]},
      "messages.0.content.0.image_url.text", "unknown_parameter"),
@@ -109,14 +109,19 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
      "messages.0.content.0.image_url.detail", "invalid_value"),
     ("no text", {"messages": [user({"type": "text"})]}, "messages.0.content.0.text", "missing_required_parameter"),
     ("image mark", {"messages": [user(text("<image>"))]}, "messages.0.content", SPECIAL),
-    ("mark in two", {"messages": [user(text("a <image> b"), picture())]}, "messages.0.content", SPECIAL),
+    ("mark in two", {"messages": [user(text("a <image> b"), image_part())]}, "messages.0.content", SPECIAL),
     ("eos", {"messages": [HI, assistant("a<|endoftext|>"), HI]}, "messages.1.content", SPECIAL),
     ("pad in system", {"messages": [{"role": "system", "content": "<|pad|>"}, HI]}, "messages.0.content", SPECIAL),
     ("long text", {"messages": [user(text("x" * 5001))]}, "messages", "text_too_long"),
     ("context", {"messages": [user(text("é" * 300))]}, "messages", CONTEXT),
     ("context and answer", {"messages": [user(text("é" * 200))], "max_tokens": 64}, "max_tokens", CONTEXT),
-    ("many images", {"messages": [user(*[picture()] * 3)]}, "messages", "too_many_images"),
-    ("its image", {"messages": [HI, {**user(picture()), "role": "assistant"}, HI]}, "messages.1.content.0.type", VALUE),
+    ("many images", {"messages": [user(*[image_part()] * 3)]}, "messages", "too_many_images"),
+    (
+        "its image",
+        {"messages": [HI, {**user(image_part()), "role": "assistant"}, HI]},
+        "messages.1.content.0.type",
+        VALUE,
+    ),
     ("http url", {"messages": [user(image_url("http://169.254.169.254/latest"))]}, URL, "image_url_not_allowed"),
     ("https url", {"messages": [user(image_url("https://example.com/a.png"))]}, URL, "image_url_not_allowed"),
     ("file url", {"messages": [user(image_url("file:///etc/passwd"))]}, URL, "invalid_image_url"),
@@ -126,14 +131,14 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("base64 padding", {"messages": [user(image_url("data:image/png;base64,AAA"))]}, URL, "invalid_base64"),
     ("base64 spaces", {"messages": [user(image_url("data:image/png;base64,AA AA"))]}, URL, "invalid_base64"),
     ("base64 unicode", {"messages": [user(image_url("data:image/png;base64,ÄÄÄÄ"))]}, URL, "invalid_base64"),
-    ("no bytes", {"messages": [user(picture(b""))]}, URL, "invalid_image"),
-    ("noise", {"messages": [user(picture(b"\x00" * 99))]}, URL, "invalid_image"),
+    ("no bytes", {"messages": [user(image_part(b""))]}, URL, "invalid_image"),
+    ("noise", {"messages": [user(image_part(b"\x00" * 99))]}, URL, "invalid_image"),
     ("svg", {"messages": [user(image_url(data_uri(SVG, "svg+xml")))]}, URL, "invalid_image"),
-    ("animated gif", {"messages": [user(picture(_animated_gif()))]}, URL, "animated_image"),
-    ("100 megapixels", {"messages": [user(picture(_huge_png()))]}, URL, "image_too_large"),
-    ("pixels", {"messages": [user(picture(png_bytes(size=(101, 100))))]}, URL, "image_too_large"),
-    ("cut jpeg", {"messages": [user(picture(_jpeg()[:400]))]}, URL, "invalid_image"),
-    ("cut png", {"messages": [user(picture(png_bytes()[:60]))]}, URL, "invalid_image"),
+    ("animated gif", {"messages": [user(image_part(_animated_gif()))]}, URL, "animated_image"),
+    ("100 megapixels", {"messages": [user(image_part(_huge_png()))]}, URL, "image_too_large"),
+    ("pixels", {"messages": [user(image_part(png_bytes(size=(101, 100))))]}, URL, "image_too_large"),
+    ("cut jpeg", {"messages": [user(image_part(_jpeg()[:400]))]}, URL, "invalid_image"),
+    ("cut png", {"messages": [user(image_part(png_bytes()[:60]))]}, URL, "invalid_image"),
 ]  # fmt: skip
 
 
@@ -171,8 +176,8 @@ def test_what_is_hardly_json_is_a_typed_400(endpoint: Any, body: bytes, param: s
 
 
 def test_nulls_ask_for_nothing_at_any_depth(endpoint: Any) -> None:
-    image = {"type": "image_url", "image_url": picture()["image_url"] | {"detail": None}}
-    messages = [user(text("a") | {"annotations": None}, image) | {"name": None}]
+    without_detail = {"type": "image_url", "image_url": image_part()["image_url"] | {"detail": None}}
+    messages = [user(text("a") | {"annotations": None}, without_detail) | {"name": None}]
     options = {"include_usage": None, "include_obfuscation": None, "unknown": None}
     nulls: Any = dict.fromkeys(["temperature", "top_p", "n", "stop", "seed", "tools", "logprobs", "unknown"])
     answer = endpoint.chat(messages=messages, stream=True, stream_options=options, max_tokens=1, **nulls)
@@ -250,8 +255,8 @@ def test_no_message_makes_the_server_fail(endpoint: Any, message: Any) -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000), kind=st.sampled_from(["png", "jpeg", "gif"]))
-def test_no_picture_makes_the_server_fail(endpoint: Any, cut: int, flip: int, kind: str) -> None:
+def test_no_image_makes_the_server_fail(endpoint: Any, cut: int, flip: int, kind: str) -> None:
     data = bytearray({"png": png_bytes(), "jpeg": _jpeg(), "gif": _animated_gif()}[kind])
     data[flip % len(data)] ^= 0x55
-    status = endpoint.chat(max_tokens=1, messages=[user(picture(bytes(data[: max(1, cut)])))]).status_code
+    status = endpoint.chat(max_tokens=1, messages=[user(image_part(bytes(data[: max(1, cut)])))]).status_code
     assert status in (200, 400)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from chat_parts import assistant, picture, text, user
+from chat_parts import assistant, image_part, text, user
 from safetensors.torch import load_file, save_file
 
 from warren.errors import ReleaseError
@@ -51,7 +51,7 @@ def test_the_official_client_reads_whole_and_streamed_answers(endpoint: Any) -> 
     async def main() -> None:
         async with endpoint.http() as http:
             client = openai.AsyncOpenAI(api_key="k", base_url="http://endpoint/v1", http_client=http, max_retries=0)
-            ask: Any = {"model": "tiny", "messages": [user(picture(), text("what?"))], "max_tokens": 12}
+            ask: Any = {"model": "tiny", "messages": [user(image_part(), text("what?"))], "max_tokens": 12}
             whole = await client.chat.completions.create(**ask, seed=3, logprobs=True, top_logprobs=2)
             stream = await client.chat.completions.create(
                 **ask, seed=3, stream=True, stream_options={"include_usage": True}
@@ -77,7 +77,7 @@ def test_messages_become_the_prompt_the_model_was_trained_on(scripted: Any) -> N
     endpoint, engine = scripted(hello)
     messages = [
         {"role": "system", "content": "Be brief."},
-        user(text("look"), picture(), picture(png_bytes((0, 0, 9)))),
+        user(text("look"), image_part(), image_part(png_bytes((0, 0, 9)))),
         assistant("a blue circle"),
         {"role": "user", "content": "and?"},
     ]
@@ -91,7 +91,7 @@ def test_messages_become_the_prompt_the_model_was_trained_on(scripted: Any) -> N
     assert request.pixels[1][:, 0, 0].tolist() == [0, 0, 9]
 
 
-A = picture(png_bytes((9, 0, 0)))
+A = image_part(png_bytes((9, 0, 0)))
 
 
 def test_the_bytes_of_log_probabilities_are_the_answers(endpoint: Any) -> None:
@@ -213,8 +213,8 @@ def test_the_deadline_ends_an_answer_and_frees_its_slot(scripted: Any, stream: b
 
 def test_the_deadline_counts_what_comes_before_the_model_too(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, engine = scripted(hello, {"request_timeout_s": 0.2})
-    plan = endpoint.service._prompts.plan
-    monkeypatch.setattr(endpoint.service._prompts, "plan", lambda request: (time.sleep(0.5), plan(request))[1])
+    prepare = endpoint.service._prompts.prepare
+    monkeypatch.setattr(endpoint.service._prompts, "prepare", lambda request: (time.sleep(0.5), prepare(request))[1])
     answer = endpoint.chat()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert not engine.requests

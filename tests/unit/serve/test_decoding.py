@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_parts import picture, text, user
+from chat_parts import image_part, text, user
 from PIL import Image
 
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
-from warren_serve.decoding import ImageDecoder
 from warren_serve.errors import ApiError
+from warren_serve.image_decoder import ImageDecoder
 
 URL = "messages.0.content.0.image_url.url"
 
@@ -107,8 +107,8 @@ def test_a_decoder_that_was_ended_is_the_servers_fault_and_starts_again(
 def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(scripted: Any) -> None:
     endpoint, engine = scripted(hello, {"max_image_pixels": 1_000_000})
     few, many = (jpeg_of_scans(number, side=96) for number in (60, 5_000))
-    assert endpoint.chat(messages=[user(picture(few), text("what?"))]).status_code == 200
-    answer = endpoint.chat(messages=[user(picture(many), text("what?"))])
+    assert endpoint.chat(messages=[user(image_part(few), text("what?"))]).status_code == 200
+    answer = endpoint.chat(messages=[user(image_part(many), text("what?"))])
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_image", URL)
     assert "scans" in error["message"]
@@ -123,5 +123,5 @@ def test_an_image_is_decoded_as_the_format_it_was_checked_as(scripted: Any) -> N
     both[2048:2055] = b"PCD_IPI"
     assert Image.open(io.BytesIO(both), formats=("PCD",)).size == (768, 512)
     endpoint, engine = scripted(hello)
-    assert endpoint.chat(messages=[user(picture(bytes(both)), text("what?"))]).status_code == 200
+    assert endpoint.chat(messages=[user(image_part(bytes(both)), text("what?"))]).status_code == 200
     assert np.abs(engine.requests[0].pixels[0, :, 0, 0].astype(int) - [250, 10, 20]).max() <= 1

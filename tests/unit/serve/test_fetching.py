@@ -1,4 +1,4 @@
-"""Pictures by URL: off by default, only from allowed hosts, never from where only the server can go."""
+"""Images by URL: off by default, only from allowed hosts, never from where only the server can go."""
 
 import ipaddress
 import threading
@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from chat_parts import image_url, picture, text, user
+from chat_parts import image_part, image_url, text, user
 
 from warren.errors import ConfigError
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
 from warren_serve.errors import ApiError
-from warren_serve.fetching import ImageFetcher, is_public
+from warren_serve.image_fetcher import ImageFetcher, is_public
 from warren_serve.settings import ServeSettings
 
 RED = png_bytes((250, 1, 2))
@@ -26,7 +26,7 @@ def hello(_: GenerationRequest) -> list[TokenDelta]:
 
 
 class _Pictures(BaseHTTPRequestHandler):
-    """A picture store with a few bad habits."""
+    """An image store with a few bad habits."""
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ def store() -> Iterator[Any]:
 
 @pytest.fixture
 def ask(scripted: Any, store: Any) -> Any:
-    """Return a function that asks about pictures at URLs; PORT in them is the store's."""
+    """Return a function that asks about images at URLs; PORT in them is the store's."""
     port = store.server_address[1]
 
     def send(*urls: str, hosts: Any = None, networks: Any = ("127.0.0.1/32",), **settings: Any) -> Any:
@@ -82,13 +82,13 @@ def ask(scripted: Any, store: Any) -> Any:
     return send
 
 
-def test_pictures_come_from_allowed_hosts_and_mix_with_inline_ones(scripted: Any, store: Any, ask: Any) -> None:
+def test_images_come_from_allowed_hosts_and_mix_with_inline_ones(scripted: Any, store: Any, ask: Any) -> None:
     answer, engine = ask("http://127.0.0.1:PORT/ok.png", "http://localhost:PORT/to/http://127.0.0.1:PORT/ok.png")
     assert answer.status_code == 200, answer.text
     assert engine.requests[0].pixels[:, :, 0, 0].tolist() == [[250, 1, 2]] * 2
     port = store.server_address[1]
     endpoint, engine = scripted(hello, {"image_hosts": [f"127.0.0.1:{port}"], "image_networks": ["127.0.0.0/8"]})
-    parts = (picture(), image_url(f"http://127.0.0.1:{port}/ok.png"))
+    parts = (image_part(), image_url(f"http://127.0.0.1:{port}/ok.png"))
     assert endpoint.chat(messages=[user(*parts)]).status_code == 200
     assert engine.requests[0].pixels[:, :, 0, 0].tolist() == [[200, 30, 30], [250, 1, 2]]
 
@@ -116,7 +116,7 @@ def test_pictures_come_from_allowed_hosts_and_mix_with_inline_ones(scripted: Any
         ("HTTP://127.0.0.1:PORT/\r\nhost: x", "image_url_unreachable"),
     ],
 )
-def test_a_picture_that_cannot_be_had_is_a_typed_400(ask: Any, url: str, code: str) -> None:
+def test_an_image_that_cannot_be_had_is_a_typed_400(ask: Any, url: str, code: str) -> None:
     answer, engine = ask(url)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, code, URL), error["message"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_parts import assistant, image_url, picture, text, user
+from chat_parts import assistant, image_part, image_url, text, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ COMMON = {
 }
 MESSAGES = [
     {"role": "system", "content": [text("be brief")]},
-    user(text("what?"), {"type": "image_url", "image_url": {**picture()["image_url"], "detail": "low"}}),
+    user(text("what?"), {"type": "image_url", "image_url": {**image_part()["image_url"], "detail": "low"}}),
     assistant("a") | {"name": "n", "tool_calls": None},
     {"role": "user", "content": "and?"},
 ]

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from chat_parts import picture, text, user
+from chat_parts import image_part, text, user
 
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
@@ -15,7 +15,7 @@ def hello(_: GenerationRequest) -> list[TokenDelta]:
     return [TokenDelta("hello", (5,), finish_reason="stop")]
 
 
-A, B = picture(png_bytes((9, 0, 0))), picture(png_bytes((0, 0, 9)))
+A, B = image_part(png_bytes((9, 0, 0))), image_part(png_bytes((0, 0, 9)))
 
 
 @pytest.mark.parametrize(

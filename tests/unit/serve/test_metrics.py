@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from warren.inference import GenerationRequest, TokenDelta
-from warren_serve.cluster_metrics import ClusterFigures, merged
+from warren_serve.cluster_metrics import ClusterMetrics, merged
 
 PATH = "/v1/chat/completions"
 
@@ -75,20 +75,20 @@ def test_requests_refused_before_they_are_routed_count_under_their_route(
 def test_readers_at_the_same_time_share_one_round_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
-    async def ask(_: ClusterFigures) -> bytes:
+    async def ask(_: ClusterMetrics) -> bytes:
         nonlocal rounds
         rounds += 1
         await asyncio.sleep(0.01)
         return b"%d" % rounds
 
     async def read() -> list[bytes]:
-        figures = ClusterFigures("chat")
+        figures = ClusterMetrics("chat")
         leaving = asyncio.create_task(figures.read())
         await asyncio.sleep(0)
         leaving.cancel()
         return [*await asyncio.gather(*(figures.read() for _ in range(6))), await figures.read()]
 
-    monkeypatch.setattr(ClusterFigures, "_ask_agents", ask)
+    monkeypatch.setattr(ClusterMetrics, "_ask_agents", ask)
     assert asyncio.run(read()) == [b"1"] * 7
 
 

@@ -83,20 +83,20 @@ def page(browser: Any) -> Iterator[Any]:
     page.close()
 
 
-def send(page: Any, text: str, *pictures: bytes) -> None:
-    """Drop pictures on the chat, write and send."""
+def send(page: Any, text: str, *images: bytes) -> None:
+    """Drop images on the chat, write and send."""
     box = page.locator("#text-input")
-    if pictures:
-        drop(page, pictures)
-        page.locator("#file-attachment-container img").nth(len(pictures) - 1).wait_for()
+    if images:
+        drop(page, images)
+        page.locator("#file-attachment-container img").nth(len(images) - 1).wait_for()
     box.fill(text)
     # The component takes the key only once it has found that there is something to send.
     page.locator(".input-button-svg-container .loading-button, #submit-icon").first.wait_for()
     box.press("Enter")
 
 
-def drop(page: Any, pictures: tuple[bytes, ...]) -> None:
-    files = [{"name": f"{number}.png", "data": list(data)} for number, data in enumerate(pictures)]
+def drop(page: Any, images: tuple[bytes, ...]) -> None:
+    files = [{"name": f"{number}.png", "data": list(data)} for number, data in enumerate(images)]
     page.evaluate(
         """files => {
             const chat = document.querySelector("deep-chat").shadowRoot.querySelector("#chat-view").parentElement;
@@ -113,7 +113,7 @@ def drop(page: Any, pictures: tuple[bytes, ...]) -> None:
     )
 
 
-def test_a_person_drops_a_picture_asks_and_reads_the_answer(scripted: Any, page: Any, tmp_path: Path) -> None:
+def test_a_person_drops_an_image_asks_and_reads_the_answer(scripted: Any, page: Any, tmp_path: Path) -> None:
     number = itertools.count(1)
     failing: Any = [GenerationFailedError("no")]
     script = lambda request: failing if next(number) == 3 else answer(request)  # noqa: E731

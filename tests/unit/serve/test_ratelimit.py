@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warren_serve.ratelimit import Accounts, Limits, Verdict
+from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
 
 
 class Clock:
@@ -20,18 +20,18 @@ class Clock:
 class Book(Accounts):
     """Accounts whose leases are numbered here."""
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: RateLimits, clock: Clock) -> None:
         super().__init__(limits, clock)
         self._names = map(str, itertools.count())
 
-    def ask(self, key: str) -> Verdict:
+    def ask(self, key: str) -> RateLimitDecision:
         return self.enter(key, next(self._names))
 
 
 def accounts(**limits: int) -> tuple[Book, Clock]:
     clock = Clock()
     none = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrent_requests"))
-    return Book(Limits(**none | limits, lease_s=100.0), clock), clock
+    return Book(RateLimits(**none | limits, lease_s=100.0), clock), clock
 
 
 @pytest.mark.parametrize("rate", [1, 3, 7, 60, 1000])
@@ -53,9 +53,9 @@ def test_no_longer_stretch_gets_more_than_its_share(rate: int, pauses: list[floa
     start, admitted = clock.now, 0
     for pause in pauses:
         clock.now += pause
-        verdict = book.ask("a")
-        admitted += not verdict.limit
-        assert (verdict.wait_s > 0) == bool(verdict.limit)
+        decision = book.ask("a")
+        admitted += not decision.limit
+        assert (decision.wait_s > 0) == bool(decision.limit)
         assert admitted <= rate + (clock.now - start) * rate / 60 + 1e-3
 
 

@@ -10,28 +10,30 @@ from ray.exceptions import ActorUnavailableError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from warren_serve.backend import Piece, Question
+from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError
+from warren_serve.protocol import ChatRequest
 from warren_serve.remote import RemoteBackend
-from warren_serve.wire import ChatRequest
 
-_QUESTION = Question(ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hello"}]}))
-_PIECE = Piece((), 1, "v1")
+_QUESTION = EngineRequest(
+    ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hello"}]})
+)
+_PIECE = ResponseChunk((), 1, "v1")
 
 
 class _Answer:
     """One call's pieces: those given, then an error. As Serve's, it raises an early error again when cancelled."""
 
-    def __init__(self, pieces: list[Piece], error: BaseException | None) -> None:
-        self._begun = bool(pieces)
-        self._pieces = pieces
+    def __init__(self, chunks: list[ResponseChunk], error: BaseException | None) -> None:
+        self._begun = bool(chunks)
+        self._pieces = chunks
         self._error = error
         self.cancelled = False
 
     def __aiter__(self) -> "_Answer":
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> ResponseChunk:
         if self._pieces:
             return self._pieces.pop(0)
         raise self._error or StopAsyncIteration
@@ -65,14 +67,14 @@ class _Way:
         self._engines, self._way = engines, way
         self.answer = self
 
-    def remote(self, _: Question) -> _Answer:
+    def remote(self, _: EngineRequest) -> _Answer:
         self._engines.ways.append(self._way)
         return self._engines.answers[self._engines.num_calls - 1]
 
 
-def _ask(engines: _Engines, question: Question = _QUESTION) -> list[Piece]:
-    async def ask() -> list[Piece]:
-        return [piece async for piece in RemoteBackend(cast(DeploymentHandle, engines)).ask(question)]
+def _ask(engines: _Engines, engine_request: EngineRequest = _QUESTION) -> list[ResponseChunk]:
+    async def ask() -> list[ResponseChunk]:
+        return [chunk async for chunk in RemoteBackend(cast(DeploymentHandle, engines)).ask(engine_request)]
 
     return asyncio.run(ask())
 
@@ -91,10 +93,12 @@ def test_an_engine_that_is_gone_before_it_said_anything_is_asked_for_once_more()
     assert all(answer.cancelled for answer in engines.answers)
 
 
-@pytest.mark.parametrize("pieces", [[], [_PIECE]])
+@pytest.mark.parametrize("chunks", [[], [_PIECE]])
 @pytest.mark.parametrize("error", [_broken(), RuntimeError("Unexpected error (RESOURCE_EXHAUSTED)"), ValueError("x")])
-def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(pieces: list[Piece], error: Exception) -> None:
-    engines = _Engines(_Answer(list(pieces), error))
+def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(
+    chunks: list[ResponseChunk], error: Exception
+) -> None:
+    engines = _Engines(_Answer(list(chunks), error))
     with pytest.raises(ApiError) as raised:
         _ask(engines)
     assert (raised.value.status, engines.num_calls) == (503, 1)
@@ -121,9 +125,9 @@ def test_a_replica_that_cancels_its_calls_is_gone_and_the_request_is_not_cancell
 
 
 def test_a_question_that_grpc_would_refuse_travels_as_an_object() -> None:
-    small, large = (Question(_QUESTION.request, (bytes(size),) * 4) for size in (100_000, 1_000_000))
+    small, large = (EngineRequest(_QUESTION.request, (bytes(size),) * 4) for size in (100_000, 1_000_000))
     long = _QUESTION.request.model_copy(update={"model": "m" * 5_000_000})
-    for question, way in ((small, "grpc"), (large, "object"), (Question(long), "object")):
+    for engine_request, way in ((small, "grpc"), (large, "object"), (EngineRequest(long), "object")):
         engines = _Engines(_Answer([_PIECE], None))
-        _ask(engines, question)
+        _ask(engines, engine_request)
         assert engines.ways == [way]

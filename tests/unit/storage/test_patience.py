@@ -4,7 +4,7 @@ import pytest
 
 from warren.config.environment import storage_deadline_s
 from warren.errors import ConfigError, StorageError
-from warren.storage.patience import Patience, patiently
+from warren.storage.retry import RetryPolicy, retrying
 
 
 def is_passing(error: Exception) -> bool:
@@ -22,12 +22,12 @@ def run(script: list[Exception | str]) -> str:
             raise step
         return step
 
-    return patiently(Patience("s3://b/k", "http://server"), action, is_passing)
+    return retrying(RetryPolicy("s3://b/k", "http://server"), action, is_passing)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("warren.storage.patience.time.sleep", lambda _: None)
+    monkeypatch.setattr("warren.storage.retry.time.sleep", lambda _: None)
 
 
 def test_what_may_pass_is_tried_again() -> None:
@@ -44,8 +44,8 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
 def test_the_deadline_counts_from_the_last_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARREN_STORAGE_DEADLINE_S", "60")
     clock = [0.0]
-    monkeypatch.setattr("warren.storage.patience.time.monotonic", lambda: clock[0])
-    patience = Patience("s3://b/k", "http://server")
+    monkeypatch.setattr("warren.storage.retry.time.monotonic", lambda: clock[0])
+    patience = RetryPolicy("s3://b/k", "http://server")
     patience.wait(TimeoutError("one"))
     clock[0] = 50.0
     patience.progressed()

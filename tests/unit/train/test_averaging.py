@@ -12,7 +12,7 @@ from warren.models import build_model, inputs_of, load, save_model, train_tokeni
 from warren.storage import Location
 from warren.train.averaging import average_runs, refuse_to_train
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
-from warren.train.record import Run
+from warren.train.run import Run
 
 TOKENIZER = train_tokenizer(["a b c"] * 3, 320)
 SOUP = AverageConfig(first="one", second="two", first_weight=0.3)

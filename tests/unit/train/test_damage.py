@@ -8,8 +8,8 @@ import pytest
 from warren.errors import CheckpointError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.damage import newest_intact
-from warren.train.record import Run
+from warren.train.damaged_checkpoints import newest_intact
+from warren.train.run import Run
 
 
 @pytest.fixture

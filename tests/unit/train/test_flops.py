@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from factories import tiny_model_config
-from warren.config import LoraConfig, Part
+from warren.config import LoraConfig, ModelPart
 from warren.data.batch import MicroBatch
 from warren.data.template import IGNORED
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer
@@ -14,7 +14,7 @@ from warren.train.flops import FlopsCount
 from warren.train.objective import Objective, to_tensors
 
 TOKENIZER = train_tokenizer(["USER: a b ASSISTANT: c d"] * 3, 320)
-EVERYTHING: tuple[Part, ...] = ("vision_tower", "projector", "language_model")
+EVERYTHING: tuple[ModelPart, ...] = ("vision_tower", "projector", "language_model")
 SAMPLES, TEXT, SUPERVISED = 3, 24, 9
 
 
@@ -27,7 +27,7 @@ SAMPLES, TEXT, SUPERVISED = 3, 24, 9
         (("projector", "language_model"), LoraConfig(rank=4, alpha=8, dropout=0.0)),
     ],
 )
-def test_the_count_is_pytorchs(trainable: tuple[Part, ...], lora: LoraConfig | None) -> None:
+def test_the_count_is_pytorchs(trainable: tuple[ModelPart, ...], lora: LoraConfig | None) -> None:
     model = build_model(tiny_model_config(), TOKENIZER, seed=1)
     model.set_attn_implementation("eager")  # the counter knows matrix products
     if lora is not None:

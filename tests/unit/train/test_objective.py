@@ -10,7 +10,7 @@ from torch.nn import functional
 from factories import colour_sample, tiny_model_config
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
-from warren.data.inputs import Inputs, tokenizer_from_json
+from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import Sample, Turn
 from warren.errors import ModelError
 from warren.models import build_model, freeze_all_but, train_tokenizer
@@ -192,12 +192,12 @@ def test_what_is_frozen_leaves_nothing_for_the_backward_pass(tiny_inputs: tuple[
     assert saved["all/1"] < saved["all/3"]
 
 
-def test_pictures_with_another_number_of_features_are_refused(
+def test_images_with_another_number_of_features_are_refused(
     objective: Objective, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [part] = parts_of(tiny_inputs, 1, 7)
     monkeypatch.setattr(objective, "_tokens_per_image", 9)
-    with pytest.raises(ModelError, match="6 pictures have 96 visual features, but 9 image tokens each"):
+    with pytest.raises(ModelError, match="6 images have 96 visual features, but 9 image tokens each"):
         objective(**to_tensors(part.micro_batches[0], CPU))
 
 

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factories import tiny_model_config
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.errors import CheckpointError, ConfigError, CorruptDataError, ModelError
 from warren.models import build_model, freeze_all_but, save_model, train_tokenizer
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.origin import Origin, frozen_digest
-from warren.train.record import Run
+from warren.train.run import Run
 
 
 def save(folder: Path, inputs: Inputs, tokenizer_json: str, seed: int = 1) -> Path:

@@ -8,18 +8,18 @@ import pytest
 from factories import tiny_model_config, tiny_recipe, tiny_stage
 from warren.config import Change, Duration, GuardConfig, OnResume, Recipe, Resources, StageConfig, ValidationConfig
 from warren.config.resume import changes
-from warren.data.inputs import Inputs
 from warren.data.manifest import Manifest, Shard
-from warren.data.stream import Encoding, Source, StreamSpec
+from warren.data.model_inputs import Inputs
+from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.errors import TrainingError
 from warren.storage import FileEntry, Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.record import Run, describe
-from warren.train.resuming import begin, check_duration, go_on
+from warren.train.resume import begin, check_duration, go_on
+from warren.train.run import Run, describe
 
 RESOURCES = Resources(num_workers=2)
 SHARD = Shard(FileEntry("shard", 1, "f"), (70,))
-SOURCES = [Source(Location.parse("/data/train/v1"), Manifest("train", "v1", (SHARD,), "tests", "CC0"), 70)]
+SOURCES = [DatasetSource(Location.parse("/data/train/v1"), Manifest("train", "v1", (SHARD,), "tests", "CC0"), 70)]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import nn
 from factories import colour_sample, tiny_model_config, tiny_stage
 from warren.config import LoraConfig, StageConfig
 from warren.data.batch import Cut, cut_global_batch
-from warren.data.inputs import tokenizer_from_json
+from warren.data.model_inputs import tokenizer_from_json
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer
 from warren.models.adapters import is_adapter
 from warren.models.vlm import recompute_activations

@@ -11,8 +11,8 @@ from tensorboardX.proto.event_pb2 import Event
 from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.record import Run
 from warren.train.report import summary, write_report
+from warren.train.run import Run
 from warren.train.trackers import open_trackers
 
 

@@ -1,4 +1,4 @@
-"""Bunny's and LLaVA's files: one JSON array of records with `image` and `conversations`, and a folder of pictures."""
+"""Bunny's and LLaVA's files: one JSON array of records with `image` and `conversations`, and a folder of images."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from warren.data.importers.files import empty_file, find_files, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
-from warren.data.importers.rows import Row, array_rows, group
+from warren.data.importers.rows import SourceRow, array_rows, group
 from warren.data.printable import shown
 from warren.storage import Location
 
@@ -72,7 +72,7 @@ class BunnyJson:
                 source = _source(location, row.value)
                 yield Raw(key, source, partial(self.records.sample, key, source, row.value))
 
-    def _rows(self, location: Location, piece: Piece) -> Iterator[Row | Raw]:
+    def _rows(self, location: Location, piece: Piece) -> Iterator[SourceRow | Raw]:
         if piece.stop:
             data = b"[" + location.read_range(piece.start, piece.stop) + b"]"
             yield from array_rows(io.BytesIO(data), location)

@@ -31,7 +31,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Message:
+class RawMessage:
     """One message of a record.
 
     Attributes:
@@ -49,7 +49,7 @@ class Message:
         return self.text.count(IMAGE_MARK)
 
 
-def read_messages(value: object) -> list[Message]:
+def read_messages(value: object) -> list[RawMessage]:
     """Read a record's messages.
 
     Raises:
@@ -60,7 +60,7 @@ def read_messages(value: object) -> list[Message]:
     return [_read_message(number, message) for number, message in enumerate(value)]
 
 
-def normalise_turns(messages: Sequence[Message], num_images: int) -> tuple[Turn, ...]:
+def normalise_turns(messages: Sequence[RawMessage], num_images: int) -> tuple[Turn, ...]:
     """Return the turns that Bunny trains on (`preprocess_multimodal` and the start of `preprocess_bunny`).
 
     An answer in front of the first question is dropped. With an image, a message that contains image marks loses them
@@ -83,7 +83,7 @@ def normalise_turns(messages: Sequence[Message], num_images: int) -> tuple[Turn,
     return tuple(turns[1:] if turns and turns[0].role == "assistant" else turns)
 
 
-def check_marks(messages: Sequence[Message], num_images: int) -> None:
+def check_marks(messages: Sequence[RawMessage], num_images: int) -> None:
     """Refuse messages whose image marks cannot be matched with a record's images.
 
     Raises:
@@ -96,7 +96,7 @@ def check_marks(messages: Sequence[Message], num_images: int) -> None:
     raise BadSampleError(reason if marks else f"{reason}; ingest.add_image_marks=true puts marks before the question")
 
 
-def with_marks(messages: Sequence[Message], num_images: int) -> list[Message]:
+def with_marks(messages: Sequence[RawMessage], num_images: int) -> list[RawMessage]:
     """Put `num_images` image marks in front of the first question."""
     first = next((place for place, message in enumerate(messages) if message.role == "user"), None)
     if first is None:
@@ -111,7 +111,7 @@ def _with_one_mark(text: str) -> str:
     return f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
 
 
-def _read_message(number: int, message: object) -> Message:
+def _read_message(number: int, message: object) -> RawMessage:
     if not isinstance(message, Mapping):
         raise BadSampleError(f"message {number} is a {type(message).__name__}, not a mapping")
     written = first_of(message, ("from", "role"))
@@ -120,13 +120,13 @@ def _read_message(number: int, message: object) -> Message:
         raise BadSampleError(f"message {number} is from {shown(written)!r}; known are: {', '.join(_ROLES)}")
     content = first_of(message, ("value", "content"))
     if isinstance(content, str):
-        return Message(role, content, (None,) * content.count(IMAGE_MARK))
+        return RawMessage(role, content, (None,) * content.count(IMAGE_MARK))
     if isinstance(content, Sequence) and not isinstance(content, bytes):
         return _read_parts(number, role, content)
     raise BadSampleError(f"message {number} holds a {type(content).__name__}, not a text or a list of parts")
 
 
-def _read_parts(number: int, role: Literal["system", "user", "assistant"], parts: Sequence[object]) -> Message:
+def _read_parts(number: int, role: Literal["system", "user", "assistant"], parts: Sequence[object]) -> RawMessage:
     """Join parts as the endpoint does: with newlines, and a mark for each image."""
     pieces: list[str] = []
     images: list[object] = []
@@ -143,7 +143,7 @@ def _read_parts(number: int, role: Literal["system", "user", "assistant"], parts
             images += [None] * text.count(IMAGE_MARK)
         else:
             raise BadSampleError(f"message {number} holds a part of type {shown(kind)!r}; known are: text, image_url")
-    return Message(role, "\n".join(pieces), tuple(images))
+    return RawMessage(role, "\n".join(pieces), tuple(images))
 
 
 def _image_of(part: Mapping[str, Any]) -> object:

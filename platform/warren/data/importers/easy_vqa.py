@@ -1,4 +1,4 @@
-"""easy-vqa (PyPI, MIT): 5,000 pictures of one coloured shape each, with 48,248 questions and a fixed split.
+"""easy-vqa (PyPI, MIT): 5,000 images of one coloured shape each, with 48,248 questions and a fixed split.
 
 Its questions become conversations; its colours and shapes, which the answers give away, become captions.
 """
@@ -19,18 +19,18 @@ from warren.errors import ConfigError, NotFoundError
 _PACKAGE = "easy_vqa"
 _COLOURS = frozenset(["black", "gray", "red", "green", "blue", "yellow", "teal", "brown"])
 _SHAPES = frozenset(["circle", "rectangle", "triangle"])
-_Planned = tuple[str, int, tuple[Turn, ...]]  # key, picture, conversation
+_Planned = tuple[str, int, tuple[Turn, ...]]  # key, image, conversation
 
 
 @dataclass(frozen=True)
 class EasyVqa:
-    """One dataset made of easy-vqa's pictures.
+    """One dataset made of easy-vqa's images.
 
     Attributes:
         name: `easy-vqa-captions`, `easy-vqa-train` or `easy-vqa-test`.
         folder: The package's `data` folder.
-        limit_images: Take only the first pictures; None takes all.
-        questions_per_conversation: Questions about one picture that are asked in one conversation.
+        limit_images: Take only the first images; None takes all.
+        questions_per_conversation: Questions about one image that are asked in one conversation.
     """
 
     name: str
@@ -70,7 +70,7 @@ class EasyVqa:
             yield Piece(self.folder, start, stop, stop - start)
 
     def read(self, piece: Piece) -> Iterator[Raw]:
-        """Yield a range's samples; a picture that is missing gives a sample with no bytes."""
+        """Yield a range's samples; an image that is missing gives a sample with no bytes."""
         for key, image, turns in self._plan()[piece.start : piece.stop]:
             source = f"easy-vqa/{self.split}/images/{image}.png"
             yield Raw(key, source, partial(self._load, key, source, image, turns))
@@ -112,7 +112,7 @@ def _installed() -> Path:
 
 @lru_cache(maxsize=4)
 def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, list[tuple[str, str]]]:
-    """Group (question, answer) by picture, in the order of the file."""
+    """Group (question, answer) by image, in the order of the file."""
     rows = json.loads((Path(folder) / split / "questions.json").read_text())
     grouped: dict[int, list[tuple[str, str]]] = {}
     for question, answer, image in rows:
@@ -122,7 +122,7 @@ def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, l
 
 
 def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
-    """Write what a picture's questions give away of it: `a blue circle`."""
+    """Write what an image's questions give away of it: `a blue circle`."""
     found: list[_Planned] = []
     for image, asked in questions.items():
         known = {word for question, answer in asked for word in _facts(question, answer)}
@@ -134,7 +134,7 @@ def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
 
 
 def _facts(question: str, answer: str) -> set[str]:
-    """Return the colour and shape words that a question and its answer say are in the picture."""
+    """Return the colour and shape words that a question and its answer say are in the image."""
     words = set(re.findall(r"[a-z]+", question))
     if answer in ("yes", "no"):
         present = (answer == "yes") != bool(words & {"no", "not"})

@@ -33,7 +33,7 @@ class Raw:
     Attributes:
         key: Unique within the dataset, and the same in every attempt.
         source: Where it comes from, for people.
-        load: Fetches its pictures and builds it; raises `BadSampleError` if that cannot be. Any other error that is
+        load: Fetches its images and builds it; raises `BadSampleError` if that cannot be. Any other error that is
             not a `WarrenError` counts as the sample's, too (`warren.data.shards`).
     """
 

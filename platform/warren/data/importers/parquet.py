@@ -1,4 +1,4 @@
-"""Parquet tables as the Hugging Face hub has them: pictures as `{bytes, path}` structs, lists of them, or paths."""
+"""Parquet tables as the Hugging Face hub has them: images as `{bytes, path}` structs, lists of them, or paths."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -8,14 +8,14 @@ from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
 from warren.data.importers.conversation import (
     Listed,
-    Message,
+    RawMessage,
     check_marks,
     first_of,
     normalise_turns,
     read_messages,
     with_marks,
 )
-from warren.data.importers.inputs import Pictures
+from warren.data.importers.image_sources import ImageSources
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.errors import BadSampleError, ConfigError
 from warren.storage import Location
@@ -32,21 +32,21 @@ class RecordReader:
 
     Attributes:
         columns: Which fields hold image and text. Where it names no text, the usual names are tried.
-        pictures: Where images are looked for that a record only names.
+        images: Where images are looked for that a record only names.
         add_image_marks: Put marks in front of the first question of a conversation that shows images and marks none.
         drop_system: Leave system messages out.
     """
 
     columns: ColumnsConfig
-    pictures: Pictures
+    images: ImageSources
     add_image_marks: bool = False
     drop_system: bool = False
 
     @classmethod
     def of(cls, config: IngestConfig, folder: str) -> "RecordReader":
         """Take what a configuration says; `folder` is where relative image paths start if it does not say."""
-        pictures = Pictures(Location.parse(config.images or folder).uri, config.download_deadline_s)
-        return cls(config.columns, pictures, config.add_image_marks, config.system_turns == "drop")
+        images = ImageSources(Location.parse(config.images or folder).uri, config.download_deadline_s)
+        return cls(config.columns, images, config.add_image_marks, config.system_turns == "drop")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class RecordReader:
             messages = with_marks(messages, len(images))
         check_marks(messages, len(images))
         system = self._system(messages)
-        return Sample(key, self.pictures.fetch_all(images), normalise_turns(messages, len(images)), source, system)
+        return Sample(key, self.images.fetch_all(images), normalise_turns(messages, len(images)), source, system)
 
     def _fields(self) -> dict[str, tuple[str, ...]]:
         columns = self.columns
@@ -91,7 +91,7 @@ class RecordReader:
         usual = {name: (name,) for name in ("caption", "question", "answer")}
         return {"image": images, "conversations": _CONVERSATIONS, **usual}
 
-    def _messages(self, record: Mapping[str, object], listed: Sequence[object]) -> list[Message]:
+    def _messages(self, record: Mapping[str, object], listed: Sequence[object]) -> list[RawMessage]:
         names = self._fields()
         found = {role: first_of(record, names.get(role, ())) for role in names}
         if found.get("conversations") is not None:
@@ -99,14 +99,14 @@ class RecordReader:
         if (caption := _text("caption", found)) is not None:
             if not listed and self.columns.image is not None:
                 raise BadSampleError("it has no image")
-            return [Message("user", IMAGE_MARK * len(listed)), Message("assistant", caption)]
+            return [RawMessage("user", IMAGE_MARK * len(listed)), RawMessage("assistant", caption)]
         question, answer = _text("question", found, may_show=True), _text("answer", found)
         if question is None or answer is None:
             raise BadSampleError(_NO_TEXT)
-        messages = [Message("user", question, (None,) * question.count(IMAGE_MARK)), Message("assistant", answer)]
+        messages = [RawMessage("user", question, (None,) * question.count(IMAGE_MARK)), RawMessage("assistant", answer)]
         return messages if IMAGE_MARK in question else with_marks(messages, len(listed))
 
-    def _system(self, messages: Sequence[Message]) -> str | None:
+    def _system(self, messages: Sequence[RawMessage]) -> str | None:
         """Return the text of a system message in front of all others.
 
         Raises:
@@ -132,7 +132,7 @@ def images_of(value: object) -> list[object]:
     return [] if value is None or value == "" else [value]
 
 
-def _in_order(messages: Sequence[Message], listed: Sequence[object]) -> list[object]:
+def _in_order(messages: Sequence[RawMessage], listed: Sequence[object]) -> list[object]:
     """Return a record's images as its messages show them; what no message shows comes last."""
     rest = list(range(len(listed)))
     images: list[object] = []

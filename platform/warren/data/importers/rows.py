@@ -25,7 +25,7 @@ _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One record of a file.
 
     Attributes:
@@ -41,7 +41,7 @@ class Row:
     fault: str = ""
 
 
-def group(rows: Iterable[Row], size: int) -> Iterator[tuple[int, int, int]]:
+def group(rows: Iterable[SourceRow], size: int) -> Iterator[tuple[int, int, int]]:
     """Join consecutive rows: yield start, stop and number of rows of each `size` of them."""
     start, stop, count = 0, 0, 0
     for row in rows:
@@ -54,7 +54,7 @@ def group(rows: Iterable[Row], size: int) -> Iterator[tuple[int, int, int]]:
         yield start, stop, count
 
 
-def csv_rows(file: IO[bytes], name: object, is_start: bool = True, delimiter: str = ",") -> Iterator[Row]:
+def csv_rows(file: IO[bytes], name: object, is_start: bool = True, delimiter: str = ",") -> Iterator[SourceRow]:
     """Yield the rows of a CSV (RFC 4180): quotes hold commas and line ends together, if a cell begins with one.
 
     A row in which text follows a closing quote is one row with a fault: nobody can tell what was meant, and reading on
@@ -80,25 +80,25 @@ def csv_rows(file: IO[bytes], name: object, is_start: bool = True, delimiter: st
         except csv.Error as error:
             if lines.ended:
                 raise DataError(f"{name}: the quote opened in the record at byte {start} is never closed") from None
-            yield Row(start, lines.position, None, f"it is no CSV: {error}")
+            yield SourceRow(start, lines.position, None, f"it is no CSV: {error}")
         else:
             if len(cells) > 1 or (cells and cells[0].strip()):
-                yield Row(start, lines.position, cells)
+                yield SourceRow(start, lines.position, cells)
 
 
-def delimited_rows(file: IO[bytes], name: object, is_start: bool = True, delimiter: str = "\t") -> Iterator[Row]:
+def delimited_rows(file: IO[bytes], name: object, is_start: bool = True, delimiter: str = "\t") -> Iterator[SourceRow]:
     """Yield the rows of a table without quoting: a line is a row, and quotes are characters like others."""
     for row in line_rows(file, name, is_start):
-        yield Row(row.start, row.stop, row.value.decode("latin-1").rstrip("\r\n").split(delimiter))
+        yield SourceRow(row.start, row.stop, row.value.decode("latin-1").rstrip("\r\n").split(delimiter))
 
 
-def line_rows(file: IO[bytes], name: object, is_start: bool = True) -> Iterator[Row]:
+def line_rows(file: IO[bytes], name: object, is_start: bool = True) -> Iterator[SourceRow]:
     """Yield the lines that are not blank."""
     position = start_of_text(file, name) if is_start else 0
     for line in file:
         start, position = position, position + len(line)
         if line.strip():
-            yield Row(start, position, line)
+            yield SourceRow(start, position, line)
 
 
 class _Lines:
@@ -136,7 +136,7 @@ class _Open(io.RawIOBase):
     read1 = read
 
 
-def array_rows(file: IO[bytes], name: object) -> Iterator[Row]:
+def array_rows(file: IO[bytes], name: object) -> Iterator[SourceRow]:
     """Yield the values of a JSON array.
 
     A value that Python cannot hold (nested too deeply, a number of too many digits) is a row with a fault.
@@ -161,7 +161,7 @@ def array_rows(file: IO[bytes], name: object) -> Iterator[Row]:
         raise text.error(f"there is more behind the array, it begins with {more!r}; one file holds one array")
 
 
-def _value(text: Utf8) -> Row:
+def _value(text: Utf8) -> SourceRow:
     start, fault, value = text.position, "", None
     while True:
         try:
@@ -179,7 +179,7 @@ def _value(text: Utf8) -> Row:
             if end < len(text.text) or not text.more():  # a number may go on
                 break
     text.advance(end - text.at)
-    return Row(start, text.position, value, fault)
+    return SourceRow(start, text.position, value, fault)
 
 
 def _may_go_on(error: json.JSONDecodeError, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""CSV, TSV and JSONL tables whose rows name pictures by URL or path."""
+"""CSV, TSV and JSONL tables whose rows name images by URL or path."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from warren.data.importers.files import empty_file, find_files, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
-from warren.data.importers.rows import Row, csv_rows, delimited_rows, group, line_rows
+from warren.data.importers.rows import SourceRow, csv_rows, delimited_rows, group, line_rows
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
 from warren.storage import Location
@@ -81,7 +81,7 @@ class Table:
             else:
                 yield Raw(key, source, partial(self._load, key, source, row, header))
 
-    def _rows(self, location: Location, piece: Piece) -> Iterator[Row | Raw]:
+    def _rows(self, location: Location, piece: Piece) -> Iterator[SourceRow | Raw]:
         if piece.stop:
             data = io.BytesIO(location.read_range(piece.start, piece.stop))
             yield from self._parsed(location, data, is_start=False)
@@ -92,14 +92,14 @@ class Table:
                 return
             yield from self._body(location, file)
 
-    def _body(self, location: Location, file: IO[bytes]) -> Iterator[Row]:
+    def _body(self, location: Location, file: IO[bytes]) -> Iterator[SourceRow]:
         """Yield the rows of a whole file, without its header."""
         rows = self._parsed(location, file, is_start=True)
         if _has_header(location):
             next(rows, None)
         return rows
 
-    def _parsed(self, location: Location, file: IO[bytes], is_start: bool) -> Iterator[Row]:
+    def _parsed(self, location: Location, file: IO[bytes], is_start: bool) -> Iterator[SourceRow]:
         if not _has_header(location):
             return line_rows(file, location, is_start)
         quoted = self.quoted if self.quoted is not None else _delimiter(location) == ","
@@ -115,7 +115,7 @@ class Table:
             None if first is None else [cell.encode("latin-1").decode(errors="replace") for cell in first.value or ()]
         )
 
-    def _load(self, key: str, source: str, row: Row, header: list[str] | None) -> Sample:
+    def _load(self, key: str, source: str, row: SourceRow, header: list[str] | None) -> Sample:
         record = _json(row.value) if header is None else _cells(row.value, header)
         return self.records.sample(key, source, record)
 

@@ -11,8 +11,8 @@ from typing import Any
 from warren.config import IngestConfig
 from warren.data.importers.files import empty_file, find_files
 from warren.data.importers.fingerprints import file_fingerprint, label
+from warren.data.importers.image_sources import MAX_IMAGE_BYTES
 from warren.data.importers.importer import Piece, Raw
-from warren.data.importers.inputs import MAX_IMAGE_BYTES
 from warren.data.importers.members import IMAGES, Member, group_members
 from warren.data.importers.record import RecordReader
 from warren.data.printable import shown
@@ -26,7 +26,7 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class WebDataset:
-    """Picture-caption pairs of tar files; a `.json` with `conversations` is taken for the text.
+    """Image-caption pairs of tar files; a `.json` with `conversations` is taken for the text.
 
     Attributes:
         files: URIs of the tars; each is one piece, and is read in one pass.

@@ -5,11 +5,11 @@ from typing import Any
 from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 from warren.data.images import ImageSpec, Resize
-from warren.data.inputs import Inputs
+from warren.data.model_inputs import Inputs
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
-from warren.models.extended import PLAIN_PROJECTOR, config_class
+from warren.models.extended_llava import PLAIN_PROJECTOR, config_class
 from warren.models.head import Head
 from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected

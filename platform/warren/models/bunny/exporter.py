@@ -8,13 +8,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
-from warren.data.inputs import TOKENIZER_FILE, Inputs
+from warren.data.model_inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError
 from warren.models.bunny.families import FAMILIES, PROMPT_KEY
 from warren.models.bunny.names import to_bunny
 from warren.models.bunny.tokenizer import in_old_format, without_image_token
 from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_tower
-from warren.models.extended import PLAIN_PROJECTOR
+from warren.models.extended_llava import PLAIN_PROJECTOR
 from warren.models.head import Head
 from warren.models.minicpm import check_minicpm, minicpm_fields
 from warren.models.saved import new_folder, read_model_config

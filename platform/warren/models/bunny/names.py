@@ -3,7 +3,7 @@
 from typing import Any
 
 from warren.models.eva_clip import EvaClipVisionConfig
-from warren.models.extended import ExtendedLlavaConfig
+from warren.models.extended_llava import ExtendedLlavaConfig
 from warren.models.tensors import LazyTensors
 
 _PLAIN = (  # the first prefix that fits

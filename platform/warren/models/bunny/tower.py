@@ -1,7 +1,7 @@
 """Which vision tower a Bunny checkpoint means: its configuration, its weights, and where they come from.
 
 Bunny ignores the tower inside a checkpoint unless it was trained (`unfreeze_vision_tower`) or is to be trained further
-(`continuous_training`), and reads the folder or the hub id in `mm_vision_tower` instead. Pictures are prepared by that
+(`continuous_training`), and reads the folder or the hub id in `mm_vision_tower` instead. Images are prepared by that
 folder's own processor in any case. A folder is recognised by its own files, never by its name.
 """
 
@@ -14,7 +14,7 @@ from warren.models.bunny.tower_files import OWN_FOLDER, OWN_TOWERS
 from warren.models.tensors import LazyTensors
 from warren.models.towers import (
     MODEL_TYPES,
-    Tower,
+    TowerFolder,
     known_config,
     normalisation,
     read_tower_folder,
@@ -27,7 +27,7 @@ _COPY = "model.vision_tower.vision_tower."  # of the tower, in a checkpoint
 
 def read_tower(
     source: Path, config: dict[str, Any], checkpoint: LazyTensors, given: Path | None, adapted: bool = False
-) -> Tower:
+) -> TowerFolder:
     """Return the tower that Bunny would use.
 
     Args:
@@ -49,7 +49,7 @@ def read_tower(
             raise ModelError(
                 f"config.json names the vision tower {name!r}, which is nowhere here; give it as --vision-tower DIR"
             )
-        return Tower(
+        return TowerFolder(
             known_config({**published.config, "model_type": MODEL_TYPES[published.family]}), tower_tensors(copy)
         )
     says_own = [key for key in ("unfreeze_vision_tower", "continuous_training") if config.get(key)]
@@ -58,7 +58,7 @@ def read_tower(
     if not says_own and not adapted:
         return read_tower_folder(folder)
     vision = tower_config(folder)
-    return Tower(vision, tower_tensors(copy), normalisation(folder, vision))
+    return TowerFolder(vision, tower_tensors(copy), normalisation(folder, vision))
 
 
 def _find(source: Path, name: str) -> Path | None:

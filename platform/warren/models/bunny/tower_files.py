@@ -36,7 +36,7 @@ def write_tower(
     Args:
         vision: The tower's configuration.
         tensors: By names below `vision_tower.vision_model.`.
-        image: What its pictures are normalised with.
+        image: What its images are normalised with.
         folder: The exported folder.
         dtype: Of the weights written; None keeps theirs.
     """

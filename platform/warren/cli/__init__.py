@@ -1,0 +1,1 @@
+"""The command line: the options of every job, its exit codes, and the commands that need no cluster."""

@@ -1,0 +1,201 @@
+"""Measuring a checkpoint as a Ray Data batch job: dataset → generation actors → predictions and a report."""
+
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from tqdm import tqdm
+
+from warren.cluster.capacity import lacks, waiting, wanted
+from warren.config import EvaluateConfig, Resources
+from warren.data.manifest import Manifest, dataset_folder, read_manifest
+from warren.errors import CorruptDataError, EmptyDatasetError, TrainingError
+from warren.evaluate.identity import Identity
+from warren.evaluate.judge import judge_of, to_table
+from warren.evaluate.report import Evaluation
+from warren.evaluate.scoring import score
+from warren.evaluate.stored import Evaluations
+from warren.storage import Location, download_tree
+from warren.storage.scratch import scratch_folder
+from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
+from warren.train.run import Run
+
+_NUM_READERS = 2
+_LISTED_REASONS = 20
+
+Rows = list[dict[str, Any]]
+
+
+def evaluations_of(run: Run) -> Evaluations:
+    """Return the evaluations of a run."""
+    return Evaluations(run.folder / "evaluations")
+
+
+def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
+    """Return what an evaluation of a checkpoint on a dataset would be of."""
+    return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+
+
+def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
+    """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
+
+    Raises:
+        TrainingError: The run has no complete checkpoint.
+        EmptyDatasetError: There is nothing to measure on.
+        QuarantineError: More samples cannot be asked than the configuration allows.
+    """
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None:
+        raise TrainingError(f"run {run.name!r} at {run.folder} has no complete checkpoint to evaluate")
+    manifest = read_manifest(root, config.dataset)
+    identity = identify(config, checkpoint, manifest)
+    stored = evaluations_of(run)
+    found = stored.find(checkpoint.step, identity)
+    where = stored.at(checkpoint.step, identity)
+    if found is not None:
+        found.check_quarantined(config.max_quarantined_fraction, where)
+        return found
+    rows = sorted(_predict(config, resources, root, run, checkpoint, manifest), key=lambda row: row["key"])
+    asked = [row for row in rows if row["problem"] is None]
+    unusable = [row for row in rows if row["problem"] is not None]
+    measured = _summarise(run.name, checkpoint.step, identity, asked, unusable)
+    if unusable:
+        stored.write_quarantine(
+            measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
+        )
+    measured.check_quarantined(config.max_quarantined_fraction, where)
+    if not asked:
+        raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample could be asked")
+    return stored.write(measured, [{key: row[key] for key in row if key != "problem"} for row in asked])
+
+
+def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: Rows) -> Evaluation:
+    by_truth: dict[str, list[bool]] = {}
+    for row in asked:
+        by_truth.setdefault(row["truth"], []).append(row["correct"])
+    chances = [1 / row["num_choices"] for row in asked if row["num_choices"]]
+    return Evaluation(
+        run,
+        step,
+        identity,
+        score=asdict(score([row["correct"] for row in asked], [row["truth"] for row in asked])),
+        by_truth={truth: [len(right), sum(right) / len(right)] for truth, right in sorted(by_truth.items())},
+        chance=sum(chances) / len(chances) if chances else None,
+        num_quarantined=len(unusable),
+        reasons=dict(Counter(row["problem"] for row in unusable).most_common(_LISTED_REASONS)),
+    )
+
+
+def _predict(
+    config: EvaluateConfig,
+    resources: Resources,
+    root: Location,
+    run: Run,
+    checkpoint: CheckpointManifest,
+    manifest: Manifest,
+) -> Rows:
+    predictions = _stored_samples(dataset_folder(root, config.dataset), _chosen(config, manifest)).map_batches(
+        Predictor,
+        fn_constructor_args=(config, run.checkpoints.at(checkpoint.step), checkpoint),
+        batch_size=config.batch_size,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.num_evaluators),
+        num_cpus=resources.cpus_per_replica,
+        num_gpus=resources.gpus_per_replica,
+    )
+    number, cpus, gpus = resources.num_evaluators, resources.cpus_per_replica, resources.gpus_per_replica
+    if lacks(number * cpus, number * gpus):
+        print(f"evaluate {run.name}: {waiting(wanted(number, 'evaluators', cpus, gpus))}", file=sys.stderr)
+    total = min(manifest.rows, config.limit_samples or manifest.rows)
+    rows: Rows = []
+    with tqdm(total=total, desc=f"evaluate {run.name}", unit="sample", mininterval=5) as bar:
+        for batch in predictions.iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows += batch.to_pylist()
+            bar.update(batch.num_rows)
+    return rows
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """One read: which rows of which row group of which shard; `rows` is None for all."""
+
+    path: str
+    row_group: int
+    rows: list[int] | None
+
+
+def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
+    """List what is read, in stored order: everything, or the samples that the limit and the seed choose."""
+    groups = [(shard.file.path, n, size) for shard in manifest.shards for n, size in enumerate(shard.row_groups)]
+    if config.limit_samples is None or config.limit_samples >= manifest.rows:
+        return [_RowGroup(path, n, None) for path, n, _ in groups]
+    places = np.arange(config.limit_samples)
+    if config.sample_seed is not None:
+        drawn = np.random.default_rng(config.sample_seed).permutation(manifest.rows)
+        places = np.sort(drawn[: config.limit_samples])
+    found, start = [], 0
+    for path, n, size in groups:
+        rows = (places[(places >= start) & (places < start + size)] - start).tolist()
+        start += size
+        if rows:
+            found.append(_RowGroup(path, n, rows))
+    return found
+
+
+def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Dataset:
+    """Stream a dataset's rows in stored order, a row group a block.
+
+    Reading asks for no CPU: evaluators may take every one, and Ray Data's own reader would wait for ever for its own.
+    """
+    schema = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("rows", pa.list_(pa.int64()))])
+    blocks = [
+        pa.Table.from_pylist(
+            [{"uri": (folder / read.path).uri, "row_group": read.row_group, "rows": read.rows}], schema=schema
+        )
+        for read in reads
+    ]
+    samples = ray.data.from_arrow(blocks).map_batches(
+        _read_row_group,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(_NUM_READERS),
+        num_cpus=0,
+    )
+    samples.context.execution_options.preserve_order = True  # which samples share a batch decides who is chosen from
+    return samples
+
+
+def _read_row_group(wanted: pa.Table) -> pa.Table:
+    (wanted,) = wanted.to_pylist()
+    try:
+        with Location(wanted["uri"]).open() as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(wanted["row_group"])
+    except (pa.ArrowException, OSError) as error:  # storage's own errors are Warren's, and pass
+        where = f"{wanted['uri']}, row group {wanted['row_group']}"
+        raise CorruptDataError(f"{where} is damaged: {error}; restore it or make the dataset anew") from None
+    return table if wanted["rows"] is None else table.take(wanted["rows"])
+
+
+@dataclass
+class Predictor:
+    """A Ray Data actor: holds the model, answers the first question of every sample."""
+
+    config: EvaluateConfig
+    folder: Location
+    checkpoint: CheckpointManifest
+
+    def __post_init__(self) -> None:
+        with scratch_folder("evaluate") as local:  # loading reads all of it
+            files = self.checkpoint.below(MODEL_FOLDER)
+            download_tree(self.folder, files, local)
+            self._judge = judge_of(self.config, local / files[0].path.split("/")[0] / MODEL_FOLDER)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answer a batch of samples."""
+        return to_table(self._judge(batch.to_pylist()))

@@ -1,7 +1,0 @@
-"""The services of a cluster on one machine, for the demo and the tests: an S3 server and a Ray head."""
-
-from warren.cluster.laptop.ports import free_port
-from warren.cluster.laptop.ray_head import RayHead
-from warren.cluster.laptop.s3_server import S3Server
-
-__all__ = ["RayHead", "S3Server", "free_port"]

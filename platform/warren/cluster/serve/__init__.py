@@ -1,0 +1,1 @@
+"""What stands around the endpoint on a cluster: releasing, deploying, rolling back."""

@@ -1,0 +1,129 @@
+"""From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
+
+from dataclasses import asdict, dataclass
+
+from warren.cluster.batch.evaluation import evaluations_of, identify
+from warren.cluster.serve.endpoint import roll_in
+from warren.config import EvaluateConfig, Recipe, ReleaseConfig, Resources
+from warren.data.manifest import read_manifest
+from warren.errors import ConflictError, ReleaseError
+from warren.evaluate.report import Evaluation
+from warren.release import check_gate, move_alias, publish, read_alias, read_release, release_folder
+from warren.storage import Location
+from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
+from warren.train.run import Run
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a release job made."""
+
+    uri: str
+    name: str
+    version: str
+    evaluation: Evaluation
+
+    @property
+    def score(self) -> float:
+        """What the gate saw."""
+        return self.evaluation.value
+
+
+def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/evaluate.py") -> Released:
+    """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
+
+    Args:
+        recipe: Its `evaluate` says which measurement the gate asks for.
+        root: Where datasets and releases live.
+        run: Whose newest checkpoint it is.
+        measure: The command that makes that measurement, for the error that says it is missing.
+
+    Raises:
+        ReleaseError: There is no complete checkpoint, or it was not measured as the gate asks.
+        QuarantineError: The measurement leaves out more samples than the recipe allows.
+        GateError: It does not reach the gate.
+    """
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None:
+        raise ReleaseError(f"run {run.name!r} at {run.folder} has no complete checkpoint to release")
+    wanted: ReleaseConfig = recipe.require("release")
+    evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
+    check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
+    name, version = wanted.name, _version(root, wanted.name, run, checkpoint, evaluation)
+    folder = publish(
+        root,
+        name,
+        version,
+        source=run.checkpoints.at(checkpoint.step),
+        files=checkpoint.below(MODEL_FOLDER),
+        lineage={
+            **checkpoint.run,
+            "run": run.name,
+            "step": checkpoint.step,
+            "evaluation": asdict(evaluation.identity),
+        },
+        scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
+    )
+    move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
+    return Released(folder.uri, name, version, evaluation)
+
+
+def measured_as_asked(
+    config: EvaluateConfig, root: Location, run: Run, checkpoint: CheckpointManifest, measure: str
+) -> Evaluation:
+    """Return the evaluation of a checkpoint that a configuration describes.
+
+    Raises:
+        ReleaseError: It was not made; says which were, and how to make it.
+        QuarantineError: It leaves out more samples than the configuration allows.
+    """
+    if config.shuffled_images:
+        raise ReleaseError("evaluate.shuffled_images is a control, not a score: a release needs the evaluation without")
+    wanted = identify(config, checkpoint, read_manifest(root, config.dataset))
+    stored = evaluations_of(run)
+    found = stored.find(checkpoint.step, wanted)
+    if found is not None:
+        found.check_quarantined(config.max_quarantined_fraction, stored.at(checkpoint.step, wanted))
+        return found
+    others = [
+        f"{each.identity.description}: {each.value:.2%} (differs: {', '.join(wanted.differences(each.identity))})"
+        for each in stored.of_step(checkpoint.step)
+    ]
+    raise ReleaseError(
+        f"step {checkpoint.step} of run {run.name!r} was not measured as the gate asks, by {wanted.description}; "
+        f"measured so far: {'; '.join(others) or 'nothing'}. Measure it first: {measure}"
+    )
+
+
+def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest, evaluation: Evaluation) -> str:
+    """Name the release: by run and step, and also by its evaluation where another one was published before.
+
+    A release states its scores and never changes, so the same weights under another evaluation are another version.
+    """
+    version = f"{run.name}-{checkpoint.step:08d}"
+    try:
+        present = read_release(release_folder(root, name, version))
+    except ReleaseError:
+        return version
+    if present.lineage.get("evaluation") == asdict(evaluation.identity):
+        return version
+    return f"{version}-{evaluation.identity.name}"
+
+
+def roll_out(resources: Resources, root: Location, released: Released, timeout_s: float) -> None:
+    """Serve a release, and call it `stable` once it serves.
+
+    Raises:
+        ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
+        ConflictError: It serves, but somebody else moved the alias meanwhile.
+    """
+    name = released.name
+    expected = read_alias(root, name, "stable")
+    roll_in(released.uri, name, resources, timeout_s)
+    try:
+        move_alias(root, name, "stable", released.version, expected)
+    except ConflictError as error:
+        raise ConflictError(
+            f"{released.version} serves, but the alias 'stable' was moved by somebody else meanwhile ({error}): "
+            "release again the version that is to serve"
+        ) from None

@@ -1,0 +1,121 @@
+"""What a stage needs before its workers start: everything is looked up and checked, and only then written down."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from warren.config import Recipe, Resources, StageConfig
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.stream import DatasetSource, Encoding, StreamSpec
+from warren.errors import CheckpointError
+from warren.storage import Location
+from warren.train.checkpoint import CheckpointManifest
+from warren.train.origin import Origin
+from warren.train.resume import begin, check_duration, go_on
+from warren.train.run import Run, describe
+from warren.train.stage_inputs import keep_tokenizer, make_tokenizer, sources_of
+
+Stage = Literal["pretrain", "finetune"]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """Everything a worker needs; it travels to every rank.
+
+    Attributes:
+        origin: The model the stage starts from; None: it is built as the recipe says, around `tokenizer`.
+        record: What the run is, with what changed since it began; not written yet.
+    """
+
+    run: Run
+    recipe: Recipe
+    stage: Stage
+    resources: Resources
+    stream: StreamSpec
+    held_out: StreamSpec | None
+    origin: Origin | None
+    tokenizer: dict[str, Any] | None
+    record: dict[str, Any]
+
+    @property
+    def config(self) -> StageConfig:
+        """The configuration of the stage this task trains."""
+        return self.recipe.require(self.stage)
+
+    def begin(self, latest: CheckpointManifest | None) -> None:
+        """Write the run's record and its tokenizer."""
+        begin(self.run, self.record, latest)
+        if self.tokenizer is not None:
+            keep_tokenizer(self.run, self.tokenizer)
+
+
+def prepare(
+    recipe: Recipe,
+    stage: Stage,
+    resources: Resources,
+    run: Run,
+    latest: CheckpointManifest | None,
+    origin: Origin | None,
+) -> TrainingTask:
+    """Look up and check what a stage needs; nothing is written.
+
+    Args:
+        latest: The run's newest complete checkpoint.
+        origin: The model the stage starts from.
+
+    Raises:
+        WarrenError: The run cannot start or go on; the message says why.
+    """
+    config = recipe.require(stage)
+    root = Location(run.folder.uri.rsplit("/", 2)[0])
+    sources = sources_of(config, root)
+    template = config.template or recipe.require("model").template
+    if origin is not None:
+        origin.check_template(template)
+    began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
+    record = go_on(run, began, latest)
+    _check_zero_stage(latest, resources)
+    if origin is None:
+        tokenizer, inputs = make_tokenizer(recipe, run, root, goes_on=latest is not None)
+        tokenizer_json = tokenizer["json"]
+    else:
+        origin = _as_begun(origin, record, root)
+        tokenizer, inputs, tokenizer_json = None, origin.inputs(), origin.tokenizer_json()
+    stream = StreamSpec(
+        sources=sources,
+        encoding=Encoding(
+            inputs.with_template(template, config.image_padding), tokenizer_json, config.max_length_tokens
+        ),
+        global_batch_size=config.global_batch_size,
+        seed=config.seed,
+        window_samples=config.shuffle_window_samples,
+        num_steps=config.duration.steps,
+        epochs=config.duration.epochs,
+    )
+    check_duration(run, config, latest, stream)
+    held_out = _held_out(config, root, stream)
+    return TrainingTask(run, recipe, stage, resources, stream, held_out, origin, tokenizer, record)
+
+
+def _check_zero_stage(latest: CheckpointManifest | None, resources: Resources) -> None:
+    if latest is not None and latest.zero_stage != resources.zero_stage:
+        raise CheckpointError(
+            f"the checkpoint at step {latest.step} was written with ZeRO stage {latest.zero_stage}: "
+            f"resume with --set resources.zero_stage={latest.zero_stage}"
+        )
+
+
+def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> StreamSpec | None:
+    """Plan the samples to validate on: whole global batches, none twice."""
+    if config.validation is None:
+        return None
+    name = config.validation.dataset
+    manifest = read_manifest(root, name)
+    wanted = min(config.validation.num_samples, manifest.rows)
+    source = DatasetSource(dataset_folder(root, name), manifest, manifest.rows)
+    return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
+
+
+def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
+    """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
+    step = record["origin_step"]
+    return origin if step == origin.step else Origin.of_run(Run.of(root, record["origin"]["run"]), step)

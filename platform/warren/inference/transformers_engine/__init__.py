@@ -1,0 +1,1 @@
+"""The default engine: continuous batching over a transformers model, in a process of its own."""

@@ -1,0 +1,64 @@
+"""Visual features of images, computed once per image and kept within a byte limit."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from warren.data.images import ImageSpec
+
+_IMAGES_PER_PASS = 16
+
+
+class VisionCache:
+    """The vision tower and projector of a model, with a least-recently-used cache by pixel digest."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, spec: ImageSpec, max_bytes: int) -> None:
+        self._model = model
+        self._max_bytes = max_bytes
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        parameter = next(model.parameters())
+        self._device, self._dtype = parameter.device, parameter.dtype
+        self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
+        self.num_bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, images: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Return features [tokens_per_image, hidden] for images uint8 (3, size_px, size_px) by digest."""
+        found: dict[str, Tensor] = {}
+        for digest in images:
+            if digest in self._cache:
+                self._cache.move_to_end(digest)
+                found[digest] = self._cache[digest]
+        missing = [digest for digest in images if digest not in found]
+        self.hits += len(found)
+        self.misses += len(missing)
+        for start in range(0, len(missing), _IMAGES_PER_PASS):
+            part = missing[start : start + _IMAGES_PER_PASS]
+            for digest, features in zip(part, self._compute([images[d] for d in part]), strict=True):
+                found[digest] = features
+                self._keep(digest, features)
+        return found
+
+    def _compute(self, images: list[np.ndarray]) -> list[Tensor]:
+        pixels = torch.from_numpy(np.stack(images)).to(self._device).float() / 255.0
+        normalised = ((pixels - self._mean) / self._std).to(self._dtype)
+        # Which layer and which features is in the model's configuration; transformers fills it in.
+        output = self._model.model.get_image_features(pixel_values=normalised, return_dict=True)
+        # Clones: a slice would keep the whole pass alive behind the byte count.
+        return [features.clone() for features in output.pooler_output]
+
+    def _keep(self, digest: str, features: Tensor) -> None:
+        size = features.numel() * features.element_size()
+        if size > self._max_bytes:
+            return
+        self._cache[digest] = features
+        self.num_bytes += size
+        while self.num_bytes > self._max_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self.num_bytes -= dropped.numel() * dropped.element_size()

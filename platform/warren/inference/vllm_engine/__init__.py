@@ -1,0 +1,1 @@
+"""The engine for GPU clusters: vLLM over the same release, behind the same protocol."""

@@ -1,0 +1,273 @@
+"""The whole way on one machine: raw pairs → S3 → Ray Data → DeepSpeed → evaluation → release → REST answer → image.
+
+It starts the services of a cluster, then does what a user does: `ray job submit`, and the official OpenAI client.
+"""
+
+import base64
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warren.cluster.serve.endpoint import PORT_VARIABLE
+from warren.config import Recipe
+from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.sample import IMAGE_MARK, Sample
+from warren.data.stream import iter_samples
+from warren.errors import ServiceError
+from warren.evaluate.identity import Identity
+from warren.evaluate.report import Evaluation
+from warren.evaluate.stored import Evaluations
+from warren.storage import Location
+from warren.storage.s3 import ensure_bucket
+from warren.storage.scratch import scratch_folder
+from warren.testbed import RayHead, S3Server, free_port
+from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
+from warren.train.run import Run, git_revision
+
+_BUCKET = "warren-demo"
+_CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
+_NOISE = ("PYTHON worker processes have been started", "core_worker.cc")  # Ray's own, of no consequence
+_CHATTER = (
+    "ray job ",
+    "Job '",
+    "Running entrypoint",
+    "Job submission server",
+    "Next steps",
+    "Query the",
+    "Request the",
+    "Tailing logs",
+    "Submitted",
+    "----",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out question put to the endpoint."""
+
+    image: bytes
+    question: str
+    truth: str
+    answer: str
+
+
+@dataclass
+class Demo:
+    """Runs a recipe's whole way in services of its own.
+
+    Attributes:
+        recipe: What to run.
+        options: `--set` overrides, passed on to every job.
+        output: Folder of the image, the summary and the S3 server's data (`store`). What an earlier demo stored there
+            is not made again.
+        keep: Leave the endpoint up until Ctrl-C.
+        num_questions: Held-out questions asked through the endpoint.
+    """
+
+    recipe: Recipe
+    options: list[str]
+    output: Path
+    keep: bool = False
+    num_questions: int = 12
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        """Run it and return its figures.
+
+        Raises:
+            ServiceError: A job failed; its own error is printed above.
+        """
+        began = time.monotonic()
+        store = (self.output / "store").resolve()
+        if store.is_dir():
+            print(f"going on with what is in {store}; delete that folder to begin anew", flush=True)
+        with ExitStack() as services:
+            scratch = services.enter_context(scratch_folder("demo"))
+            with self._timed("start S3 and Ray"):
+                server = services.enter_context(S3Server(store))
+                os.environ.update(server.environment)
+                ensure_bucket(_BUCKET)
+                root = Location.parse(f"s3://{_BUCKET}/warren")
+                head = services.enter_context(
+                    RayHead(scratch / "ray", _CPUS, self._environment(server, root), token=secrets.token_hex(32))
+                )
+            port = int(head.environment[PORT_VARIABLE])
+            figures = self.walk(root, head.environment, port, began)
+            if self.keep:
+                self._wait(root, head, port)
+        print(f"\nEverything made is in {store}. To use it, start the services again: make demo KEEP=1")
+        return figures
+
+    def walk(
+        self, root: Location, environment: dict[str, str], port: int, began: float | None = None
+    ) -> dict[str, Any]:
+        """Go the whole way on a cluster that runs.
+
+        Args:
+            root: The cluster's storage; this process must reach it too.
+            environment: Variables that make `ray job submit` find the cluster.
+            port: Where its endpoint will be.
+            began: When the clock started, as `time.monotonic` tells it.
+        """
+        began = time.monotonic() if began is None else began
+        for job in ("ingest", "pretrain", "finetune", "evaluate", "release"):
+            with self._timed(job):
+                self._submit(job, environment)
+        with self._timed("ask"):
+            answers = list(self._ask(root, port))
+        with self._timed("draw"):
+            image = self._draw(root, answers)
+        figures = self._summary(root, time.monotonic() - began, answers)
+        print(f"\n{image}\n{json.dumps(figures)}", flush=True)
+        return figures
+
+    def _environment(self, server: S3Server, root: Location) -> dict[str, str]:
+        return {
+            **server.environment,
+            "WARREN_STORAGE": root.uri,
+            PORT_VARIABLE: str(free_port()),
+            "WARREN_GIT_REVISION": git_revision(),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def _submit(self, job: str, environment: dict[str, str]) -> None:
+        """Submit a job as the README says, and pass on what it prints."""
+        sets = [part for option in self.options for part in ("--set", option)]
+        command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
+        command += ["--recipe", self.recipe.name, *sets]
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment, "PATH": path, "RAY_LOG_TO_STDERR": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() and not _is_chatter(line):
+                print(f"  {line.rstrip()}", flush=True)
+        if process.wait() != 0:
+            raise ServiceError(f"jobs/{job}.py failed (exit code {process.returncode}); its error is above")
+
+    def _ask(self, root: Location, port: int) -> Iterator[Answer]:
+        """Put held-out questions to the endpoint through the official client."""
+        from openai import OpenAI
+
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
+        model = client.models.list().data[0].id
+        for sample in self._held_out(root):
+            question = sample.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
+            messages: Any = [_message(question, sample.images[0])]
+            reply = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=8)
+            answer = (reply.choices[0].message.content or "").strip()
+            print(f"  {question} → {answer} (truth: {sample.turns[1].text})", flush=True)
+            yield Answer(sample.images[0], question, sample.turns[1].text, answer)
+
+    def _held_out(self, root: Location) -> list[Sample]:
+        """Pick questions of all kinds, each about another image."""
+        dataset = self.recipe.require("evaluate").dataset
+        samples = list(iter_samples(dataset_folder(root, dataset), read_manifest(root, dataset)))
+        stride = max(1, len(samples) // self.num_questions)
+        return samples[::stride][: self.num_questions]
+
+    def _draw(self, root: Location, answers: list[Answer]) -> Path:
+        from warren.evaluate.run_plot import draw_run_plot
+
+        curves = {stage: self._losses(root, stage) for stage in ("pretrain", "finetune")}
+        sheet = [(a.image, a.question, a.answer, a.truth) for a in answers]
+        self.output.mkdir(parents=True, exist_ok=True)
+        target = self.output / f"{self.recipe.name}.png"
+        draw_run_plot(curves, sheet, target)
+        return target
+
+    def _losses(self, root: Location, stage: str) -> list[float]:
+        checkpoints = Run(root / "runs" / f"{self.recipe.name}-{stage}").checkpoints
+        latest = checkpoints.latest()
+        if latest is None:
+            return []
+        entry = next(e for e in latest.files if e.path.endswith(METRICS_FILE))
+        lines = (checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    def _summary(self, root: Location, total_s: float, answers: list[Answer]) -> dict[str, Any]:
+        measured = self._measured(root)
+        figures = {
+            "accuracy": measured.value,
+            "num_questions": measured.score["num_samples"],
+            "asked": len(answers),
+            "right": sum(a.answer == a.truth for a in answers),
+            "total_s": round(total_s, 1),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+        }
+        (self.output / f"{self.recipe.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+        return figures
+
+    def _measured(self, root: Location) -> Evaluation:
+        """Return the evaluation that the recipe describes, of the checkpoint that was released."""
+        config = self.recipe.require("evaluate")
+        run = Run(root / "runs" / f"{self.recipe.name}-finetune")
+        checkpoint = run.checkpoints.latest()
+        if checkpoint is None:
+            raise ServiceError(f"run {run.name!r} has no checkpoint any more")
+        manifest = read_manifest(root, config.dataset)
+        identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+        found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
+        if found is None:
+            raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")
+        return found
+
+    def _wait(self, root: Location, head: RayHead, port: int) -> None:
+        example = self._held_out(root)[0]
+        question = example.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
+        body = {"model": self.recipe.require("release").name, "messages": [_message(question, example.images[0])]}
+        request = self.output / "request.json"
+        request.write_text(json.dumps(body) + "\n")
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        print(f"\nThe endpoint is up:\n  curl {url} -H 'Content-Type: application/json' -d @{request}")
+        print(f"dashboard: {head.dashboard_url} (token: {head.environment['RAY_AUTH_TOKEN']})")
+        variables = self.output / "env.sh"
+        exported = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(head.environment.items())]
+        variables.write_text("".join(exported))
+        variables.chmod(0o600)  # it holds the cluster's token
+        print(
+            f"To go on with it, in another shell:\n  . {variables}\n"
+            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {self.recipe.name} --run mine "
+            f"--from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
+        )
+        print("Ctrl-C ends it.", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            print("\nstopping")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        print(f"\n[{name}]", flush=True)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        print(f"[{name}: {self.seconds[name]:.0f} s]", flush=True)
+
+
+def _message(question: str, image: bytes) -> dict[str, Any]:
+    uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]
+    return {"role": "user", "content": parts}
+
+
+def _is_chatter(line: str) -> bool:
+    """Tell Ray's own submission messages from what a job prints."""
+    text = line.strip()
+    return text.startswith(_CHATTER) or " -- " in text or any(word in text for word in _NOISE)

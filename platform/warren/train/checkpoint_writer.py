@@ -1,0 +1,165 @@
+"""Checkpoints beside the training: a snapshot in the step, the upload in a thread, the commit once all ranks are done.
+
+    idle ──begin──▶ uploading ──all ranks done──▶ committing (rank 0) ──done──▶ idle
+
+No collective runs in the thread. Every step's sum over the ranks carries how many of them are busy; when none is, all
+ranks know it at the same step, exchange their results there, and go on to the next state together. So an error of one
+rank's upload is raised on all of them, at the same step.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from warren.errors import CheckpointError
+from warren.storage import FileEntry
+from warren.storage.scratch import scratch_folder
+from warren.train.checkpoint import (
+    METRICS_FILE,
+    RANKS_FOLDER,
+    CheckpointManifest,
+    Checkpoints,
+)
+from warren.train.checkpoint_loader import random_state_file, write_random_state
+from warren.train.ranks import Ranks
+from warren.train.servable import Servable
+
+StepMetrics = dict[str, Any]
+_SPARE_FRACTION = 0.1  # of the snapshot, for file headers and small files
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What rank 0 adds to a checkpoint besides its share of the state; taken in the step, written in the thread.
+
+    Attributes:
+        model_state: Full weights on the host; the step may go on changing the model's own.
+        history: The metrics of every step so far.
+    """
+
+    servable: Servable
+    model_state: dict[str, torch.Tensor]
+    history: Sequence[StepMetrics]
+
+    def write(self, folder: Path) -> None:
+        """Write the servable model and the metrics below `folder`."""
+        self.servable.write(self.model_state, folder)
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        (folder / RANKS_FOLDER / METRICS_FILE).write_text(lines)
+
+
+class CheckpointWriter:
+    """Writes one rank's share of the run's checkpoints, at most one at a time.
+
+    Args:
+        manifest: Makes the manifest of a step from all ranks' files.
+        keep: How many checkpoints to keep; the newest complete one is never deleted.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        ranks: Ranks,
+        attempt: str,
+        manifest: Callable[[int, tuple[FileEntry, ...]], CheckpointManifest],
+        keep: int,
+    ) -> None:
+        self._checkpoints, self._ranks, self._attempt = checkpoints, ranks, attempt
+        self._manifest, self._keep = manifest, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="warren-checkpoint")
+        self._work: Future[Any] | None = None
+        self._then: Callable[[list[Any]], None] = lambda _: None
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's part of the present state is still being worked on."""
+        return self._work is not None and not self._work.done()
+
+    def begin(self, step: int, save_state: Callable[[Path], None], num_bytes: int, snapshot: Snapshot | None) -> None:
+        """Take the checkpoint of `step`; returns once training may change the weights.
+
+        Args:
+            save_state: Writes this rank's share of the training state below a folder; every rank is in it at once.
+            num_bytes: How much this rank will write to the local disk.
+            snapshot: Rank 0's.
+
+        Raises:
+            CheckpointError: The local disk is too full, on any of the nodes.
+        """
+        self.finish()
+        held = ExitStack()
+        local = held.enter_context(scratch_folder("checkpoint"))
+        try:
+            self._ranks.together(lambda: _check_space(local, num_bytes))
+            save_state(local)
+            (local / RANKS_FOLDER).mkdir()
+            write_random_state(local / RANKS_FOLDER / random_state_file(self._ranks.rank))
+        except BaseException:
+            held.close()
+            raise
+        self._work = self._thread.submit(self._upload, step, local, snapshot, held)
+        self._then = lambda files: self._commit(step, [entry for entries in files for entry in entries])
+
+    def advance(self, num_busy_ranks: int) -> None:
+        """Go on to the next state if no rank is busy; every rank calls it with the same number.
+
+        Raises:
+            WarrenError: What a rank's thread met, on every rank.
+        """
+        if self._work is None or num_busy_ranks:
+            return
+        work, then = self._work, self._then
+        self._work, self._then = None, lambda _: None
+        then(self._ranks.together(work.result))
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way is committed; every rank must call it."""
+        while self._work is not None:
+            self.advance(0)
+
+    def _upload(self, step: int, local: Path, snapshot: Snapshot | None, held: ExitStack) -> list[FileEntry]:
+        try:
+            if snapshot is not None:
+                snapshot.write(local)
+            return self._checkpoints.upload(step, self._attempt, local)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the checkpoint of step {step} to {local}: {error}") from None
+        finally:
+            held.close()
+
+    def _commit(self, step: int, files: list[FileEntry]) -> None:
+        self._work = self._thread.submit(self._write_manifest, step, files)
+
+    def _write_manifest(self, step: int, files: list[FileEntry]) -> None:
+        if self._ranks.rank == 0:
+            self._checkpoints.commit(self._manifest(step, tuple(files)))
+            self._checkpoints.prune(self._keep)
+
+
+def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors to host memory; those that share their memory go on sharing it."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    found = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        found[name] = copies[key]
+    return found
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    needed = int(num_bytes * (1 + _SPARE_FRACTION))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but a rank's share of a checkpoint takes "
+            f"{needed / 1e9:.1f} GB there before it is uploaded: free some, or point TMPDIR at a larger disk"
+        )

@@ -1,0 +1,102 @@
+"""Going on with a run: what may have changed since it began, and what it writes down about that.
+
+What does not change the loss curve may change and is appended to the run's record; what does may not (`OnResume`). A
+run without a complete checkpoint has trained nothing that lasts, so it begins anew with whatever it is given.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from warren.config import Change, Duration, OnResume, Recipe, Resources, StageConfig, changes
+from warren.data.stream import StreamSpec
+from warren.errors import TrainingError
+from warren.train.checkpoint import CheckpointManifest
+from warren.train.run import Run
+
+_FIXED = ("stage", "datasets", "origin")
+_NOTED = ("packages", "git_revision")  # not known to change the loss curve beyond rounding
+_STALE = ("quarantine", "skipped")  # written by steps that a run which begins anew takes again
+
+
+def go_on(run: Run, record: dict[str, Any], latest: CheckpointManifest | None) -> dict[str, Any]:
+    """Return the record that the run trains under from now on; nothing is written.
+
+    Args:
+        record: What is to be trained now, as `describe` gave it.
+        latest: The run's newest complete checkpoint; its record is what binds.
+
+    Raises:
+        TrainingError: Something that changes the loss curve is not what the checkpoint was trained with.
+    """
+    written = run.record()
+    trained = latest.run if latest else written
+    if trained is None:
+        return record
+    fixed = [change for change in _changes(trained, record) if change.rule is OnResume.FIXED]
+    if fixed and latest is None:
+        return record
+    if fixed and latest is not None:
+        sections = " and ".join(dict.fromkeys(change.key.split(".")[0] for change in fixed))
+        raise TrainingError(
+            f"run {run.name!r} exists with another {sections} ({_listed(fixed)}), which changes the loss curve, and "
+            f"has a checkpoint at step {latest.step}: undo the change to go on with it, or give this run another "
+            "name with --run"
+        )
+    before = written or trained
+    kept: dict[str, Any] = {key: before[key] for key in ("created", "origin_step") if key in before}
+    changed = {change.key: [change.old, change.new] for change in _changes(before, record)}
+    entry = {"time": int(time.time()), "step": latest.step if latest else 0, "changed": changed}
+    return {**record, **kept, "changes": [*before.get("changes", []), *([entry] if changed else [])]}
+
+
+def begin(run: Run, record: dict[str, Any], latest: CheckpointManifest | None) -> None:
+    """Write the run's record; call it once everything that it says has been checked."""
+    if latest is None:
+        for folder in _STALE:
+            for found in (run.folder / folder).list():
+                found.store.delete(found.key)
+    run.write(record)
+
+
+def check_duration(run: Run, stage: StageConfig, latest: CheckpointManifest | None, stream: StreamSpec) -> None:
+    """Refuse a duration under which the steps already taken would have had other learning rates.
+
+    Raises:
+        TrainingError: They would, as with any other number of steps once a cosine has begun to fall.
+    """
+    began = latest.run.get("recipe", {}).get(latest.run.get("stage"), {}).get("duration") if latest else None
+    if latest is None or began is None:
+        return
+    duration = Duration.model_validate(began)
+    before = replace(stream, num_steps=duration.steps, epochs=duration.epochs).plan().num_steps
+    now = stream.plan().num_steps
+    if now == before:
+        return
+    from warren.train.optimization import cosine_schedule  # here: it imports models, and most runs do not get here
+
+    old, new = (cosine_schedule(num_steps, stage.warmup_fraction) for num_steps in (before, now))
+    if now < latest.step or any(old(step) != new(step) for step in range(latest.step + 1)):
+        raise TrainingError(
+            f"run {run.name!r} has taken {latest.step} of {before} steps, and with {now} the learning rate of these "
+            "steps would have been another (a cosine over all steps): undo the change of duration to go on with it; to "
+            f"train its model further, start a new run from it: --run NAME --from-run {run.name}"
+        )
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    found: list[Change] = []
+    for key in _FIXED:
+        found += changes(old.get(key), new.get(key), key)
+    if old.get("stage") == new.get("stage"):
+        found += changes(old.get("recipe"), new.get("recipe"), "recipe", Recipe)
+    if old.get("resources") and new.get("resources"):
+        found += changes(old["resources"], new["resources"], "resources", Resources, OnResume.FREE)
+    for key in _NOTED:
+        found += changes(old.get(key), new.get(key), key, rule=OnResume.FREE)
+    return found
+
+
+def _listed(found: Sequence[Change]) -> str:
+    return ", ".join(map(str, found))

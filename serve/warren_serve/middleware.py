@@ -1,0 +1,163 @@
+"""What every request passes first: an id, a counted body, a log line, an answer even when the code fails."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from warren_serve.admission import key_of
+from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, clipped, internal_error, too_large
+from warren_serve.metrics import RequestMetrics
+
+logger = logging.getLogger("warren_serve.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._-]")
+_MAX_ID_CHARS = 128
+_MAX_LOGGED_CHARS = 500
+
+
+class RequestMiddleware:
+    """ASGI middleware. Of the request's headers only its id is ever logged, and never a key.
+
+    Args:
+        app: What is behind the gate.
+        max_body_bytes: Longer bodies end in 413, counted as they arrive.
+        metrics: Counts every request.
+        routes: What requests are counted under.
+        names_requests: Whether answers get an `x-request-id` here. Ray Serve's proxy adds one of its own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        metrics: RequestMetrics,
+        routes: Sequence[BaseRoute],
+        names_requests: bool,
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._names_requests = names_requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        passage = _Passage(scope, receive, send, self._max_body_bytes, self._names_requests)
+        self._metrics.in_flight.inc()
+        try:
+            passage.check_length()
+            await self._app(scope, passage.receive, passage.send)
+        except ApiError as error:
+            await passage.fail(error)
+        except Exception:
+            logger.exception("request %s failed", passage.request_id)
+            await passage.fail(internal_error())
+        finally:
+            self._metrics.in_flight.dec()
+            passage.count(self._metrics, self._routes)
+            passage.log()
+
+
+class _Passage:
+    """One request on its way."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, names_requests: bool) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._max_body_bytes, self._names_requests = max_body_bytes, names_requests
+        self._num_bytes = 0
+        self._status: int | None = None
+        self._start = time.perf_counter()
+        self._headers = Headers(scope=scope)
+        self._method, self._path = scope["method"], scope["path"]  # as they came
+        _normalise(scope)
+        given = self._headers.get("x-request-id", "")
+        if names_requests and not _REQUEST_ID.fullmatch(given):
+            given = uuid.uuid4().hex
+        # What the proxy in front answers with is logged as it is found again, whatever the client wrote.
+        self.request_id = _NOT_OF_AN_ID.sub("?", given[:_MAX_ID_CHARS])
+
+    def check_length(self) -> None:
+        """Refuse by the announced length, before a byte is read."""
+        length = self._headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            if self._num_bytes > self._max_body_bytes:
+                raise too_large(self._max_body_bytes)
+            if not message.get("more_body") and self._lost_its_body():
+                raise bad_request(
+                    "The request asks to upgrade the connection, and its body was lost: this endpoint speaks HTTP/1.1. "
+                    "Tell the client so, for example HttpClient.Version.HTTP_1_1 in Java or curl --http1.1.",
+                    "upgrade_not_supported",
+                )
+        return message
+
+    def _lost_its_body(self) -> bool:
+        """Tell whether the server in front dropped an announced body, as uvicorn's parser does behind `Upgrade`."""
+        announced = self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
+        return not self._num_bytes and announced and "upgrade" in self._headers
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._names_requests:
+                MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        elif message["type"] == "http.response.body" and self._method == "HEAD":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer has begun: that one can only be cut."""
+        if self._status is None:
+            await error.response()(self._scope, self._receive, self.send)
+
+    def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
+        """Count the request under its route, not its path: clients must not be able to make up labels.
+
+        Routes are looked up here, because a request that was refused never came to the router.
+        """
+        path = next((one.path for one in routes if one.matches(self._scope)[0] is not Match.NONE), "none")  # type: ignore[attr-defined]
+        route = str(path)
+        metrics.requests.labels(route, str(self._status or CLIENT_CLOSED_REQUEST)).inc()
+        metrics.duration_s.labels(route).observe(time.perf_counter() - self._start)
+
+    def log(self) -> None:
+        """Write one line of JSON."""
+        line = {
+            "request_id": self.request_id,
+            "method": self._method,
+            "path": clipped(self._path, _MAX_LOGGED_CHARS),
+            "status": self._status,
+            "key": key_of(self._scope),
+            "body_bytes": self._num_bytes,
+            "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
+        }
+        logger.info(json.dumps(line))
+
+
+def _normalise(scope: Scope) -> None:
+    """Route HEAD as GET, and a path with a slash behind it as the path: no redirect, which would need a host.
+
+    The path below the application's route prefix (`root_path`) is what counts; the prefix itself stays as it is.
+    """
+    if scope["method"] == "HEAD":
+        scope["method"] = "GET"
+    root, path = scope.get("root_path", ""), scope["path"]
+    below = path.removeprefix(root)
+    if path.startswith(f"{root}/") and below.endswith("/"):
+        scope["path"] = root + (below.rstrip("/") or "/")
