@@ -283,7 +283,7 @@ def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
     )
     time.sleep(1)
     endpoint.wait_for("RUNNING")
-    endpoint.wait_for_replicas("TrainingEngine", 0)
+    endpoint.wait_for_replicas("Engine", 0)
     num_users = 6
     answered = [0] * num_users
 
@@ -296,13 +296,13 @@ def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
     with ThreadPoolExecutor(num_users) as pool:
         users = [pool.submit(use, number) for number in range(num_users)]
         try:
-            endpoint.wait_for_replicas("TrainingEngine", 2)
+            endpoint.wait_for_replicas("Engine", 2)
             num_users = 1  # one stays: it sees a replica go
-            endpoint.wait_for_replicas("TrainingEngine", 1)
+            endpoint.wait_for_replicas("Engine", 1)
         finally:
             num_users = 0
         for user in users:
             user.result()  # raises what any request raised
     assert min(answered) > 0
-    endpoint.wait_for_replicas("TrainingEngine", 0)
+    endpoint.wait_for_replicas("Engine", 0)
     assert _ask(endpoint.client(), "again?", 4).choices[0].finish_reason

@@ -16,7 +16,7 @@ CHAT: dict[str, Any] = {
     "route_prefix": "/",
     "import_path": IMPORT_PATH,
     "runtime_env": {"env_vars": {"KEYS": "abc"}, "py_modules": ["gcs://_ray_pkg_old.zip", "s3://b/own.zip"]},
-    "deployments": [{"name": "TrainingEngine", "ray_actor_options": {"num_gpus": 1}}],
+    "deployments": [{"name": "Engine", "ray_actor_options": {"num_gpus": 1}}],
     "args": {
         "release": "s3://b/releases/demo/v1",
         "model_name": "demo",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from factories import make_image
 from warren.data.importers import Piece
 from warren.data.importers.easy_vqa import EasyVqa, easy_vqa
 from warren.data.sample import Sample
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / split / "images").mkdir(parents=True)
         (tmp_path / split / "questions.json").write_text(json.dumps(questions))
         for image in (0, 1):
-            (tmp_path / split / "images" / f"{image}.png").write_bytes(image())
+            (tmp_path / split / "images" / f"{image}.png").write_bytes(make_image())
     return tmp_path
 
 

@@ -18,6 +18,7 @@ from warren.data.sample import Turn
 from warren.errors import ConfigError
 from warren.inference import (
     Completion,
+    Engine,
     EngineBusyError,
     EngineClosedError,
     EngineOptions,
@@ -25,7 +26,6 @@ from warren.inference import (
     Prompt,
     RequestRefusedError,
     SamplingParams,
-    TrainingEngine,
     TransformersEngine,
     encode_request,
 )
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=needs_vllm)])
-def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[TrainingEngine]:
+def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
     engine = VllmEngine(folder, OPTIONS) if request.param == "vllm" else TransformersEngine(folder, OPTIONS)
     yield engine
     engine.close()
@@ -64,7 +64,7 @@ def _request(engine: Any, words: str = "what?", new: int = 12, images: int = 1, 
     return encode_request(prompt, engine.inputs, engine.tokenizer, params)
 
 
-async def _ask(engine: TrainingEngine, request: GenerationRequest) -> Completion:
+async def _ask(engine: Engine, request: GenerationRequest) -> Completion:
     return completion_of([delta async for delta in engine.submit(request)])
 
 

@@ -247,7 +247,7 @@ def test_the_entrypoint_exists(source: str) -> None:
 
 def _deployments(service: Resource) -> list[dict[str, Any]]:
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    assert [deployment["name"] for deployment in application["deployments"]] == ["Ingress", "TrainingEngine"]
+    assert [deployment["name"] for deployment in application["deployments"]] == ["Ingress", "Engine"]
     return list(application["deployments"])
 
 
