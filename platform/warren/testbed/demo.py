@@ -51,7 +51,7 @@ _CHATTER = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class DemoAnswer:
     """One held-out question put to the endpoint."""
 
     image: bytes
@@ -160,7 +160,7 @@ class Demo:
         if process.wait() != 0:
             raise ServiceError(f"jobs/{job}.py failed (exit code {process.returncode}); its error is above")
 
-    def _ask(self, root: Location, port: int) -> Iterator[Answer]:
+    def _ask(self, root: Location, port: int) -> Iterator[DemoAnswer]:
         """Put held-out questions to the endpoint through the official client."""
         from openai import OpenAI
 
@@ -172,7 +172,7 @@ class Demo:
             reply = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=8)
             answer = (reply.choices[0].message.content or "").strip()
             print(f"  {question} → {answer} (truth: {sample.turns[1].text})", flush=True)
-            yield Answer(sample.images[0], question, sample.turns[1].text, answer)
+            yield DemoAnswer(sample.images[0], question, sample.turns[1].text, answer)
 
     def _held_out(self, root: Location) -> list[Sample]:
         """Pick questions of all kinds, each about another image."""
@@ -181,7 +181,7 @@ class Demo:
         stride = max(1, len(samples) // self.num_questions)
         return samples[::stride][: self.num_questions]
 
-    def _draw(self, root: Location, answers: list[Answer]) -> Path:
+    def _draw(self, root: Location, answers: list[DemoAnswer]) -> Path:
         from warren.evaluate.run_plot import draw_run_plot
 
         curves = {stage: self._losses(root, stage) for stage in ("pretrain", "finetune")}
@@ -200,7 +200,7 @@ class Demo:
         lines = (checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
-    def _summary(self, root: Location, total_s: float, answers: list[Answer]) -> dict[str, Any]:
+    def _summary(self, root: Location, total_s: float, answers: list[DemoAnswer]) -> dict[str, Any]:
         measured = self._measured(root)
         figures = {
             "accuracy": measured.value,

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from warren.cluster.serve.endpoint_config import APPLICATION, Candidate, Config, Instance, first_config
+from warren.cluster.serve.endpoint_config import APPLICATION, Candidate, Instance, ServeConfig, first_config
 from warren.cluster.session import job_environment, shipped_packages
 from warren.config import Resources
 from warren.errors import ServiceError
@@ -78,7 +78,7 @@ class Endpoint:
         except (RuntimeError, OSError, ValueError) as error:
             raise ServiceError(f"what Ray Serve runs cannot be read: {_last_line(str(error))}") from None
 
-    def apply(self, config: Config) -> None:
+    def apply(self, config: ServeConfig) -> None:
         """Apply a declarative configuration.
 
         Raises:
@@ -122,7 +122,7 @@ def dashboard_url() -> str:
     return url if url.startswith("http") else f"http://{url}"
 
 
-def _undone(endpoint: Endpoint, name: str, before: Config) -> str:
+def _undone(endpoint: Endpoint, name: str, before: ServeConfig) -> str:
     """Go back to what ran before, and say what serves now."""
     previous = next((each for each in before["applications"] if each["name"] == name), None)
     try:

@@ -20,7 +20,7 @@ _INSTANCE_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capa
 _SHIPPED = "gcs://_ray_pkg_"  # how Ray names packages that a job brought along
 _REDACTED = "<redacted>"
 
-Config = dict[str, Any]
+ServeConfig = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Instance:
         others: Routes of applications that were not; applying a configuration leaves those alone.
     """
 
-    settings: Config
-    applications: dict[str, Config]
+    settings: ServeConfig
+    applications: dict[str, ServeConfig]
     others: dict[str, str | None]
 
     @classmethod
@@ -63,7 +63,7 @@ class Instance:
         """
         if not details.get("http_options"):
             return None
-        found: dict[str, Config] = {}
+        found: dict[str, ServeConfig] = {}
         others: dict[str, str | None] = {}
         for name, application in details.get("applications", {}).items():
             config = application.get("deployed_app_config")
@@ -82,11 +82,11 @@ class Instance:
         return cls(settings, found, others)
 
     @property
-    def config(self) -> Config:
+    def config(self) -> ServeConfig:
         """The configuration that changes nothing."""
         return {**self.settings, "applications": list(self.applications.values())}
 
-    def serving(self, candidate: Candidate, resources: Resources) -> tuple[str, Config]:
+    def serving(self, candidate: Candidate, resources: Resources) -> tuple[str, ServeConfig]:
         """Return the application that takes a release, and the configuration in which it does.
 
         Raises:
@@ -130,7 +130,7 @@ class Instance:
             )
 
 
-def first_config(candidate: Candidate, resources: Resources, host: str, port: int) -> Config:
+def first_config(candidate: Candidate, resources: Resources, host: str, port: int) -> ServeConfig:
     """Return the configuration of a Serve instance that does not run yet."""
     return {
         "proxy_location": "HeadOnly",
@@ -140,14 +140,14 @@ def first_config(candidate: Candidate, resources: Resources, host: str, port: in
     }
 
 
-def new_application(candidate: Candidate, resources: Resources) -> Config:
+def new_application(candidate: Candidate, resources: Resources) -> ServeConfig:
     """Return the configuration of an endpoint with default settings.
 
     The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`), and
     Serve keeps the old ones until the new are healthy.
     """
     # Waiting compute threads must not spin: on shared cores that is ten times slower.
-    runtime_env: Config = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **candidate.environment}}
+    runtime_env: ServeConfig = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **candidate.environment}}
     if candidate.packages:
         runtime_env["py_modules"] = list(candidate.packages)
     return {
@@ -165,7 +165,7 @@ def new_application(candidate: Candidate, resources: Resources) -> Config:
     }
 
 
-def _with_release(config: Config, candidate: Candidate) -> Config:
+def _with_release(config: ServeConfig, candidate: Candidate) -> ServeConfig:
     """Change an application's release, and what goes with it, and nothing else."""
     changed = deepcopy(config)
     args = changed.setdefault("args", {})
@@ -180,7 +180,7 @@ def _with_release(config: Config, candidate: Candidate) -> Config:
     return changed
 
 
-def _release_name(config: Config) -> str | None:
+def _release_name(config: ServeConfig) -> str | None:
     """Return the NAME of `…/releases/NAME/VERSION` that an application serves."""
     parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
     return parts[-2] if len(parts) >= 2 else None
