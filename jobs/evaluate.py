@@ -3,6 +3,7 @@
 ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo
 python jobs/evaluate.py --list
 python jobs/evaluate.py score --benchmark mme --answers FILE --reference PATH --convention bunny --out scores.json
+python jobs/evaluate.py compare A/scores.json B/scores.json
 """
 
 import argparse
@@ -27,13 +28,9 @@ def main(job: Job) -> None:
     print(measured.summary())
 
 
-def score(arguments: list[str]) -> int:
-    from warren.cli.score import list_benchmarks, main
-
-    return list_benchmarks() if arguments[0] == "--list" else main(arguments[1:])
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["score"], ["--list"]):
-        sys.exit(score(sys.argv[1:]))
+    if sys.argv[1:2] in (["score"], ["compare"], ["--list"]):
+        from warren.cli.score import run_command
+
+        sys.exit(run_command(sys.argv[1:]))
     sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate"]))

@@ -1,59 +1,133 @@
-"""The command line of `jobs/evaluate.py score` and `--list`, which need no cluster, no run and no recipe."""
+"""The command lines of `jobs/evaluate.py` that need no cluster, no run and no recipe: score, compare, --list."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from warren.errors import WarrenError
+from warren.errors import ConfigError, DataError, WarrenError
 from warren.evaluate.benchmark_scores import describe_benchmarks, score_answers
+from warren.evaluate.compare import compare_reports, render_comparison
+from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.table import score_lines
 from warren.storage import Location
 
-
-def score_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="evaluate.py score", description="Score answers that are in a file already.")
-    parser.add_argument("--benchmark", required=True, help="its name; evaluate.py --list shows them")
-    parser.add_argument("--answers", required=True, metavar="FILE", help="JSON lines with question_id and text")
-    parser.add_argument("--reference", required=True, metavar="PATH", help="the benchmark's published file or folder")
-    parser.add_argument("--convention", default="bunny", help="whose rules (default: bunny)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="where the scores are written, as JSON")
-    return parser
+COMMANDS = ("score", "compare", "--list")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Score answers as the command line says and return the exit code."""
-    options = score_parser().parse_args(arguments)
+    return run_command(["score", *arguments])
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one of `COMMANDS` and return the exit code."""
+    command, *rest = arguments
+    parser = {"score": score_parser, "compare": compare_parser}.get(command)
+    run: Callable[[argparse.Namespace], str] = _compare if command == "compare" else _score
     try:
-        places = (Location.parse(options.answers), Location.parse(options.reference))
-        report = score_answers(options.benchmark, *places, options.convention)
-        Location.parse(options.out).put_json(report)
+        print(run(parser().parse_args(rest)) if parser else describe_benchmarks())
     except WarrenError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{_summary(report)}\nwritten: {options.out}")
     return 0
 
 
-def list_benchmarks() -> int:
-    """Print what each benchmark needs and where people get it."""
-    print(describe_benchmarks())
-    return 0
+def score_parser() -> argparse.ArgumentParser:
+    """Return the parser of `score`."""
+    parser = argparse.ArgumentParser(prog="evaluate.py score", description="Score answers that are in a file already.")
+    parser.add_argument("--benchmark", required=True, help="its name (evaluate.py --list), or a YAML file")
+    parser.add_argument(
+        "--answers", required=True, metavar="FILE", help="Warren's Parquet or JSON lines of id and text"
+    )
+    _add_reference(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the scores are written, as JSON")
+    parser.add_argument("--report", metavar="FOLDER", help="also write report.md and report.html here")
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="the benchmark's questions and images, for the report's examples"
+    )
+    return parser
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Return the parser of `compare`."""
+    description = "Compare two runs on the same questions. A and B are scores.json files, or answers with --benchmark."
+    parser = argparse.ArgumentParser(prog="evaluate.py compare", description=description)
+    parser.add_argument("first", metavar="A")
+    parser.add_argument("second", metavar="B")
+    parser.add_argument("--benchmark", help="for files of answers: whose they are")
+    _add_reference(parser)
+    parser.add_argument("--out", metavar="FILE", help="also write the table here, as Markdown")
+    return parser
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", metavar="PATH", help="the benchmark's published file or folder")
+    parser.add_argument("--convention", help="whose rules (default: the benchmark's first, as --list shows)")
+    parser.add_argument(
+        "--max-failed-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="share of questions whose request may have failed; they are left out and listed (default: 0)",
+    )
+
+
+def _score(options: argparse.Namespace) -> str:
+    report = _scored(options, options.answers)
+    Location.parse(options.out).put_json(report)
+    lines = [_summary(report), f"written: {options.out}"]
+    if options.report:
+        data = Location.parse(options.data) if options.data else None
+        page = Page.of(report, Location.parse(options.answers), data)
+        lines.append(f"report: {write_page(page, Location.parse(options.report))}")
+    return "\n".join(lines)
+
+
+def _compare(options: argparse.Namespace) -> str:
+    first, second = (_report(options, path) for path in (options.first, options.second))
+    text = render_comparison(compare_reports(first, second), first, second, _names(options, (first, second)))
+    if options.out:
+        Location.parse(options.out).put_bytes(text.encode())
+    return text.rstrip()
+
+
+def _report(options: argparse.Namespace, path: str) -> dict[str, Any]:
+    """Read scores, or score answers."""
+    if options.benchmark:
+        return _scored(options, path)
+    try:
+        value = Location.parse(path).read_json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise DataError(f"{path}: not a scores.json; for files of answers give --benchmark and --reference") from None
+    if not isinstance(value, dict) or "measures" not in value:
+        raise DataError(f"{path}: not a scores.json of this version of Warren; score the answers again")
+    return value
+
+
+def _scored(options: argparse.Namespace, answers: str) -> dict[str, Any]:
+    if not 0 <= options.max_failed_fraction <= 1:
+        raise ConfigError(f"--max-failed-fraction is {options.max_failed_fraction}; it is a share between 0 and 1")
+    reference = Location.parse(options.reference) if options.reference else None
+    place = Location.parse(answers)
+    return score_answers(options.benchmark, place, reference, options.convention, options.max_failed_fraction)
+
+
+def _names(options: argparse.Namespace, reports: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Return the models' names where they differ, or else the paths."""
+    models = [report.get("model") for report in reports]
+    first, second = models if all(models) and models[0] != models[1] else (options.first, options.second)
+    return str(first), str(second)
 
 
 def _summary(report: dict[str, Any]) -> str:
     answered = f"{report['num_answered']} of {report['num_questions']} answered"
     lines = [f"{report['benchmark']} ({report['convention']}): {answered}"]
+    if report["num_failed"]:
+        lines[0] += f", {report['num_failed']} failed and are left out"
     if report["random_fallback_ids"]:
         lines[0] += f", {report['random_fallback_fraction']:.1%} unreadable and drawn at random"
     if report["scores"] is None:
         lines.append("the benchmark's server scores; what it takes is under 'submission'")
-    else:
-        lines += [f"  {line}" for line in json.dumps(_numbers(report["scores"]), indent=1).splitlines()[1:-1]]
-    return "\n".join(lines)
-
-
-def _numbers(scores: dict[str, Any]) -> dict[str, Any]:
-    """Leave out tables of single questions."""
-    return {name: value for name, value in scores.items() if name != "results"}
+    return "\n".join([*lines, *(f"  {line}" for line in score_lines(report))])

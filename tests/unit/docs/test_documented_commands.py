@@ -26,8 +26,9 @@ from documented_commands import (
 )
 from warren.cli.convert import convert_parser
 from warren.cli.job import config_folders, job_parser, load_job
-from warren.cli.score import score_parser
+from warren.cli.score import compare_parser, score_parser
 from warren.config import Recipe, Resources, load_config
+from warren.evaluate.yaml_benchmark import BenchmarkFile
 
 COMMANDS = documented_commands()
 JOBS = [command for command in COMMANDS if command.job is not None]
@@ -96,6 +97,9 @@ def check_job(name: str, arguments: list[str]) -> None:
     if arguments[:1] in (["score"], ["--list"]):  # of evaluate.py; neither has a recipe
         score_parser().parse_args(arguments[1:] or ["--benchmark=b", "--answers=a", "--reference=r", "--out=o"])
         return
+    if arguments[:1] == ["compare"]:
+        compare_parser().parse_args(arguments[1:])
+        return
     if "parser" in module:
         module["parser"]().parse_args(arguments)
         return
@@ -145,8 +149,9 @@ def test_the_recipes_and_resources_of_a_document_are_valid(document: Path, tmp_p
     for number, text in enumerate(_YAML.findall(document.read_text())):
         file = tmp_path / f"own-{number}.yaml"
         file.write_text(text)
-        is_resources = "num_workers" in yaml.safe_load(text)
-        load_config(Resources if is_resources else Recipe, str(file), config_folders("recipes"))
+        keys = yaml.safe_load(text)
+        schema = Resources if "num_workers" in keys else BenchmarkFile if "questions" in keys else Recipe
+        load_config(schema, str(file), config_folders("recipes"))
 
 
 def test_the_commands_that_need_no_cluster_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

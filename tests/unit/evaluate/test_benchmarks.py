@@ -145,8 +145,8 @@ def test_a_broken_line_is_counted_not_silently_lost() -> None:
 
 def test_every_benchmark_has_a_case_and_says_what_it_needs() -> None:
     found = benchmarks.all_benchmarks()
-    assert set(found) == set(CASES)
-    assert all(each.reference and each.obtained_from and "bunny" in each.conventions for each in found.values())
+    assert {name for name, each in found.items() if "bunny" in each.conventions} == set(CASES)
+    assert all(each.reference and each.obtained_from and each.conventions for each in found.values())
 
 
 def test_answers_of_another_benchmark_are_refused(tmp_path: Path) -> None:
@@ -182,6 +182,18 @@ def test_an_answers_file_that_cannot_be_used_is_a_named_error(tmp_path: Path, co
         score_answers("mmvet", Location.parse(str(file)), Location.parse(str(file)), "bunny")
 
 
+def test_an_answer_may_hold_any_character_and_a_file_must_be_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    texts = ["a\u2028b", "c\x85d", "\x1ce", "北京"]
+    rows = [json.dumps({"question_id": n, "text": text}, ensure_ascii=False) for n, text in enumerate(texts)]
+    file.write_bytes("\ufeff".encode() + "\r\n".join(rows).encode())
+    found = score_answers("mmvet", Location.parse(str(file)), Location.parse(str(file)), "bunny")
+    assert list(found["submission"].values()) == texts
+    file.write_bytes(b'{"question_id": 1, "text": "caf\xe9"}')
+    with pytest.raises(DataError, match="not UTF-8 text: byte 31 is 0xe9"):
+        score_answers("mmvet", Location.parse(str(file)), Location.parse(str(file)), "bunny")
+
+
 def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "mme"
     shutil.copytree(ORACLE / CASES["mme"][1] / "OCR", folder / "unknown_task")
@@ -192,7 +204,7 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_names_that_do_not_exist_are_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'mmmu'.*valid: cmmmu, gqa"):
+    with pytest.raises(ConfigError, match=r"did you mean 'mmmu'.*valid: .*cmmmu, "):
         benchmarks.benchmark_named("mmmuu")
     with pytest.raises(ConfigError, match="valid: bunny"):
         score_answers("mme", at(CASES["mme"][0]), at(CASES["mme"][1]), "theirs")

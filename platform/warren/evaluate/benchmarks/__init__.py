@@ -6,9 +6,20 @@ import pkgutil
 from functools import cache
 
 from warren.errors import ConfigError
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scorer, Scores
+from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, QuestionReader, Scorer, Scores
+from warren.evaluate.benchmarks.question import Question
 
-__all__ = ["Answer", "Benchmark", "Scorer", "Scores", "all_benchmarks", "benchmark_named"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "Benchmark",
+    "Question",
+    "QuestionReader",
+    "Scorer",
+    "Scores",
+    "all_benchmarks",
+    "benchmark_named",
+]
 
 
 @cache
@@ -20,11 +31,15 @@ def all_benchmarks() -> dict[str, Benchmark]:
 
 
 def benchmark_named(name: str) -> Benchmark:
-    """Return a benchmark.
+    """Return a benchmark by its name or by the path of a YAML file that defines one.
 
     Raises:
         ConfigError: There is none of that name.
     """
+    if name.endswith((".yaml", ".yml")):
+        from warren.evaluate.yaml_benchmark import yaml_benchmark  # it is made of this package's parts
+
+        return yaml_benchmark(name)
     benchmarks = all_benchmarks()
     if name not in benchmarks:
         nearest = difflib.get_close_matches(name, benchmarks, 1)

@@ -1,9 +1,11 @@
 """What a benchmark is: where its reference lies, and how stored answers become scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from warren.evaluate.benchmarks.question import Question
+from warren.evaluate.measures import Measure
 from warren.storage import Location
 
 
@@ -24,6 +26,16 @@ class Answer:
     row: Mapping[str, Any]
 
 
+class Answers(list[Answer]):
+    """The answers of a file.
+
+    Attributes:
+        failed: Keys of the questions whose request failed. They have no answer, and no score may count them.
+    """
+
+    failed: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Scores:
     """What one convention makes of the answers.
@@ -37,6 +49,7 @@ class Scores:
         random_fallback: Keys of questions whose answer the convention draws at random because it could not read it.
         scores_without_luck: The same scores with every answer that was drawn at random counted as wrong.
         submission: The content that the benchmark's server takes.
+        measures: The numbers of `scores` as functions of single questions, from which intervals are computed.
     """
 
     num_questions: int
@@ -46,10 +59,14 @@ class Scores:
     random_fallback: Sequence[str] = ()
     scores_without_luck: Mapping[str, Any] | None = None
     submission: Any = None
+    measures: Sequence[Measure] = ()
 
 
-Scorer = Callable[[Sequence[Answer], Location], Scores]
+Scorer = Callable[[Answers, Location], Scores]
 """Scores answers against a reference: a file, or a folder in the benchmark's published layout."""
+
+QuestionReader = Callable[[Location, str], Iterator[Question]]
+"""Reads the questions of a split from the folder that holds the benchmark's published files."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,12 @@ class Benchmark:
         reference: What `--reference` has to hold.
         obtained_from: Where people get the reference.
         conventions: Scorers by convention; `bunny` gives what Bunny's own scripts give.
+        questions: Readers of questions by convention, which decides the prompt. A convention that scores and is not
+            here has the prompts of the first one.
+        data: What the folder has to hold to ask the questions.
+        splits: The splits that can be asked, the default first.
+        max_new_tokens: Longest answer.
+        default_reference: Where the reference is, for a benchmark that a file defines.
     """
 
     name: str
@@ -69,3 +92,8 @@ class Benchmark:
     reference: str
     obtained_from: str
     conventions: Mapping[str, Scorer]
+    questions: Mapping[str, QuestionReader] = field(default_factory=dict)
+    data: str = ""
+    splits: tuple[str, ...] = ("test",)
+    max_new_tokens: int = 128
+    default_reference: Location | None = None

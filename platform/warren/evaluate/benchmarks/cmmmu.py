@@ -3,11 +3,16 @@
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json_lines, refuse_unknown
+from warren.errors import DataError
+from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, Scores
+from warren.evaluate.benchmarks.question import ImageFile, Question
+from warren.evaluate.benchmarks.question_files import ImageFolder, lettered, matching_file
+from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
+from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.measures import share
 from warren.evaluate.scorers.free_reply import Value, as_number, is_right, key_ends, numbers
 from warren.storage import Location
 
@@ -38,12 +43,29 @@ _NUMBERS = (
     re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+)(?![eE][+-]?\d+)(?![，\d])"),
 )
+_IMAGE = re.compile(r'<img="([^"]+)">')
+_SEVERAL_IMAGES = "INVALID GENERATION FOR MULTIPLE IMAGE INPUTS"
+_INSTRUCTIONS = {  # as Bunny's configuration of CMMMU has them
+    _CHOICE: (
+        "请回答以下多项选择题，并选出正确选项。这些题目可能包括单选和多选题型。"
+        "如果所提供的信息不足以确定一个明确的答案，那么请根据可用的数据和你的判断来选择最可能正确的选项。"
+    ),
+    _TRUE_FALSE: (
+        "请回答以下判断题，并根据题目描述和所给的信息来判断问题中陈述的对错。"
+        "如果信息不完整或不足以作出绝对判断，请运用你的逻辑推理和现有信息来做出最可能的判断。"
+    ),
+    _FILL_IN: (
+        "请回答以下填空题，并根据题目的要求和所提供的信息来给出最恰当的答案。"
+        "如果信息不足以确切回答，那么请依据现有的数据和你的推理能力来填写最合理的答案。"
+    ),
+}
+_ASKING_ORDER = ("艺术与设计", "商业", "健康与医学", "人文社会科学", "科学", "技术与工程")
 _MORE_CHARS, _MORE_LETTERS = 20, 2  # by which a reply may exceed the truth and still be compared with it
 
 
-def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as CMMMU's and Bunny's scripts; what cannot be read draws, Python's generator seeded with 42."""
-    questions = {str(row["id"]): row for row in read_json_lines(find_file(reference, "data.jsonl", "*.jsonl"))}
+    questions = {str(row["id"]): row.values for row in _records(reference, "val")}
     given = by_key(answers)
     refuse_unknown(given, questions, "CMMMU")
     generator = random.Random(_SEED)
@@ -53,7 +75,8 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
     for category, title in _CATEGORIES.items():
         by_category[title] = [key for key in given if questions[key]["category"] == category]
         for key in by_category[title]:
-            per_question[key], was_drawn = _decide(given[key], questions[key], generator)
+            decided, was_drawn = _decide(given[key], questions[key], generator)
+            per_question[key] = {**decided, "truth": questions[key]["answer"]}
             drawn += [key] if was_drawn else []
     by_category["Overall"] = list(per_question)
     right = {key: bool(decided["correct"]) for key, decided in per_question.items()}
@@ -61,7 +84,46 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
     tables = (
         {title: _entry([of[key] for key in keys]) for title, keys in by_category.items()} for of in (right, lucky)
     )
-    return Scores(len(questions), len(given), next(tables), per_question, drawn, next(tables))
+    measures = [share(f"{title}/acc", {key: right[key] for key in keys}) for title, keys in by_category.items() if keys]
+    return Scores(len(questions), len(given), next(tables), per_question, drawn, next(tables), measures=measures)
+
+
+def _records(folder: Location, split: str) -> Iterator[Record]:
+    """Read the JSON lines of CMMMU's repository, or the Parquet files of a split, in the order of the categories."""
+    file = matching_file(folder, "data.jsonl", f"*{split}*.jsonl", "*.jsonl")
+    tables = [file] if file else find_tables(folder, split)
+    rows = [record for table in tables for record in read_records(table)]
+    order = list(_ASKING_ORDER)
+    return iter(rows if file else sorted(rows, key=lambda record: order.index(record["category"])))
+
+
+def _questions(folder: Location, split: str) -> Iterator[Question]:
+    """Ask as Bunny's script does; a question with two images is not asked and draws its answer."""
+    generator = random.Random(_SEED)
+    files = ImageFolder(folder.list())
+    for record in _records(folder, split):
+        options = [option for number in range(1, 5) if (option := record.get(f"option{number}")) is not None]
+        kind = record["type"]
+        if kind not in _INSTRUCTIONS:
+            raise DataError(f"{record.where}: type {kind!r}; valid: {', '.join(_INSTRUCTIONS)}")
+        if kind == _CHOICE and not options:
+            raise DataError(f"{record.where} ({record['id']}): a multiple-choice question without options")
+        asked = f"问题：{record['question']}"
+        if kind == _CHOICE:
+            asked = lettered(asked + "\n选项：", options, "({}) {}") + "\n"
+        fixed = None
+        if record.image("image_2") or record.get("image_2"):
+            fixed = generator.choice(_LETTERS[: len(options)]) if kind == _CHOICE else _SEVERAL_IMAGES
+        text = f"{_INSTRUCTIONS[kind]}\n\n{asked}\n正确答案：\n"
+        images = record.image("image_1") or _named_image(record, files)
+        key = str(record["id"])
+        yield Question(key, text, images, record["category"], key, fixed)
+
+
+def _named_image(record: Record, files: ImageFolder) -> tuple[ImageFile, ...]:
+    """Return the first image that the question names as `<img="NAME">`, for the JSON lines."""
+    named = _IMAGE.search(record["question"])
+    return (files.find(named[1]),) if named else ()
 
 
 def _decide(answer: Answer, question: Mapping[str, Any], generator: random.Random) -> tuple[dict[str, Any], bool]:
@@ -150,7 +212,10 @@ def _entry(correct: Sequence[bool]) -> dict[str, Any]:
 BENCHMARK = Benchmark(
     name="cmmmu",
     title="CMMMU (validation)",
-    reference="the questions as JSON lines with id, type, category, option1-4 and answer",
-    obtained_from="https://github.com/CMMMU-Benchmark/CMMMU",
+    reference="the questions as JSON lines with id, type, category, option1-4 and answer, or the Parquet folder",
+    obtained_from="https://huggingface.co/datasets/m-a-p/CMMMU; https://github.com/CMMMU-Benchmark/CMMMU",
     conventions={"bunny": _bunny},
+    questions={"bunny": _questions},
+    data="the Parquet folder with a folder of each category, or the JSON lines and their images",
+    splits=("val", "test"),
 )

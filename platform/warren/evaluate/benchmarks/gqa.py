@@ -1,16 +1,21 @@
 """GQA (arXiv 1902.09506): compositional questions about real scenes, answered by a word or a phrase."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from warren.errors import DataError
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
+from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
+from warren.evaluate.benchmarks.question import Question
+from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_file, questions_of_file, with_images
 from warren.evaluate.benchmarks.reading import by_key, find_file, read_json
+from warren.evaluate.measures import Measure, share
+from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
+from warren.evaluate.scorers.lmms_eval import complete, same_but_for_punctuation
 from warren.storage import Location
 
 _NO_STEP = ("exist", "query: name", "choose name")  # operations that the published script does not count
-_GROUPS = {
+_GROUPS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "Accuracy / structural type": lambda question: question["types"]["structural"],
     "Accuracy / semantic type": lambda question: question["types"]["semantic"],
     "Accuracy / steps number": lambda question: str(_num_steps(question)),
@@ -18,13 +23,15 @@ _GROUPS = {
 }
 
 
-def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as GQA's `eval.py` in the reduced form that LLaVA and Bunny use; in percent.
 
     Validity and plausibility need the scene graphs and are zero, as there.
     """
     questions = read_json(find_file(reference, "testdev_balanced_questions.json", "*_questions.json"))
-    questions = {key: question for key, question in questions.items() if question["isBalanced"]}
+    questions = {
+        key: question for key, question in questions.items() if question["isBalanced"] and key not in answers.failed
+    }
     predictions = {key: answer.text.rstrip(".").lower() for key, answer in by_key(answers).items()}
     missing = [key for key in questions if key not in predictions]
     if missing:
@@ -43,9 +50,40 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
         "Distribution": _distribution(questions, predictions),
     }
     scores = {"main": main, "detailed": {name: _by(group, questions, right) for name, group in _GROUPS.items()}}
-    per_question = {key: {"prediction": predictions[key], "right": right[key]} for key in questions}
+    per_question = {
+        key: {"prediction": predictions[key], "truth": questions[key]["answer"], "right": right[key]}
+        for key in questions
+    }
     submission = [{"questionId": key, "prediction": prediction} for key, prediction in predictions.items()]
-    return Scores(len(questions), len(questions), scores, per_question, submission=submission)
+    measures = _measures(questions, right)
+    return Scores(len(questions), len(questions), scores, per_question, submission=submission, measures=measures)
+
+
+def _lmms_eval(answers: Answers, reference: Location) -> Scores:
+    """Score as lmms-eval's task `gqa`: equal but for case and punctuation."""
+    every = read_json(find_file(reference, "testdev_balanced_questions.json", "*_questions.json"))
+    questions = {key: question for key, question in every.items() if question["isBalanced"]}
+    given = complete(answers, questions, "GQA", every)
+    right = {key: same_but_for_punctuation(each.text, questions[key]["answer"]) for key, each in given.items()}
+    measure = share("exact_match", right, 1, {key: str(questions[key]["imageId"]) for key in right})
+    per_question = {key: {"truth": questions[key]["answer"], "right": value} for key, value in right.items()}
+    return Scores(len(questions), len(given), {measure.name: measure.value}, per_question, measures=[measure])
+
+
+def _measures(questions: Mapping[str, Any], right: Mapping[str, bool]) -> list[Measure]:
+    images = {key: str(question["imageId"]) for key, question in questions.items()}
+    is_open = {key: question["types"]["structural"] == "query" for key, question in questions.items()}
+    found = [
+        share("main/Accuracy", right, 100, images),
+        share("main/Binary", {key: value for key, value in right.items() if not is_open[key]}, 100, images),
+        share("main/Open", {key: value for key, value in right.items() if is_open[key]}, 100, images),
+    ]
+    for name, group in _GROUPS.items():
+        members: dict[str, dict[str, bool]] = defaultdict(dict)
+        for key, question in questions.items():
+            members[group(question)][key] = right[key]
+        found += [share(f"detailed/{name}/{title}", of, 100, images) for title, of in sorted(members.items())]
+    return found
 
 
 def _by(group: Any, questions: Mapping[str, Any], right: Mapping[str, bool]) -> dict[str, list[float]]:
@@ -82,10 +120,30 @@ def _percent(right: Sequence[bool]) -> float:
     return sum(right) / len(right) * 100 if right else 0.0
 
 
+def _questions(folder: Location, split: str) -> Iterator[Question]:
+    """Read the question file of LLaVA's format, or make the same questions of GQA's own."""
+    file = matching_file(folder, "*gqa*.jsonl")
+    if file is not None:
+        return questions_of_file(file, folder)
+    questions = read_json(find_file(folder, "testdev_balanced_questions.json"))
+    asked = [
+        (
+            Question(key, f"{row['question']}\n{SHORT_ANSWER}", group=row["types"]["structural"]),
+            [f"{row['imageId']}.jpg"],
+        )
+        for key, row in questions.items()
+        if row["isBalanced"]
+    ]
+    return with_images(folder, asked)
+
+
 BENCHMARK = Benchmark(
     name="gqa",
     title="GQA",
     reference="testdev_balanced_questions.json",
     obtained_from="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    conventions={"bunny": _bunny},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    questions={"bunny": _questions},
+    data="testdev_balanced_questions.json (or llava_gqa_testdev_balanced.jsonl) and GQA's images",
+    splits=("testdev",),
 )

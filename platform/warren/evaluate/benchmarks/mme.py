@@ -1,10 +1,16 @@
 """MME (arXiv 2306.13394): two yes/no questions an image, fourteen subtasks."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from warren.errors import DataError
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
+from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
+from warren.evaluate.benchmarks.question import Question, number_repeats, published_id
+from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_file, questions_of_file, with_images
+from warren.evaluate.benchmarks.reading import read_lines
+from warren.evaluate.measures import Measure, blocks, summed
+from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.storage import Location
 
 _PERCEPTION = (
@@ -12,25 +18,54 @@ _PERCEPTION = (
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
 )
 _COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-_SUFFIX = "Answer the question using a single word or phrase."
 _ASKED = "Please answer yes or no."
 _PREFIX_CHARS = 4
 _QUESTIONS_PER_IMAGE = 2
 
 
-def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as MME's own `calculation.py`: accuracy plus the share of images with both questions right."""
-    truths = _truths(reference)
+    return _score(answers, _without_failed(_truths(reference), answers.failed), _verdict)
+
+
+def _lmms_eval(answers: Answers, reference: Location) -> Scores:
+    """Score as lmms-eval's task `mme`: the same sums, but answers are stripped first, of full stops too."""
+    found = _score(answers, _without_failed(_truths(reference), answers.failed), _lmms_verdict)
+    names = {"Perception": "mme_perception_score", "Cognition": "mme_cognition_score"}
+    groups = found.scores or {}
+    totals = {new: groups[old]["total"] for old, new in names.items() if groups[old]["tasks"]}
+    scores = totals | {"tasks": {task: value for old in names for task, value in groups[old]["tasks"].items()}}
+    measures = []
+    for measure in found.measures:
+        group, _, name = measure.name.partition("/")
+        measures.append(replace(measure, name=names[group] if name == "total" else name))
+    return replace(found, scores=scores, measures=measures)
+
+
+def _lmms_verdict(text: str) -> str:
+    text = text.lower().strip().replace(".", "")
+    return {"y": "yes", "n": "no"}.get(text) or _verdict(text)
+
+
+def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict_of: Callable[[str], str]) -> Scores:
     decided: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     per_question = {}
+    images = {place[:2] for place in truths}
     for answer in answers:
-        task, _, file = answer.key.partition("/")
-        image = file.rpartition("/")[2].split(".")[0] + ".txt"
+        task, image = _place(answer.key)
+        if answers.failed and (task, image) not in images:
+            continue  # the other question about its image failed
         question = _question(answer.prompt, task, image, truths)
-        verdict = _verdict(answer.text)
-        right = verdict == truths[task, image, question].lower()
+        verdict = verdict_of(answer.text)
+        truth = truths[task, image, question].lower()
+        right = verdict == truth
         decided[task].append((image, right))
-        per_question[f"{answer.key}: {question}"] = {"decided": verdict, "right": right}
+        per_question[f"{published_id(answer.key)}: {question}"] = {
+            "key": answer.key,
+            "decided": verdict,
+            "truth": truth,
+            "right": right,
+        }
     counts: dict[str, int] = defaultdict(int)
     for task, _, _ in truths:
         counts[task] += 1
@@ -38,7 +73,48 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
         name: _group([task for task in tasks if counts[task]], decided, counts)
         for name, tasks in (("Perception", _PERCEPTION), ("Cognition", _COGNITION))
     }
-    return Scores(len(truths), len(per_question), groups, per_question)
+    return Scores(len(truths), len(per_question), groups, per_question, measures=_measures(decided))
+
+
+def _measures(decided: Mapping[str, Sequence[tuple[str, bool]]]) -> list[Measure]:
+    """Return a number for each subtask and for the two sums; questions about one image belong together."""
+    by_task = {task: _components(task, rows) for task, rows in decided.items() if rows}
+    found = []
+    for name, tasks in (("Perception", _PERCEPTION), ("Cognition", _COGNITION)):
+        present = [task for task in tasks if task in by_task]
+        parts = {f"{name}/total": blocks([by_task[task] for task in present])} if present else {}
+        parts |= {f"{name}/tasks/{task}": by_task[task] for task in present}
+        for path, components in parts.items():
+            clusters = {key: key.rpartition("#")[0] for key in components}
+            found.append(summed(path, "mme", components, 100, clusters))
+    return found
+
+
+def _components(task: str, rows: Sequence[tuple[str, bool]]) -> dict[str, tuple[float, ...]]:
+    """Return of each question: right, one, half if its image has both right, half an image."""
+    both: dict[str, bool] = {}
+    for image, right in rows:
+        both[image] = right and both.get(image, True)
+    seen: dict[str, int] = defaultdict(int)
+    found: dict[str, tuple[float, ...]] = {}
+    for image, right in rows:
+        seen[image] += 1
+        found[f"{task}/{image}#{seen[image]}"] = (float(right), 1.0, both[image] / 2, 0.5)
+    return found
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Return subtask and question file of an answer's id."""
+    task, _, file = published_id(key).partition("/")
+    return task, file.rpartition("/")[2].split(".")[0] + ".txt"
+
+
+def _without_failed(
+    truths: Mapping[tuple[str, str, str], str], failed: frozenset[str]
+) -> Mapping[tuple[str, str, str], str]:
+    """Leave out images with a question whose request failed: accuracy+ needs both."""
+    places = {_place(key) for key in failed}
+    return {place: truth for place, truth in truths.items() if place[:2] not in places}
 
 
 def _group(
@@ -70,9 +146,9 @@ def _verdict(text: str) -> str:
     return "yes" if "yes" in prefix else "no" if "no" in prefix else "other"
 
 
-def _question(prompt: str, task: str, image: str, truths: dict[tuple[str, str, str], str]) -> str:
+def _question(prompt: str, task: str, image: str, truths: Mapping[tuple[str, str, str], str]) -> str:
     """Return the reference's spelling of a question; some of its files have two spaces before the last sentence."""
-    asked = prompt.replace(_SUFFIX, "").strip()
+    asked = prompt.replace(SHORT_ANSWER, "").strip()
     tried = [asked] if _ASKED in asked else [f"{asked} {_ASKED}", f"{asked}  {_ASKED}"]
     for question in tried:
         if (task, image, question) in truths:
@@ -87,7 +163,9 @@ def _truths(reference: Location) -> dict[tuple[str, str, str], str]:
         parts = file.uri.removeprefix(reference.uri).strip("/").split("/")
         if len(parts) < 2 or not file.name.endswith(".txt") or parts[0] not in _PERCEPTION + _COGNITION:
             continue
-        for number, line in enumerate(file.read_bytes().decode().splitlines(), 1):
+        for number, line in enumerate(read_lines(file), 1):
+            if not line.strip():
+                continue
             question, tab, truth = line.strip().partition("\t")
             if not tab:
                 raise DataError(f"{file}: line {number} is not 'question TAB answer'")
@@ -97,10 +175,39 @@ def _truths(reference: Location) -> dict[tuple[str, str, str], str]:
     return truths
 
 
+def _questions(folder: Location, split: str) -> Iterator[Question]:
+    """Read Bunny's question file, or make the same questions of the published folder."""
+    file = matching_file(folder, "*mme*.jsonl")
+    asked = questions_of_file(file, folder) if file else _of_release(folder)
+    for question in number_repeats(asked):
+        yield replace(question, group=question.key.partition("/")[0])
+
+
+def _of_release(folder: Location) -> Iterator[Question]:
+    images = {
+        (file.uri.removeprefix(folder.uri).strip("/").split("/")[0], file.name.rpartition(".")[0]): file
+        for file in folder.list()
+        if file.name.lower().endswith((".jpg", ".jpeg", ".png"))
+    }
+    asked = []
+    for task, name, question in _truths(folder):
+        image = images.get((task, name.removesuffix(".txt")))
+        path = f"{task}/{name.removesuffix('.txt')}.jpg" if image is None else _below(folder, image)
+        text = f"{question.replace(_ASKED, '').strip()}\n{SHORT_ANSWER}"
+        asked.append((Question(f"{task}/{path.rpartition('/')[2]}", text), [path]))
+    return with_images(folder, asked)
+
+
+def _below(folder: Location, file: Location) -> str:
+    return file.uri.removeprefix(folder.uri).strip("/")
+
+
 BENCHMARK = Benchmark(
     name="mme",
     title="MME",
     reference="the folder MME_Benchmark_release_version, with a folder of question files for each subtask",
     obtained_from="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (on request to the authors)",
-    conventions={"bunny": _bunny},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    questions={"bunny": _questions},
+    data="the same folder with its images; questions may also come from bunny_mme.jsonl or llava_mme.jsonl in it",
 )

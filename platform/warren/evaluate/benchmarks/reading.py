@@ -26,7 +26,7 @@ def read_answers(location: Location) -> tuple[list[Answer], int]:
         DataError: A line has no id or no text, or the file has no answers.
     """
     answers, broken = [], 0
-    for number, line in enumerate(location.read_bytes().decode().splitlines(), 1):
+    for number, line in enumerate(read_lines(location), 1):
         if not line.strip():
             continue
         try:
@@ -40,6 +40,20 @@ def read_answers(location: Location) -> tuple[list[Answer], int]:
     return answers, broken
 
 
+def read_lines(location: Location) -> list[str]:
+    """Read the lines of a text file. Only line feeds end a line: answers may hold other separators of Unicode.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    try:
+        return location.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{location}: not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from None
+
+
 def read_json_lines(location: Location) -> list[Any]:
     """Read a reference of JSON lines.
 
@@ -47,7 +61,7 @@ def read_json_lines(location: Location) -> list[Any]:
         DataError: A line is not JSON.
     """
     rows = []
-    for number, line in enumerate(location.read_bytes().decode().splitlines(), 1):
+    for number, line in enumerate(read_lines(location), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -64,7 +78,7 @@ def read_json(location: Location) -> Any:
     """
     try:
         return location.read_json()
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{location}: not JSON: {error}") from None
 
 

@@ -1,11 +1,18 @@
 """ScienceQA (arXiv 2209.09513): multiple choice; papers report the questions with an image."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
+from warren.data.sample import IMAGE_MARK
+from warren.errors import DataError
+from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
+from warren.evaluate.benchmarks.question import Question
+from warren.evaluate.benchmarks.question_files import LETTER, lettered, required_file, with_images
 from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, refuse_unknown
+from warren.evaluate.measures import share
+from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
+from warren.evaluate.scorers.lmms_eval import complete
 from warren.storage import Location
 
 _LETTERS = ("A", "B", "C", "D", "E")
@@ -14,12 +21,13 @@ _UNREADABLE = "FAILED"
 _SPLIT = "test"
 
 
-def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as LLaVA's and Bunny's script; a missing or unreadable answer is wrong."""
     problems = read_json(find_file(reference, "problems.json"))
     keys: list[str] = read_json(find_file(reference, "pid_splits.json"))[_SPLIT]
     given = by_key(answers)
     refuse_unknown(given, keys, "ScienceQA")
+    keys = [key for key in keys if key not in answers.failed]
     chosen, right, with_image = {}, {}, {}
     for key in keys:
         answer, problem = given.get(key), problems[key]
@@ -37,8 +45,45 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
         "image_count": image_count,
         "results": chosen,
     }
-    per_question = {key: {"choice": chosen[key], "right": right[key]} for key in keys}
-    return Scores(len(keys), len(given), scores, per_question)
+    truths = {key: _LETTERS[problems[key]["answer"]] for key in keys}
+    per_question = {key: {"choice": chosen[key], "truth": truths[key], "right": right[key]} for key in keys}
+    measures = [share("acc", right, 100)]
+    of_images = {key: right[key] for key in keys if with_image[key]}
+    measures += [share("image_acc", of_images, 100)] if of_images else []
+    return Scores(len(keys), len(given), scores, per_question, measures=measures)
+
+
+def _lmms_eval(answers: Answers, reference: Location) -> Scores:
+    """Score as lmms-eval's `scienceqa` and `scienceqa_img`: a letter in any case, or a capital and a full stop."""
+    problems = read_json(find_file(reference, "problems.json"))
+    keys: list[str] = read_json(find_file(reference, "pid_splits.json"))[_SPLIT]
+    given = complete(answers, keys, "ScienceQA")
+    right = {key: _lmms_right(answer.text.strip(), problems[key]["answer"]) for key, answer in given.items()}
+    of_images = {key: value for key, value in right.items() if problems[key].get("image")}
+    tables = {"exact_match": right} | ({"exact_match_img": of_images} if of_images else {})
+    measures = [share(name, of) for name, of in tables.items()]
+    per_question = {key: {"truth": _LETTERS[problems[key]["answer"]], "right": value} for key, value in right.items()}
+    scores = {measure.name: measure.value for measure in measures}
+    return Scores(len(keys), len(given), scores, per_question, measures=measures)
+
+
+def _lmms_right(text: str, truth: int) -> bool:
+    letter = chr(ord("a") + truth)
+    return text.lower() == letter or (text[1:2] == "." and text[0].isupper() and text[0].lower() == letter)
+
+
+def _lmms_questions(folder: Location, split: str) -> Iterator[Question]:
+    """Ask as lmms-eval does, from ScienceQA's own files."""
+    problems = read_json(find_file(folder, "problems.json"))
+    asked = []
+    for key in read_json(find_file(folder, "pid_splits.json"))[_SPLIT]:
+        row = problems[key]
+        context = f"Context: {row['hint']}\n" if row["hint"] else ""
+        text = f"{lettered(context + row['question'], row['choices'])}\n{LETTER}"
+        paths = [f"{key}/{row['image']}"] if row.get("image") else []
+        if paths or split == "all":
+            asked.append((Question(key, text, cluster=key), paths))
+    return with_images(folder, asked)
 
 
 def _choice(text: str, num_choices: int) -> int:
@@ -54,10 +99,29 @@ def _choice(text: str, num_choices: int) -> int:
     return allowed.index(letter) if letter in allowed else -1
 
 
+def _questions(folder: Location, split: str) -> Iterator[Question]:
+    """Read Bunny's and LLaVA's file of conversations; the split `image` holds the questions that have one."""
+    file = required_file(folder, "*_test_CQM-A.json", "*CQM-A*.json")
+    asked = []
+    for number, row in enumerate(read_json(file), 1):
+        try:
+            text = row["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
+            paths = [f"{row['id']}/{row['image'].rpartition('/')[2]}"] if row.get("image") else []
+            mark = f"{IMAGE_MARK}\n" if paths else ""
+            asked.append((Question(str(row["id"]), f"{mark}{text}\n{LETTER}", cluster=str(row["id"])), paths))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise DataError(f"{file}: question {number} has no id or no conversations[0].value") from None
+    return with_images(folder, [(question, paths) for question, paths in asked if paths or split == "all"])
+
+
 BENCHMARK = Benchmark(
     name="scienceqa",
     title="ScienceQA-IMG",
     reference="a folder with problems.json and pid_splits.json",
     obtained_from="https://github.com/lupantech/ScienceQA",
-    conventions={"bunny": _bunny},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    questions={"bunny": _questions, LMMS_EVAL: _lmms_questions},
+    data="bunny_test_CQM-A.json or llava_test_CQM-A.json, and the images of the test split as ID/image.png",
+    splits=("all", "image"),
+    max_new_tokens=1024,
 )

@@ -1,16 +1,22 @@
 """SEED-Bench (arXiv 2307.16125): multiple choice about images and video frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from warren.evaluate.benchmarks.benchmark import Answer, Benchmark, Scores
+from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
+from warren.evaluate.benchmarks.question import Question
+from warren.evaluate.benchmarks.question_files import LETTER, lettered, matching_file, questions_of_file, with_images
 from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, refuse_unknown
+from warren.evaluate.measures import share
+from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
+from warren.evaluate.scorers.lmms_eval import complete
 from warren.storage import Location
 
 
-def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
+def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as LLaVA's and Bunny's script: the text is the letter; a missing answer is wrong. In percent."""
     data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
-    questions = data["questions"]
+    questions = [row for row in data["questions"] if str(row["question_id"]) not in answers.failed]
     keys = [str(question["question_id"]) for question in questions]
     given = by_key(answers)
     refuse_unknown(given, keys, "SEED-Bench")
@@ -19,20 +25,59 @@ def _bunny(answers: Sequence[Answer], reference: Location) -> Scores:
         for key, question in zip(keys, questions, strict=True)
     }
 
-    def percent(field: str | None = None, value: object = None) -> float:
-        """Return the percentage right among the questions whose field has a value."""
-        of = [
-            right[key] for key, question in zip(keys, questions, strict=True) if not field or question[field] == value
-        ]
-        return sum(of) / len(of) * 100 if of else 0.0
+    def right_of(field: str, value: object) -> dict[str, bool]:
+        """Return what is right among the questions whose field has a value."""
+        return {key: right[key] for key, question in zip(keys, questions, strict=True) if question[field] == value}
 
     names = {number: name for name, number in data["question_type"].items()}
     types = sorted({question["question_type_id"] for question in questions})
-    scores = {names[number]: percent("question_type_id", number) for number in types}
-    scores |= {"Total": percent(), "image": percent("data_type", "image"), "video": percent("data_type", "video")}
+    tables = {names[number]: right_of("question_type_id", number) for number in types} | {"Total": right}
+    tables |= {kind: right_of("data_type", kind) for kind in ("image", "video")}
+    scores = {name: sum(of.values()) / len(of) * 100 if of else 0.0 for name, of in tables.items()}
+    measures = [share(name, of, 100) for name, of in tables.items() if of]
     submission = [{"question_id": key, "prediction": given[key].text} for key in keys if key in given]
-    per_question = {key: {"right": value} for key, value in right.items()}
-    return Scores(len(keys), len(given), scores, per_question, submission=submission)
+    truths = {str(question["question_id"]): question["answer"] for question in questions}
+    per_question = {key: {"truth": truths[key], "right": value} for key, value in right.items()}
+    return Scores(len(keys), len(given), scores, per_question, submission=submission, measures=measures)
+
+
+def _lmms_eval(answers: Answers, reference: Location) -> Scores:
+    """Score as lmms-eval's task `seedbench`: the first character, in any case."""
+    data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
+    questions = {str(row["question_id"]): row for row in data["questions"]}
+    given = complete(answers, questions, "SEED-Bench")
+    right = {key: answer.text.strip()[:1].lower() == questions[key]["answer"].lower() for key, answer in given.items()}
+    tables = {"seed_all": right}
+    for kind in ("image", "video"):
+        tables[f"seed_{kind}"] = {key: value for key, value in right.items() if questions[key]["data_type"] == kind}
+    measures = [share(name, of) for name, of in tables.items() if of]
+    per_question = {key: {"truth": questions[key]["answer"], "right": value} for key, value in right.items()}
+    scores = {measure.name: measure.value for measure in measures}
+    return Scores(len(questions), len(given), scores, per_question, measures=measures)
+
+
+def _questions(folder: Location, split: str) -> Iterator[Question]:
+    """Read the question file of LLaVA's format, or make the same questions of SEED-Bench.json."""
+    data = read_json(find_file(folder, "SEED-Bench.json", "SEED-Bench*.json"))
+    kinds = {str(row["question_id"]): row["data_type"] for row in data["questions"]}
+    file = matching_file(folder, "*seed*bench*.jsonl")
+    names = {number: name for name, number in data["question_type"].items()}
+    asked = (
+        questions_of_file(file, folder)
+        if file
+        else with_images(
+            folder, [_asked(row, names) for row in data["questions"] if split in ("all", row["data_type"])]
+        )
+    )
+    return (question for question in asked if split in ("all", kinds.get(question.key)))
+
+
+def _asked(row: dict[str, Any], names: dict[int, str]) -> tuple[Question, list[str]]:
+    """Return a question and its image; of a video that is the middle frame, as Bunny's script extracts it."""
+    kind, key = row["question_type_id"], str(row["question_id"])
+    text = lettered(row["question"], [row[f"choice_{letter}"] for letter in "abcd"])
+    path = str(row["data_id"]) if row["data_type"] == "image" else f"{kind}_{key}.png"
+    return Question(key, f"{text}\n{LETTER}", group=names[kind]), [path]
 
 
 BENCHMARK = Benchmark(
@@ -40,5 +85,8 @@ BENCHMARK = Benchmark(
     title="SEED-Bench",
     reference="SEED-Bench.json",
     obtained_from="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
-    conventions={"bunny": _bunny},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    questions={"bunny": _questions},
+    data="SEED-Bench.json, SEED-Bench-image/ and the middle frames of videos, SEED-Bench-video-image/TYPE_ID.png",
+    splits=("all", "image", "video"),
 )

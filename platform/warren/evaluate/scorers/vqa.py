@@ -4,7 +4,7 @@ Source: the evaluation of VQA v2 (https://visualqa.org/evaluation.html) as EvalA
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _NUMBERS = {
     word: str(number)
@@ -54,19 +54,23 @@ _CONTRACTIONS |= _QUIRKS
 
 def normalise(answer: str) -> str:
     """Return an answer as the VQA challenge compares it: lower case, digits for numbers, no articles or punctuation."""
-    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return normalise_words(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
+
+
+def normalise_words(answer: str) -> str:
+    """Return an answer as the first VQA challenge compared it: commas and question marks are not removed first."""
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
     text = _without_punctuation(text)
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def soft_accuracies(human_answers: Sequence[str]) -> dict[str, float]:
+def soft_accuracies(human_answers: Sequence[str], normal: Callable[[str], str] = normalise) -> dict[str, float]:
     """Return what each normalised answer scores against the human answers.
 
     An answer scores `min(1, n / 3)`, n people having given it, averaged over leaving each person out in turn.
     """
-    normalised = [normalise(answer) for answer in human_answers]
+    normalised = [normal(answer) for answer in human_answers]
     scores = {}
     for answer in dict.fromkeys(normalised):
         left_out = [
