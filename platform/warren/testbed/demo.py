@@ -19,6 +19,7 @@ from typing import Any
 
 from warren.cluster.serve.endpoint import PORT_VARIABLE
 from warren.config import Recipe
+from warren.config.versions import git_revision
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
@@ -31,7 +32,7 @@ from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
 from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
-from warren.train.run import Run, git_revision
+from warren.train.run import Run
 
 _BUCKET = "warren-demo"
 _CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
