@@ -25,7 +25,7 @@ from typing import IO
 from warren.config.environment import CACHE_VARIABLE, cache_bytes, cache_folder
 from warren.storage.digests import digest_file
 from warren.storage.scratch import scratch_folder
-from warren.storage.transfer import StoredFiles
+from warren.storage.transfer import StoredFiles, path_below
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,6 +105,25 @@ def local_copy(files: StoredFiles) -> Iterator[Path]:
     folder = cache_folder() or f"{tempfile.gettempdir()}/warren-cache-{os.getuid()}"
     with FileCache(Path(folder), cache_bytes()).held(files) as local:
         yield local
+
+
+def fetch_cached(files: StoredFiles, target: Path) -> Path:
+    """Put files below the local folder `target`, from this machine's cache where it has them, and return `target`.
+
+    They are hard links where the file system allows, so they take no room of their own and outlive the cache's entry.
+
+    Raises:
+        CorruptDataError: A file in storage differs from its entry.
+        UnsafePathError: A file would be written outside `target`.
+    """
+    with local_copy(files) as local:
+        for entry in files.files:
+            placed = path_below(target, entry.path)
+            try:
+                placed.hardlink_to(local / entry.path)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(local / entry.path, placed)
+    return target
 
 
 def _filled(entry: Path, files: StoredFiles) -> Path:

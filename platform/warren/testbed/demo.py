@@ -31,7 +31,8 @@ from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
-from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
+from warren.train.checkpoint import MODEL_FOLDER
+from warren.train.report import read_metrics
 from warren.train.run import Run
 
 _BUCKET = "warren-demo"
@@ -193,13 +194,8 @@ class Demo:
         return target
 
     def _losses(self, root: Location, stage: str) -> list[float]:
-        checkpoints = Run(root / "runs" / f"{self.recipe.name}-{stage}").checkpoints
-        latest = checkpoints.latest()
-        if latest is None:
-            return []
-        entry = next(e for e in latest.files if e.path.endswith(METRICS_FILE))
-        lines = (checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        run = Run(root / "runs" / f"{self.recipe.name}-{stage}")
+        return [row["loss"] for row in read_metrics(run)] if run.checkpoints.steps() else []
 
     def _summary(self, root: Location, total_s: float, answers: list[Answer]) -> dict[str, Any]:
         measured = self._measured(root)
@@ -218,9 +214,7 @@ class Demo:
         """Return the evaluation that the recipe describes, of the checkpoint that was released."""
         config = self.recipe.require("evaluate")
         run = Run(root / "runs" / f"{self.recipe.name}-finetune")
-        checkpoint = run.checkpoints.latest()
-        if checkpoint is None:
-            raise ServiceError(f"run {run.name!r} has no checkpoint any more")
+        checkpoint = run.newest_checkpoint()
         manifest = read_manifest(root, config.dataset)
         identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
         found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
