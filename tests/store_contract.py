@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from warren.errors import ConflictError, CorruptDataError, NotFoundError, UnsafePathError
-from warren.storage import FileEntry, Location, digest_bytes, download_tree, read_verified, upload_verified
+from warren.storage import (
+    FileEntry,
+    Location,
+    StoredFiles,
+    digest_bytes,
+    download_tree,
+    read_verified,
+    upload_verified,
+)
 
 
 class StoreContract:
@@ -91,6 +99,30 @@ class StoreContract:
             download_tree(folder, [entry], tmp_path / "back")
         with pytest.raises(CorruptDataError, match="damaged"):
             read_verified(folder, entry)
+
+    def test_the_store_copies_files_itself_and_every_byte_of_a_copy_is_checked(
+        self, folder: Location, tmp_path: Path
+    ) -> None:
+        data = {"model.bin": bytes(range(256)) * 50_000, "deep/er/config.json": b"{}"}  # the first: more than one part
+        entries = []
+        for name, content in data.items():
+            (tmp_path / "local").write_bytes(content)
+            entries.append(upload_verified(tmp_path / "local", folder / "from", name))
+        stored = StoredFiles(folder / "from", tuple(entries))
+        assert stored.copy(folder / "to") == stored.files
+        for name, content in data.items():
+            source, copied = folder / "from" / name, folder / "to" / name
+            source.store.delete(source.key)
+            assert copied.read_bytes() == content
+            assert copied.store.sha256(copied.key) == digest_bytes(content)
+        assert StoredFiles(folder / "to", stored.files).fetch(tmp_path / "back") == tmp_path / "back"
+        with pytest.raises(NotFoundError):
+            stored.copy(folder / "again")
+        for entry, wrong in ((entries[1], b"[]"), (entries[0], data["model.bin"][:-1] + b"?"), (entries[1], b"longer")):
+            target = folder / "to" / entry.path
+            target.put_bytes(wrong)
+            with pytest.raises(CorruptDataError, match=f"to/{entry.path}.*damaged"):
+                StoredFiles(folder / "to", (entry,)).copy(folder / "again")
 
     @pytest.mark.parametrize(
         "path", ["../x", "/tmp/x", "a/../../x", "", ".", "a//b", "a/./b", "a\\..\\x", "a\0b", "..", None, ["x"]]

@@ -112,7 +112,7 @@ def parts(spec: StreamSpec, cut: Cut, rank: int, start: int) -> Iterator[BatchPa
 
 def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any]]:
     from warren.models import TrainedTokenizer, build_model, freeze_all_but, train_tokenizer
-    from warren.train.loop import TrainingLoop
+    from warren.train.loop import TrainingSetup
     from warren.train.ranks import Ranks
     from warren.train.validation import read_parts
 
@@ -133,7 +133,7 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
     freeze_all_but(model, stage.trainable)
     start = training.run.checkpoints.latest()
     plan = spec.plan()
-    loop = TrainingLoop(
+    setup = TrainingSetup(
         run=training.run,
         stage=stage,
         resources=resources,
@@ -144,12 +144,12 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
         inputs=inputs,
         tokenizer_json=tokenizer_json,
         record={"fingerprint": "f"},
-        on_step=lambda _: None,
         held_out=lambda: read_parts(replace(spec, num_steps=2, epochs=None), cut, rank),
     )
+    loop = setup.build(model, start)
     if training.prepare is not None:
         training.prepare(loop, model, rank)
-    loop.train(model, parts(spec, cut, rank, start.step if start else 0), start)
+    loop.train(parts(spec, cut, rank, start.step if start else 0))
     return loop.history
 
 

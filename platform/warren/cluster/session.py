@@ -11,7 +11,12 @@ from typing import Any
 import ray
 
 import warren
-from warren.config.environment import STORAGE_DEADLINE_VARIABLE, STORAGE_VARIABLE
+from warren.config.environment import (
+    CACHE_BYTES_VARIABLE,
+    CACHE_VARIABLE,
+    STORAGE_DEADLINE_VARIABLE,
+    STORAGE_VARIABLE,
+)
 from warren.errors import ServiceError
 
 _QUIET_VARIABLES = {
@@ -21,7 +26,7 @@ _QUIET_VARIABLES = {
 }
 # A worker trains in a thread that Ray starts. glibc gives each such thread a heap of its own, which cost 0.2 GiB.
 _FRUGAL_VARIABLES = {"MALLOC_ARENA_MAX": "1"}
-_STORAGE_VARIABLES = (STORAGE_VARIABLE, STORAGE_DEADLINE_VARIABLE)
+_STORAGE_VARIABLES = (STORAGE_VARIABLE, STORAGE_DEADLINE_VARIABLE, CACHE_VARIABLE, CACHE_BYTES_VARIABLE)
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was given, set by Ray for the job's driver
 _OVERRIDE_VARIABLE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
 

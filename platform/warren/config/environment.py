@@ -6,7 +6,10 @@ from warren.errors import ConfigError
 
 STORAGE_VARIABLE = "WARREN_STORAGE"
 STORAGE_DEADLINE_VARIABLE = "WARREN_STORAGE_DEADLINE_S"
+CACHE_VARIABLE = "WARREN_CACHE"
+CACHE_BYTES_VARIABLE = "WARREN_CACHE_BYTES"
 _DEFAULT_DEADLINE_S = 120.0
+_DEFAULT_CACHE_BYTES = 16 << 30
 
 
 def storage_root() -> str:
@@ -47,3 +50,22 @@ def storage_deadline_s() -> float:
     if not 0 <= deadline_s < float("inf"):
         raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={given!r}: expected seconds, for example 120")
     return deadline_s
+
+
+def cache_folder() -> str | None:
+    """Return the folder of this machine's cache of models; None is one below the folder for temporary files."""
+    return os.environ.get(CACHE_VARIABLE, "").strip() or None
+
+
+def cache_bytes() -> int:
+    """Return how large this machine's cache of models may grow; 0 caches nothing.
+
+    Raises:
+        ConfigError: `WARREN_CACHE_BYTES` is no number of bytes.
+    """
+    text = os.environ.get(CACHE_BYTES_VARIABLE, "").strip()
+    if not text:
+        return _DEFAULT_CACHE_BYTES
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"{CACHE_BYTES_VARIABLE}={text!r}: expected a number of bytes, for example 16000000000")
+    return int(text)

@@ -213,3 +213,15 @@ class Recipe(Config):
         if found is None:
             raise ConfigError(f"recipe {self.name!r} has no section {section!r}: add one, as jobs/recipes/ show it")
         return found
+
+    def check_trainable(self) -> None:
+        """Refuse to train a recipe that is the average of two others.
+
+        Raises:
+            ConfigError: It has an `average`.
+        """
+        if self.average is not None:
+            raise ConfigError(
+                f"recipe {self.name!r} is the average of {self.average.first!r} and {self.average.second!r}: "
+                f"train these two, then run jobs/average.py --recipe {self.name}"
+            )

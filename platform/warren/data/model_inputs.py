@@ -18,6 +18,25 @@ from warren.errors import BadSampleError, ConfigError, ReleaseError
 
 INPUTS_FILE = "warren_inputs.json"
 TOKENIZER_FILE = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer with the special tokens Warren relies on.
+
+    Attributes:
+        json: The text of its `tokenizer.json`.
+        vocab_size: Ids are below it; it sizes the model's embeddings.
+    """
+
+    json: str
+    vocab_size: int
+    image_token_id: int
+    pad_token_id: int
+    eos_token: str = END_OF_TEXT
+    bos_token_id: int | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)

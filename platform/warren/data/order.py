@@ -76,14 +76,15 @@ class Order:
 
     def _shuffled_slices(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return row group and first row of the epoch's permuted slices, and each one's end in the sample stream."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = None  # before the next one takes its place in memory
+        cached = self._epoch  # read once: a run's threads share the order
+        if cached is None or cached[0] != epoch:
+            cached = self._epoch = None  # before the next one takes its place in memory
             slices = self._mixture.slices(epoch)
             shuffled = np.arange(len(slices.group), dtype=np.int32)
             np.random.default_rng([self.seed, epoch, _GROUPS]).shuffle(shuffled)
             ends = np.cumsum(slices.rows[shuffled], dtype=np.int64)
-            self._epoch = (epoch, slices.group[shuffled], slices.start[shuffled], ends)
-        return self._epoch[1], self._epoch[2], self._epoch[3]
+            cached = self._epoch = (epoch, slices.group[shuffled], slices.start[shuffled], ends)
+        return cached[1], cached[2], cached[3]
 
 
 @dataclass(frozen=True)

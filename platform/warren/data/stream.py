@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +59,15 @@ class StreamSpec:
         return self.encoding.inputs
 
     def plan(self) -> Plan:
-        """Build the run's plan."""
+        """Return the run's plan."""
+        return self._plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the plan, which may be large: a process that needs it builds it once from the rest.
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    @cached_property
+    def _plan(self) -> Plan:
         window = window_multiple(self.window_samples, self.global_batch_size)
         row_groups = [[shard.row_groups for shard in source.manifest.shards] for source in self.sources]
         mixture = Mixture(row_groups, self.seed, [source.samples_per_epoch for source in self.sources])

@@ -1,5 +1,6 @@
 """The vision-language model: built from a recipe, saved and loaded in the Hugging Face LLaVA layout."""
 
+from warren.data.model_inputs import TrainedTokenizer
 from warren.models.adapters import add_adapters
 from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
@@ -7,7 +8,7 @@ from warren.models.head import unfold_head
 from warren.models.loading import load
 from warren.models.pretrained import folder_of
 from warren.models.saved import load_bundle, read_model_config, save_model
-from warren.models.tokenizer import TrainedTokenizer, read_tokenizer, train_tokenizer
+from warren.models.tokenizer import read_tokenizer, train_tokenizer
 from warren.models.vlm import build_model, freeze_all_but, inputs_of
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from warren.models.tokenizer import TrainedTokenizer
+from warren.data.model_inputs import TrainedTokenizer
 
 _KEY = "warren_head"
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"

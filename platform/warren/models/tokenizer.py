@@ -2,38 +2,19 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from warren.data.model_inputs import END_OF_TEXT, TrainedTokenizer
 from warren.data.sample import IMAGE_MARK
 from warren.errors import ModelError
 
-END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 _NO_STRIP: dict[str, Any] = {"special": True, "normalized": False}
 _BOS_BY_SETTING = ("LlamaTokenizer", "GemmaTokenizer")  # classes that build their post-processor themselves
 _SPECIAL = [END_OF_TEXT, PAD, IMAGE_MARK]  # the trainer gives them the first ids, in this order
-
-
-@dataclass(frozen=True)
-class TrainedTokenizer:
-    """A tokenizer with the special tokens Warren relies on.
-
-    Attributes:
-        json: The text of its `tokenizer.json`.
-        vocab_size: Ids are below it; it sizes the model's embeddings.
-    """
-
-    json: str
-    vocab_size: int
-    image_token_id: int
-    pad_token_id: int
-    eos_token: str = END_OF_TEXT
-    bos_token_id: int | None = None
-    chat_template: str | None = None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TrainedTokenizer:

@@ -16,7 +16,7 @@ from transformers import (
 
 from warren.config import LanguageModelConfig, ModelConfig, ModelPart, VisionTowerConfig
 from warren.data.images import ImageSpec, Resize
-from warren.data.model_inputs import Inputs
+from warren.data.model_inputs import Inputs, TrainedTokenizer
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.adapters import has_adapters, is_adapter
@@ -25,7 +25,6 @@ from warren.models.head import Head, appended_ids, unfold_head
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import folder_of, load_language_model, load_tower, read_config
 from warren.models.projectors import num_projected
-from warren.models.tokenizer import TrainedTokenizer
 from warren.models.towers import MODEL_TYPES, Normalisation, known_config, normalisation, tower_config
 
 FEATURE_LAYER = -2

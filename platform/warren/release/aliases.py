@@ -1,4 +1,4 @@
-"""Aliases: movable names of releases. They move by compare-and-swap, so two movers never overwrite each other."""
+"""Aliases: movable names of releases. They move by compare-and-swap, so that two jobs never overwrite each other."""
 
 import json
 from typing import Literal, get_args
@@ -28,10 +28,10 @@ def move_alias(root: Location, name: str, alias: Alias, version: str, expected: 
     """Point an alias at a complete release.
 
     Args:
-        expected: The version it names now, as `read_alias` said; None if it was not set.
+        expected: The version it names now, as `read_alias` returned it; None if it was not set.
 
     Raises:
-        ConflictError: Someone else moved it meanwhile.
+        ConflictError: Another job has moved it since.
         ReleaseError: The release is not complete.
     """
     read_release(release_folder(root, name, version))
@@ -42,7 +42,10 @@ def move_alias(root: Location, name: str, alias: Alias, version: str, expected: 
         return
     present, tag = target.store.read(target.key)
     if json.loads(present)["version"] != expected:
-        raise ConflictError(f"alias {alias!r} of {name} names {json.loads(present)['version']}, not {expected}")
+        raise ConflictError(
+            f"alias {alias!r} of {name} names {json.loads(present)['version']}, not {expected}: "
+            "read it again, and move it from there"
+        )
     target.store.replace(target.key, data, tag)
 
 
@@ -59,5 +62,5 @@ def resolve_release(uri: str) -> str:
     root = Location(folder.uri.rsplit("/", 2)[0])
     version = read_alias(root, folder.name, location.name)  # type: ignore[arg-type]
     if version is None:
-        raise ReleaseError(f"{uri}: no release was ever {location.name}; run jobs/release.py")
+        raise ReleaseError(f"{uri}: no release was ever {location.name}: run jobs/release.py first")
     return (folder / version).uri

@@ -1,4 +1,4 @@
-"""A release: the servable files of one checkpoint, complete once `release.json` exists, and never changed.
+"""A release: the model of one checkpoint, complete once `release.json` exists, and never changed.
 
 releases/NAME/VERSION/model.safetensors …    Hugging Face layout
 releases/NAME/VERSION/release.json           last
@@ -6,13 +6,13 @@ releases/NAME/VERSION/release.json           last
 
 import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ReleaseError
-from warren.storage import FileEntry, Location, download_tree, upload_verified
-from warren.storage.scratch import scratch_folder
+from warren.storage import FileEntry, Location, StoredFiles
+from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
 _WEIGHTS = ".safetensors"
@@ -24,8 +24,8 @@ class Release:
 
     Attributes:
         created: Seconds since 1970.
-        lineage: Run, checkpoint step, dataset, configuration, packages, git revision.
-        scores: What it was measured at, by benchmark.
+        lineage: The run's record with the run's name, the checkpoint's step and the evaluation.
+        scores: The measured value of each `DATASET/METRIC`.
     """
 
     name: str
@@ -67,12 +67,13 @@ def read_release(folder: Location) -> Release:
 
 
 def fetch_release(uri: str, target: Path, weights: bool = True) -> Release:
-    """Download a release into `target` and check every byte.
+    """Put a release's files below the local folder `target`, and check every byte.
+
+    A release with its weights is downloaded once a machine: this machine's cache keeps it for the next call.
 
     Args:
         uri: An immutable version, as `resolve_release` returns it.
-        target: A folder.
-        weights: Fetch them too; they are nearly all of its bytes.
+        weights: Whether to fetch the weights too, which are nearly all of its bytes.
 
     Raises:
         ReleaseError: There is none.
@@ -80,8 +81,10 @@ def fetch_release(uri: str, target: Path, weights: bool = True) -> Release:
     """
     folder = Location.parse(uri)
     release = read_release(folder)
-    files = tuple(entry for entry in release.files if weights or not entry.path.endswith(_WEIGHTS))
-    download_tree(folder, files, target)
+    if weights:
+        fetch_cached(StoredFiles(folder, release.files), target)
+    else:
+        StoredFiles(folder, tuple(e for e in release.files if not e.path.endswith(_WEIGHTS))).fetch(target)
     return release
 
 
@@ -89,18 +92,19 @@ def publish(
     root: Location,
     name: str,
     version: str,
-    source: Location,
-    files: tuple[FileEntry, ...],
+    model: StoredFiles,
     lineage: dict[str, Any],
     scores: dict[str, float],
 ) -> Location:
-    """Copy a checkpoint's servable files into a release and complete it. Publishing the same again changes nothing.
+    """Copy a model into a release and complete it; publishing the same again changes nothing.
+
+    The store makes the copies, so the model does not go through this machine's disk.
 
     Args:
-        source: The checkpoint's folder.
-        files: Its model files, relative to `source`.
+        model: The model files of a checkpoint.
 
     Raises:
+        CorruptDataError: A file of the checkpoint is damaged.
         ReleaseError: That version exists with other files.
     """
     folder = release_folder(root, name, version)
@@ -109,17 +113,12 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
-        with scratch_folder("release") as local:
-            download_tree(source, files, local)
-            copied = tuple(
-                upload_verified(local / entry.path, folder, PurePosixPath(entry.path).name) for entry in files
-            )
-        present = Release(name, version, int(time.time()), lineage, scores, copied)
+        present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder))
         try:
             (folder / MANIFEST).create_json(present.to_json())
         except ConflictError:
             present = read_release(folder)
-    if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in files):
+    if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in model.files):
         raise ReleaseError(
             f"release {name} {version} exists at {folder} with other files; releases never change: "
             "train under another --run, or give another release.name"

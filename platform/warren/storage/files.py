@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from warren.errors import AccessDeniedError, ConflictError, NotFoundError, StorageError
-from warren.storage.digests import digest_bytes
+from warren.storage.digests import digest_bytes, digest_file
 
 _HIDDEN_PREFIX = ".warren-"  # temporary and lock files: never listed
 
@@ -54,6 +54,15 @@ class FileStore:
     def download(self, key: str, target: Path) -> None:
         with _errors(key):
             shutil.copyfile(key, target)
+
+    def copy(self, source: str, target: str) -> None:
+        with _errors(source):
+            Path(source).stat()
+        self.upload(Path(source), target)  # no hard link: damage to one of the two must not reach the other
+
+    def sha256(self, key: str) -> str:
+        with _errors(key):
+            return digest_file(Path(key))[1]
 
     def size(self, key: str) -> int:
         with _errors(key):

@@ -8,6 +8,8 @@ of `RetryPolicy`, and a read goes on at the byte where it broke. boto3's own ret
 cover an answer's body.
 """
 
+import base64
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,26 @@ class S3Store:
         if len(tags) > 1:
             raise ConflictError(f"s3://{key} changed while it was read; read it again")
 
+    def copy(self, source: str, target: str) -> None:
+        bucket, name = target.split("/", 1)
+        config = TransferConfig(max_concurrency=_PARALLEL_PARTS)
+        # The server copies: one request, or one a part for a large object. Its checksum spares `sha256` the reading.
+        extra = {"ChecksumAlgorithm": "SHA256"}
+        self._head(source)  # says what is missing, as the copy's own error does not
+        _persist(
+            source,
+            lambda: _client(_UPLOAD_ATTEMPTS).copy(_split(source), bucket, name, ExtraArgs=extra, Config=config),
+        )
+
+    def sha256(self, key: str) -> str:
+        facts = self._head(key, ChecksumMode="ENABLED")
+        checksum = facts.get("ChecksumSHA256", "")
+        if checksum and facts.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and "-" not in checksum:
+            return base64.b64decode(checksum).hex()
+        digest = hashlib.sha256()
+        _fetch(key, lambda chunk, _: digest.update(chunk))
+        return digest.hexdigest()
+
     def size(self, key: str) -> int:
         return int(self._head(key)["ContentLength"])
 
@@ -97,9 +119,9 @@ class S3Store:
         facts = self._head(key)
         return int(facts["ContentLength"]), str(facts["ETag"])
 
-    def _head(self, key: str) -> dict[str, Any]:
+    def _head(self, key: str, **options: str) -> dict[str, Any]:
         try:
-            return _persist(key, lambda: _client().head_object(**_split(key)))
+            return _persist(key, lambda: _client().head_object(**_split(key), **options))
         except NotFoundError:
             bucket = _split(key)["Bucket"]  # the answer to HEAD has no body that could say what is missing
             _persist(key, lambda: _client().list_objects_v2(Bucket=bucket, MaxKeys=1))

@@ -40,6 +40,20 @@ class Store(Protocol):
     def download(self, key: str, target: Path) -> None:
         """Copy an object to a local file, retrying broken transfers."""
 
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object to another key of this store, without this machine's disk; a reader sees all of it or none.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
+    def sha256(self, key: str) -> str:
+        """Return the SHA-256 of an object's bytes in hex: the store's own if it has one, else of the bytes read.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
+
     def size(self, key: str) -> int:
         """Return an object's size in bytes.
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from warren.errors import CorruptDataError, StorageError, UnsafePathError
 from warren.storage.digests import FileEntry, check_relative, digest_bytes, digest_file
 from warren.storage.location import Location
+from warren.storage.scratch import scratch_folder
 
 _PARALLEL_FILES = 4
 
@@ -24,6 +26,59 @@ def upload_verified(source: Path, folder: Location, path: str) -> FileEntry:
     if stored != size:
         raise StorageError(f"{target}: {stored} bytes are stored of {size}; the upload did not arrive whole")
     return FileEntry(path=path, bytes=size, sha256=sha256)
+
+
+@dataclass(frozen=True)
+class StoredFiles:
+    """Files of a manifest together with the folder that their paths are relative to."""
+
+    folder: Location
+    files: tuple[FileEntry, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Identifies paths and bytes, wherever they are stored."""
+        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
+        return digest_bytes("\n".join(lines).encode())
+
+    def fetch(self, target: Path) -> Path:
+        """Download every file below the local folder `target`, check every byte, and return `target`.
+
+        Raises:
+            CorruptDataError: A file differs from its entry.
+            UnsafePathError: A file would be written outside `target`.
+        """
+        download_tree(self.folder, self.files, target)
+        return target
+
+    def copy(self, target: Location) -> tuple[FileEntry, ...]:
+        """Copy every file below the folder `target`, and check every byte of the copies; return their entries.
+
+        The store makes the copies itself. Only between two kinds of storage do they go through this machine's disk.
+
+        Raises:
+            CorruptDataError: A copy differs from its entry.
+        """
+        if self.folder.is_s3 != target.is_s3:
+            with scratch_folder("copy") as scratch:
+                self.fetch(scratch)
+                return tuple(upload_verified(scratch / entry.path, target, entry.path) for entry in self.files)
+
+        def copy(entry: FileEntry) -> FileEntry:
+            source, copied = self.folder / entry.path, target / entry.path
+            source.store.copy(source.key, copied.key)
+            size = copied.store.size(copied.key)
+            if size != entry.bytes or copied.store.sha256(copied.key) != entry.sha256:
+                raise CorruptDataError(_mismatch(self.folder, entry, size))
+            return entry
+
+        with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+            return tuple(pool.map(copy, self.files))
 
 
 def read_verified(folder: Location, entry: FileEntry) -> bytes:

@@ -21,6 +21,7 @@ from warren.storage.s3 import ensure_bucket
 from warren.testbed import RayHead, S3Server
 from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.step_metrics import StepMetrics
 
 _BUCKET = "warren-chaos"
 _CPUS = 4
@@ -34,8 +35,6 @@ _TITLES = {
     "controller": "ray::TrainController",
 }
 KILLS = ("reader", "splitter", "worker", "s3", "controller", "cluster")
-
-StepMetrics = dict[str, Any]
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import Any
 
 from warren.cluster.serve.endpoint import PORT_VARIABLE
 from warren.config import Recipe
+from warren.config.versions import git_revision
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
@@ -30,8 +31,9 @@ from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
-from warren.train.checkpoint import METRICS_FILE, MODEL_FOLDER
-from warren.train.run import Run, git_revision
+from warren.train.checkpoint import MODEL_FOLDER
+from warren.train.report import read_metrics
+from warren.train.run import Run
 
 _BUCKET = "warren-demo"
 _CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
@@ -192,13 +194,8 @@ class Demo:
         return target
 
     def _losses(self, root: Location, stage: str) -> list[float]:
-        checkpoints = Run(root / "runs" / f"{self.recipe.name}-{stage}").checkpoints
-        latest = checkpoints.latest()
-        if latest is None:
-            return []
-        entry = next(e for e in latest.files if e.path.endswith(METRICS_FILE))
-        lines = (checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        run = Run(root / "runs" / f"{self.recipe.name}-{stage}")
+        return [row["loss"] for row in read_metrics(run)] if run.checkpoints.steps() else []
 
     def _summary(self, root: Location, total_s: float, answers: list[DemoAnswer]) -> dict[str, Any]:
         measured = self._measured(root)
@@ -217,9 +214,7 @@ class Demo:
         """Return the evaluation that the recipe describes, of the checkpoint that was released."""
         config = self.recipe.require("evaluate")
         run = Run(root / "runs" / f"{self.recipe.name}-finetune")
-        checkpoint = run.checkpoints.latest()
-        if checkpoint is None:
-            raise ServiceError(f"run {run.name!r} has no checkpoint any more")
+        checkpoint = run.newest_checkpoint()
         manifest = read_manifest(root, config.dataset)
         identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
         found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)

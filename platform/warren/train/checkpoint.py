@@ -7,13 +7,13 @@ checkpoints/00000120/ATTEMPT/adapter/…    with LoRA: the adapters alone, in PE
 checkpoints/00000120/manifest.json        last: from here on the checkpoint exists
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from warren.errors import CheckpointError, ConflictError, NotFoundError
-from warren.storage import FileEntry, Location, upload_verified
+from warren.storage import FileEntry, Location, StoredFiles, upload_verified
+from warren.train.run_record import RunRecord
 
 MANIFEST = "manifest.json"
 DAMAGED_MANIFEST = "manifest.damaged.json"
@@ -33,7 +33,7 @@ class CheckpointManifest:
         world_size: Ranks that wrote it.
         zero_stage: How DeepSpeed partitioned the state.
         files: Every file, relative to the checkpoint's folder.
-        run: What the run was (invariant 7): configuration, packages, revision, dataset.
+        run: The run's record (invariant 7).
     """
 
     step: int
@@ -41,7 +41,7 @@ class CheckpointManifest:
     zero_stage: int
     fingerprint: str
     files: tuple[FileEntry, ...]
-    run: dict[str, Any] = field(default_factory=dict)
+    run: RunRecord = field(default_factory=RunRecord)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
@@ -53,9 +53,9 @@ class CheckpointManifest:
         files = tuple(FileEntry.from_json(entry) for entry in value["files"])
         return cls(**{**value, "files": files})
 
-    def below(self, folder: str) -> tuple[FileEntry, ...]:
-        """Files inside `folder` of whichever attempt wrote them."""
-        return tuple(entry for entry in self.files if entry.path.split("/")[1:2] == [folder])
+    def below(self, part: str) -> tuple[FileEntry, ...]:
+        """Return the files of one part, such as `model`; their paths begin with the attempt that wrote them."""
+        return tuple(entry for entry in self.files if entry.path.split("/")[1:2] == [part])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Checkpoints:
         return self._steps_with(MANIFEST)
 
     def _steps_with(self, name: str) -> list[int]:
-        return sorted({int(found.uri.split("/")[-2]) for found in self.folder.list() if found.name == name})
+        return sorted({int(each.uri.split("/")[-2]) for each in self.folder.list() if each.name == name})
 
     def read(self, step: int) -> CheckpointManifest:
         """Read a complete checkpoint's manifest.
@@ -96,6 +96,20 @@ class Checkpoints:
         """Return the newest complete checkpoint's manifest, or None."""
         steps = self.steps()
         return self.read(steps[-1]) if steps else None
+
+    def part(self, checkpoint: CheckpointManifest, part: str) -> StoredFiles:
+        """Return one part of a checkpoint, such as `model`, with paths relative to that part's folder.
+
+        Raises:
+            CheckpointError: The checkpoint has no such part.
+        """
+        entries = checkpoint.below(part)
+        folder = self.at(checkpoint.step)
+        if not entries:
+            raise CheckpointError(f"the checkpoint at {folder} has no {part!r}: use another checkpoint")
+        attempt = entries[0].path.split("/")[0]  # all of a checkpoint's files are one attempt's
+        files = tuple(replace(entry, path=entry.path.removeprefix(f"{attempt}/{part}/")) for entry in entries)
+        return StoredFiles(folder / attempt / part, files)
 
     def upload(self, step: int, attempt: str, local: Path) -> list[FileEntry]:
         """Upload every file below `local` under names no other attempt uses, and verify them."""
@@ -128,10 +142,5 @@ class Checkpoints:
                 continue
             manifest = self.at(step) / MANIFEST
             manifest.store.delete(manifest.key)
-            for found in self.at(step).list():
-                found.store.delete(found.key)
-
-
-def relative_to_attempt(entries: Sequence[FileEntry]) -> list[tuple[FileEntry, str]]:
-    """Pair each entry with its path inside its attempt, for example `state/…`."""
-    return [(entry, entry.path.split("/", 1)[1]) for entry in entries]
+            for each in self.at(step).list():
+                each.store.delete(each.key)

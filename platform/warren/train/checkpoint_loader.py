@@ -1,31 +1,26 @@
-"""Going on from a checkpoint: its state on the local disk, fitted to this number of ranks, and random states."""
+"""What resuming reads: a checkpoint's state on the local disk, fitted to this number of ranks, and random states."""
 
-import json
 import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from warren.errors import CorruptDataError, DamagedCheckpointError, NotFoundError
-from warren.storage import Location, download_tree
-from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, STATE_FOLDER, CheckpointManifest, relative_to_attempt
+from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, STATE_FOLDER, CheckpointManifest, Checkpoints
 from warren.train.engine import to_universal
 from warren.train.ranks import Ranks
-
-StepMetrics = dict[str, Any]
+from warren.train.step_metrics import StepMetrics, from_json_lines
 
 
 def resizes(checkpoint: CheckpointManifest | None, world_size: int, zero_stage: int) -> bool:
-    """Whether the optimizer state must be partitioned anew; without ZeRO every rank has all of it."""
+    """Return whether the optimizer state must be partitioned anew; without ZeRO every rank has all of it."""
     return checkpoint is not None and zero_stage > 0 and checkpoint.world_size != world_size
 
 
-def fetch(source: Location, checkpoint: CheckpointManifest, ranks: Ranks, zero_stage: int, attempt: str) -> Path:
-    """Download a checkpoint's state once a node, for all of its ranks, and fit it to their number.
+def fetch(checkpoints: Checkpoints, start: CheckpointManifest, ranks: Ranks, zero_stage: int, attempt: str) -> Path:
+    """Download a checkpoint's state once a node, for all ranks of the node, and fit it to the number of ranks.
 
     Returns:
         The folder, the same for all ranks of a node.
@@ -37,12 +32,12 @@ def fetch(source: Location, checkpoint: CheckpointManifest, ranks: Ranks, zero_s
 
     def once_a_node() -> None:
         if ranks.local_rank == 0:
-            entries = (*checkpoint.below(STATE_FOLDER), *checkpoint.below(RANKS_FOLDER))
             try:
-                _download(source, entries, folder)
+                for part in (STATE_FOLDER, RANKS_FOLDER):
+                    checkpoints.part(start, part).fetch(folder / part)
             except (CorruptDataError, NotFoundError) as error:
                 raise DamagedCheckpointError(str(error)) from None
-            if resizes(checkpoint, ranks.world_size, zero_stage):
+            if resizes(start, ranks.world_size, zero_stage):
                 to_universal(folder)
 
     ranks.together(once_a_node)
@@ -51,8 +46,7 @@ def fetch(source: Location, checkpoint: CheckpointManifest, ranks: Ranks, zero_s
 
 def read_history(folder: Path) -> list[StepMetrics]:
     """Return the metrics of every step up to the checkpoint."""
-    lines = (folder / RANKS_FOLDER / METRICS_FILE).read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return from_json_lines((folder / RANKS_FOLDER / METRICS_FILE).read_text())
 
 
 def seed_everything(seed: int) -> None:
@@ -85,11 +79,3 @@ def read_random_state(path: Path) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _download(source: Location, entries: Sequence[Any], target: Path) -> None:
-    """Download what resuming needs, with the attempt's name taken out of the paths."""
-    download_tree(source, entries, target)
-    for entry, inside in relative_to_attempt(entries):
-        (target / inside).parent.mkdir(parents=True, exist_ok=True)
-        (target / entry.path).rename(target / inside)

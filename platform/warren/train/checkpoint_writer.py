@@ -7,7 +7,6 @@ ranks know it at the same step, exchange their results there, and go on to the n
 rank's upload is raised on all of them, at the same step.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,17 +20,12 @@ import torch
 from warren.errors import CheckpointError
 from warren.storage import FileEntry
 from warren.storage.scratch import scratch_folder
-from warren.train.checkpoint import (
-    METRICS_FILE,
-    RANKS_FOLDER,
-    CheckpointManifest,
-    Checkpoints,
-)
+from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, CheckpointManifest, Checkpoints
 from warren.train.checkpoint_loader import random_state_file, write_random_state
 from warren.train.ranks import Ranks
 from warren.train.servable import Servable
+from warren.train.step_metrics import StepMetrics, to_json_lines
 
-StepMetrics = dict[str, Any]
 _SPARE_FRACTION = 0.1  # of the snapshot, for file headers and small files
 
 
@@ -51,8 +45,7 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """Write the servable model and the metrics below `folder`."""
         self.servable.write(self.model_state, folder)
-        lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        (folder / RANKS_FOLDER / METRICS_FILE).write_text(lines)
+        (folder / RANKS_FOLDER / METRICS_FILE).write_text(to_json_lines(self.history))
 
 
 class CheckpointWriter:
@@ -146,13 +139,13 @@ class CheckpointWriter:
 def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy tensors to host memory; those that share their memory go on sharing it."""
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    found = {}
+    on_host = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape)
         if key not in copies:
             copies[key] = tensor.detach().to("cpu", copy=True)
-        found[name] = copies[key]
-    return found
+        on_host[name] = copies[key]
+    return on_host
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

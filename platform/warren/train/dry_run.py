@@ -10,7 +10,6 @@ from warren.data.manifest import read_manifest
 from warren.data.mixture import samples_per_epoch
 from warren.errors import NotFoundError
 from warren.storage import Location
-from warren.train.averaging import refuse_to_train
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
 
@@ -28,7 +27,7 @@ def dry_run(
     Raises:
         ConfigError: The model's sizes are neither in the recipe nor at hand, or the recipe is not one to train.
     """
-    refuse_to_train(recipe)
+    recipe.check_trainable()
     stage = recipe.require(stage_name)
     num_samples, datasets = _samples(stage, root)
     found = estimate(recipe, stage, resources, num_samples)

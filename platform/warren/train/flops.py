@@ -82,10 +82,10 @@ class FlopsCount:
         return StepFlops(vision=self.per_image * images, text=text)
 
 
-def peak_tflops(device: torch.device, given: float | None) -> float | None:
+def peak_tflops(device: torch.device, configured: float | None) -> float | None:
     """Return a device's peak in TFLOP/s: what the resources say, or the data sheet's; None where neither does."""
-    if given is not None or device.type != "cuda":
-        return given
+    if configured is not None or device.type != "cuda":
+        return configured
     name = torch.cuda.get_device_name(device)
     return next((peak for mark, peak in _PEAK_TFLOPS.items() if mark in name), None)
 

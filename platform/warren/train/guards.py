@@ -1,7 +1,7 @@
-"""Steps that would do harm: which ones are left out, and when a run that leaves out too many ends.
+"""Which steps are left out because they would harm the model, and when a run that leaves out too many ends.
 
-Everything is decided from figures that all ranks see alike and from the run's history, so all ranks decide alike, and a
-resumed run decides as an unbroken one.
+Everything is decided from metrics that are the same on all ranks and from the run's history. So all ranks decide alike,
+and a resumed run decides as an unbroken one does.
 """
 
 import math
@@ -10,24 +10,27 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from warren.config import GuardConfig
 from warren.errors import ConflictError, TrainingError
 from warren.storage import Location
+from warren.train.step_metrics import StepMetrics
 
-StepMetrics = dict[str, Any]
 _SHOWN_KEYS = 8
-_OVERFLOW = "the gradient overflowed fp16"
 
 
-def overflow(loss_scale: float) -> str:
-    """Say that a step was left out because its gradient, times the loss scale, is beyond fp16.
+def gradient_objection(grad_norm: float, loss_scale: float | None) -> str:
+    """Return why a step with this gradient is left out; empty if it is not.
 
-    That is how the scale finds its place: such steps do not count as skips in a row, and the engine ends a run whose
-    scale cannot become smaller.
+    Args:
+        grad_norm: Before clipping.
+        loss_scale: In fp16.
     """
-    return f"{_OVERFLOW} at a loss scale of {loss_scale:g}"
+    if math.isfinite(grad_norm):
+        return ""
+    if loss_scale is None:
+        return f"the gradient norm is {grad_norm}"
+    return f"the gradient overflowed fp16 at a loss scale of {loss_scale:g}"
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Guard:
     """Watches a run's losses.
 
     Attributes:
-        folder: Where the samples of steps that were left out are written down, beside the run.
+        folder: Where the samples of the steps that were left out are written, beside the run.
     """
 
     config: GuardConfig
@@ -47,12 +50,12 @@ class Guard:
         self._losses = deque(maxlen=self.config.spike_window_steps)
 
     def follow(self, history: Iterable[StepMetrics]) -> None:
-        """Take note of the steps that were trained before."""
+        """Take the steps that were trained before this attempt."""
         for row in history:
-            self._note(row["loss"], row.get("skipped", ""))
+            self._count(row)
 
     def objection(self, loss: float) -> str:
-        """Say why a step of this loss should be left out; empty if it should not."""
+        """Return why a step with this loss must be left out; empty if it must not."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         factor, full = self.config.spike_factor, len(self._losses) == self._losses.maxlen
@@ -61,22 +64,22 @@ class Guard:
         return ""
 
     def judge(self, row: StepMetrics, keys: Sequence[str], writes: bool) -> None:
-        """Take note of a step, and write it down if it was left out.
+        """Count a step, and write its samples if it was left out.
 
         Args:
-            row: The step's metrics; `skipped` is why it was left out, or empty.
+            row: The step's metrics.
             keys: The samples of its global batch.
             writes: Whether this rank writes.
 
         Raises:
             TrainingError: Too many steps in a row were left out.
         """
-        self._note(row["loss"], row["skipped"])
+        self._count(row)
         if not row["skipped"]:
             return
         target = self.folder / f"{row['step']:08d}.json"
         if writes:
-            with suppress(ConflictError):  # an earlier attempt came this far, and left out the same step
+            with suppress(ConflictError):  # an earlier attempt left out the same step
                 target.create_json({**row, "loss": str(row["loss"]), "grad_norm": str(row["grad_norm"]), "keys": keys})
         if self._skips_in_a_row > self.config.max_skips_in_a_row:
             raise TrainingError(
@@ -86,11 +89,17 @@ class Guard:
                 "on, or lower the learning rate in a new run (--run)"
             )
 
-    def _note(self, loss: float, skipped: str) -> None:
-        if skipped.startswith(_OVERFLOW):
-            return
-        if skipped:
-            self._skips_in_a_row += 1
-        else:
+    def _count(self, row: StepMetrics) -> None:
+        if not row.get("skipped"):
             self._skips_in_a_row = 0
-            self._losses.append(loss)
+            self._losses.append(row["loss"])
+        elif not self._is_overflow(row):
+            self._skips_in_a_row += 1
+
+    def _is_overflow(self, row: StepMetrics) -> bool:
+        """Return whether a step was left out only because its scaled gradient was too large for fp16.
+
+        That is how the loss scale is found: such steps are no skips in a row, and the engine ends a run whose scale
+        cannot become smaller.
+        """
+        return "loss_scale" in row and not math.isfinite(row["grad_norm"]) and not self.objection(row["loss"])

@@ -1,7 +1,7 @@
 """The model a stage starts from: another run's checkpoint, or a folder in the LLaVA layout (an import, a release)."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +9,8 @@ from torch import nn
 
 from warren.data.model_inputs import INPUTS_FILE, TOKENIZER_FILE, Inputs
 from warren.data.template import get_template
-from warren.errors import CheckpointError, ConfigError, ModelError, NotFoundError
-from warren.storage import FileEntry, Location, download_tree
+from warren.errors import ConfigError, ModelError, NotFoundError
+from warren.storage import FileEntry, Location, StoredFiles
 from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER
 from warren.train.run import Run
@@ -25,8 +25,8 @@ class Origin:
     Attributes:
         model: The folder of its files.
         files: The files with their digests, where a checkpoint's manifest lists them.
-        record: What the run writes down about it; the same is the same origin.
-        step: Of the checkpoint, if it is one.
+        record: What the run's record says about it; equal records mean the same origin.
+        step: The checkpoint's step, if it is one.
     """
 
     model: Location
@@ -41,13 +41,9 @@ class Origin:
         Raises:
             CheckpointError: There is none.
         """
-        manifest = run.checkpoints.latest() if step is None else run.checkpoints.read(step)
-        if manifest is None:
-            raise CheckpointError(f"run {run.name!r} at {run.folder} has no complete checkpoint: run its stage first")
-        entries = manifest.below(MODEL_FOLDER)
-        folder = "/".join(entries[0].path.split("/")[:2])
-        files = tuple(replace(entry, path=entry.path.removeprefix(f"{folder}/")) for entry in entries)
-        return cls(run.checkpoints.at(manifest.step) / folder, {"run": run.name}, files, manifest.step)
+        manifest = run.newest_checkpoint() if step is None else run.checkpoints.read(step)
+        model = run.checkpoints.part(manifest, MODEL_FOLDER)
+        return cls(model.folder, {"run": run.name}, model.files, manifest.step)
 
     @classmethod
     def of_folder(cls, folder: Location) -> "Origin":
@@ -98,9 +94,7 @@ class Origin:
         from warren.models.minicpm import check_minicpm
 
         with scratch_folder("origin") as scratch:
-            if self.files:
-                download_tree(self.model, self.files, scratch)
-            folder = scratch if self.files else folder_of(self.model.uri)
+            folder = StoredFiles(self.model, self.files).fetch(scratch) if self.files else folder_of(self.model.uri)
             model = load_bundle(folder)[0].float()
         check_minicpm(model.config)
         for config in (model.config, model.config.text_config, model.config.vision_config):

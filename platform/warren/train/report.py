@@ -5,14 +5,15 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from warren.errors import TrainingError
 from warren.storage import Location
-from warren.train.checkpoint import METRICS_FILE
+from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER
+from warren.train.recovery import Recovery, recovery_table
 from warren.train.run import Run
+from warren.train.run_record import RunRecord
+from warren.train.step_metrics import StepMetrics, from_json_lines
 
-StepMetrics = Mapping[str, Any]
 REPORT = "report.md"
 _PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss", "validation_loss"), "loss"),
@@ -23,21 +24,17 @@ _PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 
 
-def read_metrics(run: Run) -> list[dict[str, Any]]:
+def read_metrics(run: Run) -> list[StepMetrics]:
     """Return the metrics of every step of a run, from its newest checkpoint.
 
     Raises:
-        TrainingError: There is no checkpoint yet.
+        CheckpointError: There is no checkpoint yet.
     """
-    latest = run.checkpoints.latest()
-    if latest is None:
-        raise TrainingError(f"{run.folder} has no complete checkpoint, so no metrics to report")
-    entry = next(entry for entry in latest.files if entry.path.endswith(METRICS_FILE))
-    lines = (run.checkpoints.at(latest.step) / entry.path).read_bytes().splitlines()
-    return [json.loads(line) for line in lines]
+    ranks = run.checkpoints.part(run.newest_checkpoint(), RANKS_FOLDER)
+    return from_json_lines((ranks.folder / METRICS_FILE).read_bytes())
 
 
-def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[StepMetrics]) -> Location:
+def write_report(run: Run, record: RunRecord, recoveries: Sequence[Recovery]) -> Location:
     """Write a run's report and return where it is; an older one is replaced."""
     rows = read_metrics(run)
     folder = run.folder / "report"
@@ -48,10 +45,10 @@ def write_report(run: Run, record: Mapping[str, Any], recoveries: Sequence[StepM
 
 
 def summary(rows: Sequence[StepMetrics]) -> dict[str, float]:
-    """Return a run's figures; times leave out the first step of the run, in which everything is built."""
+    """Return the metrics of a whole run; times leave out its first step, in which everything is built."""
     steady = rows[1:] or rows
     seconds = sum(row["step_s"] for row in steady)
-    found = {
+    metrics = {
         "steps": len(rows),
         "samples": sum(row["samples"] for row in rows),
         "samples_quarantined": rows[-1].get("samples_quarantined", 0),
@@ -71,30 +68,29 @@ def summary(rows: Sequence[StepMetrics]) -> dict[str, float]:
         "tflops_per_s_per_worker": statistics.mean(row["tflops_per_s"] for row in steady),
         "tflops_per_s_per_worker_text": statistics.mean(row["tflops_per_s_text"] for row in steady),
     }
-    for name in ("mfu", "mfu_text"):
+    names: tuple[Literal["mfu", "mfu_text"], ...] = ("mfu", "mfu_text")
+    for name in names:
         if name in rows[-1]:
-            found[name] = statistics.mean(row[name] for row in steady if name in row)
-    return found
+            metrics[name] = statistics.mean(row[name] for row in steady if name in row)
+    return metrics
 
 
 def losses_of_data(name: str, row: StepMetrics) -> list[str]:
-    """Say in a sentence each what a run could not train on, from the metrics of its last step."""
-    found = []
+    """Return one sentence for each loss of training data, from the metrics of a run's last step."""
+    sentences = []
     if row.get("samples_quarantined"):
-        found.append(
+        sentences.append(
             f"{row['samples_quarantined']} samples could not be used: their keys and reasons are in quarantine/"
         )
     if row.get("samples_cut"):
-        found.append(
+        sentences.append(
             f"{row['samples_cut']} samples were longer than max_length_tokens and lost {row['supervised_tokens_cut']} "
             f"supervised tokens: to train on them, begin a new run with a larger max_length_tokens"
         )
-    return [f"{name}: {sentence}" for sentence in found]
+    return [f"{name}: {sentence}" for sentence in sentences]
 
 
-def _markdown(
-    run: Run, record: Mapping[str, Any], rows: Sequence[StepMetrics], recoveries: Sequence[StepMetrics]
-) -> str:
+def _markdown(run: Run, record: RunRecord, rows: Sequence[StepMetrics], recoveries: Sequence[Recovery]) -> str:
     lines = [f"# Run {run.name}", "", "| what | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in summary(rows).items()]
     lines += [
@@ -110,14 +106,12 @@ def _markdown(
         lines += ["", "## Steps left out", "", "| step | why |", "|---|---|"]
         lines += [f"| {row['step']} | {row['skipped']} |" for row in skipped]
     if recoveries:
-        columns = ("last_step", "next_step", "detect_s", "restart_s", "load_s", "first_step_s", "total_s")
-        lines += ["", "## Recoveries", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        lines += [f"| {' | '.join(f'{row[column]:.4g}' for column in columns)} |" for row in recoveries]
+        lines += ["", "## Recoveries", "", *recovery_table(recoveries)]
     lines += ["", "## What it was", "", "```json", json.dumps(record, indent=2, sort_keys=True), "```", ""]
     return "\n".join(lines)
 
 
-def _plot(rows: Sequence[StepMetrics], columns: Sequence[str], label: str) -> bytes:
+def _plot(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], label: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")

@@ -1,26 +1,26 @@
-"""Going on with a run: what may have changed since it began, and what it writes down about that.
+"""Resuming a run: which settings may have changed since it began, and how its record says so.
 
-What does not change the loss curve may change and is appended to the run's record; what does may not (`OnResume`). A
-run without a complete checkpoint has trained nothing that lasts, so it begins anew with whatever it is given.
+A setting that does not change the loss curve may change, and the change is appended to the run's record. A setting that
+does may not change (`OnResume`). A run without a complete checkpoint begins anew with the present settings.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from warren.config import Change, Duration, OnResume, Recipe, Resources, StageConfig, changes
 from warren.data.stream import StreamSpec
 from warren.errors import TrainingError
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.run import Run
+from warren.train.run_record import RecordedChange, RunRecord
 
 _FIXED = ("stage", "datasets", "origin")
 _NOTED = ("packages", "git_revision")  # not known to change the loss curve beyond rounding
 _STALE = ("quarantine", "skipped")  # written by steps that a run which begins anew takes again
 
 
-def go_on(run: Run, record: dict[str, Any], latest: CheckpointManifest | None) -> dict[str, Any]:
+def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> RunRecord:
     """Return the record that the run trains under from now on; nothing is written.
 
     Args:
@@ -45,18 +45,22 @@ def go_on(run: Run, record: dict[str, Any], latest: CheckpointManifest | None) -
             "name with --run"
         )
     before = written or trained
-    kept: dict[str, Any] = {key: before[key] for key in ("created", "origin_step") if key in before}
     changed = {change.key: [change.old, change.new] for change in _changes(before, record)}
-    entry = {"time": int(time.time()), "step": latest.step if latest else 0, "changed": changed}
-    return {**record, **kept, "changes": [*before.get("changes", []), *([entry] if changed else [])]}
+    entry: RecordedChange = {"time": int(time.time()), "step": latest.step if latest else 0, "changed": changed}
+    result: RunRecord = {**record, "changes": [*before.get("changes", []), *([entry] if changed else [])]}
+    if "created" in before:
+        result["created"] = before["created"]
+    if "origin_step" in before:
+        result["origin_step"] = before["origin_step"]
+    return result
 
 
-def begin(run: Run, record: dict[str, Any], latest: CheckpointManifest | None) -> None:
+def begin(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> None:
     """Write the run's record; call it once everything that it says has been checked."""
     if latest is None:
         for folder in _STALE:
-            for found in (run.folder / folder).list():
-                found.store.delete(found.key)
+            for each in (run.folder / folder).list():
+                each.store.delete(each.key)
     run.write(record)
 
 
@@ -66,7 +70,7 @@ def check_duration(run: Run, stage: StageConfig, latest: CheckpointManifest | No
     Raises:
         TrainingError: They would, as with any other number of steps once a cosine has begun to fall.
     """
-    began = latest.run.get("recipe", {}).get(latest.run.get("stage"), {}).get("duration") if latest else None
+    began = latest.run.get("recipe", {}).get(latest.run.get("stage", ""), {}).get("duration") if latest else None
     if latest is None or began is None:
         return
     duration = Duration.model_validate(began)
@@ -85,18 +89,18 @@ def check_duration(run: Run, stage: StageConfig, latest: CheckpointManifest | No
         )
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    found: list[Change] = []
+def _changes(old: RunRecord, new: RunRecord) -> list[Change]:
+    every: list[Change] = []
     for key in _FIXED:
-        found += changes(old.get(key), new.get(key), key)
+        every += changes(old.get(key), new.get(key), key)
     if old.get("stage") == new.get("stage"):
-        found += changes(old.get("recipe"), new.get("recipe"), "recipe", Recipe)
+        every += changes(old.get("recipe"), new.get("recipe"), "recipe", Recipe)
     if old.get("resources") and new.get("resources"):
-        found += changes(old["resources"], new["resources"], "resources", Resources, OnResume.FREE)
+        every += changes(old["resources"], new["resources"], "resources", Resources, OnResume.FREE)
     for key in _NOTED:
-        found += changes(old.get(key), new.get(key), key, rule=OnResume.FREE)
-    return found
+        every += changes(old.get(key), new.get(key), key, rule=OnResume.FREE)
+    return every
 
 
-def _listed(found: Sequence[Change]) -> str:
-    return ", ".join(map(str, found))
+def _listed(every: Sequence[Change]) -> str:
+    return ", ".join(map(str, every))

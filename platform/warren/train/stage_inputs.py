@@ -1,13 +1,13 @@
-"""What a stage reads before it trains: its datasets' manifests, and the tokenizer of its run."""
+"""What a stage reads before it trains: the manifests of its datasets, and the tokenizer of its run."""
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict
 
 from warren.config import Recipe, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
-from warren.data.model_inputs import Inputs
+from warren.data.model_inputs import Inputs, TrainedTokenizer
 from warren.data.sample import IMAGE_MARK
 from warren.data.stream import DatasetSource, iter_samples
 from warren.data.template import get_template
@@ -27,20 +27,20 @@ def sources_of(config: StageConfig, root: Location) -> tuple[DatasetSource, ...]
     return tuple(DatasetSource(*each) for each in zip(folders, manifests, counts, strict=True))
 
 
-def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[dict[str, Any], Inputs]:
+def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[TrainedTokenizer, Inputs]:
     """Take the language model's own tokenizer, or train one; a run that goes on reads the one it began with."""
-    from warren.models import TrainedTokenizer, inputs_of
+    from warren.models import inputs_of
 
     tokenizer = TrainedTokenizer(**(run.folder / TOKENIZER).read_json()) if goes_on else _first_tokenizer(recipe, root)
-    return tokenizer.__dict__, inputs_of(recipe.require("model"), tokenizer)
+    return tokenizer, inputs_of(recipe.require("model"), tokenizer)
 
 
-def keep_tokenizer(run: Run, tokenizer: dict[str, Any]) -> None:
-    """Write the tokenizer down for the attempts that go on with the run."""
-    (run.folder / TOKENIZER).put_json(tokenizer)
+def write_tokenizer(run: Run, tokenizer: TrainedTokenizer) -> None:
+    """Write the tokenizer for the attempts that go on with the run."""
+    (run.folder / TOKENIZER).put_json(asdict(tokenizer))
 
 
-def _first_tokenizer(recipe: Recipe, root: Location) -> Any:
+def _first_tokenizer(recipe: Recipe, root: Location) -> TrainedTokenizer:
     from warren.models import folder_of, read_tokenizer, train_tokenizer
 
     model = recipe.require("model")

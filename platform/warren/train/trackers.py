@@ -1,17 +1,17 @@
 """Where a run's metrics go while it trains: TensorBoard files beside the run, and W&B or MLflow if asked for."""
 
 import importlib
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 from warren.errors import ConfigError
 from warren.storage.scratch import scratch_folder
 from warren.train.run import Run
+from warren.train.run_record import RunRecord
+from warren.train.step_metrics import StepMetrics, numbers
 
-StepMetrics = Mapping[str, Any]
 _UPLOAD_EVERY_S = 60.0
 
 
@@ -23,15 +23,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Write what is left."""
-
-
-def numbers(row: StepMetrics) -> dict[str, float]:
-    """Return the figures of a row that can be drawn over its step."""
-    return {
-        name: float(value)
-        for name, value in row.items()
-        if isinstance(value, int | float) and name not in ("step", "time") and math.isfinite(value)
-    }
 
 
 class TensorBoard:
@@ -69,7 +60,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """Logs to W&B, where `WANDB_*` says; the same run goes on under the same id."""
 
-    def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, record: RunRecord) -> None:
         wandb = _library("wandb")
         self._run = wandb.init(project="warren", name=run.name, id=run.name, resume="allow", config=dict(record))
         self._run.define_metric("*", step_metric="step")  # W&B's own counter drops a step that comes again
@@ -86,7 +77,7 @@ class WeightsAndBiases:
 class MlFlow:
     """Logs to MLflow, where `MLFLOW_*` says; the run that has the name goes on."""
 
-    def __init__(self, run: Run, record: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, record: RunRecord) -> None:
         self._mlflow = _library("mlflow")
         self._mlflow.set_experiment("warren")
         named = f"attributes.run_name = '{run.name}'"
@@ -106,7 +97,7 @@ class MlFlow:
         self._mlflow.end_run()
 
 
-def open_trackers(names: Sequence[str], run: Run, record: Mapping[str, Any], first_step: int) -> list[Tracker]:
+def open_trackers(names: Sequence[str], run: Run, record: RunRecord, first_step: int) -> list[Tracker]:
     """Open the trackers that the resources name.
 
     Raises:

@@ -6,17 +6,17 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from warren.cluster.train.failure_policy import FailurePolicy
-from warren.cluster.train.monitor import _recovery, recovered
 from warren.errors import CheckpointError, TrainingError
+from warren.train.recovery import Recovery, recovery_table
 
 
 def scripted(*ends: Exception | None) -> tuple[Callable[[], None], list[int]]:
-    """Return an attempt that ends as told, one after the other, and the list that counts them."""
-    told, counted = list(ends), []
+    """Return an attempt whose calls end one after the other as `ends` says, and the list that counts them."""
+    left, counted = list(ends), []
 
     def attempt() -> None:
         counted.append(1)
-        end = told.pop(0)
+        end = left.pop(0)
         if end is not None:
             raise end
 
@@ -39,7 +39,7 @@ def test_failures_and_preemptions_have_budgets_of_their_own() -> None:
     with pytest.raises(TrainingError, match=r"controller died 2 times.*max_failures=1"):
         attempts(attempt, 9, counted).run()
     attempt, counted = scripted(None, None, None)
-    with pytest.raises(TrainingError, match=r"gave way to 3 preemptions.*max_preemptions=2"):
+    with pytest.raises(TrainingError, match=r"was preempted 3 times.*max_preemptions=2"):
         attempts(attempt, 9, counted).run()
 
 
@@ -52,7 +52,16 @@ def test_an_error_of_the_run_itself_is_not_tried_again() -> None:
 
 
 def test_a_recovery_is_split_without_a_gap() -> None:
-    last, row = {"step": 7, "time": 100.0}, {"step": 5, "time": 117.5}
-    split = _recovery(last, {"failed": 101.0, "entered": 110.0, "loaded": 114.0}, row)
-    assert split["total_s"] == sum(split[f"{part}_s"] for part in ("detect", "restart", "load", "first_step"))
-    assert recovered(split) == "back at step 5 after 17.5 s (detect 1.0, restart 9.0, load 4.0, first step 3.5)"
+    split = Recovery.between((7, 100.0), {"failed": 101.0, "started": 110.0, "loaded": 114.0}, (5, 117.5))
+    assert split.total_s == split.detect_s + split.restart_s + split.load_s + split.first_step_s
+    assert str(split) == "back at step 5 after 17.5 s (detect 1.0, restart 9.0, load 4.0, first step 3.5)"
+    assert recovery_table([split]) == [
+        "| last_step | next_step | detect_s | restart_s | load_s | first_step_s | total_s |",
+        "|---|---|---|---|---|---|---|",
+        "| 7 | 5 | 1 | 9 | 4 | 3.5 | 17.5 |",
+    ]
+
+
+def test_a_recovery_whose_failure_nobody_saw_counts_as_restart_and_load() -> None:
+    split = Recovery.between((7, 100.0), {"loaded": 114.0}, (8, 115.0))
+    assert (split.detect_s, split.restart_s, split.load_s, split.total_s) == (14.0, 0.0, 0.0, 15.0)

@@ -1,20 +1,24 @@
 """The stream begins before its first batch is asked for, and its scheduling loop keeps a pace."""
 
+import pickle
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from factories import colour_sample, source_of, write_dataset
-from warren.cluster import feeding
-from warren.cluster.train.run_dataset import started
+from warren.cluster.train import run_dataset
+from warren.cluster.train.run_dataset import RemainingPlan, started
 from warren.compat.ray_data import Pace
 from warren.data.batch import Cut
 from warren.data.model_inputs import Inputs
 from warren.data.stream import Encoding, StreamSpec
 from warren.storage import Location
+from warren.train.checkpoint import CheckpointManifest
+from warren.train.run import Run
 
 
 def test_the_first_batch_is_loaded_before_it_is_asked_for() -> None:
@@ -47,13 +51,13 @@ def test_a_rank_reads_its_share_of_the_first_step_itself_but_never_the_last_nor_
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
 
     def own(start_step: int) -> list[tuple[int, int]]:
-        return [(part.step, part.rank) for part in feeding._own_parts(spec, Cut(2, 4), 1, start_step)]
+        return [(part.step, part.rank) for part in run_dataset._own_parts(spec, Cut(2, 4), 1, start_step)]
 
     assert [own(step) for step in range(3)] == [[(0, 1)], [(1, 1)], []]
-    assert [feeding._first_streamed(spec, step) for step in range(3)] == [1, 2, 2]
-    monkeypatch.setattr(feeding, "_MAX_OWN_SAMPLES", 7)
+    assert [run_dataset._first_streamed(spec, step) for step in range(3)] == [1, 2, 2]
+    monkeypatch.setattr(run_dataset, "_MAX_OWN_SAMPLES", 7)
     assert own(0) == []
-    assert feeding._first_streamed(spec, 0) == 0
+    assert run_dataset._first_streamed(spec, 0) == 0
 
 
 def test_a_loop_that_never_waits_takes_fifty_steps_a_second_at_most() -> None:
@@ -61,3 +65,33 @@ def test_a_loop_that_never_waits_takes_fifty_steps_a_second_at_most() -> None:
     for _ in range(6):
         pace.on_execution_step(None)
     assert time.monotonic() - began >= 5 * 0.02
+
+
+def test_where_a_run_starts_is_chosen_once_for_the_data_and_the_ranks(
+    tmp_path: Path, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Location.parse(str(tmp_path))
+    source = source_of(root, write_dataset(root, "d", [colour_sample(i) for i in range(48)]))
+    spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
+    run, starts, tables = Run(root / "runs" / "r"), [], []
+    monkeypatch.setattr(run_dataset.ray.data, "from_arrow", tables.append)
+    monkeypatch.setattr(run_dataset, "_MAX_OWN_SAMPLES", 0)
+    plan = RemainingPlan(run, spec, starts.append)
+    for step in (0, 2, 4):
+        if step:
+            run.checkpoints.commit(CheckpointManifest(step, 1, 0, "f", ()))
+        plan()
+    assert [start and start.step for start in starts] == [None, 2, 4]
+    assert [table[0]["first_step"][0].as_py() for table in tables] == [0, 2, 4]
+
+
+def test_a_plan_is_built_once_a_process_and_does_not_travel(tmp_path: Path, tiny_inputs: tuple[Inputs, str]) -> None:
+    root = Location.parse(str(tmp_path))
+    source = source_of(root, write_dataset(root, "d", [colour_sample(i) for i in range(24)]))
+    spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
+    before = pickle.dumps(spec)
+    plan = spec.plan()
+    assert spec.plan() is plan
+    assert pickle.dumps(spec) == before
+    assert pickle.loads(before) == spec
+    assert replace(spec, epochs=2).plan().num_steps == 2 * plan.num_steps

@@ -1,5 +1,6 @@
 """Workers that are to be replaced by more, or by fewer, commit a checkpoint first."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,64 +12,74 @@ from ray.train.v2._internal.execution.controller.state import (
     RunningState,
 )
 
-from warren.cluster import resizing
+from warren.cluster.train import elastic
 from warren.cluster.train.elastic import CheckpointBeforeResize, StayingNodes
+from warren.cluster.train.monitor import RunMonitor
 
 
-class Method:
-    def __init__(self, calls: list[str], name: str, answer: Any) -> None:
-        self._calls, self._name, self._answer = calls, name, answer
+class Actor:
+    """Calls the methods of an object as an actor's; a method that it does not have is an error."""
 
-    def remote(self, *_: Any, **__: Any) -> Any:
-        self._calls.append(self._name)
-        return self._answer()
-
-
-class RunMonitor:
-    """Answers as the board does whose workers need a while to give way."""
-
-    def __init__(self, asked_before_given: int) -> None:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
         self.calls: list[str] = []
-        self._left = asked_before_given
 
-    def __getattr__(self, name: str) -> Method:
-        return Method(self.calls, name, self._given if name == "has_given_way" else lambda: None)
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._actor, name)
 
-    def _given(self) -> bool:
-        self._left -= 1
-        return self._left < 0
+        def remote(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            return method(*args, **kwargs)
+
+        return SimpleNamespace(remote=remote)
+
+
+class SlowWorkers(RunMonitor):
+    """The run monitor of workers that have stopped once they were asked about so many times."""
+
+    def __init__(self, num_asked: int) -> None:
+        super().__init__()
+        self._num_left = num_asked
+
+    def has_stopped(self) -> bool:
+        self._num_left -= 1
+        if self._num_left == 0:
+            assert self.stop_requested()
+            self.report_stopped()
+        return super().has_stopped()
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resizing.ray, "get", lambda value, timeout=0: value)
-    monkeypatch.setattr(resizing, "_POLL_S", 0.01)
+    monkeypatch.setattr(elastic.ray, "get", lambda value, timeout=0: value)
+    monkeypatch.setattr(elastic, "_POLL_S", 0.01)
 
 
-def test_a_resize_waits_until_the_workers_have_given_way() -> None:
-    monitor = RunMonitor(asked_before_given=2)
+def test_a_resize_waits_until_the_workers_have_stopped() -> None:
+    monitor = Actor(SlowWorkers(num_asked=3))
     CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(RunningState(), ResizingState(None))
-    assert monitor.calls == ["ask_to_give_way", *["has_given_way"] * 3, "mark", "end_asking"]
+    assert monitor.calls == ["request_stop", *["has_stopped"] * 3, "record_event", "clear_stop_request"]
 
 
 def test_it_goes_on_without_workers_that_do_not_answer() -> None:
-    monitor = RunMonitor(asked_before_given=10**6)
+    monitor = Actor(SlowWorkers(num_asked=10**6))
     CheckpointBeforeResize(monitor, timeout_s=0.1).after_controller_state_update(RunningState(), ResizingState(None))
-    assert monitor.calls[-2:] == ["mark", "end_asking"]  # else those that come next would give way at once
+    assert monitor.calls[-2:] == ["record_event", "clear_stop_request"]
+    assert not monitor.stop_requested.remote()  # else the next workers would stop at once
 
 
 @pytest.mark.parametrize("state", [RestartingState, ReschedulingState])
 def test_after_a_loss_the_nodes_are_counted_anew(state: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    coordinator = RunMonitor(0)
-    monkeypatch.setattr(resizing, "get_or_create_autoscaling_coordinator", lambda: coordinator)
-    CheckpointBeforeResize(RunMonitor(0), 60).after_controller_state_update(
+    coordinator = Actor(SimpleNamespace(get_reserved_resources=lambda requester, recompute: None))
+    monkeypatch.setattr(elastic, "get_or_create_autoscaling_coordinator", lambda: coordinator)
+    CheckpointBeforeResize(Actor(RunMonitor()), 60).after_controller_state_update(
         RunningState(), state(training_failed_error=None)
     )
     assert coordinator.calls == ["get_reserved_resources"]
 
 
 def test_nothing_else_that_the_controller_does_disturbs_the_workers() -> None:
-    monitor = RunMonitor(0)
+    monitor = Actor(RunMonitor())
     CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(ResizingState(None), RunningState())
     assert monitor.calls == []
 
@@ -79,6 +90,6 @@ def test_a_node_that_goes_or_is_gone_has_room_for_nobody(
 ) -> None:
     policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
     nodes = [{"NodeID": "head", "Alive": True}, {"NodeID": "other", "Alive": alive}]
-    monkeypatch.setattr(resizing.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: leaving)
+    monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(elastic.ray._private.state.state, "get_draining_nodes", lambda: leaving)
     assert policy._count_possible_workers({"head": {"CPU": 3.0}, "other": {"CPU": 4.0}}) == room

@@ -1,5 +1,7 @@
 """Invariant 8: releases are immutable, aliases move by compare-and-swap, and the gate holds."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from warren.release import (
     release_folder,
     resolve_release,
 )
-from warren.storage import FileEntry, Location, upload_verified
+from warren.storage import Location, StoredFiles, upload_verified
 
 
 @pytest.fixture
@@ -23,16 +25,23 @@ def root(tmp_path: Path) -> Location:
     return Location.parse(str(tmp_path / "store"))
 
 
-def files(root: Location, tmp_path: Path, text: str) -> tuple[Location, tuple[FileEntry, ...]]:
-    checkpoint = root / f"checkpoint-{text}"
-    local = tmp_path / text
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache of its own."""
+    monkeypatch.setenv("WARREN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stored_model(root: Location, tmp_path: Path, text: str) -> StoredFiles:
+    folder, local = root / f"checkpoint-{text}/a1/model", tmp_path / text
     local.write_text(text)
-    return checkpoint, (upload_verified(local, checkpoint, "a1/model/config.json"),)
+    paths = ("config.json", "model.safetensors")
+    return StoredFiles(folder, tuple(upload_verified(local, folder, path) for path in paths))
 
 
 def release(root: Location, tmp_path: Path, version: str, text: str) -> Location:
-    source, entries = files(root, tmp_path, text)
-    return publish(root, "demo", version, source, entries, {"run": "r", "step": 3}, {"test/exact_match": 0.8})
+    model = stored_model(root, tmp_path, text)
+    return publish(root, "demo", version, model, {"run": "r", "step": 3}, {"test/exact_match": 0.8})
 
 
 def test_a_release_comes_back_whole_with_its_lineage(root: Location, tmp_path: Path) -> None:
@@ -49,6 +58,49 @@ def test_publishing_again_changes_nothing_and_other_files_are_refused(root: Loca
     assert (first / "release.json").read_bytes() == written
     with pytest.raises(ReleaseError, match="releases never change"):
         release(root, tmp_path, "v1", "other")
+
+
+def test_a_release_needs_no_disk_of_the_job_and_lives_on_without_its_checkpoint(
+    root: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stored_model(root, tmp_path, "weights")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    folder = publish(root, "demo", "v1", model, {}, {})
+    monkeypatch.undo()
+    for entry in model.files:
+        Path(model.folder.uri, entry.path).write_text("changed")
+    fetch_release(folder.uri, tmp_path / "local")
+    assert (tmp_path / "local/model.safetensors").read_text() == "weights"
+
+
+def test_a_checkpoint_that_is_damaged_is_not_published(root: Location, tmp_path: Path) -> None:
+    model = stored_model(root, tmp_path, "weights")
+    Path(model.folder.uri, "model.safetensors").write_text("weighty")
+    with pytest.raises(CorruptDataError, match="damaged"):
+        publish(root, "demo", "v1", model, {}, {})
+    with pytest.raises(ReleaseError, match="no release at"):
+        fetch_release(release_folder(root, "demo", "v1").uri, tmp_path / "local")
+
+
+def test_a_machine_downloads_a_release_once_and_a_copy_outlives_the_cache(
+    root: Location, tmp_path: Path, cache: Path
+) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    fetch_release(folder.uri, tmp_path / "one")
+    for path in Path(folder.uri).iterdir():
+        if path.name != "release.json":
+            path.unlink()
+    fetch_release(folder.uri, tmp_path / "two")
+    shutil.rmtree(cache)
+    for name in ("one", "two"):
+        assert (tmp_path / name / "model.safetensors").read_text() == "weights"
+
+
+def test_without_weights_only_the_small_files_are_fetched(root: Location, tmp_path: Path, cache: Path) -> None:
+    folder = release(root, tmp_path, "v1", "weights")
+    fetch_release(folder.uri, tmp_path / "local", weights=False)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == ["config.json"]
+    assert not cache.exists()
 
 
 def test_damage_is_found_when_it_is_fetched(root: Location, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from warren.config import AverageConfig, Recipe
 from warren.errors import CheckpointError, ConfigError, TrainingError
 from warren.models import build_model, inputs_of, load, save_model, train_tokenizer
 from warren.storage import Location
-from warren.train.averaging import average_runs, refuse_to_train
+from warren.train.averaging import average_runs
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
@@ -64,5 +64,5 @@ def test_what_cannot_be_averaged_is_refused_and_nothing_appears(tmp_path: Path) 
 
 def test_a_recipe_that_is_an_average_is_not_trained() -> None:
     with pytest.raises(ConfigError, match=r"average of 'one' and 'two': train these two, then run jobs/average\.py"):
-        refuse_to_train(soup())
-    refuse_to_train(tiny_recipe("plain"))
+        soup().check_trainable()
+    tiny_recipe("plain").check_trainable()

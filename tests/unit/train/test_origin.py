@@ -77,7 +77,7 @@ def test_a_run_gives_its_newest_checkpoint_or_the_one_asked_for(
     tmp_path: Path, tiny_inputs: tuple[Inputs, str]
 ) -> None:
     run = Run(Location.parse(str(tmp_path / "runs/r")))
-    with pytest.raises(CheckpointError, match="run its stage first"):
+    with pytest.raises(CheckpointError, match="has no complete checkpoint: train it first"):
         Origin.of_run(run)
     for step in (2, 4):
         save(tmp_path / str(step) / "model", *tiny_inputs, seed=step)

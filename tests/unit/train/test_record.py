@@ -15,7 +15,8 @@ from warren.errors import TrainingError
 from warren.storage import FileEntry, Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.resume import begin, check_duration, go_on
-from warren.train.run import Run, describe
+from warren.train.run import Run
+from warren.train.run_record import describe
 
 RESOURCES = Resources(num_workers=2)
 SHARD = Shard(FileEntry("shard", 1, "f"), (70,))

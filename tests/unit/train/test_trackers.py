@@ -11,12 +11,13 @@ from tensorboardX.proto.event_pb2 import Event
 from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
+from warren.train.recovery import Recovery
 from warren.train.report import summary, write_report
 from warren.train.run import Run
 from warren.train.trackers import open_trackers
 
 
-def row(step: int, **changes: Any) -> dict[str, Any]:
+def row(step: int, **changes: Any) -> Any:
     figures = {
         "step": step, "time": 1e9 + step, "loss": 2.0 / (step + 1), "grad_norm": 1.0, "learning_rate": 1e-3,
         "supervised_tokens": 9, "samples": 8, "tokens": 400, "skipped": "", "step_s": 2.0, "data_wait_s": 0.5,
@@ -106,15 +107,7 @@ def test_the_report_tells_what_it_was_how_it_went_and_what_was_left_out(run: Run
     metrics.write_text("".join(json.dumps(each) + "\n" for each in rows))
     files = run.checkpoints.upload(4, "a1", tmp_path / "local")
     run.checkpoints.commit(CheckpointManifest(4, 1, 2, "f", tuple(files), {}))
-    recovery = {
-        "last_step": 1,
-        "next_step": 1,
-        "detect_s": 1.0,
-        "restart_s": 9.0,
-        "load_s": 2.0,
-        "first_step_s": 1.0,
-        "total_s": 13.0,
-    }
+    recovery = Recovery(1, 1, detect_s=1.0, restart_s=9.0, load_s=2.0, first_step_s=1.0, total_s=13.0)
     report = write_report(run, {"stage": "pretrain"}, [recovery])
     assert write_report(run, {"stage": "pretrain"}, [recovery]) == report
     text = report.read_bytes().decode()

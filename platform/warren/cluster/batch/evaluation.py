@@ -15,14 +15,14 @@ from tqdm import tqdm
 from warren.cluster.capacity import lacks, waiting, wanted
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, dataset_folder, read_manifest
-from warren.errors import CorruptDataError, EmptyDatasetError, TrainingError
+from warren.errors import CorruptDataError, EmptyDatasetError
 from warren.evaluate.identity import Identity
 from warren.evaluate.judge import judge_of, to_table
 from warren.evaluate.report import Evaluation
 from warren.evaluate.scoring import score
 from warren.evaluate.stored import Evaluations
-from warren.storage import Location, download_tree
-from warren.storage.scratch import scratch_folder
+from warren.storage import Location, StoredFiles
+from warren.storage.file_cache import local_copy
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
@@ -46,13 +46,11 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
 
     Raises:
-        TrainingError: The run has no complete checkpoint.
+        CheckpointError: The run has no complete checkpoint.
         EmptyDatasetError: There is nothing to measure on.
         QuarantineError: More samples cannot be asked than the configuration allows.
     """
-    checkpoint = run.checkpoints.latest()
-    if checkpoint is None:
-        raise TrainingError(f"run {run.name!r} at {run.folder} has no complete checkpoint to evaluate")
+    checkpoint = run.newest_checkpoint()
     manifest = read_manifest(root, config.dataset)
     identity = identify(config, checkpoint, manifest)
     stored = evaluations_of(run)
@@ -102,7 +100,7 @@ def _predict(
 ) -> Rows:
     predictions = _stored_samples(dataset_folder(root, config.dataset), _chosen(config, manifest)).map_batches(
         Predictor,
-        fn_constructor_args=(config, run.checkpoints.at(checkpoint.step), checkpoint),
+        fn_constructor_args=(config, run.checkpoints.part(checkpoint, MODEL_FOLDER)),
         batch_size=config.batch_size,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.num_evaluators),
@@ -187,14 +185,11 @@ class Predictor:
     """A Ray Data actor: holds the model, answers the first question of every sample."""
 
     config: EvaluateConfig
-    folder: Location
-    checkpoint: CheckpointManifest
+    model: StoredFiles
 
     def __post_init__(self) -> None:
-        with scratch_folder("evaluate") as local:  # loading reads all of it
-            files = self.checkpoint.below(MODEL_FOLDER)
-            download_tree(self.folder, files, local)
-            self._judge = judge_of(self.config, local / files[0].path.split("/")[0] / MODEL_FOLDER)
+        with local_copy(self.model) as folder:  # loading reads all of it
+            self._judge = judge_of(self.config, folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of samples."""

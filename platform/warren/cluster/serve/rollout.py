@@ -16,7 +16,7 @@ from warren.train.run import Run
 
 @dataclass(frozen=True)
 class Released:
-    """What a release job made."""
+    """A release that a job has published."""
 
     uri: str
     name: str
@@ -25,7 +25,7 @@ class Released:
 
     @property
     def score(self) -> float:
-        """What the gate saw."""
+        """The score that passed the gate."""
         return self.evaluation.value
 
 
@@ -36,16 +36,15 @@ def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/
         recipe: Its `evaluate` says which measurement the gate asks for.
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
-        measure: The command that makes that measurement, for the error that says it is missing.
+        measure: The command that makes that measurement, for the error if it is missing.
 
     Raises:
-        ReleaseError: There is no complete checkpoint, or it was not measured as the gate asks.
+        CheckpointError: The run has no complete checkpoint.
+        ReleaseError: The checkpoint was not measured as the gate asks.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
         GateError: It does not reach the gate.
     """
-    checkpoint = run.checkpoints.latest()
-    if checkpoint is None:
-        raise ReleaseError(f"run {run.name!r} at {run.folder} has no complete checkpoint to release")
+    checkpoint = run.newest_checkpoint()
     wanted: ReleaseConfig = recipe.require("release")
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
     check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
@@ -54,8 +53,7 @@ def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/
         root,
         name,
         version,
-        source=run.checkpoints.at(checkpoint.step),
-        files=checkpoint.below(MODEL_FOLDER),
+        model=run.checkpoints.part(checkpoint, MODEL_FOLDER),
         lineage={
             **checkpoint.run,
             "run": run.name,
@@ -74,17 +72,17 @@ def measured_as_asked(
     """Return the evaluation of a checkpoint that a configuration describes.
 
     Raises:
-        ReleaseError: It was not made; says which were, and how to make it.
+        ReleaseError: There is none; the message lists those there are, and how to make this one.
         QuarantineError: It leaves out more samples than the configuration allows.
     """
     if config.shuffled_images:
         raise ReleaseError("evaluate.shuffled_images is a control, not a score: a release needs the evaluation without")
     wanted = identify(config, checkpoint, read_manifest(root, config.dataset))
     stored = evaluations_of(run)
-    found = stored.find(checkpoint.step, wanted)
-    if found is not None:
-        found.check_quarantined(config.max_quarantined_fraction, stored.at(checkpoint.step, wanted))
-        return found
+    evaluation = stored.find(checkpoint.step, wanted)
+    if evaluation is not None:
+        evaluation.check_quarantined(config.max_quarantined_fraction, stored.at(checkpoint.step, wanted))
+        return evaluation
     others = [
         f"{each.identity.description}: {each.value:.2%} (differs: {', '.join(wanted.differences(each.identity))})"
         for each in stored.of_step(checkpoint.step)
@@ -96,9 +94,9 @@ def measured_as_asked(
 
 
 def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest, evaluation: Evaluation) -> str:
-    """Name the release: by run and step, and also by its evaluation where another one was published before.
+    """Name the version after run and step, and after the evaluation too if these weights have another version.
 
-    A release states its scores and never changes, so the same weights under another evaluation are another version.
+    A release holds its scores and never changes, so the same weights with another evaluation are another version.
     """
     version = f"{run.name}-{checkpoint.step:08d}"
     try:
@@ -115,7 +113,7 @@ def roll_out(resources: Resources, root: Location, released: Released, timeout_s
 
     Raises:
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
-        ConflictError: It serves, but somebody else moved the alias meanwhile.
+        ConflictError: It serves, but another job has moved the alias since.
     """
     name = released.name
     expected = read_alias(root, name, "stable")
@@ -124,6 +122,6 @@ def roll_out(resources: Resources, root: Location, released: Released, timeout_s
         move_alias(root, name, "stable", released.version, expected)
     except ConflictError as error:
         raise ConflictError(
-            f"{released.version} serves, but the alias 'stable' was moved by somebody else meanwhile ({error}): "
-            "release again the version that is to serve"
+            f"{released.version} serves, but another job moved the alias 'stable' meanwhile ({error}): "
+            "release the version again that is to serve"
         ) from None

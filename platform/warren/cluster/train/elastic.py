@@ -31,8 +31,8 @@ class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
         staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         staying -= ray._private.state.state.get_draining_nodes().keys()
-        found = {node: resources for node, resources in reserved_resources.items() if node in staying}
-        return super()._count_possible_workers(found)  # type: ignore[no-any-return]
+        reserved = {node: resources for node, resources in reserved_resources.items() if node in staying}
+        return super()._count_possible_workers(reserved)  # type: ignore[no-any-return]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
@@ -58,8 +58,8 @@ class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]
     """Runs in Ray Train's controller.
 
     Args:
-        board: Where the workers learn that they have to give way, and say that they have ended.
-        timeout_s: After so long they are ended anyway, and go on from their newest checkpoint.
+        monitor: The run monitor, which passes the request to stop on to the workers.
+        timeout_s: How long they have; workers that are ended later go on from their newest checkpoint.
     """
 
     def __init__(self, monitor: Any, timeout_s: float) -> None:
@@ -77,7 +77,7 @@ class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]
         deadline = time.monotonic() + self._timeout_s
         while not ray.get(self._monitor.has_stopped.remote()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        ray.get(self._monitor.mark.remote("failed", time.time()))
+        ray.get(self._monitor.record_event.remote("failed", time.time()))
         ray.get(self._monitor.clear_stop_request.remote())
 
 

@@ -1,7 +1,7 @@
-"""Starting a run again: what is worth another attempt, out of which budget, and how long it took to be back.
+"""Which ends of an attempt are followed by another attempt, and from which budget.
 
-Ray Train restarts its workers by itself and keeps the controller. What is left is decided here: a controller that died,
-and workers that gave way to a preemption after a checkpoint made just in time.
+Ray Train restarts lost workers by itself as long as its controller lives. Two cases are left and decided here: the
+controller died, or the workers stopped for a preemption after they had committed a checkpoint.
 """
 
 import time
@@ -18,14 +18,14 @@ from warren.errors import TrainingError, WarrenError, root_cause
 
 
 class FailureNotice(UserCallback):  # type: ignore[misc]
-    """Marks on the board when Ray Train's controller learns that a worker is gone."""
+    """Reports to the run monitor when Ray Train's controller learns that a worker is gone."""
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Note the time."""
-        self._monitor.mark.remote("failed", time.time())
+        """Report the time."""
+        self._monitor.record_event.remote("failed", time.time())
 
 
 @dataclass
@@ -33,11 +33,11 @@ class FailurePolicy:
     """Runs attempts until one is complete.
 
     Attributes:
-        attempt: Runs one; returns when its workers have ended.
-        is_complete: Tells whether the run's last step is in its newest checkpoint.
-        on_failure: Called when an attempt's controller has died, or its workers gave way.
+        attempt: Runs one attempt; returns when its workers have ended.
+        is_complete: Returns whether the run's last step is in its newest checkpoint.
+        on_failure: Called when an attempt's controller has died, or its workers stopped for a preemption.
         max_failures: How many controllers may die.
-        max_preemptions: How many attempts may give way.
+        max_preemptions: How many attempts may stop for a preemption.
     """
 
     attempt: Callable[[], None]
@@ -47,7 +47,7 @@ class FailurePolicy:
     max_preemptions: int
 
     def run(self) -> None:
-        """Run them.
+        """Run attempts.
 
         Raises:
             WarrenError: The run cannot go on.
@@ -68,7 +68,7 @@ class FailurePolicy:
             self.on_failure()
             if preemptions > self.max_preemptions:
                 raise TrainingError(
-                    f"the run gave way to {preemptions} preemptions, more than resources.max_preemptions="
+                    f"the run was preempted {preemptions} times, more than resources.max_preemptions="
                     f"{self.max_preemptions}: start it again to go on from its newest checkpoint"
                 )
 
@@ -84,9 +84,9 @@ class FailurePolicy:
 
 
 def must_stop(monitor: Any) -> bool:
-    """Tell whether a node is about to be taken away, or the run is to change its size; every rank must ask at once."""
+    """Return whether a node will be preempted or the run will be resized; every rank must call it at once."""
     if ray.train.get_preemption_info() is not None:
         return True
     is_first = ray.train.get_context().get_world_rank() == 0
-    asked = ray.get(monitor.stop_requested.remote()) if is_first else None
-    return bool(broadcast_from_rank_zero(asked))
+    requested = ray.get(monitor.stop_requested.remote()) if is_first else None
+    return bool(broadcast_from_rank_zero(requested))

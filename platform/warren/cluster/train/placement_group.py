@@ -15,15 +15,15 @@ from ray.util.placement_group import remove_placement_group
 
 
 class RecordPlacementGroup(WorkerGroupCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller: notes on the board which placement group the workers are in."""
+    """Runs in Ray Train's controller: reports the workers' placement group to the run monitor."""
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Note the group."""
+        """Report the group."""
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        ray.get(self._monitor.note_group.remote(group))
+        ray.get(self._monitor.set_placement_group.remote(group))
 
 
 def without_detached_cleaner(callbacks: list[Any]) -> list[Any]:
@@ -33,6 +33,6 @@ def without_detached_cleaner(callbacks: list[Any]) -> list[Any]:
 
 def remove_group(monitor: Any) -> None:
     """Remove the placement group of a controller that is gone, if it is still there."""
-    group = ray.get(monitor.group.remote())
+    group = ray.get(monitor.placement_group.remote())
     if group is not None:
         remove_placement_group(group)

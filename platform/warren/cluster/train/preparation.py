@@ -1,18 +1,20 @@
-"""What a stage needs before its workers start: everything is looked up and checked, and only then written down."""
+"""What a stage needs before its workers start: everything is read and checked, and only then written."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from warren.config import Recipe, Resources, StageConfig
 from warren.data.manifest import dataset_folder, read_manifest
+from warren.data.model_inputs import TrainedTokenizer
 from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.errors import CheckpointError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.origin import Origin
 from warren.train.resume import begin, check_duration, go_on
-from warren.train.run import Run, describe
-from warren.train.stage_inputs import keep_tokenizer, make_tokenizer, sources_of
+from warren.train.run import Run
+from warren.train.run_record import RunRecord, describe
+from warren.train.stage_inputs import make_tokenizer, sources_of, write_tokenizer
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -22,8 +24,8 @@ class TrainingTask:
     """Everything a worker needs; it travels to every rank.
 
     Attributes:
-        origin: The model the stage starts from; None: it is built as the recipe says, around `tokenizer`.
-        record: What the run is, with what changed since it began; not written yet.
+        origin: The model that the stage starts from; None builds it from the recipe, for `tokenizer`.
+        record: The run's record with what changed since it began; not written yet.
     """
 
     run: Run
@@ -33,8 +35,8 @@ class TrainingTask:
     stream: StreamSpec
     held_out: StreamSpec | None
     origin: Origin | None
-    tokenizer: dict[str, Any] | None
-    record: dict[str, Any]
+    tokenizer: TrainedTokenizer | None
+    record: RunRecord
 
     @property
     def config(self) -> StageConfig:
@@ -45,7 +47,7 @@ class TrainingTask:
         """Write the run's record and its tokenizer."""
         begin(self.run, self.record, latest)
         if self.tokenizer is not None:
-            keep_tokenizer(self.run, self.tokenizer)
+            write_tokenizer(self.run, self.tokenizer)
 
 
 def prepare(
@@ -56,7 +58,7 @@ def prepare(
     latest: CheckpointManifest | None,
     origin: Origin | None,
 ) -> TrainingTask:
-    """Look up and check what a stage needs; nothing is written.
+    """Read and check what a stage needs; nothing is written.
 
     Args:
         latest: The run's newest complete checkpoint.
@@ -76,7 +78,7 @@ def prepare(
     _check_zero_stage(latest, resources)
     if origin is None:
         tokenizer, inputs = make_tokenizer(recipe, run, root, goes_on=latest is not None)
-        tokenizer_json = tokenizer["json"]
+        tokenizer_json = tokenizer.json
     else:
         origin = _as_begun(origin, record, root)
         tokenizer, inputs, tokenizer_json = None, origin.inputs(), origin.tokenizer_json()
@@ -115,7 +117,9 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
     return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
 
 
-def _as_begun(origin: Origin, record: dict[str, Any], root: Location) -> Origin:
-    """Take the checkpoint that the run's first attempt took, though its run may have gone on since."""
+def _as_begun(origin: Origin, record: RunRecord, root: Location) -> Origin:
+    """Return the origin at the step that the run's first attempt took; the origin's run may have gone on since."""
     step = record["origin_step"]
-    return origin if step == origin.step else Origin.of_run(Run.of(root, record["origin"]["run"]), step)
+    if step == origin.step:
+        return origin
+    return Origin.of_run(Run.of(root, origin.record["run"]), step)

@@ -1,10 +1,11 @@
-"""Feeding a run: the remainder of its plan as a Ray Dataset, dealt out to the ranks share by share.
+"""The Ray dataset of a run: the part of its plan that is left to train on, split over the ranks.
 
-Ray Train asks for the dataset anew whenever it starts a group of workers, and then for its split over their number.
-Both hooks are used: the first looks up the newest checkpoint, the second cuts the batches for the world size.
+Ray Train builds the dataset whenever it starts a group of workers, and then splits it over their number. Both hooks are
+used. The first looks up the newest checkpoint and reports it to the run monitor, so that the ranks go on from the same
+step as their data. The second cuts the batches for the world size.
 
-Ray Data takes seconds to start its processes. Meanwhile every rank reads its share of the first step itself, so that a
-run goes on as soon as its model is there.
+Ray Data takes seconds to start its processes. Meanwhile every rank reads its share of the first step itself, so that
+training goes on as soon as the model is loaded.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from warren.compat.ray_data import Pace
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, unpack_parts
 from warren.data.stream import StreamSpec
+from warren.train.checkpoint import CheckpointManifest
 from warren.train.run import Run
 
 BatchT = TypeVar("BatchT")
@@ -35,19 +37,26 @@ _PLANNER_CPUS = 0.001  # next to nothing; unlike the readers', or Ray Data would
 
 @dataclass(frozen=True)
 class RemainingPlan:
-    """The windows a run has yet to train on, one row each; evaluated at every start of a worker group.
+    """The windows that a run has left to train on, one row each; Ray Train's controller builds it for each group.
+
+    Here, and nowhere else, it is decided which checkpoint the workers go on from.
 
     A short plan is made at once. A long one is made by a Ray task that streams the windows as they are needed: neither
-    the driver nor a reader holds it; but the first batch waits until one more process has started.
+    the driver nor a reader holds it, but the first batch waits until one more process has started.
+
+    Attributes:
+        report_start: Called with the chosen checkpoint, None for the beginning, before the workers ask for it.
     """
 
     run: Run
     spec: StreamSpec
+    report_start: Callable[[CheckpointManifest | None], None] = lambda _: None
 
     def __call__(self) -> ray.data.Dataset:
-        """Build the dataset of what is left."""
-        latest = self.run.checkpoints.latest()
-        start_step = _first_streamed(self.spec, latest.step if latest else 0)
+        """Choose the checkpoint to go on from, and build the dataset of what is left from there."""
+        start = self.run.checkpoints.latest()
+        self.report_start(start)
+        start_step = _first_streamed(self.spec, start.step if start else 0)
         if self.spec.num_windows(start_step) <= _SHORT_PLAN_WINDOWS:
             return ray.data.from_arrow(list(_windows(self.spec, start_step)))
         return ray.data.from_arrow(pa.table({"start_step": [start_step]})).map_batches(

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import AutoConfig, LlavaConfig, PretrainedConfig
 
 from warren.data.images import ImageSpec, Resize
-from warren.data.model_inputs import Inputs
+from warren.data.model_inputs import Inputs, TrainedTokenizer
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
@@ -14,7 +14,6 @@ from warren.models.head import Head
 from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected
 from warren.models.saved import image_size_px
-from warren.models.tokenizer import TrainedTokenizer
 from warren.models.towers import Normalisation
 from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
 

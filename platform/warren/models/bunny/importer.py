@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from warren.data.model_inputs import TrainedTokenizer
 from warren.errors import ModelError
 from warren.models.bunny.configuration import inputs_of_bunny, llava_config, text_config
 from warren.models.bunny.families import FAMILIES, Family, family_of
@@ -17,7 +18,7 @@ from warren.models.minicpm import granite_fields
 from warren.models.pretrained import read_config
 from warren.models.saved import new_folder, save_tensors
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, has_weights, read_either, read_folder
-from warren.models.tokenizer import TrainedTokenizer, check_named, has_tokenizer, read_tokenizer
+from warren.models.tokenizer import check_named, has_tokenizer, read_tokenizer
 from warren.models.vocabulary import num_rows, scaled_head, untied, with_vocabulary
 
 _COPY = "model.vision_tower."

@@ -1,0 +1,126 @@
+"""A run's progress while the driver waits: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from warren.cluster.capacity import has_room, waiting
+from warren.cluster.train.gauges import Gauges
+from warren.train.recovery import Recovery
+from warren.train.step_metrics import StepMetrics
+from warren.train.trackers import Tracker
+
+_POLL_S = 1.0
+_LINE_EVERY_S = 10.0
+_WAITING_LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Shows progress in a thread from the run monitor's metrics, and passes these on to the trackers.
+
+    Args:
+        monitor: The run monitor.
+        title: The run's name.
+        num_steps: Steps of the whole run.
+        trackers: Get every step's metrics; they are closed at the end.
+        workers: The workers that the run waits for while it has none, in words.
+    """
+
+    def __init__(self, monitor: Any, title: str, num_steps: int, trackers: Sequence[Tracker], workers: str) -> None:
+        self._monitor, self._title, self._num_steps, self._workers = monitor, title, num_steps, workers
+        self._waiting_line_s = 0.0
+        self._trackers = [*trackers, Gauges(title)]
+        self._rate = _Rate()
+        self._num_shown_recoveries = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._log()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _show(self) -> None:
+        terminal = sys.stderr.isatty()
+        printed = 0.0
+        with tqdm(total=self._num_steps, desc=self._title, unit="step", disable=not terminal) as bar:
+            while not self._stop.wait(_POLL_S):
+                row = self._log()
+                if row is None:
+                    self._show_waiting()
+                    continue
+                if self._rate.first_step is None:
+                    self._rate.start(row["step"])
+                    bar.initial = bar.n = row["step"]
+                bar.n = row["step"] + 1
+                bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}", refresh=True)
+                self._show_recoveries(row)
+                if not terminal and time.monotonic() - printed > _LINE_EVERY_S:
+                    printed = time.monotonic()
+                    print(self._line(row), file=sys.stderr, flush=True)
+
+    def _log(self) -> StepMetrics | None:
+        """Pass new metrics on to the trackers, and return the newest."""
+        rows: list[StepMetrics] = ray.get(self._monitor.take_metrics.remote())
+        for tracker in self._trackers:
+            for row in rows:
+                tracker.log(row)
+        return rows[-1] if rows else None
+
+    def _show_recoveries(self, row: StepMetrics) -> None:
+        """Print the recoveries since the last call; the rate counts from the newest on."""
+        recoveries: list[Recovery] = ray.get(self._monitor.recoveries.remote())
+        for recovery in recoveries[self._num_shown_recoveries :]:
+            tqdm.write(f"{self._title}: {recovery}", file=sys.stderr)
+            self._rate.start(row["step"])
+        self._num_shown_recoveries = len(recoveries)
+
+    def _show_waiting(self) -> None:
+        """Print now and then which workers the run waits for."""
+        waited_s = ray.get(self._monitor.without_workers_s.remote())
+        self._waiting_line_s = min(self._waiting_line_s, waited_s)
+        if waited_s - self._waiting_line_s > _WAITING_LINE_EVERY_S:
+            self._waiting_line_s = waited_s
+            doing = f"starting {self._workers}" if has_room() else waiting(self._workers)
+            tqdm.write(f"{self._title}: {doing}, for {waited_s:.0f} s", file=sys.stderr)
+
+    def _line(self, row: StepMetrics) -> str:
+        rate = self._rate.steps_per_s(row["step"])
+        left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
+        waits = row["data_wait_s"] / row["step_s"]
+        bad = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
+        if row["samples_cut"]:
+            bad += f"  {row['samples_cut']} samples cut, by {row['supervised_tokens_cut']} supervised tokens"
+        return (
+            f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
+            f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
+            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{bad}  {left}"
+        )
+
+
+class _Rate:
+    """Steps per second since the run began or recovered."""
+
+    def __init__(self) -> None:
+        self.first_step: int | None = None
+        self._began = time.monotonic()
+
+    def start(self, step: int) -> None:
+        """Count from `step` and now on."""
+        self.first_step, self._began = step, time.monotonic()
+
+    def steps_per_s(self, step: int) -> float:
+        """Return the rate up to `step`; 0 while it is not known."""
+        steps, elapsed_s = step - (self.first_step or 0), time.monotonic() - self._began
+        return steps / elapsed_s if steps and elapsed_s else 0.0
