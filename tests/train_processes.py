@@ -1,5 +1,6 @@
 """Training without Ray: ranks as plain processes over gloo, with the real loop, engine, objective and reader."""
 
+import math
 import multiprocessing
 import os
 import sys
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from factories import tiny_model_config
+from warren.cluster.train.preparation import TrainingTask
 from warren.config import ModelConfig, Resources, StageConfig
 from warren.data.batch import BatchPart, Cut
 from warren.data.manifest import dataset_folder, read_manifest
@@ -21,6 +23,7 @@ from warren.storage import Location
 from warren.train.run import Run
 
 TIMEOUT_S = 240
+STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -111,44 +114,76 @@ def parts(spec: StreamSpec, cut: Cut, rank: int, start: int) -> Iterator[BatchPa
 
 
 def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any]]:
-    from warren.models import TrainedTokenizer, build_model, freeze_all_but, train_tokenizer
-    from warren.train.loop import TrainingSetup
-    from warren.train.ranks import Ranks
-    from warren.train.validation import read_parts
+    from warren.models import build_model, freeze_all_but, train_tokenizer
 
-    stage, (inputs, tokenizer_json) = training.stage, training.inputs
-    spec = _stream(training)
+    stage = training.stage
     resources = Resources(
         num_workers=world_size,
         zero_stage=training.zero_stage,
         micro_batch_size=training.micro_batch_size,
         **(training.changes or {}),
     )
-    cut = spec.cut(world_size, resources)
-    config = training.model or tiny_model_config()
-    trained: TrainedTokenizer = train_tokenizer(
-        ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320
-    )
-    model = build_model(config, trained, stage.seed)
+    tokenizer = train_tokenizer(["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320)
+    model = build_model(training.model or tiny_model_config(), tokenizer, stage.seed)
     freeze_all_but(model, stage.trainable)
-    start = training.run.checkpoints.latest()
-    plan = spec.plan()
+    spec = _stream(training)
+    held_out = replace(spec, num_steps=2, epochs=None)
+    record = {"fingerprint": "f"}
+    return _loop(rank, training.run, stage, resources, spec, held_out, record, model, prepare=training.prepare)
+
+
+def train_plainly(task: TrainingTask) -> Run:
+    """Train a new run as a cluster would, without one: its ranks are plain processes that read for themselves."""
+    task.begin(None)
+    in_processes(task.resources.max_workers, _train_task, task)
+    return task.run
+
+
+def _train_task(rank: int, world_size: int, task: TrainingTask) -> None:
+    from warren.cluster.train.worker import stage_model
+    from warren.train.origin import frozen_digest
+
+    model = stage_model(task)
+    record = {**task.record, "frozen": frozen_digest(model)}
+    origin = task.origin.model.uri if task.origin else None
+    _loop(rank, task.run, task.config, task.resources, task.stream, task.held_out, record, model, origin)
+
+
+def _loop(
+    rank: int,
+    run: Run,
+    stage: StageConfig,
+    resources: Resources,
+    spec: StreamSpec,
+    held_out: StreamSpec | None,
+    record: dict[str, Any],
+    model: Any,
+    origin: str | None = None,
+    prepare: Callable[[Any, Any, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    from warren.train.loop import TrainingSetup
+    from warren.train.ranks import Ranks
+    from warren.train.validation import read_parts
+
+    cut = spec.cut(resources.max_workers, resources)
+    start = run.checkpoints.latest()
     setup = TrainingSetup(
-        run=training.run,
+        run=run,
         stage=stage,
         resources=resources,
         cut=cut,
-        num_steps=plan.num_steps,
-        num_epoch_samples=spec.sources[0].samples_per_epoch,
-        ranks=Ranks(rank, rank, world_size),
-        inputs=inputs,
-        tokenizer_json=tokenizer_json,
-        record={"fingerprint": "f"},
-        held_out=lambda: read_parts(replace(spec, num_steps=2, epochs=None), cut, rank),
+        num_steps=spec.plan().num_steps,
+        num_epoch_samples=sum(source.samples_per_epoch for source in spec.sources),
+        ranks=Ranks(rank, rank, resources.max_workers),
+        inputs=spec.inputs,
+        tokenizer_json=spec.encoding.tokenizer_json,
+        record=record,
+        origin=origin,
+        held_out=lambda: read_parts(held_out, cut, rank) if held_out else (),
     )
     loop = setup.build(model, start)
-    if training.prepare is not None:
-        training.prepare(loop, model, rank)
+    if prepare is not None:
+        prepare(loop, model, rank)
     loop.train(parts(spec, cut, rank, start.step if start else 0))
     return loop.history
 
@@ -170,3 +205,31 @@ def _stream(training: Training) -> StreamSpec:
 def scratch(tmp_path: Path) -> Location:
     """Return a storage root in a test's own folder."""
     return Location.parse(str(tmp_path / "store"))
+
+
+_SAME = ("step", "samples", "supervised_tokens", "tokens", "images", "learning_rate")
+
+
+def computed(row: dict[str, Any]) -> list[float]:
+    """Return what a step computed: its losses and its gradient's norm."""
+    return [row["loss"], row["grad_norm"], row.get("validation_loss", 0.0)]
+
+
+def assert_same_curve(rows: list[dict[str, Any]], curve: list[dict[str, Any]], rel: float = 2e-5) -> None:
+    """Compare the metrics of two runs, step by step: what was trained on exactly, what was computed to rounding."""
+    for row, expected in zip(rows, curve, strict=True):
+        close = [math.isclose(*pair, rel_tol=rel) for pair in zip(computed(row), computed(expected), strict=True)]
+        assert all(close), (row["step"], computed(row), computed(expected))
+        assert [row[key] for key in _SAME] == [expected[key] for key in _SAME]
+
+
+def at_step(loop: Any, step: int, action: Callable[[], None]) -> None:
+    """Run `action` when the loop asks for the batch of a step."""
+    asked = loop._next_part
+
+    def ask(number: int, batches: Any) -> Any:
+        if number == step:
+            action()
+        return asked(number, batches)
+
+    loop._next_part = ask

@@ -6,12 +6,9 @@ which the kernel enforces. Images that exceed it cost their sender a 400, and ot
 """
 
 import logging
-import os
 import queue
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,12 +18,12 @@ import numpy as np
 
 from warren.data.model_inputs import Inputs
 from warren.errors import BadSampleError
+from warren.inference.child import start_child
 from warren_serve.errors import ApiError, bad_request, unavailable
 from warren_serve.image_checks import check_image
 
 logger = logging.getLogger(__name__)
 
-_PROGRAM = "import sys; from warren_serve.image_decoder import main; main(int(sys.argv[1]))"
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 
 
@@ -99,15 +96,7 @@ class _Worker:
 
     def start(self) -> Connection:
         if self._connection is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # whoever interrupts the starter is answered by it alone
-                )
-            self._connection = Connection(ours.detach())
+            self._process, self._connection = start_child("warren_serve.image_decoder:main")
         return self._connection
 
     def run(self, order: _Order) -> np.ndarray:

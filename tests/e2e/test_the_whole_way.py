@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from warren.config import Recipe, load_config
@@ -35,7 +36,8 @@ def test_raw_pairs_become_a_rest_answer(
     figures = demo.walk(storage_root, ray_cluster.env, ray_cluster.serve_port)
 
     assert figures["asked"] == 4
-    assert 0.0 <= figures["accuracy"] <= 1.0
+    exact = [row["answer"].strip().rstrip(".").lower() == row["truth"] for row in predictions(storage_root)]
+    assert (figures["accuracy"], figures["num_questions"]) == (sum(exact) / len(exact), len(exact))
     assert (tmp_path / "demo.png").stat().st_size > 20_000
     version = read_alias(storage_root, "demo", "stable")
     assert version is not None
@@ -44,3 +46,9 @@ def test_raw_pairs_become_a_rest_answer(
     assert release.lineage["stage"] == "finetune"
     assert release.scores["easy-vqa-test@v1/exact_match"] == figures["accuracy"]
     assert (tmp_path / "release" / "model.safetensors").is_file()
+
+
+def predictions(root: Location) -> list[dict[str, Any]]:
+    [file] = [each for each in (root / "runs/demo-finetune/evaluations").list() if each.name == "predictions.parquet"]
+    with file.open() as opened:
+        return list(pq.read_table(opened).to_pylist())

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from bunny_oracle import checkpoint
 from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
+from train_processes import train_plainly
 from warren.cli.convert import main as convert
+from warren.cluster.train.preparation import prepare
 from warren.cluster.train.stage import train_stage
 from warren.config import Duration, LoraConfig, Resources
 from warren.data.model_inputs import Inputs
@@ -17,6 +19,7 @@ from warren.errors import ConfigError, TrainingError
 from warren.models import load
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE
+from warren.train.origin import Origin
 from warren.train.run import Run
 
 ONE = Resources(num_workers=1, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=8)
@@ -50,7 +53,8 @@ def test_an_imported_bunny_is_tuned_resumed_merged_and_exported(s3_root: Locatio
     with pytest.raises(ConfigError, match=r"the recipe's template is 'brief', but .* was trained on 'bunny'"):
         train_stage(brief, "finetune", ONE, s3_root, "ft", model=source)
 
-    run = train_stage(recipe, "finetune", ONE, s3_root, "ft", model=source)
+    begun = Run(s3_root / "runs" / "ft")
+    run = train_plainly(prepare(recipe, "finetune", ONE, begun, None, Origin.of_folder(source)))
     whole = losses(run, 4)
     manifest = run.checkpoints.at(4) / "manifest.json"
     manifest.store.delete(manifest.key)

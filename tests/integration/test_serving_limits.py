@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from warren.inference.testing import png_bytes, save_random_model
-from warren.release import publish
-from warren.storage import FileEntry, Location, digest_file
+from serve_endpoint import Endpoint, chat, publish_random_model, wait_for
+from warren.inference.testing import png_bytes
+from warren.storage import Location
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,16 +36,12 @@ KEYS = [f"key-{number}" for number in range(80)]
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: Any, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(endpoint: Endpoint, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("limited")
-    save_random_model(folder, max_position_embeddings=1024)
-    files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    release = publish(storage_root, "tiny", "limits", Location.parse(str(folder)), files, {}, {})
-    keys = tmp_path_factory.mktemp("keys") / "keys"
+    release = publish_random_model(storage_root, "limits", folder / "model", max_position_embeddings=1024)
+    keys = folder / "keys"
     keys.write_text("\n".join(hashlib.sha256(key.encode()).hexdigest() for key in KEYS))
-    args = {
-        "release": str(release),
-        "model_name": "tiny",
+    settings = {
         "api_keys_file": str(keys),
         "num_slots": 2,
         "max_ongoing_requests": 2,
@@ -54,29 +50,16 @@ def url(ray_cluster: Any, storage_root: Location, tmp_path_factory: pytest.TempP
         "tokens_per_minute": TOKENS_PER_MINUTE,
         "ingress_max_ongoing_requests": MAX_OPEN,
         "image_decode_timeout_s": 1.0,
-        "num_cpus": 0.5,
     }
-    application = {"name": "chat", "route_prefix": "/", "import_path": "warren_serve.app:build", "args": args}
-    applications = f"{ray_cluster.dashboard_url}/api/serve/applications/"
-    http = {"host": "127.0.0.1", "port": ray_cluster.serve_port}
-    httpx.put(applications, json={"http_options": http, "applications": [application]}, timeout=60).raise_for_status()
-    wait_for(lambda: httpx.get(applications).json()["applications"].get("chat", {}).get("status") == "RUNNING")
-    yield f"http://127.0.0.1:{ray_cluster.serve_port}"
-    httpx.delete(applications, timeout=60)
+    endpoint.deploy(chat(release, **settings))
+    endpoint.wait_for_status("RUNNING")
+    return endpoint.url
 
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[str]:
     """Keys that nobody has used."""
     return iter(KEYS)
-
-
-def wait_for(found: Any, timeout_s: float = 120.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.3)
-    return value
 
 
 def body(words: str = "what is there?", *images: bytes, **changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training on a real cluster: Ray Train, DeepSpeed, S3; killed, resumed, refused."""
+"""Training on a real cluster: Ray Train, DeepSpeed, S3; killed, resumed, refused; and equal to training without one."""
 
 import json
 import os
@@ -7,21 +7,22 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from ray.util import placement_group_table
 
-from factories import colour_sample, make_image, tiny_recipe, tiny_stage, write_dataset
+from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
+from train_processes import train_plainly
+from warren.cluster.train.preparation import prepare
 from warren.cluster.train.stage import train_stage
 from warren.config import Duration, Recipe, Resources
-from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.errors import CheckpointError, NotFoundError, QuarantineError
+from warren.errors import CheckpointError, NotFoundError
 from warren.storage import Location
 from warren.testbed.chaos import compare, titled
 from warren.train.checkpoint import METRICS_FILE
+from warren.train.damaged_checkpoints import newest_intact
 from warren.train.run import Run
 
 RESOURCES = Resources(
@@ -62,12 +63,13 @@ class Killer(threading.Thread):
                     self.killed.append((kind, time.time()))
                     victims[-1].kill()
                     break
-                time.sleep(0.05)
+                time.sleep(0.1)
 
 
 DRIVER = """
 import sys
 import ray
+from warren.cluster.train.preparation import prepare
 from warren.cluster.train.stage import train_stage
 from warren.config import Recipe, Resources
 from warren.storage import Location
@@ -79,18 +81,26 @@ train_stage(recipe, "pretrain", resources, Location.parse(sys.argv[3]), sys.argv
 
 
 def train_until_the_driver_is_killed(cluster: Any, recipe: Recipe, resources: Resources, run: Run, step: int) -> None:
-    """Train in a driver of its own, and kill -9 it once there is a checkpoint at the step or later."""
-    values = [recipe.model_dump_json(), resources.model_dump_json(), run.folder.uri.rsplit("/runs/", 1)[0], run.name]
+    """Train in a driver of its own, kill -9 it once there is a checkpoint at the step or later; its workers end too."""
+    values = [recipe.model_dump_json(), resources.model_dump_json(), root_of(run).uri, run.name]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *values], env={**os.environ, **cluster.driver_env})
     try:
         while max(run.checkpoints.steps(), default=0) < step:
             assert driver.poll() is None
-            time.sleep(0.05)
+            time.sleep(0.1)
     finally:
         driver.kill()
         driver.wait()
-    while titled(cluster.head, "worker"):
+    while titled(cluster.head, "worker") or groups_there_are():
         time.sleep(0.1)
+
+
+def groups_there_are() -> list[Any]:
+    return [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+
+
+def root_of(run: Run) -> Location:
+    return Location(run.folder.uri.rsplit("/runs/", 1)[0])
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -126,39 +136,49 @@ def assert_equal_to_rounding(resumed: list[float], whole: list[float], step: int
 RECOVERY = ["detect_s", "first_step_s", "last_step", "load_s", "next_step", "restart_s", "total_s"]
 
 
-def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(
-    s3_root: Location, ray_cluster: Any
-) -> None:
-    datasets(s3_root)
-    whole = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole")
-    broken = Run(s3_root / "runs" / "broken")
-    resources = RESOURCES.model_copy(update={"max_failures": 2})
-    train_until_the_driver_is_killed(ray_cluster, recipe(**CHANGES), resources, broken, step=4)
-    assert max(broken.checkpoints.steps()) < 36
-    killer = Killer(ray_cluster, broken, [("worker", 8), ("controller", 20)])
-    killer.start()
-    train_stage(recipe(**CHANGES), "pretrain", resources, s3_root, "broken")
-    figures = compare(whole, broken, killer.killed)
-    assert list(figures["recovery_s"]) == ["worker", "controller"]
-    assert figures["weights_bit_equal"]
-    assert figures["losses_bit_equal"]
-    assert (figures["samples_lost"], figures["samples_repeated"], figures["steps"]) == (0, 0, 36)
-    recoveries = [json.loads(found.read_bytes()) for found in (broken.folder / "recoveries").list()]
-    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
-    assert not [group for group in placement_group_table().values() if group["state"] == "CREATED"]
-    assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
-    assert any("tfevents" in found.uri for found in (whole.folder / "tensorboard").list())
-    assert losses(whole)[-1] < losses(whole)[0]
-    assert train_stage(recipe(**CHANGES), "pretrain", RESOURCES, s3_root, "whole") == whole  # done: returns at once
+@pytest.fixture(scope="module")
+def whole(storage_root: Location) -> Run:
+    """A finished run of two ranks without a cluster, that nothing disturbed."""
+    root = storage_root / "training"
+    datasets(root)
+    run = Run(root / "runs" / "whole")
+    return train_plainly(prepare(recipe(**CHANGES), "pretrain", RESOURCES, run, None, None))
 
-    interrupt(broken, step=12)
-    damage(broken, step=12)  # found by the worker that reads it: the run goes on from step 8
+
+def test_a_killed_run_ends_as_an_unbroken_one_and_goes_on_with_fewer_workers(whole: Run, ray_cluster: Any) -> None:
+    broken = Run(root_of(whole) / "runs" / "broken")
+    killer = Killer(ray_cluster, broken, [("worker", 4), ("controller", 16)])
+    killer.start()
+    resources = RESOURCES.model_copy(update={"max_failures": 2})
+    train_stage(recipe(**CHANGES), "pretrain", resources, root_of(whole), "broken")
+    compared = compare(whole, broken, killer.killed)
+    assert list(compared["recovery_s"]) == ["worker", "controller"]
+    assert compared["weights_bit_equal"]
+    assert compared["losses_bit_equal"]
+    assert (compared["samples_lost"], compared["samples_repeated"], compared["steps"]) == (0, 0, 36)
+    recoveries = [json.loads(file.read_bytes()) for file in (broken.folder / "recoveries").list()]
+    assert [sorted(each) for each in recoveries[0]] == [RECOVERY, RECOVERY]
+    assert not groups_there_are()
+    assert b"## Recoveries" in (broken.folder / "report" / "report.md").read_bytes()
+    assert any("tfevents" in file.uri for file in (broken.folder / "tensorboard").list())
+    assert losses(whole)[-1] < losses(whole)[0]
+    done = train_stage(recipe(**CHANGES), "pretrain", RESOURCES, root_of(whole), "broken")
+    assert done == broken  # at once
+    check_a_damaged_checkpoint_and_a_killed_driver(broken, losses(whole), ray_cluster)
+
+
+def check_a_damaged_checkpoint_and_a_killed_driver(run: Run, whole: list[float], cluster: Any) -> None:
+    interrupt(run, step=12)
+    damage(run, step=12)  # found by the worker that reads it: the run goes on from step 8
     alone = RESOURCES.model_copy(update={"num_workers": 1})
     raised = recipe(**{**CHANGES, "max_quarantined_fraction": 0.5})  # changes no loss
-    train_stage(raised, "pretrain", alone, s3_root, "broken")
-    [*_, change] = (broken.record() or {})["changes"]
+    train_until_the_driver_is_killed(cluster, raised, alone, run, step=20)
+    [*_, change] = (run.record() or {})["changes"]
     assert change["changed"]["recipe.pretrain.max_quarantined_fraction"] == [0.001, 0.5]
-    assert_equal_to_rounding(losses(broken), losses(whole), step=8)
+    latest = newest_intact(run)
+    assert latest is not None
+    assert 20 <= latest.step == len(losses(run))
+    assert_equal_to_rounding(losses(run), whole[: latest.step], step=8)
 
 
 @pytest.mark.long  # test_training_loop.py resizes ZeRO 3 without a cluster
@@ -183,32 +203,11 @@ def wait_for_figure(url: str, pattern: str) -> None:
         time.sleep(1)
 
 
-def test_finetune_starts_from_the_last_checkpoint_of_pretrain(tmp_path: Path) -> None:
-    root = Location.parse(str(tmp_path / "store"))  # on files; the other tests train from S3
-    datasets(root, samples=32)
-    one = RESOURCES.model_copy(update={"num_workers": 1, "zero_stage": 0})
-    short = tiny_recipe(pretrain=tiny_stage("captions@v1", template="plain", duration=Duration(steps=2)))
+def test_finetune_needs_a_checkpoint_of_pretrain(root: Location) -> None:
+    datasets(root)
     with pytest.raises(CheckpointError, match="run its stage first"):
-        train_stage(short, "finetune", one, root, "ft", parent="pre")
-    train_stage(short, "pretrain", one, root, "pre")
-    run = train_stage(short, "finetune", one, root, "ft", parent="pre")
-    latest = run.checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 4
-    assert latest.run["stage"] == "finetune"
-    assert list(latest.run["datasets"]) == ["train@v1"]
-
-
-def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(s3_root: Location) -> None:
-    datasets(s3_root)
-    turns = (Turn("user", IMAGE_MARK), Turn("assistant", "red"))
-    bad = [Sample(f"bad-{i}", (make_image()[:50],), turns, f"bad-{i}.png") for i in range(8)]
-    write_dataset(s3_root, "mixed", [*bad, *(colour_sample(i, caption=True) for i in range(56))])
-    stage = tiny_stage("mixed@v1", template="plain", max_quarantined_fraction=0.05)
-    with pytest.raises(QuarantineError, match=r"of 64 samples cannot be used.*bad-\d.*cannot be decoded"):
-        train_stage(tiny_recipe(pretrain=stage), "pretrain", RESOURCES, s3_root, "q")
-    assert any("/quarantine/" in found.uri for found in (s3_root / "runs" / "q").list())
-    assert 8 not in Run(s3_root / "runs" / "q").checkpoints.steps()
+        train_stage(tiny_recipe(), "finetune", RESOURCES, root, "ft", parent="never")
+    assert (root / "runs").list() == []
 
 
 def test_a_dataset_that_is_not_there_is_refused_before_anything_starts(root: Location) -> None:

@@ -1,4 +1,4 @@
-"""The loop in plain processes: one loss curve whatever the cut; killed, resumed, short of storage, fed rubbish."""
+"""The loop in plain processes: killed, resumed, hung, short of memory and of storage, fed rubbish."""
 
 import itertools
 import json
@@ -7,139 +7,23 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from factories import colour_sample, tiny_model_config, tiny_stage, write_dataset
-from train_processes import ProcessEndedError, Training, scratch
-from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
-from warren.data.model_inputs import Inputs
-from warren.data.sample import Sample, Turn
-from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
+from factories import colour_sample, image, write_dataset
+from train_processes import STEPS, ProcessEndedError, Training, assert_same_curve, at_step, computed
+from warren.config import Duration, GuardConfig, StageConfig
+from warren.data.sample import IMAGE_MARK, Sample, Turn
+from warren.errors import CheckpointError, DamagedCheckpointError, QuarantineError, StorageError, TrainingError
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.optimization import cosine_schedule
-
-STEPS = 6
-OFFLOADS = [(1, ("optimizer",)), (2, ("optimizer",)), (3, ("optimizer", "weights"))]
-
-
-@pytest.fixture
-def training(tmp_path: Path, tiny_inputs: tuple[Inputs, str]) -> Training:
-    root = scratch(tmp_path)
-    text = (Turn("user", "what colour is number 3?"), Turn("assistant", "red"))
-    samples = [colour_sample(i) if i % 5 else Sample(f"text-{i}", (), text, "tests") for i in range(48)]
-    write_dataset(root, "d", samples)
-    stage = tiny_stage(
-        "d@v1",
-        duration=Duration(steps=STEPS),
-        projector_learning_rate=3e-4,
-        weight_decay=0.1,
-        warmup_fraction=0.2,
-        validation=ValidationConfig(dataset="d@v1", every_steps=4),
-    )
-    return Training(root, "r", stage, tiny_inputs)
-
-
-def figures(row: dict[str, Any]) -> list[float]:
-    return [row["loss"], row["grad_norm"], row.get("validation_loss", 0.0)]
-
-
-def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
-    training: Training, tmp_path: Path
-) -> None:
-    training = replace(training, prepare=partial(compile_into, tmp_path / "compiled"))
-    # With three ranks and micro-batches of one sample, one of the nine is empty; some hold text only.
-    cuts = [(0, 8, 1), (2, 2, 1), (1, 4, 2), (3, 2, 2), (0, 2, 3), (2, 1, 3), (3, 1, 4)]
-    curves = {}
-    for zero_stage, micro_batch_size, world_size in cuts:
-        name = f"zero{zero_stage}-micro{micro_batch_size}-ranks{world_size}"
-        one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=micro_batch_size)
-        [curves[name], *_] = one.train(world_size)
-    for zero_stage, world_size in ((2, 1), (3, 2)):
-        name = f"zero{zero_stage}-packed-ranks{world_size}"
-        one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=1, changes={"packing": True})
-        [curves[name], *_] = one.train(world_size)
-        assert all(row["padding_fraction"] < 0.2 for row in curves[name])
-    assert not [*(tmp_path / "compiled").rglob("*.cpp")]
-    for zero_stage, changes in ((0, {"packing": True}), (2, {"gradient_checkpointing": True})):
-        name = f"zero{zero_stage}-compiled"
-        one = replace(
-            training, name=name, zero_stage=zero_stage, micro_batch_size=2, changes={**changes, "compile": True}
-        )
-        [curves[name], *_] = one.train(2)
-    assert [*(tmp_path / "compiled").rglob("*.cpp")]
-    whole = curves["zero0-micro8-ranks1"]
-    assert len(whole) == STEPS
-    assert whole[-1]["loss"] < whole[0]["loss"]
-    assert [step for step, row in enumerate(whole, 1) if "validation_loss" in row] == [4, 6]
-    for name, found in curves.items():
-        for expected, measured in zip(whole, found, strict=True):
-            assert figures(measured) == pytest.approx(figures(expected), rel=2e-5), (name, expected["step"])
-        same = ("step", "samples", "supervised_tokens", "tokens", "images", "learning_rate")
-        assert [[row[key] for key in same] for row in found] == [[row[key] for key in same] for row in whole], name
-
-
-def compile_into(folder: Path, loop: Any, model: Any, rank: int) -> None:
-    """Have this rank keep what it compiles in a folder of the test: one that compiles nothing leaves no folder."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-
-
-@pytest.mark.parametrize(("zero_stage", "offload"), OFFLOADS)
-def test_what_waits_on_the_host_trains_as_ever(training: Training, zero_stage: int, offload: tuple[str, ...]) -> None:
-    [whole, *_] = replace(training, name="whole", zero_stage=zero_stage).train(1)
-    changed = replace(training, name="offloaded", zero_stage=zero_stage, changes={"offload": offload})
-    [found, *_] = changed.train(2)
-    for expected, measured in zip(whole, found, strict=True):
-        assert figures(measured) == pytest.approx(figures(expected), rel=2e-5)
-
-
-def allow_fp16(loop: Any, model: Any, rank: int, kill_at: int | None = None) -> None:
-    """Let DeepSpeed compute in fp16 on a CPU, which torch can, only slowly."""
-    from deepspeed.accelerator import get_accelerator
-
-    get_accelerator().is_fp16_supported = lambda: True
-    if kill_at is not None:
-        at_step(loop, kill_at, partial(kill_once_saved, loop))
-
-
-@pytest.mark.parametrize(("zero_stage", "then_on"), [(1, 2), (2, 1), (3, 2)])
-def test_fp16_finds_its_loss_scale_and_a_resumed_run_goes_on_with_it(
-    training: Training, zero_stage: int, then_on: int
-) -> None:
-    stage = training.stage.model_copy(update={"checkpoint_every_steps": 3})
-    [plain, *_] = replace(training, name="plain", stage=stage, zero_stage=zero_stage).train(1)
-    half = replace(
-        training, name="half", stage=stage, zero_stage=zero_stage, changes={"precision": "fp16"}, prepare=allow_fp16
-    )
-    [rows, *_] = half.train(2)
-    assert rows[0]["skipped"] == "the gradient overflowed fp16 at a loss scale of 65536"
-    assert [row["loss_scale"] for row in rows] == [65536, *[32768] * 5]
-    assert not any(row["skipped"] for row in rows[1:])
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], rel=5e-3)
-    broken = replace(half, name="broken", prepare=partial(allow_fp16, kill_at=4))
-    with pytest.raises((ProcessEndedError, RuntimeError)):
-        broken.train(2)
-    [resumed, *_] = replace(broken, prepare=allow_fp16).train(then_on)
-    assert [row["loss_scale"] for row in resumed] == [row["loss_scale"] for row in rows]
-    expected = [row["loss"] for row in rows]
-    assert [row["loss"] for row in resumed] == (expected if then_on == 2 else pytest.approx(expected, rel=1e-3))
-
-
-def at_step(loop: Any, step: int, action: Callable[[], None]) -> None:
-    """Run `action` when the loop asks for the batch of a step."""
-    asked = loop._next_part
-
-    def ask(number: int, batches: Any) -> Any:
-        if number == step:
-            action()
-        return asked(number, batches)
-
-    loop._next_part = ask
 
 
 def spoil(loop: Any, model: Any, rank: int, kill_at: int | None = None) -> None:
@@ -196,7 +80,7 @@ def assert_alike_after_a_kill(whole: Training, world_size: int, rows: list[dict[
         broken.train(world_size)
     assert broken.run.checkpoints.steps() == [3]
     [resumed, *_] = replace(broken, prepare=spoil).train(world_size)
-    assert [str(figures(row)) for row in resumed] == [str(figures(row)) for row in rows]  # bit by bit; NaN is not NaN
+    assert [str(computed(row)) for row in resumed] == [str(computed(row)) for row in rows]  # bit by bit; NaN is not NaN
     assert [row["skipped"] for row in resumed] == [row["skipped"] for row in rows]
 
 
@@ -282,31 +166,23 @@ def note_stopped(loop: Any, model: Any, rank: int) -> None:
     loop.must_stop = lambda: next(asked) == 2
 
 
-def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training) -> None:
-    [whole, *_] = training.train(2)
-    pushed = replace(training, name="pushed", prepare=note_stopped)
-    [short, *_] = pushed.train(2)
-    assert len(short) == 3
-    assert pushed.run.checkpoints.steps() == [3]
-    [resumed, *_] = replace(pushed, prepare=None).train(2)
-    assert [figures(row) for row in resumed] == [figures(row) for row in whole]
-
-
 @pytest.mark.parametrize(
-    ("zero_stage", "before", "after"), [(1, 4, 2), (1, 1, 2), (1, 2, 3), (2, 4, 2), (2, 2, 1), (3, 4, 2), (3, 2, 3)]
+    ("zero_stage", "before", "after"),
+    [
+        *[(1, 2, 3), (2, 2, 2), (2, 2, 1), (3, 2, 3)],
+        *(pytest.param(*sizes, marks=pytest.mark.long) for sizes in [(1, 4, 2), (1, 1, 2), (2, 4, 2), (3, 4, 2)]),
+    ],
 )
-def test_a_run_goes_on_with_another_number_of_ranks(
-    training: Training, zero_stage: int, before: int, after: int
+def test_a_run_that_gives_way_goes_on_from_where_it_stood_with_any_number_of_ranks(
+    training: Training, curve: list[dict[str, Any]], zero_stage: int, before: int, after: int
 ) -> None:
-    training = replace(training, zero_stage=zero_stage, micro_batch_size=1)
-    [whole, *_] = training.train(after)
-    resized = replace(training, name="resized", prepare=note_stopped)
-    resized.train(before)
+    resized = replace(training, zero_stage=zero_stage, micro_batch_size=1, prepare=note_stopped)
+    [short, *_] = resized.train(before)
+    assert len(short) == 3
+    assert resized.run.checkpoints.steps() == [3]
     [resumed, *_] = replace(resized, prepare=None).train(after)
-    assert len(resumed) == STEPS
-    for found, expected in zip(resumed, whole, strict=True):
-        assert figures(found) == pytest.approx(figures(expected), rel=2e-4)
-        assert found["samples"] == expected["samples"]
+    assert resumed[:3] == short
+    assert_same_curve(resumed, curve, rel=2e-4)
 
 
 def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_before(training: Training) -> None:
@@ -325,71 +201,49 @@ def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_
     assert found is not None
     assert found.step == 4
     [resumed, *_] = training.train(2)
-    assert [figures(row) for row in resumed] == [figures(row) for row in whole]
+    assert [computed(row) for row in resumed] == [computed(row) for row in whole]
 
 
-def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
-    """Note what ZeRO-3 holds whole while decoder blocks are recomputed, after each backward, and groups' timeouts."""
-    import torch
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-    from torch.distributed.distributed_c10d import _world
-
-    from warren.models import add_adapters, freeze_all_but
-    from warren.train import engine
-
-    add_adapters(model, LoraConfig(rank=2, alpha=4), 3)
-    freeze_all_but(model, loop.stage.trainable)
-    written = engine.deepspeed_config
-    at_once = {
-        f"stage3_{name}": 0 for name in ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold")
-    }
-    engine.deepspeed_config = lambda *args: {
-        **(config := written(*args)),
-        "zero_optimization": {**config["zero_optimization"], **at_once},
-    }
-
-    def whole() -> int:
-        parameters = loop._engine._engine.module.parameters()
-        return sum(p.ds_numel for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE)
-
-    found: dict[str, list[float]] = {"in_recompute": [], "after_backward": [], "timeouts_s": []}
-    for block in model.model.language_model.layers:
-        block.mlp.down_proj.register_forward_pre_hook(lambda *_: found["in_recompute"].append(whole()))
-    forward_backward, watch = engine.TrainingEngine.forward_backward, loop._watch
-
-    def counted(self: Any, *args: Any) -> Any:
-        share = forward_backward(self, *args)
-        found["after_backward"].append(whole())
-        return share
-
-    def note(step: int, row: Any, part: Any) -> None:
-        watch(step, row, part)
-        device = torch.device("cpu")
-        found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
-        (folder / f"{rank}.json").write_text(json.dumps(found))
-
-    engine.TrainingEngine.forward_backward, loop._watch = counted, note
-
-
-def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(
-    training: Training, tmp_path: Path
-) -> None:
-    # DeepSpeed's issue 8148: frozen weights stayed whole after the backward pass had recomputed their blocks.
+def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(training: Training) -> None:
+    turns = (Turn("user", f"{IMAGE_MARK}\nwhat colour?"), Turn("assistant", "red"))
+    bad = [Sample(f"bad-{i}", (image()[:50],), turns, f"bad-{i}.png") for i in range(8)]
+    write_dataset(training.root, "mixed", [*bad, *(colour_sample(i) for i in range(56))])
     stage = training.stage.model_copy(
-        update={"trainable": ("projector", "language_model"), "duration": Duration(steps=2), "validation": None}
+        update={"dataset": "mixed@v1", "max_quarantined_fraction": 0.05, "checkpoint_every_steps": 2}
     )
-    looked = replace(
-        training,
-        stage=stage,
-        zero_stage=3,
-        changes={"gradient_checkpointing": True, "hang_timeout_s": 600.0},
-        model=tiny_model_config(num_hidden_layers=6),
-        prepare=partial(look_inside, folder=tmp_path),
-    )
-    looked.train(2)
-    for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert len(found["timeouts_s"]) > 1
-        assert set(found["timeouts_s"]) == {660.0}
-        assert set(found["after_backward"]) == {0}
-        assert 0 < max(found["in_recompute"]) < 2 * 10_400  # a block's frozen weights are 10,400
+    with pytest.raises(QuarantineError, match=r"of 64 samples cannot be used.*bad-\d.*cannot be decoded"):
+        replace(training, stage=stage).train(2)
+    assert list(Path(training.run.folder.uri, "quarantine").iterdir())
+    assert STEPS not in training.run.checkpoints.steps()
+
+
+def hang(loop: Any, model: Any, rank: int) -> None:
+    """Have rank 1 stand still at step 2, and its watchdog bark soon after."""
+
+    def stand_still() -> None:
+        loop._watchdog._timeout_s = 0.5
+        threading.Event().wait()
+
+    if rank == 1:
+        at_step(loop, 2, stand_still)
+
+
+def test_a_rank_that_hangs_is_ended_says_where_it_stood_and_leaves_no_other_waiting(training: Training) -> None:
+    with pytest.raises((ProcessEndedError, RuntimeError)):
+        replace(training, prepare=hang).train(2)
+    [report] = Path(training.run.folder.uri, "stacks").iterdir()
+    assert report.name.endswith("-rank-00001.txt")
+    assert "while training step 2" in report.read_text()
+    assert "in stand_still" in report.read_text()
+
+
+def ask_for_too_much(loop: Any, model: Any, rank: int) -> None:
+    def take(*_: Any) -> None:
+        torch.empty(1 << 50)
+
+    at_step(loop, 1, lambda: model.lm_head.register_forward_pre_hook(take) and None)
+
+
+def test_a_step_that_is_out_of_memory_says_what_to_change(training: Training) -> None:
+    with pytest.raises(TrainingError, match=r"out of memory at step 1 .* resources\.micro_batch_size=1, or"):
+        replace(training, prepare=ask_for_too_much).train(2)

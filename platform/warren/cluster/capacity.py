@@ -22,11 +22,18 @@ def lacks(cpus: float, gpus: float) -> bool:
     return bool(free.get("CPU", 0.0) < cpus or free.get("GPU", 0.0) < gpus)
 
 
-def has_room() -> bool:
-    """Tell whether the cluster has set aside what this job asked for, so that its processes are starting."""
+def has_room(cpus: float, gpus: float) -> bool:
+    """Tell whether the cluster has set aside what this job asked for, or can: then its processes are starting.
+
+    A job asks for its place some seconds after it began: before that, it counts whether there would be one.
+
+    Args:
+        cpus: Of the fewest processes that the job can do with; so are `gpus`.
+    """
     job = ray.get_runtime_context().get_job_id()  # ids of placement groups end with their job's
-    groups = ray.util.placement_group_table()
-    return any(group.endswith(job) and facts["state"] == "CREATED" for group, facts in groups.items())
+    groups = ray.util.placement_group_table().items()
+    states = {facts["state"] for group, facts in groups if group.endswith(job)} - {"REMOVED"}
+    return "CREATED" in states if states else not lacks(cpus, gpus)
 
 
 def waiting(for_what: str) -> str:

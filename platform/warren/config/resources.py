@@ -73,6 +73,11 @@ class Resources(Config):
         return self.hang_timeout_s + _GROUP_SPARE_S
 
     @property
+    def min_workers(self) -> int:
+        """The number of workers that a run cannot do without."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
     def max_workers(self) -> int:
         """The number of workers when there is room for all."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers

@@ -73,6 +73,7 @@ class Demo:
             is not made again.
         keep: Leave the endpoint up until Ctrl-C.
         num_questions: Held-out questions asked through the endpoint.
+        named: The name or the path by which the jobs find the recipe; None: its own name.
     """
 
     recipe: Recipe
@@ -80,6 +81,7 @@ class Demo:
     output: Path
     keep: bool = False
     num_questions: int = 12
+    named: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -132,6 +134,10 @@ class Demo:
         print(f"\n{image}\n{json.dumps(figures)}", flush=True)
         return figures
 
+    @property
+    def _named(self) -> str:
+        return self.named or self.recipe.name
+
     def _environment(self, server: S3Server, root: Location) -> dict[str, str]:
         return {
             **server.environment,
@@ -145,7 +151,7 @@ class Demo:
         """Submit a job as the README says, and pass on what it prints."""
         sets = [part for option in self.options for part in ("--set", option)]
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
-        command += ["--recipe", self.recipe.name, *sets]
+        command += ["--recipe", self._named, *sets]
         print(f"\n$ {shlex.join(command)}", flush=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         process = subprocess.Popen(
@@ -237,8 +243,8 @@ class Demo:
         variables.chmod(0o600)  # it holds the cluster's token
         print(
             f"To go on with it, in another shell:\n  . {variables}\n"
-            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {self.recipe.name} --run mine "
-            f"--from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
+            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {shlex.quote(self._named)} "
+            f"--run mine --from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
         )
         print("Ctrl-C ends it.", flush=True)
         try:

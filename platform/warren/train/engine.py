@@ -27,6 +27,7 @@ _NEVER = 10**9
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients that are added up over the ranks at once: 32 MiB in bf16, about as torch's DDP does. A buffer or two of
 this size are held; DeepSpeed's own 5e8 would be a gigabyte each."""
+_NO_COMPILE_VARIABLE = "TORCHDYNAMO_DISABLE"
 _DEEPSPEEDS_NAMES = {"optimizer": "optimizer", "weights": "param"}
 # The loss scale halves with every gradient that overflows, and doubles after a thousand steps without.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
@@ -239,7 +240,23 @@ def _import_deepspeed() -> Any:
         # killed process leaves behind and that every later start waits for without end.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.utils.logging.logger.setLevel("ERROR")
+    _import_muon()
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer without compiling it: ZeRO imports it in any case, to ask if it is the one.
+
+    Compiling its functions (DeepSpeed 0.19) loads torch's compiler, which takes a worker 1.3 s of CPU time.
+    """
+    before = os.environ.get(_NO_COMPILE_VARIABLE)
+    os.environ[_NO_COMPILE_VARIABLE] = "1"
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        del os.environ[_NO_COMPILE_VARIABLE]
+        if before is not None:
+            os.environ[_NO_COMPILE_VARIABLE] = before
 
 
 def to_universal(folder: Path) -> None:

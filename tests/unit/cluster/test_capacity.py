@@ -34,15 +34,16 @@ def test_either_kind_may_be_lacking(cluster: None) -> None:
     assert lacks(0.5, 1.0)
 
 
-def test_workers_that_have_their_place_are_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_have_their_place_or_would_find_one_are_starting(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = SimpleNamespace(get_job_id=lambda: "07000000")
     monkeypatch.setattr(capacity.ray, "get_runtime_context", lambda: context)
-    groups = {
-        "aa06000000": {"state": "CREATED"},
-        "bb07000000": {"state": "REMOVED"},
-        "cc07000000": {"state": "PENDING"},
-    }
+    groups = {"aa06000000": {"state": "CREATED"}, "bb07000000": {"state": "REMOVED"}}
     monkeypatch.setattr(capacity.ray.util, "placement_group_table", lambda: groups)
-    assert not has_room()
+    assert has_room(0.5, 0.0)  # nothing was asked for yet: what will ask is starting
+    assert not has_room(1.0, 0.0)
+    groups["cc07000000"] = {"state": "PENDING"}
+    assert not has_room(0.5, 0.0)
     groups["cc07000000"] = {"state": "CREATED"}
-    assert has_room()
+    assert has_room(1.0, 0.0)

@@ -1,6 +1,7 @@
 """What the demo prints for people, and the port of the endpoint."""
 
 import json
+import runpy
 import socket
 from pathlib import Path
 
@@ -37,6 +38,30 @@ def test_a_kept_endpoint_comes_with_a_request_that_it_accepts(
     request = parse_chat_request((tmp_path / "request.json").read_bytes())
     assert request.model == "tiny"
     assert json.loads((tmp_path / "request.json").read_text())["messages"][0]["content"][1]["text"].startswith("what")
+
+
+def test_a_recipe_in_a_file_is_found_by_every_job(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs run in a copy of the working directory, in which a relative path may lead elsewhere."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "ray"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/submitted\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("warren.testbed.demo.sys.executable", str(program))
+    monkeypatch.syspath_prepend(str(repository / "jobs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("extends: demo\nname: other\n")
+    walked: list[Demo] = []
+    monkeypatch.setattr(Demo, "run", lambda demo: walked.append(demo))
+    job = runpy.run_path(str(repository / "jobs" / "demo.py"), run_name="job")
+    job["run"](job["parser"]().parse_args(["--recipe", "mine.yaml"]))
+    job["run"](job["parser"]().parse_args([]))
+    for demo in walked:
+        demo._submit("ingest", {})
+    ways = [line.partition(" --recipe ")[2] for line in (tmp_path / "submitted").read_text().splitlines()]
+    assert ways == [str(tmp_path / "mine.yaml"), "demo"]
+    assert walked[0].recipe.name == "other"
 
 
 def test_a_port_in_use_is_said_before_anything_is_deployed() -> None:

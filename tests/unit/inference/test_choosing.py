@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+from tokenizers import Tokenizer
+from transformers import LlavaForConditionalGeneration
 
 from factories import COLOURS, colour_sample, make_image
 from warren.config import EvaluateConfig
@@ -27,39 +28,64 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def alone(chooser: MultipleChoice, prompt: Prompt, choice: str) -> float:
-    """Return one choice's log-likelihood from one plain forward of everything."""
-    ids, labels = chooser._encode((*prompt.turns, Turn("assistant", choice)))
-    pixels = chooser._normalised(chooser.inputs.pixels(prompt.images)) if prompt.images else None
-    with torch.no_grad():
-        logits = chooser._model(input_ids=torch.tensor(ids)[None].long(), pixel_values=pixels).logits[0]
-    targets = torch.tensor(labels[1:]).long()
-    loss = functional.cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum")
-    return -float(loss)
+class Oracle:
+    """Likelihoods by transformers and tokenizers alone: one plain forward of question, colour and choice."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._size_px = self._model.config.vision_config.image_size
+
+    def __call__(self, words: str, colour: tuple[int, int, int] | None, choice: str) -> float:
+        """Return that of `choice` and the end of the answer, as the answer to `words` about an image of one colour."""
+        config = self._model.config
+        image = self._ids("USER: ") + [config.image_token_id] * config.image_seq_length if colour else []
+        question = f"\n{words} ASSISTANT:" if colour else f"USER: {words} ASSISTANT:"
+        whole, asked = self._ids(f"{question} {choice}<|endoftext|>"), self._ids(question)
+        assert whole[: len(asked)] == asked
+        answer, pixels = whole[len(asked) :], None
+        if colour:
+            plain = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, self._size_px, self._size_px) / 255
+            pixels = (plain - 0.5) / 0.5  # SigLIP's mean and standard deviation
+        with torch.no_grad():
+            logits = self._model(input_ids=torch.tensor([image + whole]), pixel_values=pixels).logits[0]
+        scores = torch.log_softmax(logits[-len(answer) - 1 : -1].float(), dim=-1)
+        return float(scores[range(len(answer)), answer].sum())
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-@pytest.mark.parametrize("images", [(make_image(),), ()])
-def test_likelihoods_are_those_of_each_choice_alone(folder: Path, images: tuple[bytes, ...]) -> None:
+@pytest.fixture(scope="module")
+def oracle(folder: Path) -> Oracle:
+    return Oracle(folder)
+
+
+WORDS = "what shape is there?"
+
+
+@pytest.mark.parametrize("colour", [(200, 30, 60), None])
+def test_likelihoods_are_those_of_each_choice_alone(
+    folder: Path, oracle: Oracle, colour: tuple[int, int, int] | None
+) -> None:
     chooser = MultipleChoice(folder)
-    mark = f"{IMAGE_MARK}\n" if images else ""
-    prompt = Prompt((Turn("user", f"{mark}what shape is there?"),), images)
-    found = chooser.log_likelihoods(prompt.turns, chooser.inputs.pixels(images), CHOICES)
-    np.testing.assert_allclose(found, [alone(chooser, prompt, choice) for choice in CHOICES], rtol=1e-5)
+    turns = (Turn("user", f"{IMAGE_MARK}\n{WORDS}" if colour else WORDS),)
+    pixels = chooser.inputs.pixels((make_image(colour),) if colour else ())
+    measured = chooser.log_likelihoods(turns, pixels, CHOICES)
+    np.testing.assert_allclose(measured, [oracle(WORDS, colour, choice) for choice in CHOICES], rtol=1e-5)
 
 
-def test_the_choice_is_what_gains_most_over_a_blank_image(folder: Path) -> None:
+def test_the_choice_is_what_gains_most_over_a_blank_image(folder: Path, oracle: Oracle) -> None:
     chooser = MultipleChoice(folder)
-    turns = (Turn("user", f"{IMAGE_MARK}\nwhat shape is there?"),)
-    grey = tuple(round(255 * v) for v in chooser.inputs.image.mean)
-    blank = Prompt(turns, (make_image(grey),))
+    turns = (Turn("user", f"{IMAGE_MARK}\n{WORDS}"),)
+    grey: tuple[int, int, int] = (128, 128, 128)  # the mean of SigLIP's images, 0.5
     for colour in COLOURS.values():
-        shown = Prompt(turns, (make_image(colour),))
-        gains = [alone(chooser, shown, choice) - alone(chooser, blank, choice) for choice in CHOICES]
-        asked = chooser.prepare(shown, CHOICES[0])
+        gains = [oracle(WORDS, colour, choice) - oracle(WORDS, grey, choice) for choice in CHOICES]
+        asked = chooser.prepare(Prompt(turns, (make_image(colour),)), CHOICES[0])
         assert chooser.choose(asked, CHOICES) == int(np.argmax(gains))
         assert chooser.choose(asked, CHOICES[::-1]) == 2 - int(np.argmax(gains))  # what is known is not mixed up
-    text = Prompt((Turn("user", "what shape is there?"),), ())
-    likeliest = [alone(chooser, text, choice) for choice in CHOICES]
+    text = Prompt((Turn("user", WORDS),), ())
+    likeliest = [oracle(WORDS, None, choice) for choice in CHOICES]
     assert chooser.choose(chooser.prepare(text, CHOICES[0]), CHOICES) == int(np.argmax(likeliest))
 
 

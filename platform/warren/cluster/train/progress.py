@@ -29,10 +29,20 @@ class Progress:
         num_steps: Steps of the whole run.
         trackers: Get every step's metrics; they are closed at the end.
         workers: The workers that the run waits for while it has none, in words.
+        fewest: CPUs and GPUs of the fewest workers that it can train with.
     """
 
-    def __init__(self, monitor: Any, title: str, num_steps: int, trackers: Sequence[Tracker], workers: str) -> None:
-        self._monitor, self._title, self._num_steps, self._workers = monitor, title, num_steps, workers
+    def __init__(
+        self,
+        monitor: Any,
+        title: str,
+        num_steps: int,
+        trackers: Sequence[Tracker],
+        workers: str,
+        fewest: tuple[float, float],
+    ) -> None:
+        self._monitor, self._title, self._num_steps = monitor, title, num_steps
+        self._workers, self._fewest = workers, fewest
         self._waiting_line_s = 0.0
         self._trackers = [*trackers, Gauges(title)]
         self._rate = _Rate()
@@ -92,7 +102,7 @@ class Progress:
         self._waiting_line_s = min(self._waiting_line_s, waited_s)
         if waited_s - self._waiting_line_s > _WAITING_LINE_EVERY_S:
             self._waiting_line_s = waited_s
-            doing = f"starting {self._workers}" if has_room() else waiting(self._workers)
+            doing = f"starting {self._workers}" if has_room(*self._fewest) else waiting(self._workers)
             tqdm.write(f"{self._title}: {doing}, for {waited_s:.0f} s", file=sys.stderr)
 
     def _line(self, row: StepMetrics) -> str:

@@ -75,7 +75,8 @@ def train_stage(
     monitor = start_monitor()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
-    with Progress(monitor, task.run.name, num_steps, trackers, workers):
+    fewest = resources.min_workers * resources.cpus_per_worker, resources.min_workers * resources.gpus_per_worker
+    with Progress(monitor, task.run.name, num_steps, trackers, workers, fewest):
         FailurePolicy(
             attempt=lambda: _attempt_until_intact(task, monitor),
             is_complete=lambda: _is_complete(task.run, num_steps),

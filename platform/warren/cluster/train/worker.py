@@ -55,7 +55,7 @@ def _train(task: TrainingTask, monitor: Any) -> None:
         from warren.train.ranks import Ranks
         from warren.train.validation import read_parts
 
-        model = _build_model(task)
+        model = stage_model(task)
     finally:
         gc.enable()
 
@@ -87,7 +87,7 @@ def _train(task: TrainingTask, monitor: Any) -> None:
     monitor.report_stopped.remote()
 
 
-def _build_model(task: TrainingTask) -> Any:
+def stage_model(task: TrainingTask) -> Any:
     """Build the model that the stage began with, for a resumed run too: checkpoints hold no frozen weights."""
     from warren.models import add_adapters, build_model, freeze_all_but, unfold_head
 

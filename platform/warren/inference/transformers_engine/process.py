@@ -4,19 +4,15 @@ Nothing here imports torch: who only asks an engine starts in a second and stays
 """
 
 import logging
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from warren.errors import WarrenError
+from warren.inference.child import start_child
 from warren.inference.engine import EngineStats, Event, GenerationRequest
 from warren.inference.limits import EngineOptions
 
-_PROGRAM = "import sys; from warren.inference.transformers_engine.worker import main; main(int(sys.argv[1]))"
+_ENTRY = "warren.inference.transformers_engine.worker:main"
 
 
 @dataclass(frozen=True)
@@ -56,16 +52,7 @@ class WorkerProcess:
     """A process that imports what it needs and then waits for its order. It ends when its starter does."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                # By path: modules that a job shipped are found as here, and the starter's program does not run again.
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # whoever interrupts the starter is answered by it alone
-            )
-        self._connection = Connection(ours.detach())
+        self._process, self._connection = start_child(_ENTRY)
 
     @property
     def pid(self) -> int:
