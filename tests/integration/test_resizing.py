@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from serve_endpoint import wait_for
-from warren.cluster import resizing
+from warren.cluster.train import elastic
 from warren.cluster.train.elastic import CheckpointBeforeResize
 from warren.cluster.train.monitor import start_monitor
 
@@ -64,7 +64,7 @@ def test_after_a_loss_the_nodes_are_counted_anew(monitor: Any, state: type, monk
         return counted[-1]
 
     get = ray.get
-    monkeypatch.setattr(resizing.ray, "get", note)
+    monkeypatch.setattr(elastic.ray, "get", note)
     loss = state(training_failed_error=None)
     CheckpointBeforeResize(monitor, 60).after_controller_state_update(RunningState(), loss)
     assert {} in counted, "what Ray has reserved for nobody"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories import colour_sample, tiny_recipe, write_dataset
-from warren.cluster import serving
+from warren.cluster.serve import endpoint as serving
 from warren.errors import ServiceError
 from warren.storage import Location
 from warren.testbed import RayHead

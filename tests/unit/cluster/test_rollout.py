@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from warren.cluster import serving
+from warren.cluster.serve import endpoint as serving
 from warren.cluster.serve.endpoint import roll_in
 from warren.cluster.serve.endpoint_config import IMPORT_PATH
 from warren.config import Resources

@@ -72,7 +72,7 @@ def test_checkpointing_and_frozen_towers_save_activations() -> None:
 
 def test_the_text_says_what_is_known_and_what_is_not() -> None:
     text = dry_run(recipe_of("demo"), "finetune", resources_of("laptop"), None)
-    assert "1,000 of 32 samples = 2 workers × 32 × 1" in text
+    assert "500 of 32 samples = 2 workers × 32 × 1" in text
     assert "unknown samples an epoch (the dataset is not in storage)" in text
     assert '"train_micro_batch_size_per_gpu": 32' in text
     assert text.count("← these resources") == 1

@@ -25,7 +25,7 @@ def test_it_counts_what_ingest_would_do_and_shows_what_is_learnt(repository: Pat
     text = preview_samples(recipe(repository, config), 500, Location(str(tmp_path / "page")))
     assert text.startswith("pairs@v1: 23 samples read, 12 of them quarantined\n")
     assert "  1 × the image is empty (… bytes)" in text
-    assert "  pairs.json#junk junk.jpg: 10 bytes that are no known image format\n" in text
+    assert "  pairs.json#junk junk.jpg: 8 bytes that are no known image format\n" in text
     assert text.endswith(f"samples are shown in {tmp_path}/page/index.html")
     page = (tmp_path / "page/index.html").read_text()
     assert page.count("<article>") == 10
