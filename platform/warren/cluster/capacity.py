@@ -22,13 +22,6 @@ def lacks(cpus: float, gpus: float) -> bool:
     return bool(free.get("CPU", 0.0) < cpus or free.get("GPU", 0.0) < gpus)
 
 
-def has_room() -> bool:
-    """Tell whether the cluster has set aside what this job asked for, so that its processes are starting."""
-    job = ray.get_runtime_context().get_job_id()  # ids of placement groups end with their job's
-    groups = ray.util.placement_group_table()
-    return any(group.endswith(job) and facts["state"] == "CREATED" for group, facts in groups.items())
-
-
 def waiting(for_what: str) -> str:
     """Say what is waited for, and what the cluster has of it."""
     there, free = ray.cluster_resources(), ray.available_resources()

@@ -1,11 +1,9 @@
 """What a job that has no workers says of itself."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from warren.cluster import capacity
-from warren.cluster.capacity import has_room, lacks, waiting, wanted
+from warren.cluster.capacity import lacks, waiting, wanted
 
 
 @pytest.fixture
@@ -32,17 +30,3 @@ def test_either_kind_may_be_lacking(cluster: None) -> None:
     assert not lacks(0.5, 0.0)
     assert lacks(1.0, 0.0)
     assert lacks(0.5, 1.0)
-
-
-def test_workers_that_have_their_place_are_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = SimpleNamespace(get_job_id=lambda: "07000000")
-    monkeypatch.setattr(capacity.ray, "get_runtime_context", lambda: context)
-    groups = {
-        "aa06000000": {"state": "CREATED"},
-        "bb07000000": {"state": "REMOVED"},
-        "cc07000000": {"state": "PENDING"},
-    }
-    monkeypatch.setattr(capacity.ray.util, "placement_group_table", lambda: groups)
-    assert not has_room()
-    groups["cc07000000"] = {"state": "CREATED"}
-    assert has_room()

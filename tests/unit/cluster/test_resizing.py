@@ -1,22 +1,17 @@
 """Workers that are to be replaced by more, or by fewer, commit a checkpoint first."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.controller.state import (
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    RunningState,
-)
+from ray.exceptions import RayError
 
-from warren.cluster import resizing
-from warren.cluster.train.elastic import CheckpointBeforeResize, StayingNodes
+from warren.cluster.train import elastic
+from warren.cluster.train.elastic import CheckpointBeforeResize
 
 
 class Method:
-    def __init__(self, calls: list[str], name: str, answer: Any) -> None:
+    def __init__(self, calls: list[str], name: str, answer: Callable[[], Any]) -> None:
         self._calls, self._name, self._answer = calls, name, answer
 
     def remote(self, *_: Any, **__: Any) -> Any:
@@ -24,61 +19,48 @@ class Method:
         return self._answer()
 
 
-class RunMonitor:
-    """Answers as the board does whose workers need a while to give way."""
+class Monitor:
+    """Answers as the run monitor does whose workers need a while to end."""
 
-    def __init__(self, asked_before_given: int) -> None:
+    def __init__(self, asked_before_stopped: int) -> None:
         self.calls: list[str] = []
-        self._left = asked_before_given
+        self._left = asked_before_stopped
+        for name in ("request_stop", "clear_stop_request", "mark"):
+            setattr(self, name, Method(self.calls, name, lambda: None))
+        self.has_stopped = Method(self.calls, "has_stopped", self._stopped)
 
-    def __getattr__(self, name: str) -> Method:
-        return Method(self.calls, name, self._given if name == "has_given_way" else lambda: None)
-
-    def _given(self) -> bool:
+    def _stopped(self) -> bool:
         self._left -= 1
         return self._left < 0
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resizing.ray, "get", lambda value, timeout=0: value)
-    monkeypatch.setattr(resizing, "_POLL_S", 0.01)
+    monkeypatch.setattr(elastic.ray, "get", lambda value: value)
+    monkeypatch.setattr(elastic, "_POLL_S", 0.01)
 
 
-def test_a_resize_waits_until_the_workers_have_given_way() -> None:
-    monitor = RunMonitor(asked_before_given=2)
-    CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(RunningState(), ResizingState(None))
-    assert monitor.calls == ["ask_to_give_way", *["has_given_way"] * 3, "mark", "end_asking"]
+def test_a_resize_waits_until_the_workers_have_ended() -> None:
+    monitor = Monitor(asked_before_stopped=2)
+    CheckpointBeforeResize(monitor, timeout_s=60).before_resize()
+    assert monitor.calls == ["request_stop", *["has_stopped"] * 3, "mark", "clear_stop_request"]
 
 
 def test_it_goes_on_without_workers_that_do_not_answer() -> None:
-    monitor = RunMonitor(asked_before_given=10**6)
-    CheckpointBeforeResize(monitor, timeout_s=0.1).after_controller_state_update(RunningState(), ResizingState(None))
-    assert monitor.calls[-2:] == ["mark", "end_asking"]  # else those that come next would give way at once
+    monitor = Monitor(asked_before_stopped=10**6)
+    CheckpointBeforeResize(monitor, timeout_s=0.1).before_resize()
+    assert monitor.calls[-2:] == ["mark", "clear_stop_request"]  # else those that come next would end at once
 
 
-@pytest.mark.parametrize("state", [RestartingState, ReschedulingState])
-def test_after_a_loss_the_nodes_are_counted_anew(state: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    coordinator = RunMonitor(0)
-    monkeypatch.setattr(resizing, "get_or_create_autoscaling_coordinator", lambda: coordinator)
-    CheckpointBeforeResize(RunMonitor(0), 60).after_controller_state_update(
-        RunningState(), state(training_failed_error=None)
-    )
-    assert coordinator.calls == ["get_reserved_resources"]
+def test_a_restart_goes_on_where_the_nodes_cannot_be_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
 
+    def recount(timeout_s: float) -> None:
+        asked.append(timeout_s)
+        raise RayError("the coordinator does not answer")
 
-def test_nothing_else_that_the_controller_does_disturbs_the_workers() -> None:
-    monitor = RunMonitor(0)
-    CheckpointBeforeResize(monitor, timeout_s=60).after_controller_state_update(ResizingState(None), RunningState())
+    monkeypatch.setattr(elastic, "recount_resources", recount)
+    monitor = Monitor(0)
+    CheckpointBeforeResize(monitor, 60).before_restart()
+    assert len(asked) == 1
     assert monitor.calls == []
-
-
-@pytest.mark.parametrize(("alive", "leaving", "room"), [(True, {}, 3), (True, {"other": 0}, 1), (False, {}, 1)])
-def test_a_node_that_goes_or_is_gone_has_room_for_nobody(
-    alive: bool, leaving: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
-    nodes = [{"NodeID": "head", "Alive": True}, {"NodeID": "other", "Alive": alive}]
-    monkeypatch.setattr(resizing.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: leaving)
-    assert policy._count_possible_workers({"head": {"CPU": 3.0}, "other": {"CPU": 4.0}}) == room

@@ -12,7 +12,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import has_room, waiting
+from warren.cluster.capacity import waiting
+from warren.compat.ray_core import job_has_room
 from warren.errors import WarrenError
 from warren.train.trackers import StepMetrics, Tracker, numbers
 
@@ -208,7 +209,7 @@ class Progress:
         self._absence_told_s = min(self._absence_told_s, absent_s)
         if absent_s - self._absence_told_s > _ABSENCE_LINE_EVERY_S:
             self._absence_told_s = absent_s
-            doing = f"starting {self._wanted}" if has_room() else waiting(self._wanted)
+            doing = f"starting {self._wanted}" if job_has_room() else waiting(self._wanted)
             tqdm.write(f"{self._title}: {doing}, for {absent_s:.0f} s", file=sys.stderr)
 
     def _line(self, row: dict[str, Any], first: int, elapsed_s: float) -> str:

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import os
 import sys
 import time
 import uuid
@@ -16,12 +15,13 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 
 from warren.cluster.capacity import wanted
-from warren.cluster.train.elastic import CheckpointBeforeResize, ElasticTrainer
+from warren.cluster.train.elastic import CheckpointBeforeResize
 from warren.cluster.train.failure_policy import FailureNotice, FailurePolicy, must_stop
 from warren.cluster.train.monitor import Progress, start_monitor
 from warren.cluster.train.placement_group import RecordPlacementGroup, remove_group
 from warren.cluster.train.preparation import Stage, TrainingTask, prepare
 from warren.cluster.train.run_dataset import DATASET, GlobalBatches, RemainingPlan, batch_parts
+from warren.compat.ray_train import ElasticTrainer, look_after_workers_every, reconsider_workers_after
 from warren.config import Recipe, Resources
 from warren.errors import CheckpointError, DamagedCheckpointError, ServiceError, WarrenError, root_cause
 from warren.storage import Location
@@ -69,11 +69,9 @@ def train_stage(
     if latest is not None and latest.step >= num_steps:
         return run
     task.begin(latest)
-    # How often the controller looks after its workers; its default of two seconds is most of what noticing takes.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    look_after_workers_every(0.5)
     if isinstance(resources.num_workers, tuple):
-        # How long workers may wait for their place before their number is thought over: a node may just have died.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        reconsider_workers_after(10)
     monitor = start_monitor()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
