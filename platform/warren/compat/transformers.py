@@ -11,10 +11,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
-AttentionFunction = Callable[..., tuple[Tensor, None]]
+_AttentionFunction = Callable[..., tuple[Tensor, None]]
 
 
-def register_attention(name: str, attend: AttentionFunction) -> None:
+def register_attention(name: str, attend: _AttentionFunction) -> None:
     """Make an attention function known to transformers, for all models of this process; a later one replaces it.
 
     Why: Attention over slots, and attention by sample, are Warren's. Everything else of a decoder is transformers'.
@@ -176,7 +176,7 @@ def read_under_names(model_type: str, names: Mapping[str, str]) -> None:
     )
 
 
-def keep_attention_uncompiled(name: str, attend: AttentionFunction) -> None:
+def keep_attention_uncompiled(name: str, attend: _AttentionFunction) -> None:
     """Have `torch.compile` leave an attention function of Warren's as it is, for all models of this process.
 
     Why: It splits its arguments by lengths that change with every batch; each mix would be compiled anew.
