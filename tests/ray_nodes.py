@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from warren.compat.ray_cli import ray_command
 from warren.testbed import RayHead, free_port
 
 _ATTEMPTS, _JOIN_TIMEOUT_S, _POLL_S = 3, 120, 0.2
@@ -48,7 +49,7 @@ class RayNode:
         environment.pop("RAY_ADDRESS")
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *ray_command("start", "--block", "--disable-usage-stats"),
             f"--address={self._head.driver_address}",
             f"--node-ip-address={self._address}",
             f"--num-cpus={num_cpus}",
@@ -81,7 +82,7 @@ class RayNode:
         """
         (node_id,) = self._alive_ids()
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self._head.driver_address}"),
+            *ray_command("drain-node", f"--address={self._head.driver_address}"),
             *(f"--node-id={node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=notice"),
             f"--deadline-remaining-seconds={deadline_s}",
         ]

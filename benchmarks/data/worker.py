@@ -92,15 +92,13 @@ def _join(cluster: str) -> float:
     started them by the time a training worker asks for its batches.
     """
     import ray
-    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-    from ray.data._internal.stats import get_or_create_stats_actor
 
     from warren.cluster.session import quieten
+    from warren.compat.ray_data import start_lasting_actors
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
     quieten()
-    lasting = get_or_create_autoscaling_coordinator(), get_or_create_stats_actor()
-    ray.get([actor.__ray_ready__.remote() for actor in lasting])
+    start_lasting_actors()
     time.sleep(_IDLE_S)  # until what it starts has started
     begin_s, (_, begin_cpu_s) = time.perf_counter(), _cpu_s(cluster)
     time.sleep(_IDLE_S)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from ray import serve
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation import BaseStreamer
 
 from warren.data.model_inputs import tokenizer_from_json
 from warren.inference import GenerationRequest, TokenDelta, context_limit

@@ -137,14 +137,15 @@ def hugging_face(work: Workload) -> Iterator[float | None]:
 
 def bare_deepspeed(work: Workload) -> Iterator[float | None]:
     """Warren's objective and batches in DeepSpeed's plainest loop."""
-    from warren.train.engine import _import_deepspeed, deepspeed_config
+    from warren.compat.deepspeed import import_deepspeed
+    from warren.train.engine import deepspeed_config
 
     parts = work.parts(workload.PACKED)
     cut = work._spec.cut(1, workload.PACKED)
     config = deepspeed_config(work.stage, workload.PACKED, cut)
     choose_attention(work.model, workload.PACKED)
     objective = Objective(work.model, work.inputs)
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     engine, *_ = deepspeed.initialize(
         model=objective, optimizer=optimizer(work.model, work.stage), config=config, dist_init_required=False
     )

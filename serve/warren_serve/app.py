@@ -23,6 +23,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
+from warren.compat.ray_serve import RoutesBuiltLate
 from warren.errors import ServiceError
 from warren.release import read_release, resolve_release
 from warren.storage import Location
@@ -131,7 +132,7 @@ class AccountsServer:
 
 @serve.deployment(name=INGRESS, max_surge_percent=100, health_check_period_s=5.0)
 @serve.ingress()
-class IngressServer:
+class IngressServer(RoutesBuiltLate):
     """One replica of the routes.
 
     Args:
@@ -152,7 +153,7 @@ class IngressServer:
         self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
         self._mirror = Mirror(self._service.metrics.registry)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def build_routes(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
         figures = ClusterMetrics(serve.get_replica_context().app_name)
         api = create_api(self._service, figures.read, self._accounts, names_requests=False)

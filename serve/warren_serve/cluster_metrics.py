@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import aiohttp
-import ray
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.metrics import Gauge
 
+from warren.compat.ray_core import metrics_agents
 from warren_serve.metrics import all_families, render
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ class ClusterMetrics:
 
     async def _ask_agents(self) -> bytes:
         loop = asyncio.get_running_loop()
-        nodes = await loop.run_in_executor(None, ray.nodes)
-        addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
+        addresses = await loop.run_in_executor(None, metrics_agents)
         timeout = aiohttp.ClientTimeout(total=_AGENT_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             texts = await asyncio.gather(*(_agent_text(session, address) for address in addresses))

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from warren.compat.ray_serve import GRPC_MESSAGE_LIMIT_BYTES, streaming_by_grpc, streaming_by_object
 from warren_serve.admission import OwnAccounts
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, overloaded, unavailable
@@ -20,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _ACCOUNTS_TIMEOUT_S = 1.0
-_MAX_GRPC_BYTES = 2 << 20
-"""Serve's gRPC between replicas refuses messages over 4 MiB, whatever the endpoint promises its clients."""
+_MAX_GRPC_BYTES = GRPC_MESSAGE_LIMIT_BYTES // 2  # there is more in a message than what is counted
 
 
 class RemoteBackend:
@@ -32,10 +32,8 @@ class RemoteBackend:
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
-        # By gRPC between the replicas: as Ray objects, pieces cost more (docs/adr/0005 has measurements).
-        self._by_grpc = engines.options(stream=True, _by_reference=False)
-        # Ray objects have no limit of size.
-        self._by_object = engines.options(stream=True, _by_reference=True)
+        self._by_grpc = streaming_by_grpc(engines)
+        self._by_object = streaming_by_object(engines)
         self._closed = False
 
     @property

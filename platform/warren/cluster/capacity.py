@@ -2,6 +2,8 @@
 
 import ray
 
+from warren.compat.ray_core import job_placement_states
+
 
 def wanted(number: int | tuple[int, int], kind: str, cpus: float, gpus: float) -> str:
     """Say how many processes of what size there are to be.
@@ -25,14 +27,12 @@ def lacks(cpus: float, gpus: float) -> bool:
 def has_room(cpus: float, gpus: float) -> bool:
     """Tell whether the cluster has set aside what this job asked for, or can: then its processes are starting.
 
-    A job asks for its place some seconds after it began: before that, it counts whether there would be one.
+    A job asks for its place some seconds after it began. Before that, the free resources decide.
 
     Args:
         cpus: Of the fewest processes that the job can do with; so are `gpus`.
     """
-    job = ray.get_runtime_context().get_job_id()  # ids of placement groups end with their job's
-    groups = ray.util.placement_group_table().items()
-    states = {facts["state"] for group, facts in groups if group.endswith(job)} - {"REMOVED"}
+    states = job_placement_states()
     return "CREATED" in states if states else not lacks(cpus, gpus)
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from warren.compat.pillow import lift_pixel_limit
 from warren.data.grey_images import DEEP_MODES, to_8_bits
 from warren.errors import BadSampleError, ConfigError
 
-# Pillow's own limit would be a second owner of `max_pixels`; every size is checked here before pixels are decoded.
-Image.MAX_IMAGE_PIXELS = None
+lift_pixel_limit()  # every size is checked here before pixels are decoded
 
 MAX_PIXELS = 64_000_000
 """Larger images of unknown origin are refused before they are decoded: a few bytes can claim gigapixels."""

@@ -8,6 +8,7 @@ text, and its labels follow the same rule as everywhere: the answer and the eos 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from warren.compat.transformers_chat import render_chat_template
 from warren.data.sample import Turn
 from warren.data.template import Segment
 from warren.errors import ConfigError
@@ -58,8 +59,8 @@ class NativeTemplate:
             if asked:
                 segments.append(Segment(added, False))
             else:
-                answer, found, rest = added.rpartition(eos)
-                if not found:
+                answer, ending, rest = added.rpartition(eos)
+                if not ending:
                     raise ConfigError(
                         f"the chat template ends answers with {added[-20:]!r}, the model's eos is {eos!r}"
                     )
@@ -68,21 +69,12 @@ class NativeTemplate:
         return segments
 
     def _render(self, turns: Sequence[Turn], system: str | None, open_answer: bool) -> str:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template  # late: only this template needs it
+        from jinja2 import TemplateError  # late: only this template needs it
 
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
             # The BOS is an id that stands once in front of everything, so the template must not write it.
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.source,
-                add_generation_prompt=open_answer,
-                bos_token="",
-                date_string=_A_DATE,
-            )
+            return render_chat_template(self.source, messages, open_answer, bos_token="", date=_A_DATE)
         except TemplateError as error:
             raise ConfigError(f"the model's chat template cannot be rendered: {error}") from None
-        text: str = rendered[0]
-        return text

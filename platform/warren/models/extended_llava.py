@@ -6,13 +6,17 @@ Everything that plain LLaVA expresses is saved as plain LLaVA, which needs no Wa
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
-from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaModel
 
+from warren.compat.transformers import LlavaWith, read_under_names
 from warren.models.eva_clip import EvaClipVisionConfig
 from warren.models.projectors import build_projector
 from warren.models.s2 import multi_scale_features
@@ -58,16 +62,11 @@ class ExtendedLlavaModel(LlavaModel):
         return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
 
 
-class ExtendedLlava(LlavaForConditionalGeneration):
+class ExtendedLlava(LlavaWith):
     """LLaVA with Warren's image path."""
 
     config_class = ExtendedLlavaConfig
-
-    def __init__(self, config: ExtendedLlavaConfig) -> None:
-        super(LlavaForConditionalGeneration, self).__init__(config)
-        self.model = ExtendedLlavaModel(config)
-        self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    inner_class = ExtendedLlavaModel
 
 
 MODEL_CLASSES: dict[str, type[LlavaForConditionalGeneration]] = {
@@ -85,12 +84,12 @@ def config_class(vision: Any, projector_type: str, scales: list[int] | None) -> 
 
 AutoConfig.register(ExtendedLlavaConfig.model_type, ExtendedLlavaConfig)
 AutoModelForImageTextToText.register(ExtendedLlavaConfig, ExtendedLlava)
-register_checkpoint_conversion_mapping(
+read_under_names(
     ExtendedLlavaConfig.model_type,
-    [  # on disk → in memory
-        WeightRenaming(source_patterns=r"^language_model.lm_head", target_patterns="lm_head"),
-        WeightRenaming(source_patterns=r"^language_model.model", target_patterns="model.language_model"),
-        WeightRenaming(source_patterns=r"^vision_tower.vision_model", target_patterns="model.vision_tower"),
-        WeightRenaming(source_patterns=r"^multi_modal_projector", target_patterns="model.multi_modal_projector"),
-    ],
+    {
+        r"^language_model.lm_head": "lm_head",
+        r"^language_model.model": "model.language_model",
+        r"^vision_tower.vision_model": "model.vision_tower",
+        r"^multi_modal_projector": "model.multi_modal_projector",
+    },
 )

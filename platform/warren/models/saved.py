@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 from transformers import (
     GenerationConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from warren.compat.transformers import LLAVA_DISK_NAMES, TOWERS_WITHOUT_VISION_MODEL
 from warren.data.images import ImageSpec
 from warren.data.model_inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
@@ -31,15 +32,6 @@ from warren.models.extended_llava import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.head import unsampled_ids
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
 from warren.storage import apply_umask
-
-_DISK_NAMES = (  # in memory (transformers 5) → on disk
-    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
-    ("model.vision_tower.", "vision_tower.vision_model."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-)
-_FLAT_TOWERS = ("dinov2",)  # plain LLaVA in transformers takes `vision_model.` off for SigLIP and CLIP only
 
 
 def save_model(state: dict[str, torch.Tensor], config: Any, inputs: Inputs, tokenizer_json: str, folder: Path) -> None:
@@ -133,13 +125,13 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     inputs = Inputs.load(folder)
     try:
         tokenizer_json = (folder / TOKENIZER_FILE).read_text()
-        model, found = _class_of(folder).from_pretrained(folder, output_loading_info=True)
+        model, report = _class_of(folder).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ReleaseError(f"{folder} does not load: {error}") from None
-    if found["missing_keys"]:
-        raise ReleaseError(f"{folder} lacks {', '.join(sorted(found['missing_keys'])[:4])}: it is not complete")
-    if found["unexpected_keys"]:
-        names = ", ".join(sorted(found["unexpected_keys"])[:4])
+    if report["missing_keys"]:
+        raise ReleaseError(f"{folder} lacks {', '.join(sorted(report['missing_keys'])[:4])}: it is not complete")
+    if report["unexpected_keys"]:
+        names = ", ".join(sorted(report["unexpected_keys"])[:4])
         raise ReleaseError(f"{folder} holds {names}, which its config.json has no place for: they are not of one model")
     config = model.config
     expected = {
@@ -182,10 +174,12 @@ def _class_of(folder: Path) -> type[LlavaForConditionalGeneration]:
 
 def disk_name(name: str, config: Any) -> str:
     """Return what a tensor of the model in memory is called on disk; a name on disk is returned as it is."""
-    flat = config.vision_config.model_type in _FLAT_TOWERS and not isinstance(config, ExtendedLlavaConfig)
+    flat = config.vision_config.model_type in TOWERS_WITHOUT_VISION_MODEL and not isinstance(
+        config, ExtendedLlavaConfig
+    )
     if flat and name.startswith("model.vision_tower."):
         return name.removeprefix("model.")
-    return next((new + name.removeprefix(old) for old, new in _DISK_NAMES if name.startswith(old)), name)
+    return next((new + name.removeprefix(old) for old, new in LLAVA_DISK_NAMES if name.startswith(old)), name)
 
 
 def _patch_px(config: Any) -> int:

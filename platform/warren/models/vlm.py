@@ -14,6 +14,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from warren.compat.torch import let_padding_row_train
 from warren.config import LanguageModelConfig, ModelConfig, ModelPart, VisionTowerConfig
 from warren.data.images import ImageSpec, Resize
 from warren.data.model_inputs import Inputs, TrainedTokenizer
@@ -152,7 +153,7 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[ModelPart]) -> tuple[in
     unused = _unused_tower_parameters(model)
     frozen = _MODULES["language_model"] if has_adapters(model) else ()
     embeddings: Any = model.get_submodule("model.language_model").get_input_embeddings()  # type: ignore[operator]
-    embeddings.padding_idx = None
+    let_padding_row_train(embeddings)
     trained = total = 0
     for name, parameter in model.named_parameters():
         trains = name.startswith(prefixes) and name not in unused

@@ -1,11 +1,11 @@
 """pyarrow's S3 filesystem, for Parquet and byte ranges, with retries that last and survive pickling."""
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pyarrow.fs
 
+from warren.compat.pyarrow import is_passing
 from warren.config.environment import storage_deadline_s
 from warren.storage.retry import RetryPolicy, retrying
 from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
@@ -13,19 +13,6 @@ from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoi
 ResultT = TypeVar("ResultT")
 # How long pyarrow's standard strategy keeps trying a server that refuses connections, measured with pyarrow 26.
 _SECONDS_OF_ATTEMPTS = {3: 3.0, 5: 10.0, 8: 43.0, 10: 92.0, 15: 195.0}
-
-# Behind the names of bucket and key, which may contain any of these words: the last match is pyarrow's own.
-_AWS_ERROR = re.compile(
-    r".*AWS Error (?P<kind>[A-Z_]+)(?: \(HTTP status (?P<status>\d+)\))? during \w+ operation", re.S
-)
-_PASSING = {
-    "NETWORK_CONNECTION",
-    "SLOW_DOWN",
-    "SERVICE_UNAVAILABLE",
-    "INTERNAL_FAILURE",
-    "REQUEST_TIMEOUT",
-    "THROTTLING",
-}
 
 
 class RetryingS3FileSystem(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
@@ -62,14 +49,8 @@ def read_retrying(uri: str, read: Callable[[], ResultT]) -> ResultT:
     Raises:
         StorageError: The deadline has passed.
     """
-    return retrying(RetryPolicy(uri, endpoint() or "AWS"), read, _is_passing)
+    return retrying(RetryPolicy(uri, endpoint() or "AWS"), read, is_passing)
 
 
 def _attempts(deadline_s: float) -> int:
     return max((n for n, lasts in _SECONDS_OF_ATTEMPTS.items() if lasts <= deadline_s), default=1)
-
-
-def _is_passing(error: Exception) -> bool:
-    """Tell that the server is away or overloaded; pyarrow says so only in the text of an `OSError`."""
-    found = _AWS_ERROR.search(str(error)) if isinstance(error, OSError) else None
-    return found is not None and (found["kind"] in _PASSING or (found["status"] or "").startswith(("5", "429")))

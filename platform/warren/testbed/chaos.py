@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from warren.compat.ray_cli import process_title
+from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.errors import ServiceError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
@@ -28,12 +30,6 @@ _CPUS = 4
 _S3_AWAY_S = 3.0
 _TIMEOUT_S = 900.0
 _POLL_S = 0.1
-_TITLES = {
-    "worker": "ray::RayTrainWorker",
-    "reader": "ray::Map",
-    "splitter": "ray::SplitCoordinator",
-    "controller": "ray::TrainController",
-}
 KILLS = ("reader", "splitter", "worker", "s3", "controller", "cluster")
 
 
@@ -64,7 +60,7 @@ class Chaos:
             os.environ.update(self._server.environment)
             ensure_bucket(_BUCKET)
             root = Location.parse(f"s3://{_BUCKET}/chaos")
-            environment = {**self._server.environment, "WARREN_STORAGE": root.uri, "OMP_NUM_THREADS": "1"}
+            environment = {**self._server.environment, "WARREN_STORAGE": root.uri, **ONE_COMPUTE_THREAD}
             with RayHead(self.scratch / "ray", _CPUS, environment, object_store_bytes=1_000_000_000) as self._head:
                 self._wait(self._job("ingest"))
                 self._wait(self._job("pretrain", "--run", "whole"))
@@ -107,7 +103,7 @@ class Chaos:
             self._note(kind)
             self._head.kill()
         else:
-            self._until(lambda: bool(titled(self._head, kind)), f"a process called {_TITLES[kind]}")
+            self._until(lambda: bool(titled(self._head, kind)), f"a process called {process_title(kind)}")
             victim = titled(self._head, kind)[-1]
             self._note(kind)
             victim.kill()
@@ -141,7 +137,7 @@ def titled(head: RayHead, kind: str) -> list[psutil.Process]:
     found = []
     for process in head.processes():
         with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith(_TITLES[kind]):
+            if " ".join(process.cmdline()).startswith(process_title(kind)):
                 found.append(process)
     return found
 

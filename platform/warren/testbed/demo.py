@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from warren.cluster.serve.endpoint import PORT_VARIABLE
+from warren.compat.ray_cli import TOKEN_VARIABLE, is_submission_message, quiet_submission
+from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.config import Recipe
 from warren.config.versions import git_revision
 from warren.data.manifest import dataset_folder, read_manifest
@@ -37,19 +39,6 @@ from warren.train.run import Run
 
 _BUCKET = "warren-demo"
 _CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
-_NOISE = ("PYTHON worker processes have been started", "core_worker.cc")  # Ray's own, of no consequence
-_CHATTER = (
-    "ray job ",
-    "Job '",
-    "Running entrypoint",
-    "Job submission server",
-    "Next steps",
-    "Query the",
-    "Request the",
-    "Tailing logs",
-    "Submitted",
-    "----",
-)
 
 
 @dataclass(frozen=True)
@@ -144,7 +133,7 @@ class Demo:
             "WARREN_STORAGE": root.uri,
             PORT_VARIABLE: str(free_port()),
             "WARREN_GIT_REVISION": git_revision(),
-            "OMP_NUM_THREADS": "1",
+            **ONE_COMPUTE_THREAD,
         }
 
     def _submit(self, job: str, environment: dict[str, str]) -> None:
@@ -156,14 +145,14 @@ class Demo:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, "PATH": path, "RAY_LOG_TO_STDERR": "0"},
+            env={**os.environ, **environment, "PATH": path, **quiet_submission()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         assert process.stdout is not None
         for line in process.stdout:
-            if line.strip() and not _is_chatter(line):
+            if line.strip() and not is_submission_message(line):
                 print(f"  {line.rstrip()}", flush=True)
         if process.wait() != 0:
             raise ServiceError(f"jobs/{job}.py failed (exit code {process.returncode}); its error is above")
@@ -236,7 +225,7 @@ class Demo:
         request.write_text(json.dumps(body) + "\n")
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         print(f"\nThe endpoint is up:\n  curl {url} -H 'Content-Type: application/json' -d @{request}")
-        print(f"dashboard: {head.dashboard_url} (token: {head.environment['RAY_AUTH_TOKEN']})")
+        print(f"dashboard: {head.dashboard_url} (token: {head.environment[TOKEN_VARIABLE]})")
         variables = self.output / "env.sh"
         exported = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(head.environment.items())]
         variables.write_text("".join(exported))
@@ -266,9 +255,3 @@ def _message(question: str, image: bytes) -> dict[str, Any]:
     uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]
     return {"role": "user", "content": parts}
-
-
-def _is_chatter(line: str) -> bool:
-    """Tell Ray's own submission messages from what a job prints."""
-    text = line.strip()
-    return text.startswith(_CHATTER) or " -- " in text or any(word in text for word in _NOISE)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from warren.compat.ray_cli import ADDRESS_VARIABLE, client_variables, ray_command
 from warren.errors import ServiceError
 from warren.testbed.parent import ending_with_parent
 from warren.testbed.ports import free_port
@@ -62,19 +63,7 @@ class RayHead:
     @property
     def environment(self) -> dict[str, str]:
         """Variables that make a process a client of this cluster: `ray job submit` and `ray.init` find it."""
-        return {
-            **self._environment,
-            "RAY_ADDRESS": self.dashboard_url,
-            **self._authentication,
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-
-    @property
-    def _authentication(self) -> dict[str, str]:
-        # Always said: unset, it depends on a file in the home folder that any local `ray.init()` may have written.
-        if self._token is None:
-            return {"RAY_AUTH_MODE": "disabled"}
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
+        return {**self._environment, **client_variables(self.dashboard_url, self._token)}
 
     @property
     def driver_address(self) -> str:
@@ -89,7 +78,7 @@ class RayHead:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **self.environment}
-        environment.pop("RAY_ADDRESS")
+        environment.pop(ADDRESS_VARIABLE)
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         with (self.folder / "head.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -158,7 +147,7 @@ class RayHead:
             "node-manager-port",
         )
         return [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *ray_command("start", "--head", "--block", "--disable-usage-stats"),
             f"--node-ip-address={_LOOPBACK}",
             f"--port={self._gcs_port}",
             f"--dashboard-host={_LOOPBACK}",

@@ -1,13 +1,10 @@
-"""The DeepSpeed engine. The only module that imports DeepSpeed; its JSON comes from the typed configuration."""
+"""The DeepSpeed engine; its JSON comes from the typed configuration."""
 
-import argparse
 import contextlib
 import io
 import math
-import os
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from warren.compat.deepspeed import (
+    convert_to_universal,
+    group_settings,
+    has_overflowed,
+    import_deepspeed,
+    is_scale_exhausted,
+    loss_scale,
+    mend_universal_load,
+    num_elements,
+    whole_state,
+)
+from warren.compat.torch import set_group_timeouts
 from warren.config import Resources, StageConfig
 from warren.data.batch import Cut
 from warren.errors import TrainingError
 from warren.train.optimization import cosine_schedule, optimizer
-from warren.train.ranks import set_group_timeouts
 
 STATE_TAG = "state"
 _OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
@@ -27,7 +35,6 @@ _NEVER = 10**9
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients that are added up over the ranks at once: 32 MiB in bf16, about as torch's DDP does. A buffer or two of
 this size are held; DeepSpeed's own 5e8 would be a gigabyte each."""
-_NO_COMPILE_VARIABLE = "TORCHDYNAMO_DISABLE"
 _DEEPSPEEDS_NAMES = {"optimizer": "optimizer", "weights": "param"}
 # The loss scale halves with every gradient that overflows, and doubles after a thousand steps without.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
@@ -81,7 +88,7 @@ class TrainingEngine:
         num_steps: int,
         universal: bool = False,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         built = optimizer(objective.model, stage)  # type: ignore[arg-type]
         config = deepspeed_config(stage, resources, cut)
         if universal:
@@ -152,7 +159,7 @@ class TrainingEngine:
         self._gate.closed = skip or (norm is not None and not math.isfinite(norm))
         self._step()
         self._gate.closed = False
-        if getattr(self._engine.optimizer, "overflow", False):
+        if has_overflowed(self._engine):
             self._schedule.step()  # DeepSpeed leaves it behind, and the rate would no longer follow from the step
             norm = math.inf
         return float(self._engine.get_global_grad_norm()) if norm is None else norm, learning_rate
@@ -160,14 +167,14 @@ class TrainingEngine:
     @property
     def loss_scale(self) -> float | None:
         """What fp16's losses are multiplied by, so that small gradients do not vanish; None in other precisions."""
-        return float(self._engine.optimizer.loss_scale) if self._engine.fp16_enabled() else None
+        return loss_scale(self._engine)
 
     def _step(self) -> None:
         scale = self.loss_scale
         try:
             self._engine.step()
         except Exception as error:
-            if scale is None or "loss scale" not in str(error):
+            if scale is None or not is_scale_exhausted(error):
                 raise
             raise TrainingError(
                 f"the gradient overflows fp16 even at a loss scale of {scale:g}: lower the learning rate, or train in "
@@ -182,18 +189,14 @@ class TrainingEngine:
     def state_bytes(self) -> int:
         """Return roughly how much `save` writes on one rank, with the servable model."""
         parameters = list(self._engine.module.parameters())
-        sizes = [getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters]
-        trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
+        sizes = [num_elements(p) * p.element_size() for p in parameters]
+        trained = sum(num_elements(p) for p in parameters if p.requires_grad)
         shares = dist.get_world_size() if self._engine.zero_optimization_stage() else 1
         return int(2 * sum(sizes) + _OPTIMIZER_BYTES * trained // shares)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Gather the model's full weights on rank 0; every rank must call it. Empty on the other ranks."""
-        if self._engine.zero_optimization_stage() == 3:
-            state = self._engine._zero3_consolidated_16bit_state_dict() or {}
-        else:
-            state = self._engine.module.state_dict()
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        return {name.removeprefix("model."): tensor for name, tensor in whole_state(self._engine).items()}
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of what trains, optimizer and schedule below `folder`; every rank must call it.
@@ -204,59 +207,11 @@ class TrainingEngine:
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, from a folder that holds every rank's files; frozen weights stay as they are."""
-        groups = self._engine.optimizer.param_groups
-        own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        settings = group_settings(self._engine)
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
         if self._universal:
-            self._mend_universal_load(own)
-
-    def _mend_universal_load(self, own: list[dict[str, Any]]) -> None:
-        """Undo what DeepSpeed 0.19's universal load gets wrong for ZeRO-3 with several parameter groups.
-
-        It gives every group the first one's rates and decay, and all of them one step counter, which then counts
-        once a group.
-        """
-        optimizer = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        for group, kept, rate in zip(
-            self._engine.optimizer.param_groups, own, self._schedule.get_last_lr(), strict=True
-        ):
-            group.update(kept, lr=rate)
-        for state in optimizer.state.values():
-            if torch.is_tensor(state.get("step")):
-                state["step"] = state["step"].clone()
-
-
-def _import_deepspeed() -> Any:
-    """Import DeepSpeed late and quietly: it takes seconds, probes compilers and devices, and talks about it."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # where the first step overflows
-    import deepspeed
-
-    if not torch.cuda.is_available():
-        # It would probe compilers, and compile an operator that only its inference uses, under a lock file that a
-        # killed process leaves behind and that every later start waits for without end.
-        deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.utils.logging.logger.setLevel("ERROR")
-    _import_muon()
-    return deepspeed
-
-
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon optimizer without compiling it: ZeRO imports it in any case, to ask if it is the one.
-
-    Compiling its functions (DeepSpeed 0.19) loads torch's compiler, which takes a worker 1.3 s of CPU time.
-    """
-    before = os.environ.get(_NO_COMPILE_VARIABLE)
-    os.environ[_NO_COMPILE_VARIABLE] = "1"
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    finally:
-        del os.environ[_NO_COMPILE_VARIABLE]
-        if before is not None:
-            os.environ[_NO_COMPILE_VARIABLE] = before
+            mend_universal_load(self._engine, settings, self._schedule.get_last_lr())
 
 
 def to_universal(folder: Path) -> None:
@@ -265,20 +220,7 @@ def to_universal(folder: Path) -> None:
     DeepSpeed refuses to load ZeRO's partitioned optimizer state at another world size; its universal layout has one
     file a parameter instead.
     """
-    _import_deepspeed()
-    from deepspeed.checkpoint import ds_to_universal
-
     source, target = folder / STATE_TAG, folder / "universal"
-    arguments = argparse.Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,  # Warren's modules do not write it, and the converter asserts it
-    )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(arguments)
+    convert_to_universal(source, target)
     shutil.rmtree(source)
     target.rename(source)

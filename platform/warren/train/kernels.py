@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.utils import is_flash_attn_2_available
 
+from warren.compat.transformers import attention_of, has_flash_attention, keep_attention_uncompiled
 from warren.config import Resources
 from warren.train import packed_attention
 
@@ -24,9 +23,9 @@ def choose_attention(model: Any, resources: Resources) -> str:
     if not torch.cuda.is_available():
         if getattr(text, "sliding_window", None) is None:
             model.set_attn_implementation({"text_config": packed_attention.NAME})
-    elif resources.precision == "bf16" and is_flash_attn_2_available():
+    elif resources.precision == "bf16" and has_flash_attention():
         model.set_attn_implementation({"text_config": "flash_attention_2"})
-    return str(text._attn_implementation)
+    return attention_of(text)
 
 
 def compile_layers(model: Any) -> None:
@@ -34,8 +33,7 @@ def compile_layers(model: Any) -> None:
 
     The vision tower is left alone: on a CPU it gained nothing. On a GPU this was not run.
     """
-    # Attention by sample stays as it is: every mix of lengths would be compiled anew.
-    AttentionInterface.register(packed_attention.NAME, torch.compiler.disable(packed_attention.attend))  # type: ignore[no-untyped-call]
+    keep_attention_uncompiled(packed_attention.NAME, packed_attention.attend)
     for layer in model.model.language_model.layers:
         layer.compile(dynamic=True)
 

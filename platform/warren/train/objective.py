@@ -1,6 +1,5 @@
 """The loss of a micro-batch: a sum over supervised tokens, computed where there are labels and nowhere else."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from warren.compat.torch import replace_forward, tensor_of
+from warren.compat.transformers import attention_of, image_features
 from warren.data.batch import MicroBatch
 from warren.data.model_inputs import Inputs
 from warren.data.template import IGNORED
@@ -36,7 +37,7 @@ class Objective(nn.Module):
         self.model: Any = model
         # Under ZeRO-3 the head's matrix is whole only while the head itself runs, so the loss is taken inside it.
         head: Any = self.model.lm_head
-        head.forward = partial(_head, head, Head.of(self.model.config).divisor)
+        replace_forward(head, partial(_head, head, Head.of(self.model.config).divisor))
         self._pad_token_id = inputs.tokens.pad_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self._image_size_px = inputs.image.size_px
@@ -117,14 +118,11 @@ class Objective(nn.Module):
         return filled
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        output: Any = self.model.model.get_image_features(self._normalise(pixels))
-        pooled: Any = getattr(output, "pooler_output", output)
-        features: torch.Tensor = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled
-        return features
+        return torch.cat(list(image_features(self.model, self._normalise(pixels))))
 
     @property
     def _attention(self) -> str:
-        return str(self.model.model.language_model.config._attn_implementation)
+        return attention_of(self.model.model.language_model.config)
 
     @property
     def _is_flat(self) -> bool:
@@ -171,10 +169,7 @@ def _positions(micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # What came through the object store is read-only, and nothing writes to it.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor_of(array)  # what came through the object store is read-only
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

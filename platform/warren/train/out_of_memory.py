@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from warren.compat.torch import is_out_of_memory
 from warren.config import Resources
 from warren.data.batch import BatchPart
 from warren.errors import TrainingError
-
-_CPU_MARKS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
@@ -22,15 +19,9 @@ def memory_explained(resources: Resources, part: BatchPart) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(_advice(resources, part, error)) from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(mark in str(error) for mark in _CPU_MARKS)
 
 
 def _advice(resources: Resources, part: BatchPart, error: Exception) -> str:

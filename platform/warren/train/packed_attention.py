@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from warren.compat.transformers import handed_to_layers, plain_attention, register_attention, repeat_heads
 
 NAME = "warren_samples"
 """What transformers knows it by. With any other mask than `lengths_mask`'s it is transformers' own SDPA."""
@@ -19,7 +18,7 @@ NAME = "warren_samples"
 
 def lengths_mask(lengths: tuple[int, ...]) -> Tensor:
     """Return the samples' lengths as what transformers hands on to every layer unchanged: a mask of 4 dimensions."""
-    return torch.tensor(lengths, dtype=torch.int32)[None, None, None]
+    return handed_to_layers(torch.tensor(lengths, dtype=torch.int32))
 
 
 def attend(
@@ -50,21 +49,16 @@ def attend(
         [1, T, Q, D], and no weights.
     """
     if attention_mask is None or attention_mask.dtype != torch.int32:
-        result: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
-        )
-        return result
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
     group = query.shape[1] // key.shape[1]
     lengths = attention_mask.flatten().tolist()
-    samples = zip(
-        *(x.split(lengths, dim=2) for x in (query, repeat_kv(key, group), repeat_kv(value, group))), strict=True
-    )
-    told = [
+    heads: tuple[Any, ...] = (query, repeat_heads(key, group), repeat_heads(value, group))
+    samples = zip(*(states.split(lengths, dim=2) for states in heads), strict=True)
+    attended = [
         functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
         for q, k, v in samples
     ]
-    return torch.cat([each.transpose(1, 2) for each in told], dim=1), None
+    return torch.cat([each.transpose(1, 2) for each in attended], dim=1), None
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+register_attention(NAME, attend)

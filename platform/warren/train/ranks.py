@@ -2,24 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from warren.errors import WarrenError
-
-
-def set_group_timeouts(timeout_s: float) -> None:
-    """Give every process group of this process, other libraries' included, the same timeout.
-
-    torch has no public call for it. What `new_group` makes does not inherit the default group's timeout: DeepSpeed's
-    groups would end a run after ten minutes on GPUs, for example while one rank writes a checkpoint.
-    """
-    for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from warren.cluster import capacity
 from warren.cluster.capacity import has_room, lacks, waiting, wanted
@@ -38,9 +39,9 @@ def test_workers_that_have_their_place_or_would_find_one_are_starting(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = SimpleNamespace(get_job_id=lambda: "07000000")
-    monkeypatch.setattr(capacity.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     groups = {"aa06000000": {"state": "CREATED"}, "bb07000000": {"state": "REMOVED"}}
-    monkeypatch.setattr(capacity.ray.util, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda: groups)
     assert has_room(0.5, 0.0)  # nothing was asked for yet: what will ask is starting
     assert not has_room(1.0, 0.0)
     groups["cc07000000"] = {"state": "PENDING"}

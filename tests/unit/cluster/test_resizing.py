@@ -1,18 +1,66 @@
-"""Where the workers of a run whose number changes may be; the change itself is tested in integration."""
+"""Workers that are to be replaced by more, or by fewer, commit a checkpoint first."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from ray.train import ScalingConfig
+from ray.exceptions import RayError
 
 from warren.cluster.train import elastic
-from warren.cluster.train.elastic import StayingNodes
+from warren.cluster.train.elastic import CheckpointBeforeResize
 
 
-@pytest.mark.parametrize(("alive", "leaving", "room"), [(True, {}, 3), (True, {"other": 0}, 1), (False, {}, 1)])
-def test_a_node_that_goes_or_is_gone_has_room_for_nobody(
-    alive: bool, leaving: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
-    nodes = [{"NodeID": "head", "Alive": True}, {"NodeID": "other", "Alive": alive}]
-    monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(elastic.ray._private.state.state, "get_draining_nodes", lambda: leaving)
-    assert policy._count_possible_workers({"head": {"CPU": 3.0}, "other": {"CPU": 4.0}}) == room
+class Method:
+    def __init__(self, calls: list[str], name: str, answer: Callable[[], Any]) -> None:
+        self._calls, self._name, self._answer = calls, name, answer
+
+    def remote(self, *_: Any, **__: Any) -> Any:
+        self._calls.append(self._name)
+        return self._answer()
+
+
+class Monitor:
+    """Answers as the run monitor does whose workers need a while to end."""
+
+    def __init__(self, asked_before_stopped: int) -> None:
+        self.calls: list[str] = []
+        self._left = asked_before_stopped
+        for name in ("request_stop", "clear_stop_request", "record_event"):
+            setattr(self, name, Method(self.calls, name, lambda: None))
+        self.has_stopped = Method(self.calls, "has_stopped", self._stopped)
+
+    def _stopped(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic.ray, "get", lambda value: value)
+    monkeypatch.setattr(elastic, "_POLL_S", 0.01)
+
+
+def test_a_resize_waits_until_the_workers_have_ended() -> None:
+    monitor = Monitor(asked_before_stopped=2)
+    CheckpointBeforeResize(monitor, timeout_s=60).before_resize()
+    assert monitor.calls == ["request_stop", *["has_stopped"] * 3, "record_event", "clear_stop_request"]
+
+
+def test_it_goes_on_without_workers_that_do_not_answer() -> None:
+    monitor = Monitor(asked_before_stopped=10**6)
+    CheckpointBeforeResize(monitor, timeout_s=0.1).before_resize()
+    assert monitor.calls[-2:] == ["record_event", "clear_stop_request"]  # else those that come next would end at once
+
+
+def test_a_restart_goes_on_where_the_nodes_cannot_be_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recount(timeout_s: float) -> None:
+        asked.append(timeout_s)
+        raise RayError("the coordinator does not answer")
+
+    monkeypatch.setattr(elastic, "recount_resources", recount)
+    monitor = Monitor(0)
+    CheckpointBeforeResize(monitor, 60).before_restart()
+    assert len(asked) == 1
+    assert monitor.calls == []

@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import ray
-from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from warren.cluster.serve.endpoint_config import APPLICATION, Candidate, Instance, ServeConfig, first_config
 from warren.cluster.session import job_environment, shipped_packages
+from warren.compat.ray_serve import dashboard_client, reason_in
 from warren.config import Resources
-from warren.errors import ServiceError
+from warren.errors import ServiceError, WarrenError
 
 _POLL_S = 1.0
 _UNDO_TIMEOUT_S = 120.0
@@ -65,7 +65,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str) -> None:
-        self._client = ServeSubmissionClient(url)
+        self._client = dashboard_client(url)
 
     def details(self) -> dict[str, Any]:
         """Return what runs (Serve's schema `ServeInstanceDetails`).
@@ -136,9 +136,7 @@ def _undone(endpoint: Endpoint, name: str, before: ServeConfig) -> str:
 
 
 def _last_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    known = [line for line in lines if "warren.errors." in line]
-    return (known or lines or ["no reason was given"])[-1]
+    return reason_in(message, WarrenError.__module__)
 
 
 def _say_where(http_options: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from warren.compat.ray_serve import is_redacted, is_shipped_package
+from warren.compat.variables import IDLE_THREADS_SLEEP
 from warren.config import Resources
 from warren.errors import ServiceError
 
@@ -17,8 +19,6 @@ APPLICATION = "chat"  # as in the RayService manifest
 IMPORT_PATH = "warren_serve.app:build"
 ROUTE = "/"
 _INSTANCE_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
-_SHIPPED = "gcs://_ray_pkg_"  # how Ray names packages that a job brought along
-_REDACTED = "<redacted>"
 
 ServeConfig = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Instance:
                 raise ServiceError(f"the application {name!r} is being deleted: wait until it is gone, then release")
             if application.get("source") == "imperative":
                 others[name] = application.get("route_prefix")
-            elif not isinstance(config, dict) or _REDACTED in str(config.get("runtime_env")):
+            elif not isinstance(config, dict) or is_redacted(config.get("runtime_env")):
                 raise ServiceError(
                     f"the configuration of the application {name!r} cannot be read from Serve, so it would be lost: "
                     "nothing is deployed; deploy all applications by hand, with `serve deploy`"
@@ -146,8 +146,7 @@ def new_application(candidate: Candidate, resources: Resources) -> ServeConfig:
     The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`), and
     Serve keeps the old ones until the new are healthy.
     """
-    # Waiting compute threads must not spin: on shared cores that is ten times slower.
-    runtime_env: ServeConfig = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **candidate.environment}}
+    runtime_env: ServeConfig = {"env_vars": {**IDLE_THREADS_SLEEP, **candidate.environment}}
     if candidate.packages:
         runtime_env["py_modules"] = list(candidate.packages)
     return {
@@ -174,7 +173,7 @@ def _with_release(config: ServeConfig, candidate: Candidate) -> ServeConfig:
     args["release"] = candidate.uri
     runtime_env = changed.get("runtime_env") or {}
     modules = runtime_env.get("py_modules") or []
-    kept = [module for module in modules if not str(module).startswith(_SHIPPED)]
+    kept = [module for module in modules if not is_shipped_package(str(module))]
     if len(kept) < len(modules):  # code that an earlier job brought: the release is of this job's
         runtime_env["py_modules"] = [*kept, *candidate.packages]
     return changed

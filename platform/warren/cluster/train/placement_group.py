@@ -3,32 +3,26 @@
 Ray Train has a detached actor for that. It begins to watch when the controller calls it, so a controller that ends
 before, as by `ray job stop` during start-up, leaves it behind for ever; and once it has seen the controller gone, it
 does not end either. Nothing here is detached: what a driver started ends with the driver, and Ray then removes its
-placement groups. The callback relies on Ray Train's internals, as there are no public hooks; Ray's version is pinned.
+placement groups.
 """
 
 from typing import Any
 
 import ray
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from warren.compat.ray_train import PlacementMoment
 
 
-class RecordPlacementGroup(WorkerGroupCallback):  # type: ignore[misc]
+class RecordPlacementGroup(PlacementMoment):
     """Runs in Ray Train's controller: reports the workers' placement group to the run monitor."""
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
 
-    def after_worker_group_start(self, worker_group: Any) -> None:
+    def placed(self, group: PlacementGroup) -> None:
         """Report the group."""
-        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
         ray.get(self._monitor.set_placement_group.remote(group))
-
-
-def without_detached_cleaner(callbacks: list[Any]) -> list[Any]:
-    """Leave out the callback that starts Ray Train's detached actor."""
-    return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def remove_group(monitor: Any) -> None:

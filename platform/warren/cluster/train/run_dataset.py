@@ -19,7 +19,7 @@ import ray.data
 from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
-from warren.compat.ray_data import Pace
+from warren.compat.ray_data import deal_rows_in_turn
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, unpack_parts
 from warren.data.stream import StreamSpec
@@ -70,8 +70,7 @@ class RemainingPlan:
 class GlobalBatches(DataConfig):  # type: ignore[misc]
     """Turns planned windows into batch parts and deals them out: one row, one block, one rank.
 
-    Ray Data's splitter gives each block to the rank with the fewest rows so far. Blocks of exactly one row in plan
-    order make that round-robin, so every rank gets its own share of every step; the loop checks that it did.
+    Rows are dealt to the ranks in turn, so every rank gets its own share of every step; the loop checks that it did.
     """
 
     def __init__(self, spec: StreamSpec, resources: Resources) -> None:
@@ -93,8 +92,7 @@ class GlobalBatches(DataConfig):  # type: ignore[misc]
                 num_cpus=self._resources.data_cpus_per_task,
                 zero_copy_batch=True,
             )
-            stream.context.target_max_block_size = 1  # every row a block of its own
-            stream.context.custom_execution_callback_classes = [Pace]
+            deal_rows_in_turn(stream)
             streams[name] = stream
         return super().configure(streams, world_size, *args, **kwargs)
 

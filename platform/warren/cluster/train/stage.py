@@ -1,7 +1,6 @@
 """The driver of a training stage: it prepares the run, starts its attempts one after the other, and reports."""
 
 import math
-import os
 import sys
 import time
 import uuid
@@ -12,7 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from warren.cluster.capacity import wanted
-from warren.cluster.train.elastic import CheckpointBeforeResize, ElasticTrainer
+from warren.cluster.train.elastic import CheckpointBeforeResize
 from warren.cluster.train.failure_policy import FailureNotice, FailurePolicy
 from warren.cluster.train.monitor import start_monitor
 from warren.cluster.train.placement_group import RecordPlacementGroup, remove_group
@@ -20,6 +19,7 @@ from warren.cluster.train.preparation import Stage, TrainingTask, prepare
 from warren.cluster.train.progress import Progress
 from warren.cluster.train.run_dataset import DATASET, GlobalBatches, RemainingPlan
 from warren.cluster.train.worker import train_worker
+from warren.compat.ray_train import ElasticTrainer, look_after_workers_every, reconsider_workers_after
 from warren.config import Recipe, Resources
 from warren.errors import DamagedCheckpointError
 from warren.storage import Location
@@ -66,12 +66,9 @@ def train_stage(
     if latest is not None and latest.step >= num_steps:
         return run
     task.begin(latest)
-    # How often the controller checks its workers. Its default of two seconds is most of the time that it takes to
-    # notice a lost worker.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    look_after_workers_every(0.5)
     if isinstance(resources.num_workers, tuple):
-        # How long workers may wait for their resources before their number is decided anew: a node may have died.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+        reconsider_workers_after(10)
     monitor = start_monitor()
     trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)

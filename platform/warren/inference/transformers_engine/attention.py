@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from warren.compat.transformers import plain_attention, register_attention
 from warren.inference.transformers_engine.decode_kernel import attend_rows, can_attend
 
 NAME = "warren_slots"
@@ -88,10 +86,7 @@ def attend(
         [1, T, Q, D], and no weights.
     """
     if (spans := _SPANS.get()) is None:
-        result: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
-        )
-        return result
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
     parts = [_attend(query[0, :, span.tokens], key, value, span, scaling) for span in spans]
     return torch.cat(parts)[None], None
 
@@ -111,10 +106,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: CacheSpan, scaling:
     shared = shared.reshape(rows, num_kv_heads, group * width, dim)
     keys, values = (store[span.slots, :, :length] for store in (key, value))
     seen = span.seen if width == 1 else span.seen.repeat(1, 1, group, 1)
-    told = functional.scaled_dot_product_attention(shared, keys, values, attn_mask=seen, scale=scaling)
-    told = told.view(rows, num_kv_heads, group, width, -1).permute(0, 3, 1, 2, 4)
-    return told.reshape(rows * width, num_heads, -1)
+    attended = functional.scaled_dot_product_attention(shared, keys, values, attn_mask=seen, scale=scaling)
+    attended = attended.view(rows, num_kv_heads, group, width, -1).permute(0, 3, 1, 2, 4)
+    return attended.reshape(rows * width, num_heads, -1)
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+register_attention(NAME, attend)

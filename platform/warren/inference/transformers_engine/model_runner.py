@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from warren.compat.transformers import handed_to_layers
 from warren.data.model_inputs import Inputs
 from warren.inference.detokenize import Detokenizer
 from warren.inference.engine import GenerationRequest
@@ -70,7 +71,7 @@ class ModelRunner:
         self._image_token_id = inputs.tokens.image_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self.device = model.lm_head.weight.device
-        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # given, so that none is built
+        self._no_mask = handed_to_layers(torch.ones(1, dtype=torch.bool, device=self.device))  # so none is built
         self._image_cost = _image_cost(model, self._tokens_per_image)
         model.model.language_model.set_attn_implementation(NAME)
         pack_weights(model, self._embed)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from warren.compat.torch import can_pack_linear, pack_linear_weight, packed_linear
+
 _TOKENS = 32
 """How many are multiplied at a time, roughly; the layout that this chooses is as fast for many more."""
 
@@ -14,14 +16,12 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)
-        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight = nn.Parameter(pack_linear_weight(linear.weight, _TOKENS), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [..., out features] for [..., in features]."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.weight, self.bias, "none", [], "")
-        return product
+        return packed_linear(values, self.weight, self.bias)
 
 
 def pack_weights(model: nn.Module, embedding: nn.Module) -> None:
@@ -30,7 +30,7 @@ def pack_weights(model: nn.Module, embedding: nn.Module) -> None:
     Args:
         embedding: Its weight is read by rows; a head that shares it stays as it is.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not can_pack_linear():
         return
     # Not of its subclasses: their owners read their weights. By name, so that each is freed before the next is packed.
     for name in [name for name, part in model.named_modules() if type(part) is nn.Linear]:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from warren.compat.transformers import DecoderCache
 
-class SlotCache:
+
+class SlotCache(DecoderCache):
     """What transformers' attention layers see as their cache during one forward pass.
 
     Shape letters: S slots, H key/value heads, C capacity, T tokens of this pass, D head dimension.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from warren.compat.transformers import image_features
 from warren.data.images import ImageSpec
 
 _IMAGES_PER_PASS = 16
@@ -30,28 +31,27 @@ class VisionCache:
 
     def get(self, images: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Return features [tokens_per_image, hidden] for images uint8 (3, size_px, size_px) by digest."""
-        found: dict[str, Tensor] = {}
+        by_digest: dict[str, Tensor] = {}
         for digest in images:
             if digest in self._cache:
                 self._cache.move_to_end(digest)
-                found[digest] = self._cache[digest]
-        missing = [digest for digest in images if digest not in found]
-        self.hits += len(found)
+                by_digest[digest] = self._cache[digest]
+        missing = [digest for digest in images if digest not in by_digest]
+        self.hits += len(by_digest)
         self.misses += len(missing)
         for start in range(0, len(missing), _IMAGES_PER_PASS):
             part = missing[start : start + _IMAGES_PER_PASS]
             for digest, features in zip(part, self._compute([images[d] for d in part]), strict=True):
-                found[digest] = features
+                by_digest[digest] = features
                 self._keep(digest, features)
-        return found
+        return by_digest
 
     def _compute(self, images: list[np.ndarray]) -> list[Tensor]:
         pixels = torch.from_numpy(np.stack(images)).to(self._device).float() / 255.0
         normalised = ((pixels - self._mean) / self._std).to(self._dtype)
         # Which layer and which features is in the model's configuration; transformers fills it in.
-        output = self._model.model.get_image_features(pixel_values=normalised, return_dict=True)
         # Clones: a slice would keep the whole pass alive behind the byte count.
-        return [features.clone() for features in output.pooler_output]
+        return [features.clone() for features in image_features(self._model, normalised)]
 
     def _keep(self, digest: str, features: Tensor) -> None:
         size = features.numel() * features.element_size()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from warren.compat.vllm import delta_sampling, start_engine
 from warren.data.model_inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
 from warren.inference.detokenize import Detokenizer, detokenizer_of
@@ -125,25 +126,21 @@ class VllmEngine:
         self._stop_loop()
 
     async def _start(self, folder: Path) -> Any:
+        on_gpu = torch.cuda.is_available()
         try:
-            from vllm import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
+            return start_engine(
+                model=str(folder),
+                max_model_len=self.max_context_tokens,
+                max_num_seqs=self._options.num_slots,
+                dtype="auto" if on_gpu else "float32",
+                enforce_eager=not on_gpu,  # compiling takes minutes and gains little without a GPU
+                disable_log_stats=True,
+            )
         except ImportError as error:
             raise ConfigError(
                 f"engine is 'vllm', which does not import here ({error}): pip install warren-vlm[vllm] into an "
                 "environment of its own, or set engine to 'transformers'"
             ) from None
-        on_gpu = torch.cuda.is_available()
-        arguments = AsyncEngineArgs(
-            model=str(folder),
-            max_model_len=self.max_context_tokens,
-            max_num_seqs=self._options.num_slots,
-            dtype="auto" if on_gpu else "float32",
-            enforce_eager=not on_gpu,  # compiling takes minutes and gains little without a GPU
-            disable_log_stats=True,
-        )
-        try:
-            return AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             raise ReleaseError(f"{folder} does not load in vLLM: {error}") from error
 
@@ -242,19 +239,16 @@ class _Answer:
         most = self._sampling.num_logprobs
         if most is None or not output.logprobs:
             return ()
-        found = []
+        logprobs = []
         for token, by_token in zip(output.token_ids[:count], output.logprobs[:count], strict=True):
             others = ((other, float(one.logprob)) for other, one in by_token.items() if other not in self._unsampled)
             ranked = sorted(others, key=lambda two: -two[1])
-            found.append(TokenLogprob(token, float(by_token[token].logprob), tuple(ranked[:most])))
-        return tuple(found)
+            logprobs.append(TokenLogprob(token, float(by_token[token].logprob), tuple(ranked[:most])))
+        return tuple(logprobs)
 
 
 def _sampling(params: SamplingParams, unsampled: Sequence[int]) -> Any:
-    from vllm import SamplingParams as VllmSampling
-    from vllm.sampling_params import RequestOutputKind
-
-    return VllmSampling(
+    return delta_sampling(
         max_tokens=params.max_new_tokens,
         temperature=params.temperature,
         top_p=max(params.top_p, 1e-6),  # vLLM refuses 0, which keeps the likeliest token alone
@@ -266,8 +260,6 @@ def _sampling(params: SamplingParams, unsampled: Sequence[int]) -> Any:
         logprobs=params.num_logprobs,
         ignore_eos=params.ignore_eos,
         logit_bias=dict.fromkeys(unsampled, _LEAST_BIAS),
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
     )
 
 
