@@ -15,6 +15,7 @@ from warren.data.model_inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
 from warren.models.head import Head, excluded
+from warren.models.image_normalizer import ImageNormalizer
 from warren.train import packed_attention
 
 _MAX_LOGITS = 1 << 23
@@ -40,10 +41,7 @@ class Objective(nn.Module):
         self._pad_token_id = inputs.tokens.pad_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self._image_size_px = inputs.image.size_px
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", _per_channel(inputs.image.mean), persistent=False)
-        self.register_buffer("std", _per_channel(inputs.image.std), persistent=False)
+        self.image_normalizer = ImageNormalizer(inputs.image)
         self.excluded: torch.Tensor | None
         self.register_buffer("excluded", excluded(self.model), persistent=False)
 
@@ -117,7 +115,8 @@ class Objective(nn.Module):
         return filled
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        output: Any = self.model.model.get_image_features(self._normalise(pixels))
+        dtype = next(self.model.parameters()).dtype
+        output: Any = self.model.model.get_image_features(self.image_normalizer(pixels, dtype))
         pooled: Any = getattr(output, "pooler_output", output)
         features: torch.Tensor = torch.cat(list(pooled)) if isinstance(pooled, list | tuple) else pooled
         return features
@@ -130,10 +129,6 @@ class Objective(nn.Module):
     def _is_flat(self) -> bool:
         """Whether samples lie one behind the other, without padding, as kernels for different lengths want them."""
         return self._attention == packed_attention.NAME or self._attention.startswith("flash")
-
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        dtype = next(self.model.parameters()).dtype
-        return ((pixels.float() / 255.0 - self.mean) / self.std).to(dtype)
 
 
 def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
@@ -209,7 +204,3 @@ def _head(
     logits = functional.linear(hidden, head.weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, targets, reduction="sum")
-
-
-def _per_channel(values: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(values).view(1, 3, 1, 1)

@@ -30,9 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(chooser: MultipleChoice, prompt: Prompt, choice: str) -> float:
     """Return one choice's log-likelihood from one plain forward of everything."""
     ids, labels = chooser._encode((*prompt.turns, Turn("assistant", choice)))
-    pixels = chooser._normalised(chooser.inputs.pixels(prompt.images)) if prompt.images else None
+    image = chooser.inputs.image
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (image.mean, image.std))
+    pixels = torch.from_numpy((chooser.inputs.pixels(prompt.images) / np.float32(255) - mean) / std)
     with torch.no_grad():
-        logits = chooser._model(input_ids=torch.tensor(ids)[None].long(), pixel_values=pixels).logits[0]
+        shown = pixels if prompt.images else None
+        logits = chooser._model(input_ids=torch.tensor(ids)[None].long(), pixel_values=shown).logits[0]
     targets = torch.tensor(labels[1:]).long()
     loss = functional.cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum")
     return -float(loss)
@@ -43,8 +46,8 @@ def test_likelihoods_are_those_of_each_choice_alone(folder: Path, images: tuple[
     chooser = MultipleChoice(folder)
     mark = f"{IMAGE_MARK}\n" if images else ""
     prompt = Prompt((Turn("user", f"{mark}what shape is there?"),), images)
-    found = chooser.log_likelihoods(prompt.turns, chooser.inputs.pixels(images), CHOICES)
-    np.testing.assert_allclose(found, [alone(chooser, prompt, choice) for choice in CHOICES], rtol=1e-5)
+    together = chooser.log_likelihoods(prompt.turns, chooser.inputs.pixels(images), CHOICES)
+    np.testing.assert_allclose(together, [alone(chooser, prompt, choice) for choice in CHOICES], rtol=1e-5)
 
 
 def test_the_choice_is_what_gains_most_over_a_blank_image(folder: Path) -> None:
@@ -68,8 +71,8 @@ class _Recorder(MultipleChoice):
 
     asked: ClassVar[list[tuple[str, list[str]]]] = []
 
-    def choose(self, shown: PreparedQuestion, choices: Sequence[str]) -> int:
-        colour = tuple(shown.pixels[0, :, 0, 0].tolist())
+    def choose(self, question: PreparedQuestion, choices: Sequence[str]) -> int:
+        colour = tuple(question.pixels[0, :, 0, 0].tolist())
         seen = next(name for name, known in COLOURS.items() if known == colour)
         self.asked.append((seen, list(choices)))
         return choices.index(seen) if seen in choices else 0
@@ -78,7 +81,7 @@ class _Recorder(MultipleChoice):
 def test_the_control_asks_about_images_that_are_none_of_the_choices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("warren.evaluate.judge.Chooser", _Recorder)
+    monkeypatch.setattr("warren.evaluate.judge.MultipleChoice", _Recorder)
     monkeypatch.setattr(_Recorder, "asked", [])
     rows = [colour_sample(number).to_row() for number in range(8)]  # four colours, twice
     seeing = judge_of(EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3), folder)(rows)

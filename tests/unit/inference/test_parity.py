@@ -20,10 +20,10 @@ from warren.inference import (
     Prompt,
     SamplingParams,
     TokenDelta,
-    attention,
     encode_request,
 )
 from warren.inference.testing import png_bytes
+from warren.inference.transformers_engine import attention
 from warren.inference.transformers_engine.offline import generate_all
 from warren.inference.transformers_engine.packed_linear import PackedLinear
 from warren.inference.transformers_engine.scheduler import Scheduler

@@ -14,7 +14,7 @@ from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import Sample, Turn
 from warren.errors import ModelError
 from warren.models import build_model, freeze_all_but, train_tokenizer
-from warren.train import attention
+from warren.train import packed_attention
 from warren.train.kernels import choose_attention, compile_layers
 from warren.train.objective import Objective, to_tensors
 
@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_the_full_vocabulary_matrix(objective: Objective, ti
     [part] = parts_of(tiny_inputs, 1, 7)
     tensors = to_tensors(part.micro_batches[0], CPU)
     labels = torch.from_numpy(part.micro_batches[0].labels).long()
-    pixels = objective._normalise(tensors["pixels"])
+    pixels = objective.image_normalizer(tensors["pixels"], next(objective.parameters()).dtype)
     logits = objective.model(
         input_ids=tensors["input_ids"], pixel_values=pixels, attention_mask=tensors["attention_mask"]
     ).logits
@@ -107,7 +107,7 @@ def test_every_language_model_keeps_packed_samples_apart(
     one = Objective(model.double(), tiny_inputs[0]).double()
     whole = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
     if by_sample:
-        assert choose_attention(model, Resources(num_workers=1, micro_batch_size=1)) == attention.NAME
+        assert choose_attention(model, Resources(num_workers=1, micro_batch_size=1)) == packed_attention.NAME
         again = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
         assert again[0] == pytest.approx(whole[0], rel=1e-7)
         assert torch.allclose(again[1], whole[1], rtol=1e-4, atol=1e-6)
