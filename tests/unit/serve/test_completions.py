@@ -72,11 +72,11 @@ def test_a_bad_body_is_a_typed_400(endpoint: Any, changes: Any, param: str, code
 
 def _streamed(endpoint: Any, body: dict[str, Any]) -> dict[int, str]:
     answer = endpoint.request("POST", PATH, json=body | {"stream": True})
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for line in answer.text.split("\n\n")[:-2]:
         choice = json.loads(line.removeprefix("data: "))["choices"][0]
-        told[choice["index"]] = told.get(choice["index"], "") + choice["text"]
-    return told
+        texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    return texts
 
 
 def test_stop_strings_cut_a_continuation_where_they_stand_whole_and_streamed(endpoint: Any) -> None:
