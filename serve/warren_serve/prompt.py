@@ -1,27 +1,21 @@
-"""From a request to a prompt that the model may see.
+"""From a request to a prompt that fits the model and the endpoint's limits."""
 
-A client's text never becomes a special token. A text that contains one (`<image>`, the end of sequence) is refused
-rather than escaped, because escaping would change the question. Some texts become special tokens only by the
-tokenizer's normalisation: so the special tokens of the encoded prompt must be those that its template writes.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from warren.data.model_inputs import Inputs
-from warren.data.sample import IMAGE_MARK, Role, Turn
-from warren.errors import BadSampleError
+from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import GenerationRequest, SamplingParams
 from warren_serve.data_uri import decode_data_uri
-from warren_serve.errors import ApiError, bad_request
+from warren_serve.errors import bad_request
 from warren_serve.image_checks import check_format
 from warren_serve.image_decoder import ImageDecoder
 from warren_serve.image_fetcher import ImageSource
+from warren_serve.prompt_encoder import Conversation, PromptEncoder
 from warren_serve.protocol import (
     AssistantMessage,
     ChatMessage,
@@ -36,9 +30,6 @@ from warren_serve.protocol import (
     UserMessage,
 )
 from warren_serve.settings import ServeSettings
-
-_TEMPLATES_KEPT = 256
-_PLACEHOLDER = "a"  # stands for a turn's text where only the template's tokens matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,29 +47,6 @@ class PreparedPrompt:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True)
-class _Conversation:
-    """A chat request's messages as turns.
-
-    Attributes:
-        turns: The n-th image mark takes the n-th image.
-        system: Replaces the template's system text; None keeps it.
-        images: In the order of their marks.
-        params: The field of each turn's text, then that of the system text if there is one.
-    """
-
-    turns: tuple[Turn, ...]
-    system: str | None
-    images: tuple[ImageSource, ...]
-    params: tuple[str, ...]
-
-    @property
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """The field and text of each message."""
-        texts = [turn.text for turn in self.turns] + ([] if self.system is None else [self.system])
-        return zip(self.params, texts, strict=True)
-
-
 class PromptBuilder:
     """Checks and tokenises requests for one model under one set of limits. Thread-safe.
 
@@ -91,14 +59,9 @@ class PromptBuilder:
 
     def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
         self._inputs = inputs
-        self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(inputs, tokenizer)
         self.max_context_tokens = max_context_tokens
         self._settings = settings
-        added = tokenizer.get_added_tokens_decoder()
-        special = {number: str(token.content) for number, token in added.items() if token.special}
-        self._special_ids = np.array(sorted(special.keys() - {inputs.tokens.image_token_id}), dtype=np.int32)
-        self._special_texts = (IMAGE_MARK, inputs.tokens.eos_token, *special.values())
-        self._template_tokens = lru_cache(_TEMPLATES_KEPT)(self._tokens_of_template)
 
     def check_shape(self, request: GenerationFields) -> None:
         """Refuse what is too much or out of order. It only counts, so it may run on the event loop.
@@ -123,10 +86,10 @@ class PromptBuilder:
         images: tuple[ImageSource, ...] = ()
         if isinstance(request, ChatRequest):
             conversation = self._conversation(request)
-            prompt_ids, images, param = self._encode_chat(conversation), conversation.images, "messages"
+            prompt_ids, images, param = self._encoder.encode_chat(conversation), conversation.images, "messages"
         else:
             assert isinstance(request, CompletionRequest)
-            prompt_ids, param = self._encode_text(self._text(request.prompt, "prompt")), "prompt"
+            prompt_ids, param = self._encoder.encode_text(self._text(request.prompt, "prompt")), "prompt"
         max_new_tokens = self._max_new_tokens(request, len(prompt_ids), param)
         return PreparedPrompt(prompt_ids, images, _sampling(request, max_new_tokens))
 
@@ -171,7 +134,7 @@ class PromptBuilder:
             message = f"{num_chars} characters of text; at most {self._settings.max_text_chars} are allowed."
             raise bad_request(message, "text_too_long", param)
 
-    def _conversation(self, request: ChatRequest) -> _Conversation:
+    def _conversation(self, request: ChatRequest) -> Conversation:
         system: str | None = None
         turns: list[Turn] = []
         images: list[ImageSource] = []
@@ -193,55 +156,12 @@ class PromptBuilder:
                 turns.append(Turn("user", _with_marks(message, text) if own else text))
         if system is not None:
             params.append("messages.0.content")  # `check_shape` refuses it anywhere else
-        return _Conversation(tuple(turns), system, tuple(images), tuple(params))
-
-    def _encode_chat(self, conversation: _Conversation) -> np.ndarray:
-        turns, system = conversation.turns, conversation.system
-        try:
-            prompt_ids = self._inputs.encode_prompt(turns, self._tokenizer, len(conversation.images), system)
-        except BadSampleError:  # a text becomes the image token
-            raise self._special_token_error(conversation.texts, "messages") from None
-        shapes = tuple((turn.role, bool(turn.text.strip())) for turn in turns)
-        if self._special_tokens(prompt_ids) != self._template_tokens(shapes, system is None):
-            raise self._special_token_error(conversation.texts, "messages")
-        return prompt_ids
-
-    def _encode_text(self, text: str) -> np.ndarray:
-        try:
-            prompt_ids = self._inputs.encode_text(text, self._tokenizer)
-        except BadSampleError:  # the text becomes the image token
-            raise self._special_token_error([("prompt", text)], "prompt") from None
-        num_bos = int(self._inputs.tokens.bos_token_id is not None)
-        if self._special_tokens(prompt_ids[num_bos:]):
-            raise self._special_token_error([("prompt", text)], "prompt")
-        return prompt_ids
-
-    def _special_tokens(self, prompt_ids: np.ndarray) -> tuple[int, ...]:
-        """Return the special tokens of a prompt in their order, without image tokens."""
-        return tuple(prompt_ids[np.isin(prompt_ids, self._special_ids)].tolist())
-
-    def _tokens_of_template(self, shapes: tuple[tuple[Role, bool], ...], keeps_system: bool) -> tuple[int, ...]:
-        """Return the special tokens that the template writes around turns with these roles, with or without text."""
-        turns = tuple(Turn(role, _PLACEHOLDER if has_text else "") for role, has_text in shapes)
-        system = None if keeps_system else _PLACEHOLDER
-        return self._special_tokens(self._inputs.encode_prompt(turns, self._tokenizer, 0, system))
-
-    def _special_token_error(self, texts: Iterable[tuple[str, str]], param: str) -> ApiError:
-        """Return the error that names the text and the special token in it; `param` if no text alone has one."""
-        for name, text in texts:
-            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-            special = ids[np.isin(ids, self._special_ids) | (ids == self._inputs.tokens.image_token_id)]
-            if len(special):
-                return _special_token(str(self._tokenizer.id_to_token(int(special[0]))), name)
-        message = "A text and the model's prompt template together form a special token; change the text's ends."
-        return bad_request(message, "special_token_in_text", param)
+        return Conversation(tuple(turns), system, tuple(images), tuple(params))
 
     def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
         if not isinstance(content, str):
             content = "\n".join(part.text for part in content if isinstance(part, TextPart))
-        special = next((special for special in self._special_texts if special in content), None)
-        if special is not None:
-            raise _special_token(special, param)
+        self._encoder.check_text(content, param)
         return content
 
     def _max_new_tokens(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
@@ -282,11 +202,6 @@ def _detached(message: ChatMessage, indexes: Iterator[int]) -> ChatMessage:
         for part in message.content
     ]
     return message.model_copy(update={"content": parts})
-
-
-def _special_token(token: str, param: str) -> ApiError:
-    message = f"The text contains {token!r}, which has a special meaning to the model; remove it."
-    return bad_request(message, "special_token_in_text", param)
 
 
 def _images(message: UserMessage, param: str) -> list[ImageSource]:

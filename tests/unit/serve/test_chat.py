@@ -36,8 +36,8 @@ def hello(_: GenerationRequest) -> list[TokenDelta]:
 
 
 def prompt_text(endpoint: Any, request: GenerationRequest) -> str:
-    tokenizer = endpoint.service.backend.prompts._tokenizer
-    tokens = endpoint.service.backend.prompts._inputs.tokens
+    tokenizer = endpoint.service.backend.engine.tokenizer
+    tokens = endpoint.service.backend.engine.inputs.tokens
     ids = [i for i in request.prompt_ids.tolist() if i != tokens.image_token_id]
     return str(tokenizer.decode(ids, skip_special_tokens=False))
 

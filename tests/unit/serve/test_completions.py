@@ -42,7 +42,7 @@ def test_the_prompt_reaches_the_engine_as_it_is(scripted: Any) -> None:
     answer = endpoint.request("POST", PATH, json=body).json()
     assert [choice["text"] for choice in answer["choices"]] == ["Hello", "Hello"]
     ids = engine.requests[0].prompt_ids.tolist()
-    assert endpoint.service.backend.prompts._tokenizer.decode(ids) == "what shape"
+    assert engine.tokenizer.decode(ids) == "what shape"
     assert engine.requests[0].sampling.stop == ("x",)
 
 
