@@ -147,6 +147,7 @@ class Admission:
         if scope["method"] != "POST":  # reading the model's card or the metrics is not counted
             await self._app(scope, receive, send)
             return
+        # Before the key's limits, because those may need a call to another process.
         if self._num_requests >= self._max_requests:
             raise overloaded("Too many requests are open; try again shortly.")
         self._num_requests += 1

@@ -72,6 +72,7 @@ class KeyRing:
     def _read_file(self, path: Path) -> None:
         try:
             status = path.stat()
+            # The inode tells a replaced file from the old one where time and size are equal.
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp == self._stamp:
                 return

@@ -152,6 +152,7 @@ class LocalBackend:
         streams: list[_CountedStream] = []
         num_delivered, is_failed = 0, False
         # The asking side has its own deadline; this one holds when that side died.
+        # The ingress has the same deadline, but it may be gone without a cancellation.
         limit = loop.call_later(self._settings.request_timeout_s, _abort, streams)
         try:
             for number in range(engine_request.request.n):
@@ -240,6 +241,7 @@ def _with_own_seed(generation: GenerationRequest, number: int) -> GenerationRequ
     sampling = generation.sampling
     if number == 0 or sampling.seed is None:
         return generation
+    # With one seed for all choices, they would all be equal.
     return dataclasses.replace(generation, sampling=dataclasses.replace(sampling, seed=sampling.seed + number))
 
 

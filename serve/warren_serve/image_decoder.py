@@ -169,6 +169,7 @@ def _carry_out(task: _DecodeTask, connection: Connection) -> None:
         answer = _decode(data, param, task)
         is_last = number == len(task.images) or isinstance(answer, ApiError)
         if is_last:
+            # Waiting for the next task must not count.
             signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(answer)
         if is_last:

@@ -96,6 +96,7 @@ class ImageFetcher:
         async with aiohttp.ClientSession(connector=connector, **options) as session:
             for _ in range(_MAX_REDIRECTS + 1):
                 async with session.get(url, allow_redirects=False) as answer:
+                    # Redirects are followed here and not by aiohttp, so that every target is checked.
                     if answer.status in _REDIRECTS:
                         url = self._checked(str(url.join(URL(answer.headers.get("location", "")))), source.param)
                         continue

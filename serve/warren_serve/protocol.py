@@ -100,6 +100,7 @@ class _Protocol(BaseModel):
         unknown: str | None = None
         for name, item in value.items():
             if (field := cls.model_fields.get(name)) is not None:
+                # A required field keeps its null, so that the error is about its type and not about a missing field.
                 if item is not None or field.is_required():
                     known[name] = item
             elif item is None or name in cls.no_bearing or item in _UNSUPPORTED.get(name, ()):

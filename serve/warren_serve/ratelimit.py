@@ -147,6 +147,7 @@ class Accounts:
             account.tokens_full_at_s = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
 
     def _account(self, key: str, now: float) -> _Account:
+        # Full budgets and no open request are what a new account has, so an idle account can be forgotten.
         if key not in self._accounts and len(self._accounts) >= _MAX_IDLE_ACCOUNTS:
             self._accounts = {name: one for name, one in self._accounts.items() if not one.is_idle(now)}
         return self._accounts.setdefault(key, _Account())

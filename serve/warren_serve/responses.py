@@ -144,6 +144,7 @@ class ChatResponse:
             return None
         except TimeoutError:
             raise deadline_exceeded(self._timeout_s) from None
+        # While a release rolls in, the engine that answers may serve another version than this ingress.
         self._head["system_fingerprint"] = chunk.version
         num_new = sum(len(delta.token_ids) for _, delta in chunk.deltas)
         self._measure(chunk, num_new)

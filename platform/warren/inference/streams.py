@@ -44,6 +44,7 @@ class QueueStream:
         """Free the request's slot now; harmless after the end."""
         self._cancel(self.key)
         if not self._ended:
+            # The engine sends nothing more for a cancelled request, and a reader may be waiting.
             self._queue.put_nowait(EngineClosedError("the request was aborted"))
 
     def deliver(self, result: TokenDelta | EngineError) -> None:

@@ -86,6 +86,7 @@ class TransformersEngine:
                 raise EngineBusyError(f"{len(self._streams)} requests are running or waiting already")
             self._last_key += 1
             stream = self._streams[self._last_key] = QueueStream(self._last_key, self.cancel)
+            # Under the lock, so that a cancellation never overtakes its request.
             self._commands.put((stream.key, request))
         return stream
 

@@ -83,6 +83,7 @@ class ModelRunner:
     def costs_of(self, prompt_ids: np.ndarray) -> np.ndarray:
         """Return `BatchRow.costs` of a prompt; the cost of an image's features is at its first token."""
         is_image = prompt_ids == self._image_token_id
+        # The remainder is 1 at an image's first token, and 0 where images have one token each.
         is_first = is_image & (np.cumsum(is_image) % self._tokens_per_image == 1 % self._tokens_per_image)
         return np.cumsum(1 + is_first * self._image_cost)
 
@@ -107,6 +108,7 @@ class ModelRunner:
             if count == row.num_unread:
                 ends.append(end - 1)
         logits = self._forward(embeddings, positions, slots, spans, ends)
+        # Only now, so that a pass that raises leaves the rows as they were.
         for row in decoding:
             row.length += 1
         for row, count in plan:

@@ -31,6 +31,7 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, prompt_ids: np.ndarray) -> None:
         self.params = params
+        # A generator of its own: drawing from torch's would make answers depend on the rows beside them.
         self._random = random.Random(params.seed)
         self._generated: Counter[int] = Counter()
         self._seen = torch.tensor(sorted(set(prompt_ids.tolist()))) if params.repetition_penalty != 1.0 else None
@@ -74,6 +75,7 @@ class Sampler:
         total = total[:kept]
         point = self._random.random() * float(total[-1])
         last = int(torch.searchsorted(total, total[-1]))  # later tokens have no probability
+        # Rounding can put the point behind the last sum.
         return int(tokens[min(int(torch.searchsorted(total, point, right=True)), last)])
 
 

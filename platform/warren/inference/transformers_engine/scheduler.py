@@ -83,6 +83,7 @@ class Scheduler:
         detokenizer = detokenizer_of(request, self._tokenizer)
         self._waiting.append(BatchRow(key, request, sampler, detokenizer, self._runner.costs_of(request.prompt_ids)))
 
+    # In inference mode, because freeing a slot moves others, and tensors made in this mode can only be written in it.
     @torch.inference_mode()
     def cancel(self, key: int) -> bool:
         """Drop a request and free its slot; returns whether it was running or waiting."""
@@ -141,6 +142,7 @@ class Scheduler:
             sampled = [*decoding, *(row for row, _ in plan if not row.num_unread)]
             tokens = choose(logits, [row.sampler for row in sampled], self._unsampled)
         except Exception as error:
+            # Sampling may have failed after the rows were advanced; they are run again from where they were.
             for row, length in before:
                 row.length = length
             if len(plan) + bool(decoding) == 1:
@@ -170,10 +172,12 @@ class Scheduler:
         budget = self.options.readable_tokens(self._num_decoding, self._runner.device)
         plan: list[tuple[BatchRow, int]] = []
         for row in self._rows[self._num_decoding :]:
+            # At least one token, because an image's first token can cost more than any budget.
             plan.append((row, count := row.affordable(budget) or 1))
             budget -= row.cost(count)
         while self._waiting and len(self._rows) < self.options.num_slots and all(n == r.num_unread for r, n in plan):
             row = self._waiting[0]
+            # Only the first prompt of a step may exceed the budget; the next ones wait for a step of their own.
             count = row.affordable(budget) or (0 if plan else 1)
             if not count:
                 break
@@ -187,6 +191,7 @@ class Scheduler:
         self._failures_in_a_row = 0
         for row, token in zip(rows, tokens, strict=True):
             if token is None:
+                # The next request in this slot must not read what is not finite.
                 self._cache.clear(self._rows.index(row))
                 self._drop(row, GenerationFailedError("the model's logits are not finite"), events)
                 continue

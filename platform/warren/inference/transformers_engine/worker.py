@@ -65,6 +65,7 @@ def main(descriptor: int) -> None:
         publish(error)
         return
     except Exception:
+        # The process ends with an exit code, which the parent reports.
         logger.exception("the engine does not start")
         raise
     commands: SimpleQueue[WorkerCommand] = SimpleQueue()
