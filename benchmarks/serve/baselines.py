@@ -23,6 +23,7 @@ from transformers.generation import BaseStreamer
 from warren.data.model_inputs import tokenizer_from_json
 from warren.inference import GenerationRequest, TokenDelta, context_limit
 from warren.models import load_bundle
+from warren.models.image_normalizer import ImageNormalizer
 from warren.release import fetch_release, resolve_release
 from warren_serve.app import assemble
 from warren_serve.backend import EngineRequest, ResponseChunk
@@ -72,20 +73,21 @@ class _Generator:
         with TemporaryDirectory() as folder:
             self._version = fetch_release(settings.release, Path(folder)).version
             self._model, self._inputs, tokenizer_json = load_bundle(Path(folder))
+        self._normalizer = ImageNormalizer(self._inputs.image)
         self._tokenizer = tokenizer_from_json(tokenizer_json)
         limit = context_limit(self._model.config, settings.max_context_tokens)
         self._prompts = PromptBuilder(self._inputs, self._tokenizer, limit, settings)
         self._thread = ThreadPoolExecutor(1)  # one `generate` at a time
 
     async def chunks(
-        self, questions: Sequence[EngineRequest]
+        self, engine_requests: Sequence[EngineRequest]
     ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:
-        """Generate for all questions, to the end of the longest answer.
+        """Generate for all requests, to the end of the longest answer.
 
-        Yields, per step, a piece for each of them; `StopIteration`, as Serve wants it, where an answer has ended.
+        Yields, per step, a chunk for each of them; `StopIteration`, as Serve wants it, where an answer has ended.
         """
         loop = asyncio.get_running_loop()
-        requests = [self._request(engine_request) for engine_request in questions]
+        requests = [self._request(engine_request) for engine_request in engine_requests]
         tokens, abandoned = _Tokens(), _Abandoned()
         work = loop.run_in_executor(self._thread, self._generate, requests, tokens, abandoned)
         most = max(request.sampling.max_new_tokens for request in requests)
@@ -100,8 +102,8 @@ class _Generator:
             await work
 
     def _request(self, engine_request: EngineRequest) -> GenerationRequest:
-        plan = self._prompts.plan(engine_request.request)
-        return GenerationRequest(plan.prompt_ids, self._inputs.pixels(engine_request.images), plan.sampling)
+        prompt = self._prompts.prepare(engine_request.request)
+        return GenerationRequest(prompt.prompt_ids, self._inputs.pixels(engine_request.images), prompt.sampling)
 
     def _chunk(self, request: GenerationRequest, token: int, number: int) -> ResponseChunk | type[StopIteration]:
         most = request.sampling.max_new_tokens
@@ -118,14 +120,12 @@ class _Generator:
         for row, request in enumerate(requests):
             ids[row, width - len(request.prompt_ids) :] = request.prompt_ids
             mask[row, width - len(request.prompt_ids) :] = 1
-        image = self._inputs.image
-        mean, std = (np.array(v, dtype=np.float32).reshape(1, 3, 1, 1) for v in (image.mean, image.std))
-        pixels = (np.concatenate([r.pixels for r in requests]) / np.float32(255) - mean) / std
+        pixels = torch.from_numpy(np.concatenate([request.pixels for request in requests]))
         new = max(request.sampling.max_new_tokens for request in requests)
         self._model.generate(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
-            pixel_values=torch.from_numpy(pixels),
+            pixel_values=self._normalizer(pixels, torch.float32),
             max_new_tokens=new,
             min_new_tokens=new,
             do_sample=False,
@@ -165,9 +165,9 @@ class StaticBatch:
 
     @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
     async def _together(
-        self, questions: list[EngineRequest]
+        self, engine_requests: list[EngineRequest]
     ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:
-        async for chunks in self._generator.chunks(questions):
+        async for chunks in self._generator.chunks(engine_requests):
             yield chunks
 
 

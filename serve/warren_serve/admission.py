@@ -1,4 +1,4 @@
-"""Who may ask, and how much: keys and limits, before a byte of the body is read."""
+"""Admission of requests by API keys and their limits, before a byte of the body is read."""
 
 import math
 import uuid
@@ -12,15 +12,15 @@ from warren_serve.auth import KeyRing
 from warren_serve.errors import ApiError, bad_request, overloaded, rate_limited
 from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
 
-# All else needs a key: a route that is added, or a path that nobody thought of, is closed until it is named here.
+# All other paths need a key, so that a new route is closed until somebody adds it here.
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 _OPEN_FOLDER = "/page/"
-_SHOWN_CHARS = 12  # of a digest: enough to tell keys apart, useless to guess one
-_VISIT = "visit"  # in the ASGI scope's state
+_SHOWN_CHARS = 12  # of a digest: enough to tell keys apart, too few to guess one
+_LEASE = "rate_limit_lease"  # in the ASGI scope's state
 
 
 class SharedAccounts(Protocol):
-    """`Accounts`, wherever they are kept."""
+    """`Accounts` in this process or in another."""
 
     def enter(self, key: str, lease: str) -> Awaitable[RateLimitDecision]:
         """See `Accounts.enter`."""
@@ -31,11 +31,11 @@ class SharedAccounts(Protocol):
         ...
 
     def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
-        """See `Accounts.leave`; returns before it is done, and never raises."""
+        """See `Accounts.leave`; does not wait and never raises."""
         ...
 
     def debit(self, key: str, num_tokens: int) -> None:
-        """See `Accounts.debit`; returns before it is done, and never raises."""
+        """See `Accounts.debit`; does not wait and never raises."""
         ...
 
 
@@ -43,7 +43,7 @@ class OwnAccounts:
     """Accounts of this process alone.
 
     Args:
-        limits: Of every key.
+        limits: The limits of every key.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -66,8 +66,8 @@ class OwnAccounts:
         self._accounts.debit(key, num_tokens)
 
 
-class Visit:
-    """One request and what it holds of its key's limits.
+class RateLimitLease:
+    """One request's share of its key's limits.
 
     Attributes:
         key: The key's digest, or `anonymous`.
@@ -76,57 +76,57 @@ class Visit:
     def __init__(self, key: str, accounts: SharedAccounts, limits: RateLimits) -> None:
         self.key = key
         self._accounts, self._limits = accounts, limits
-        self._lease: str | None = None
-        self._num_used = 0
+        self._name: str | None = None
+        self._num_used_tokens = 0
 
     async def enter(self) -> None:
-        """Take a place.
+        """Count the request.
 
         Raises:
             ApiError: 429.
         """
-        # Named before it is asked for: a request that is cancelled meanwhile closes it all the same.
-        self._lease = uuid.uuid4().hex
-        decision = await self._accounts.enter(self.key, self._lease)
-        if decision.limit:
-            self._lease = None
+        # The lease has a name before the call, so that a request that is cancelled meanwhile still closes it.
+        self._name = uuid.uuid4().hex
+        decision = await self._accounts.enter(self.key, self._name)
+        if not decision.is_allowed:
+            self._name = None
             raise _refusal(decision, self._limits)
 
     async def charge(self, num_tokens: int) -> None:
-        """Reserve what the request can use at most.
+        """Reserve the most tokens that the request can use.
 
         Raises:
-            ApiError: 429; 400 when it would never fit.
+            ApiError: 429; 400 if a key may never use that many.
         """
         most = self._limits.tokens_per_minute
-        if most is None or self._lease is None:
+        if most is None or self._name is None:
             return
         if num_tokens > most:
-            message = f"The request can use {num_tokens} tokens; a key may use {most} in a minute."
+            message = f"The request can use {num_tokens} tokens; a key may use {most} in a minute. Lower max_tokens."
             raise bad_request(message, "token_budget_exceeded", "max_tokens")
-        decision = await self._accounts.charge(self.key, self._lease, num_tokens)
-        if decision.limit:
+        decision = await self._accounts.charge(self.key, self._name, num_tokens)
+        if not decision.is_allowed:
             raise _refusal(decision, self._limits)
 
-    def use(self, num_tokens: int) -> None:
-        """Note what was in fact used; the rest goes back to the key."""
-        self._num_used += num_tokens
+    def record_usage(self, num_tokens: int) -> None:
+        """Add tokens that were used; `close` gives the others back."""
+        self._num_used_tokens += num_tokens
 
     def close(self) -> None:
-        """Give back the place and the unused tokens."""
-        if self._lease is not None:
-            self._accounts.leave(self.key, self._lease, self._num_used)
+        """End the request and give back the tokens that were not used."""
+        if self._name is not None:
+            self._accounts.leave(self.key, self._name, self._num_used_tokens)
 
 
 class Admission:
-    """ASGI middleware: lets a request in by its key and the key's limits, and closes its visit whatever happens.
+    """ASGI middleware: admits a request by its key and the key's limits, and closes its lease whatever happens.
 
     Args:
-        app: What is behind it.
-        keys: Who may ask.
-        accounts: What each has used.
-        limits: What each may use.
-        max_requests: More at a time, of all keys together, are refused.
+        app: The application behind it.
+        keys: The keys that are admitted.
+        accounts: What each key has used.
+        limits: What each key may use.
+        max_requests: Requests of all keys at the same time; more are refused.
     """
 
     def __init__(
@@ -142,36 +142,37 @@ class Admission:
             await self._app(scope, receive, send)
             return
         key = self._keys.check(Headers(scope=scope).get("authorization"))
-        visit = Visit(key, self._accounts, self._limits)
-        scope.setdefault("state", {})[_VISIT] = visit
-        if scope["method"] != "POST":  # looking at the model or the metrics is not counted
+        lease = RateLimitLease(key, self._accounts, self._limits)
+        scope.setdefault("state", {})[_LEASE] = lease
+        if scope["method"] != "POST":  # reading the model's card or the metrics is not counted
             await self._app(scope, receive, send)
             return
+        # Before the key's limits, because those may need a call to another process.
         if self._num_requests >= self._max_requests:
             raise overloaded("Too many requests are open; try again shortly.")
         self._num_requests += 1
         try:
-            await visit.enter()
+            await lease.enter()
             await self._app(scope, receive, send)
         finally:
             self._num_requests -= 1
-            visit.close()
+            lease.close()
 
 
-def visit_of(scope: Scope) -> Visit:
-    """Return the visit that a guarded request was admitted with."""
-    visit: Visit = scope["state"][_VISIT]
-    return visit
+def lease_of(scope: Scope) -> RateLimitLease:
+    """Return the lease of an admitted request."""
+    lease: RateLimitLease = scope["state"][_LEASE]
+    return lease
 
 
 def key_of(scope: Scope) -> str | None:
-    """Return the start of the digest of the key that a request came with; None before or without admission."""
-    visit: Visit | None = scope.get("state", {}).get(_VISIT)
-    return visit.key[:_SHOWN_CHARS] if visit else None
+    """Return the start of the digest of a request's key; None before or without admission."""
+    lease: RateLimitLease | None = scope.get("state", {}).get(_LEASE)
+    return lease.key[:_SHOWN_CHARS] if lease else None
 
 
 def _is_open(scope: Scope) -> bool:
-    """Tell by the path below the application's route prefix, which is `root_path`, as the router does."""
+    """Decide by the path below the application's route prefix (`root_path`), as the router does."""
     root, path = scope.get("root_path", ""), scope["path"]
     if root and path.startswith(f"{root}/"):
         path = path[len(root) :]

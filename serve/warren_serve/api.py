@@ -1,4 +1,4 @@
-"""The endpoint's routes, as a FastAPI application around one `ChatService`. It knows nothing of Ray."""
+"""The endpoint's routes: a FastAPI application around one `ChatService`. It does not know Ray."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -7,61 +7,70 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from warren_serve.admission import Admission, OwnAccounts, SharedAccounts, visit_of
-from warren_serve.backend import ResponseChunk
+from warren_serve.admission import Admission, OwnAccounts, RateLimitLease, SharedAccounts, lease_of
+from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
 from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.middleware import RequestMiddleware
-from warren_serve.openapi import describe
+from warren_serve.openapi import describe_requests, error_responses
 from warren_serve.pages import SlashBehindPrefix, page_routes
 from warren_serve.protocol import GenerationFields, parse_chat_request, parse_completion_request
+from warren_serve.response_models import (
+    ChatCompletion,
+    HealthStatus,
+    ReadyStatus,
+    ServedModel,
+    ServedModels,
+    TextCompletion,
+)
 from warren_serve.responses import ChatResponse, CompletionResponse
 from warren_serve.service import ChatService
 
 T = TypeVar("T")
 MetricsText = Callable[[], Awaitable[bytes]]
+_READING_ERRORS = (401, 404, 503)
 
 
 class _Stream(StreamingResponse):
-    """An answer as server-sent events; its slots are free whenever the response ends, also before it began."""
+    """A response as server-sent events. Its slots are freed whenever it ends, also before it has begun."""
 
-    def __init__(self, answer: ChatResponse, first: ResponseChunk | None) -> None:
+    def __init__(self, response: ChatResponse, first: ResponseChunk | None) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(answer.events(first), media_type="text/event-stream", headers=headers)
-        self._answer = answer
+        super().__init__(response.events(first), media_type="text/event-stream", headers=headers)
+        self._response = response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer."""
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._answer.close()
+            await self._response.close()
 
 
 def create_api(
     service: ChatService,
-    figures: MetricsText | None = None,
+    metrics_text: MetricsText | None = None,
     accounts: SharedAccounts | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the application.
 
     Args:
-        service: What answers; the caller closes it.
-        figures: What `/metrics` shows; None for the figures of this process.
-        accounts: What each key has used; None for the accounts of this process.
-        names_requests: Whether answers get an `x-request-id` here; not behind Ray Serve's proxy, which adds one.
+        service: Answers requests; the caller closes it.
+        metrics_text: Returns the text of `/metrics`; None takes the metrics of this process.
+        accounts: What each key has used; None takes accounts of this process alone.
+        names_requests: Whether responses get an `x-request-id` here; not behind Ray Serve's proxy, which adds one.
     """
-    # No redirects to paths with or without a slash: their target would be built from the client's Host header.
+    # No redirects to paths with or without a slash, because their target would come from the client's Host header.
     app = FastAPI(title="Warren", docs_url=None, redoc_url=None, openapi_url="/openapi.json", redirect_slashes=False)
     routers = [
         _health_routes(service),
-        _metrics_routes(figures or service.figures),
+        _metrics_routes(metrics_text or service.metrics_text),
         _model_routes(service),
         _chat_routes(service),
         *([page_routes()] if service.settings.web_page else ()),
@@ -69,7 +78,7 @@ def create_api(
     for router in routers:
         app.include_router(router)
     settings = service.settings
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(
         Admission,
         keys=service.keys,
@@ -97,71 +106,73 @@ def create_api(
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    describe(app)
+    describe_requests(app)
     return app
 
 
 def _health_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], responses=error_responses(*_READING_ERRORS))
 
-    @router.get("/healthz", summary="Is the process there?")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    @router.get("/healthz", summary="Does the process run?")
+    async def healthz() -> HealthStatus:
+        return HealthStatus(status="ok")
 
     @router.get("/readyz", summary="Does the model answer?")
-    async def readyz() -> dict[str, str]:
+    async def readyz() -> ReadyStatus:
         if not service.backend.is_alive:
             raise unavailable("The engine does not run.")
-        return {"status": "ready", "model": service.model_name, "version": service.release.version}
+        return ReadyStatus(status="ready", model=service.model_name, version=service.release.version)
 
     return router
 
 
-def _metrics_routes(figures: MetricsText) -> APIRouter:
-    router = APIRouter(tags=["health"])
+def _metrics_routes(metrics_text: MetricsText) -> APIRouter:
+    router = APIRouter(tags=["health"], responses=error_responses(*_READING_ERRORS))
 
-    @router.get("/metrics", summary="Figures in Prometheus' text format", response_class=PlainTextResponse)
+    @router.get("/metrics", summary="Metrics in Prometheus' text format", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(await figures(), media_type=CONTENT_TYPE)
+        return Response(await metrics_text(), media_type=CONTENT_TYPE)
 
     return router
 
 
 def _model_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["models"])
+    router = APIRouter(prefix="/v1", tags=["models"], responses=error_responses(*_READING_ERRORS))
     release = service.release
-    card = {
-        "id": service.model_name,
-        "object": "model",
-        "created": release.created,
-        "owned_by": "warren",
-        "release": release.name,
-        "version": release.version,
-        "lineage": release.lineage,
-        "scores": release.scores,
-        "max_context_tokens": service.max_context_tokens,
-    }
+    served = ServedModel(
+        id=service.model_name,
+        object="model",
+        created=release.created,
+        owned_by="warren",
+        release=release.name,
+        version=release.version,
+        lineage=release.lineage,
+        scores=release.scores,
+        max_context_tokens=service.max_context_tokens,
+    )
 
     @router.get("/models", summary="The model served here, with its lineage and scores")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+    async def list_models() -> ServedModels:
+        return ServedModels(object="list", data=[served])
 
     @router.get("/models/{model:path}", summary="One model")
-    async def get_model(model: str) -> dict[str, Any]:
+    async def get_model(model: str) -> ServedModel:
         _check_model(service, model)
-        return card
+        return served
 
     return router
 
 
 def _chat_routes(service: ChatService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["chat"])
+    # Both routes return a `Response`, so FastAPI only describes the models and never validates with them.
+    responses = {**error_responses(), 200: {"content": {"text/event-stream": {}}}}
+    router = APIRouter(prefix="/v1", tags=["chat"], responses=responses)
 
-    @router.post("/chat/completions", summary="Continue a conversation", response_model=None)
+    @router.post("/chat/completions", summary="Continue a conversation", response_model=ChatCompletion)
     async def chat_completions(request: Request) -> Response:
         return await _answer(service, request, parse_chat_request, ChatResponse)
 
-    @router.post("/completions", summary="Continue a text", response_model=None)
+    @router.post("/completions", summary="Continue a text", response_model=TextCompletion)
     async def completions(request: Request) -> Response:
         return await _answer(service, request, parse_completion_request, CompletionResponse)
 
@@ -169,18 +180,25 @@ def _chat_routes(service: ChatService) -> APIRouter:
 
 
 async def _answer(
-    service: ChatService, request: Request, parse: Callable[[bytes], GenerationFields], kind: type[ChatResponse]
+    service: ChatService, http: Request, parse: Callable[[bytes], GenerationFields], kind: type[ChatResponse]
 ) -> Response:
-    asked = parse(await _read_body(request, service.settings.body_timeout_s))
-    _check_model(service, asked.model)
+    engine_request, lease, deadline = await _prepared(service, http, parse)
+    response = kind(service, engine_request, lease, deadline)
+    if not engine_request.request.stream:
+        return Response(await _unless_gone(http, response.whole()), media_type="application/json")
+    return _Stream(response, await _unless_gone(http, response.first()))
+
+
+async def _prepared(
+    service: ChatService, http: Request, parse: Callable[[bytes], GenerationFields]
+) -> tuple[EngineRequest, RateLimitLease, float]:
+    """Read and check a request. The body's megabytes of images are in no variable once this has returned."""
+    request = parse(await _read_body(http, service.settings.body_timeout_s))
+    _check_model(service, request.model)
     if not service.backend.is_alive:
         raise unavailable("The engine does not run.")
-    visit, deadline = visit_of(request.scope), service.deadline()
-    engine_request = await _unless_gone(request, service.prepare(asked, visit, deadline))
-    answer = kind(service, engine_request, visit, deadline)
-    if not asked.stream:
-        return JSONResponse(await _unless_gone(request, answer.whole()))
-    return _Stream(answer, await _unless_gone(request, answer.first()))
+    lease, deadline = lease_of(http.scope), service.deadline()
+    return await _unless_gone(http, service.prepare(request, lease, deadline)), lease, deadline
 
 
 def _check_model(service: ChatService, name: str) -> None:
@@ -194,7 +212,7 @@ def _check_model(service: ChatService, name: str) -> None:
 
 
 async def _read_body(request: Request, timeout_s: float) -> bytes:
-    """Read the body; the gate counts it."""
+    """Read the body, whose size `RequestMiddleware` limits."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         message = "The Content-Type must be application/json."

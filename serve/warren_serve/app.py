@@ -3,11 +3,11 @@
     proxy → Ingress (routes, keys, checks) → Engine (tokens, slots, model)
                   ↘ Accounts (what each key used; only where keys have limits)
 
-Ingress and engine are two deployments, because they run out of different things: one of connections, the other of
-slots and memory. The accounts are one small replica, so that a limit is a limit however many ingress replicas run. A
-release rolls in as new `args`: Serve starts replicas of the new version beside the old ones (`max_surge_percent:
-100`), and one that does not load or warm up leaves the old ones serving. There is no `user_config` and so no
-`reconfigure()`: an exception in one kills a healthy replica.
+Ingress and engine are two deployments, because one is limited by connections, the other by slots and memory. The
+accounts are one small replica, so that a limit holds for all ingress replicas together. A release rolls in as new
+`args`: Serve starts replicas of the new version beside the old ones (`max_surge_percent: 100`), and the old ones go on
+serving if a new one does not load or warm up. There is no `user_config` and so no `reconfigure()`, because an exception
+in it kills a healthy replica.
 """
 
 import logging
@@ -42,9 +42,9 @@ from warren_serve.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 INGRESS, ENGINE, ACCOUNTS = "Ingress", "Engine", "Accounts"
-_ACCOUNTS_ONGOING = 10_000  # they wait for nothing
+_ACCOUNTS_ONGOING = 10_000  # calls never wait
 _REFUSALS_ONGOING = 64
-_PROXY_QUEUE = 4  # times what an ingress replica takes
+_PROXY_QUEUE = 4  # times the requests that an ingress replica takes
 
 
 @serve.deployment(name=ENGINE, max_surge_percent=100, health_check_period_s=5.0)
@@ -62,15 +62,15 @@ class EngineServer:
     def __init__(self, settings: Mapping[str, Any], accounts: DeploymentHandle | None = None) -> None:
         _log_as_serve_does()
         parsed = ServeSettings.parse(settings)
-        debit = partial(notify, accounts, "debit") if accounts else None
-        self._backend = load_backend(parsed, _compute_threads(parsed), debit=debit)
+        report_usage = partial(notify, accounts, "debit") if accounts else None
+        self._backend = load_backend(parsed, _compute_threads(parsed), report_usage=report_usage)
         self._mirror = Mirror(engine_registry(self._backend.engine.stats))
 
     async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk | ApiError]:
-        """Answer piece by piece. A refusal is the last item, not an exception: those lose their type on the way.
+        """Yield the answer chunk by chunk. An error is the last item, because exceptions lose their type on the way.
 
-        A replica whose engine is gone ends with it, not when its health is next checked: never busy, it would be sent
-        every request meanwhile. As it is, those that have no answer yet ask another one.
+        A replica whose engine is dead ends at once. It is never busy, so it would get every request until the next
+        health check. The requests that have no answer yet go to another replica.
         """
         chunks = self._backend.ask(engine_request)
         try:
@@ -78,7 +78,7 @@ class EngineServer:
                 yield chunk
         except ApiError as error:
             if not self._backend.is_alive:
-                logger.error("the engine is gone, and this replica with it")
+                logger.error("the engine is dead, so this replica ends")
                 os._exit(1)
             yield error
         finally:
@@ -104,7 +104,7 @@ class EngineServer:
 
 @serve.deployment(name=ACCOUNTS, max_ongoing_requests=_ACCOUNTS_ONGOING, ray_actor_options={"num_cpus": 0})
 class AccountsServer:
-    """The accounts of all keys: one replica, on one event loop. Any change of `args` starts it anew, empty.
+    """The accounts of all keys: one replica, on one event loop. Any change of `args` restarts it without counts.
 
     Args:
         limits: The fields of `RateLimits`.
@@ -155,8 +155,8 @@ class IngressServer(RoutesBuiltLate):
 
     def build_routes(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        figures = ClusterMetrics(serve.get_replica_context().app_name)
-        api = create_api(self._service, figures.read, self._accounts, names_requests=False)
+        metrics = ClusterMetrics(serve.get_replica_context().app_name)
+        api = create_api(self._service, metrics.read, self._accounts, names_requests=False)
         api.add_middleware(Disconnects)
         return api
 
@@ -164,8 +164,8 @@ class IngressServer(RoutesBuiltLate):
 def build(args: dict[str, Any]) -> serve.Application:
     """Build the application from its `args`, the fields of `ServeSettings`.
 
-    An alias is resolved here, once: replicas that start later, whatever the reason, serve the same version. A
-    release that does not exist fails here too, before a replica is started for it.
+    An alias is resolved once, here, so that replicas that start later serve the same version. A release that does not
+    exist fails here, before a replica is started for it.
 
     Raises:
         ConfigError: The args do not fit.
@@ -182,7 +182,7 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
 
     Args:
         settings: Its release is an immutable version.
-        engine: Takes the settings and, where tokens are counted, the accounts; has `answer` as `EngineServer` has.
+        engine: A deployment of `EngineServer`, or of a class with its constructor and its `answer`.
     """
     values = settings.model_dump(mode="json")
     engines = engine.options(
@@ -197,12 +197,12 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
             downscale_to_zero_delay_s=settings.downscale_to_zero_delay_s,
             **_pace(settings),
         ),
-        # No runtime_env here: it would replace the application's, and with it the packages that a job shipped.
+        # No runtime_env here, because it would replace the application's, with the packages that a job shipped.
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     ingress = cast(serve.Deployment, IngressServer).options(
-        # The ingress itself refuses what is too much, as OpenAI's clients know it; Serve's own refusal is plain text.
-        # It is left for a flood that even the refusals cannot keep up with.
+        # The ingress itself refuses excess requests with OpenAI's error object. Serve's own refusal, in plain text, is
+        # left for a flood that exceeds even the refusals.
         max_ongoing_requests=settings.ingress_max_ongoing_requests + _REFUSALS_ONGOING,
         max_queued_requests=_PROXY_QUEUE * (settings.ingress_max_ongoing_requests + _REFUSALS_ONGOING),
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
@@ -232,7 +232,7 @@ def _pace(settings: ServeSettings) -> dict[str, Any]:
 
 
 def _log_as_serve_does() -> None:
-    """Send what Warren logs to the replica's own log file; nothing else in a replica would show it."""
+    """Send Warren's log records to the replica's own log file; otherwise they would be lost."""
     for name in ("warren", "warren_serve"):
         logger = logging.getLogger(name)
         logger.handlers = logging.getLogger("ray.serve").handlers
@@ -241,6 +241,6 @@ def _log_as_serve_does() -> None:
 
 
 def _compute_threads(settings: ServeSettings) -> int:
-    """Return the whole cores this replica owns; the deployment's options may have overridden the settings."""
+    """Return the whole cores of this replica; the deployment's options may override the settings."""
     assigned = ray.get_runtime_context().get_assigned_resources()
     return max(1, int(assigned.get("CPU", settings.num_cpus)))

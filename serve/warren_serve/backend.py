@@ -1,20 +1,22 @@
-"""The seam between HTTP and the model: questions go in, pieces of answers come out.
+"""The interface between HTTP and the model: an `EngineRequest` goes in, `ResponseChunk`s come out.
 
-    ingress                                     engine
-    HTTP → request → Question ────── ask ──▶ prompt → slots
-    JSON or events ◀── Answer ◀──────────── Piece, Piece, …
+    ingress                                        engine
+    ChatRequest → EngineRequest ────── ask ──▶ GenerationRequest → slots
+    JSON or events ◀──────────────────────── ResponseChunk, ResponseChunk, …
 
-What crosses it depends on no release: while one rolls in, any ingress replica may ask any engine replica. Tokens,
-templates and image sizes belong to the engine's side, and every piece says which release made it.
+Neither type depends on a release, because any ingress replica may ask any engine replica while a release rolls in.
+Tokens, templates and image sizes belong to the engine's side, and every chunk names the release that made it.
 """
 
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from prometheus_client.metrics_core import Metric
 
 from warren.inference import (
     ChoiceDelta,
@@ -28,8 +30,10 @@ from warren.inference import (
     TokenStream,
     merge_streams,
 )
+from warren.inference.detokenize import TokenBytes
 from warren_serve.errors import ApiError, bad_request, internal_error, overloaded, unavailable
 from warren_serve.image_decoder import ImageDecoder
+from warren_serve.metrics import engine_registry
 from warren_serve.prompt import PromptBuilder
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
@@ -38,20 +42,20 @@ logger = logging.getLogger(__name__)
 
 _PREPARING_THREADS = 2
 _MAX_LOGPROBS = 20_000
-"""In one piece, alternatives included: some hundred kilobytes. A message between replicas may have four megabytes."""
+"""In one chunk, alternatives included: some hundred kilobytes. A message between replicas may have four megabytes."""
 
-Debit = Callable[[str, int], None]
-"""Takes tokens from a key's budget that were used, but that the asking side never learnt of."""
+UsageReporter = Callable[[str, int], None]
+"""Charges a key for tokens that were generated, but that the ingress never received."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """A request whose shape was checked.
+    """A checked request on its way from the ingress to an engine.
 
     Attributes:
-        request: Its image URLs are empty: `images` holds what they named.
-        images: Encoded, in the order of the request's image parts.
-        key: Whose tokens are counted; None where they are not.
+        request: Its image URLs are `attachment:0`, …: indexes of `images`.
+        images: Encoded images, in the order of the request's image parts.
+        key: Digest of the key whose tokens are counted; None where tokens are not limited.
     """
 
     request: GenerationFields
@@ -61,35 +65,39 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class ResponseChunk:
-    """Some tokens of an answer's choices, and what they are part of.
+    """Deltas of an answer's choices on their way from an engine to the ingress.
 
     Attributes:
-        items: Deltas by choice.
-        num_prompt_tokens: Of the whole prompt, in every piece.
-        version: The release that answers.
-        token_bytes: The bytes of every token that the deltas' log-probabilities name.
+        deltas: One for each choice that has new tokens.
+        num_prompt_tokens: Tokens of the whole prompt; the same in every chunk.
+        version: The version of the release that answers.
+        token_bytes: The bytes of every token in the deltas' log-probabilities.
     """
 
-    items: tuple[ChoiceDelta, ...]
+    deltas: tuple[ChoiceDelta, ...]
     num_prompt_tokens: int
     version: str
     token_bytes: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class Backend(Protocol):
-    """What answers questions: an engine in this process, or the engines behind a deployment handle."""
+    """Answers requests: by an engine in this process, or by the engines behind a deployment handle."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether it takes questions."""
+        """Whether it takes requests."""
         ...
 
     def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
-        """Answer piece by piece; closing the generator frees the slots.
+        """Yield the answer chunk by chunk; closing the generator frees the slots.
 
         Raises:
-            ApiError: It cannot be answered; before the first piece this becomes the status code.
+            ApiError: The request cannot be answered. Before the first chunk, this becomes the status code.
         """
+        ...
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return the metrics of the engine in this process; none where engines are elsewhere."""
         ...
 
     def close(self) -> None:
@@ -98,33 +106,32 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """An engine in this process, with what the release says about prompts.
+    """A backend with its engine in this process.
 
     Args:
-        engine: Running; closed with the backend.
-        prompts: Builds requests for it.
-        version: The release's.
-        settings: The endpoint's.
-        decoder: Closed with the backend; None for its own.
-        debit: Told of tokens that were generated for nobody.
+        engine: A running engine; closed with the backend.
+        version: The release's version.
+        settings: The endpoint's settings.
+        decoder: Decodes images; closed with the backend. None makes one.
+        report_usage: Called with the tokens that were generated for a client who left. None where no key is limited.
     """
 
     def __init__(
         self,
         engine: Engine,
-        prompts: PromptBuilder,
         version: str,
         settings: ServeSettings,
         decoder: ImageDecoder | None = None,
-        debit: Debit | None = None,
+        report_usage: UsageReporter | None = None,
     ) -> None:
         self.engine = engine
-        self.prompts = prompts
+        self.prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
+        self._token_bytes = TokenBytes(engine.tokenizer)
         self._version = version
         self._settings = settings
-        self._debit = debit
-        # Few at a time: an image is large while it is decoded, and decoding competes with the model for cores. Its
-        # threads are its own, so that texts do not wait for images.
+        self._report_usage = report_usage
+        # Few images at a time, because decoding needs much memory and competes with the model for cores. Decoding has
+        # threads of its own, so that texts do not wait for images.
         self.decoder = decoder or ImageDecoder(
             _PREPARING_THREADS, settings.max_image_pixels, settings.image_decode_timeout_s
         )
@@ -141,16 +148,17 @@ class LocalBackend:
         loop = asyncio.get_running_loop()
         threads = self._decoding if engine_request.images else self._preparing
         generation = await loop.run_in_executor(threads, self._generation, engine_request)
-        pause_s = self._settings.stream_interval_s if engine_request.request.stream else None
+        interval_s = self._settings.stream_interval_s if engine_request.request.stream else None
         streams: list[_CountedStream] = []
         num_delivered, is_failed = 0, False
         # The asking side has its own deadline; this one holds when that side died.
+        # The ingress has the same deadline, but it may be gone without a cancellation.
         limit = loop.call_later(self._settings.request_timeout_s, _abort, streams)
         try:
             for number in range(engine_request.request.n):
                 streams.append(_CountedStream(self.engine.submit(_with_own_seed(generation, number))))
-            async for items in merge_streams(streams, pause_s):
-                for part in _parts(items):
+            async for deltas in merge_streams(streams, interval_s):
+                for part in split_deltas(deltas):
                     yield self._chunk(part, generation)
                     num_delivered += sum(len(delta.token_ids) for _, delta in part)
         except EngineError as error:
@@ -160,7 +168,11 @@ class LocalBackend:
             limit.cancel()
             _abort(streams)
             if engine_request.key and streams and not is_failed:
-                self._charge(engine_request.key, len(generation.prompt_ids), streams, num_delivered)
+                self._report_undelivered(engine_request.key, len(generation.prompt_ids), streams, num_delivered)
+
+    def metrics(self) -> Iterable[Metric]:
+        """See `Backend.metrics`."""
+        return engine_registry(self.engine.stats).collect()
 
     def close(self) -> None:
         """Stop the engine; unfinished answers fail."""
@@ -172,23 +184,24 @@ class LocalBackend:
     def _generation(self, engine_request: EngineRequest) -> GenerationRequest:
         return self.prompts.decode(self.prompts.prepare(engine_request.request), engine_request.images, self.decoder)
 
-    def _charge(self, key: str, num_prompt: int, streams: "Sequence[_CountedStream]", num_delivered: int) -> None:
-        """Charge what was generated for an asker who left before it was told; a prompt is told with the first piece."""
-        num_undelivered = (
-            sum(stream.num_tokens for stream in streams) - num_delivered + (0 if num_delivered else num_prompt)
-        )
-        if self._debit and num_undelivered:
-            self._debit(key, num_undelivered)
+    def _report_undelivered(
+        self, key: str, num_prompt: int, streams: "Sequence[_CountedStream]", num_delivered: int
+    ) -> None:
+        """Report the tokens that the ingress did not receive before it left; the first chunk reports the prompt's."""
+        num_generated = sum(stream.num_tokens for stream in streams)
+        num_undelivered = num_generated - num_delivered + (0 if num_delivered else num_prompt)
+        if self._report_usage and num_undelivered:
+            self._report_usage(key, num_undelivered)
 
-    def _chunk(self, items: tuple[ChoiceDelta, ...], generation: GenerationRequest) -> ResponseChunk:
-        named = {one.token_id for _, delta in items for one in delta.logprobs}
-        named |= {token for _, delta in items for one in delta.logprobs for token, _ in one.alternatives}
-        token_bytes = {token: self.prompts.token_bytes(token) for token in named}
-        return ResponseChunk(items, len(generation.prompt_ids), self._version, token_bytes)
+    def _chunk(self, deltas: tuple[ChoiceDelta, ...], generation: GenerationRequest) -> ResponseChunk:
+        token_ids = {one.token_id for _, delta in deltas for one in delta.logprobs}
+        token_ids |= {token for _, delta in deltas for one in delta.logprobs for token, _ in one.alternatives}
+        token_bytes = {token_id: self._token_bytes(token_id) for token_id in token_ids}
+        return ResponseChunk(deltas, len(generation.prompt_ids), self._version, token_bytes)
 
 
 class _CountedStream:
-    """A stream that counts the tokens it gave."""
+    """A stream that counts the tokens it has produced."""
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream = stream
@@ -203,13 +216,13 @@ class _CountedStream:
         self._stream.abort()
 
 
-def _parts(items: tuple[ChoiceDelta, ...]) -> Iterator[tuple[ChoiceDelta, ...]]:
-    """Cut what would be too long for one message, as the log-probabilities of a long answer."""
-    num_logprobs = sum(1 + len(one.alternatives) for _, delta in items for one in delta.logprobs)
+def split_deltas(deltas: tuple[ChoiceDelta, ...]) -> Iterator[tuple[ChoiceDelta, ...]]:
+    """Split deltas with so many log-probabilities that they would be too long for one message."""
+    num_logprobs = sum(1 + len(one.alternatives) for _, delta in deltas for one in delta.logprobs)
     if num_logprobs <= _MAX_LOGPROBS:
-        yield items
+        yield deltas
         return
-    for index, delta in items:
+    for index, delta in deltas:
         most = max(1, _MAX_LOGPROBS // (1 + max((len(one.alternatives) for one in delta.logprobs), default=0)))
         starts = range(0, max(1, len(delta.token_ids), len(delta.logprobs)), most)
         for start in starts:
@@ -228,6 +241,7 @@ def _with_own_seed(generation: GenerationRequest, number: int) -> GenerationRequ
     sampling = generation.sampling
     if number == 0 or sampling.seed is None:
         return generation
+    # With one seed for all choices, they would all be equal.
     return dataclasses.replace(generation, sampling=dataclasses.replace(sampling, seed=sampling.seed + number))
 
 

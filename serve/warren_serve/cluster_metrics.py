@@ -1,8 +1,8 @@
-"""The figures of all replicas together, by way of Ray's metrics agents.
+"""The metrics of all replicas together, by way of Ray's metrics agents.
 
-Each replica mirrors its registry to the agent of its node, where Ray's own figures are and where Prometheus looks for
-them (`ray_warren_*`). `/metrics` asks all agents, so every ingress replica answers for all: behind a load balancer a
-replica's own figures would change identity with each scrape.
+Each replica mirrors its registry to the agent of its node, where Prometheus already scrapes Ray's own metrics; there
+the names begin with `ray_warren_`. `/metrics` asks all agents, so that every ingress replica answers for all of them.
+Behind a load balancer, one replica's own metrics would change identity with each scrape.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ _ENDINGS = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_c
 class Mirror:
     """Copies a registry into Ray's metrics, sample by sample, until closed.
 
-    Every sample becomes a gauge: Ray's counters and histograms cannot be set, and Prometheus' functions look at names
-    and labels (`_total`, `_bucket`, `le`), not at the declared type.
+    Every sample becomes a gauge, because Ray's counters and histograms cannot be set. Prometheus' functions need the
+    names and labels (`_total`, `_bucket`, `le`), not the declared type.
 
     Args:
-        registry: Of this replica.
+        registry: The replica's registry.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -49,7 +49,7 @@ class Mirror:
         threading.Thread(target=self._run, name="warren-metrics", daemon=True).start()
 
     def close(self) -> None:
-        """Copy no more."""
+        """Stop copying."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -58,8 +58,8 @@ class Mirror:
                 for family in self._registry.collect():
                     for sample in family.samples:
                         self._gauge(sample.name, family, sample.labels).set(sample.value, dict(sample.labels))
-            except Exception:  # figures never stop the service
-                logger.exception("figures could not be handed to Ray")
+            except Exception:  # metrics must never stop the service
+                logger.exception("the metrics could not be mirrored to Ray")
 
     def _gauge(self, name: str, family: Metric, labels: Mapping[str, str]) -> Gauge:
         if name not in self._gauges:
@@ -68,13 +68,13 @@ class Mirror:
 
 
 class ClusterMetrics:
-    """What `/metrics` shows: the figures of every replica of one application, on every node; seconds old.
+    """The metrics of every replica of one application, on every node; up to some seconds old.
 
-    Readers share one round of questions to the agents, and its result for some seconds: however many ask, and however
-    often, the cost is that of one.
+    All readers share one round of requests to the agents, and its result for some seconds, so that the cost does not
+    grow with their number.
 
     Args:
-        application: Name of the Serve application; others' figures are not shown, their keys may differ.
+        application: Name of the Serve application. Those of others are left out, because their keys may differ.
     """
 
     def __init__(self, application: str) -> None:
@@ -83,12 +83,12 @@ class ClusterMetrics:
         self._begun_s = 0.0
 
     async def read(self) -> bytes:
-        """Return the figures in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         now_s = time.monotonic()
         if self._round is None or (self._round.done() and now_s - self._begun_s > _SHARED_FOR_S):
             self._begun_s = now_s
             self._round = asyncio.create_task(self._ask_agents())
-        return await asyncio.shield(self._round)  # a reader that leaves must not end it for the others
+        return await asyncio.shield(self._round)  # a reader that leaves must not cancel it for the others
 
     async def _ask_agents(self) -> bytes:
         loop = asyncio.get_running_loop()
@@ -100,14 +100,14 @@ class ClusterMetrics:
 
 
 def merged(texts: Iterable[str], application: str) -> bytes:
-    """Put what agents say about an application together: own names and types, and of Ray's labels the replica's."""
+    """Merge the agents' texts on one application: Warren's names and types, and of Ray's labels only the replica's."""
     families = all_families()
     owners = {f"{_PREFIX}{family.name}{end}": family for family in families for end in _ENDINGS[family.type]}
     for family in families:
         family.samples.clear()
     for text in texts:
-        for found in text_string_to_metric_families(_own_lines(text)):
-            for sample in found.samples:
+        for mirrored in text_string_to_metric_families(_own_lines(text)):
+            for sample in mirrored.samples:
                 owner = owners.get(sample.name)
                 if owner and sample.labels.get("application") == application:
                     labels = {name: value for name, value in sample.labels.items() if name in _LABELS}
@@ -116,7 +116,7 @@ def merged(texts: Iterable[str], application: str) -> bytes:
 
 
 def _own_lines(text: str) -> str:
-    """Leave out Ray's own figures, which are most of an agent's megabyte: parsing them holds up every request."""
+    """Leave out Ray's own metrics, because parsing them, most of a megabyte, would hold up every request."""
     return "".join(line for line in text.splitlines(keepends=True) if line.startswith(_OWN_LINES))
 
 

@@ -9,8 +9,8 @@ from warren_serve.errors import bad_request
 
 _MAX_HEAD_CHARS = 300
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"
-# `*+` gives nothing back: a value's trailing spaces must not also be tried as those in front of the next parameter, or
-# the time to refuse a URI is exponential in the number of its parameters.
+# `*+` does not backtrack. Otherwise a value's trailing spaces would also be tried as those before the next parameter,
+# and the time to refuse a URI would be exponential in the number of its parameters.
 _PARAMETER = rf"\s*;\s*{_TOKEN}=(?:\"[^\"]*\"|[^;,\"]*+)"
 _HEAD = re.compile(
     rf"data:\s*(?P<type>{_TOKEN}/{_TOKEN})?(?:{_PARAMETER})*(?P<base64>\s*;\s*base64)?\s*,", re.IGNORECASE
@@ -19,10 +19,10 @@ _TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 
 
 def decode_data_uri(url: str, param: str) -> bytes:
-    """Return the bytes of `data:[type][;name=value][;base64],…`; letters' case has no meaning in front of the comma.
+    """Return the bytes of `data:[type][;name=value][;base64],…`; upper and lower case are equal before the comma.
 
-    The type must be an image's, or say nothing: what the bytes are is found out from them. Base64 must be exact;
-    percent-encoding is undone, also in base64.
+    The type must be an image's or a general one, because the format is detected from the bytes. Base64 must be exact;
+    percent-encoding is decoded, also in base64.
 
     Raises:
         ApiError: 400; another kind of URI, or base64 that is not exact.

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
 from functools import partial
 from typing import Any
@@ -6,22 +6,23 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from warren.errors import WarrenError
+from warren_serve.response_models import ErrorDetail, ErrorResponse
 
 RETRY_AFTER_S = 1
 _MAX_MESSAGE_CHARS = 500
 _MAX_NAME_CHARS = 120
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but the log shows it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log shows it
 
 
 def clipped(text: str, most: int = _MAX_NAME_CHARS) -> str:
-    """Shorten what a client wrote before it is shown or logged."""
+    """Shorten a client's text before it is sent back or logged."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 class ApiError(WarrenError):
-    """An answer other than 200. The message is for the client: it names nothing of the server's inside.
+    """A response other than 200. Its message is for the client, so it must not reveal anything of the server's inside.
 
-    Message and param are clipped here, because both may hold what the client wrote.
+    Message and param are clipped here, because both may contain the client's text.
     """
 
     def __init__(
@@ -46,14 +47,13 @@ class ApiError(WarrenError):
         build = partial(ApiError, code=self.code, param=self.param, kind=self.kind, headers=self.headers)
         return build, (self.status, self.message)
 
-    def body(self) -> dict[str, Any]:
-        """Return the JSON of OpenAI's error object."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+    def body(self) -> ErrorResponse:
+        """Return the response's body."""
+        return ErrorResponse(error=ErrorDetail(message=self.message, type=self.kind, param=self.param, code=self.code))
 
     def response(self) -> JSONResponse:
-        """Return the HTTP answer."""
-        return JSONResponse(self.body(), self.status, self.headers)
+        """Return the HTTP response."""
+        return JSONResponse(self.body().model_dump(), self.status, self.headers)
 
 
 def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
@@ -72,25 +72,25 @@ def too_large(limit_bytes: int) -> ApiError:
 
 
 def overloaded(message: str) -> ApiError:
-    """429: nothing is free now."""
+    """429: all slots are taken."""
     return ApiError(
         429, message, code="overloaded", kind="rate_limit_error", headers={"retry-after": str(RETRY_AFTER_S)}
     )
 
 
 def rate_limited(message: str, wait_s: int) -> ApiError:
-    """429: this key has used what it may for now."""
+    """429: the key has reached a limit."""
     headers = {"retry-after": str(wait_s)}
     return ApiError(429, message, code="rate_limit_exceeded", kind="rate_limit_error", headers=headers)
 
 
 def unavailable(message: str) -> ApiError:
-    """503: this replica does not answer; another may."""
+    """503: this replica does not answer, another one may."""
     return ApiError(503, message, code="unavailable", kind="server_error", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
 def deadline_exceeded(timeout_s: float) -> ApiError:
-    """504: the answer took longer than it may."""
+    """504: the answer took longer than the deadline."""
     return ApiError(
         504,
         f"The answer was not complete within {timeout_s:g} s.",
@@ -100,7 +100,7 @@ def deadline_exceeded(timeout_s: float) -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """500: details are in the log, under the request id."""
+    """500: the log has the details, under the request id."""
     return ApiError(
         500,
         "The server had an error; quote the x-request-id header when you report it.",

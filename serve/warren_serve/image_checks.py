@@ -1,4 +1,4 @@
-"""Images that come over HTTP, hostile until checked: bytes, then format, then size, then pixels."""
+"""Checks of images from clients before they are decoded: first bytes, format, animation and size."""
 
 import io
 
@@ -12,7 +12,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 
 
 def check_format(data: bytes, param: str) -> None:
-    """Check by the first bytes that data can be an image: cheap, however hostile the rest is.
+    """Check by its first bytes that data can be an image; the cost does not depend on the rest.
 
     Raises:
         ApiError: 400.
@@ -22,10 +22,10 @@ def check_format(data: bytes, param: str) -> None:
 
 
 def check_image(data: bytes, max_pixels: int, param: str) -> str:
-    """Check format, stillness and size from an image's header; nothing is decoded, but reading a header can take long.
+    """Check format, animation and size of an image by its header. Nothing is decoded, but headers can take long.
 
     Returns:
-        The format, one of `FORMATS`, which it must be decoded as: other decoders may see another image in the bytes.
+        The format, one of `FORMATS`. Decode it as this format only, or another image may appear.
 
     Raises:
         ApiError: 400.
@@ -45,7 +45,7 @@ def check_image(data: bytes, max_pixels: int, param: str) -> str:
             raise _too_many_pixels(max_pixels, param)
         if width < 1 or height < 1:
             raise bad_request("The image has no pixels.", "invalid_image", param)
-        # MPO is a JPEG with a depth map or preview behind it, as phones write: its first frame counts.
+        # MPO, which phones write, is a JPEG followed by a depth map or preview; its first frame is used.
         if image.format != "MPO" and _is_animated(image):
             raise bad_request("The image is animated; send a still one.", "animated_image", param)
         return image.format if image.format in FORMATS else "JPEG"
@@ -54,7 +54,7 @@ def check_image(data: bytes, max_pixels: int, param: str) -> str:
 def _is_animated(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # broken frames behind the first: decoding decides
+    except Exception:  # later frames are broken; decoding the first decides
         return False
 
 

@@ -1,8 +1,8 @@
-"""Decoding clients' images in processes that can be ended.
+"""Decoding of clients' images in processes that can be ended.
 
-Some files take far longer than their size suggests: a JPEG of empty scans, a PNG of a million empty chunks. A thread
-cannot be stopped in the middle of one, but a process can. So a request's images are decoded under a limit of CPU time,
-which the kernel enforces. Images that exceed it cost their sender a 400, and others a short wait.
+Some files take far longer than their size suggests, as a JPEG of empty scans or a PNG of a million empty chunks. A
+thread cannot be stopped while it decodes one, but a process can. So a request's images are decoded under a limit of CPU
+time, which the kernel enforces. A request that exceeds it gets a 400, and other requests wait shortly.
 """
 
 import logging
@@ -28,7 +28,7 @@ _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGI
 
 
 @dataclass(frozen=True)
-class _Order:
+class _DecodeTask:
     """The images of one request, with the names of their fields."""
 
     images: Sequence[tuple[bytes, str]]
@@ -38,11 +38,11 @@ class _Order:
 
 
 class ImageDecoder:
-    """A few processes that decode images. Thread-safe: each call has a process to itself.
+    """A pool of processes that decode images. Thread-safe, because each call has a process to itself.
 
     Args:
         num_processes: Calls at the same time; more wait.
-        max_pixels: Of one image.
+        max_pixels: Width times height of one image.
         timeout_s: CPU time for the images of one call.
     """
 
@@ -59,25 +59,25 @@ class ImageDecoder:
             worker.start()
 
     def pixels(self, inputs: Inputs, images: Sequence[bytes], params: Sequence[str]) -> np.ndarray:
-        """Check and decode images; waits for them, so call it off the event loop.
+        """Check and decode images. It blocks, so call it off the event loop.
 
         Args:
-            inputs: How the model sees images.
-            images: Encoded.
-            params: Names of the fields they came in.
+            inputs: The model's image preprocessing.
+            images: Encoded images.
+            params: The field of each image.
 
         Returns:
             uint8 (num_images, 3, size_px, size_px).
 
         Raises:
-            ApiError: 400; an image cannot be used, or takes too long. 503; the process was ended by something else.
+            ApiError: 400; an image cannot be used, or takes too long. 503; the process ended for another reason.
         """
         if not images:
             return inputs.pixels(())
         worker = self._workers.get()
         try:
             named = tuple(zip(images, params, strict=True))
-            return worker.run(_Order(named, inputs, self._max_pixels, self._timeout_s))
+            return worker.run(_DecodeTask(named, inputs, self._max_pixels, self._timeout_s))
         finally:
             self._workers.put(worker)
 
@@ -88,7 +88,7 @@ class ImageDecoder:
 
 
 class _Worker:
-    """One process, started when it is needed and again after it was ended."""
+    """One process, which is started when it is needed, and again after it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,19 +99,19 @@ class _Worker:
             self._process, self._connection = start_child("warren_serve.image_decoder:main")
         return self._connection
 
-    def run(self, order: _Order) -> np.ndarray:
+    def run(self, task: _DecodeTask) -> np.ndarray:
         connection = self.start()
-        found: list[np.ndarray] = []
+        decoded: list[np.ndarray] = []
         try:
-            connection.send(order)
-            while len(found) < len(order.images):
+            connection.send(task)
+            while len(decoded) < len(task.images):
                 answer: np.ndarray | ApiError = connection.recv()
                 if isinstance(answer, ApiError):
                     raise answer
-                found.append(answer)
+                decoded.append(answer)
         except (EOFError, OSError):
-            raise _ended(self.end(), order.timeout_s, order.images[len(found)][1]) from None
-        return np.concatenate(found)
+            raise _ended(self.end(), task.timeout_s, task.images[len(decoded)][1]) from None
+        return np.concatenate(decoded)
 
     def end(self) -> int:
         """End the process, if it runs, and return its exit code."""
@@ -125,47 +125,50 @@ class _Worker:
 
 
 def _ended(code: int, timeout_s: float, param: str) -> ApiError:
-    """Say why there are no pixels, of the image in this field."""
+    """Return the error for a process that ended while it decoded the image in this field."""
     if code == -signal.SIGPROF:
-        message = f"The images take more than {timeout_s:g} s of CPU time to decode; save this one anew, or send fewer."
+        message = (
+            f"The images take more than {timeout_s:g} s of CPU time to decode; save this one again, or send fewer."
+        )
         return bad_request(message, "invalid_image", param)
     logger.error("the process that decodes images ended with exit code %d", code)
     if -code in _CRASHES:
-        return bad_request("The image cannot be decoded; save it anew and send that.", "invalid_image", param)
+        return bad_request("The image cannot be decoded; save it again and send that.", "invalid_image", param)
     return unavailable("The process that decodes images was ended; try again.")
 
 
 def main(fd: int) -> None:
-    """Decode what comes, until the one that started this process is gone."""
+    """Decode the images of each task, until the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever library it is in
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, also inside a library's code
     with Connection(fd) as connection:
         while True:
             try:
-                order: _Order = connection.recv()
+                task: _DecodeTask = connection.recv()
             except (EOFError, OSError):
                 return
-            with suppress(OSError):  # the starter has ended meanwhile
-                _carry_out(order, connection)
+            with suppress(OSError):  # the parent has ended meanwhile
+                _carry_out(task, connection)
 
 
-def _carry_out(order: _Order, connection: Connection) -> None:
-    """Send the pixels of each image; an error is the last answer."""
-    signal.setitimer(signal.ITIMER_PROF, order.timeout_s)
-    for number, (data, param) in enumerate(order.images, start=1):
-        answer = _decode(data, param, order)
-        is_last = number == len(order.images) or isinstance(answer, ApiError)
+def _carry_out(task: _DecodeTask, connection: Connection) -> None:
+    """Send the pixels of each image; an error is the last message."""
+    signal.setitimer(signal.ITIMER_PROF, task.timeout_s)
+    for number, (data, param) in enumerate(task.images, start=1):
+        answer = _decode(data, param, task)
+        is_last = number == len(task.images) or isinstance(answer, ApiError)
         if is_last:
+            # Waiting for the next task must not count.
             signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(answer)
         if is_last:
             return
 
 
-def _decode(data: bytes, param: str, order: _Order) -> np.ndarray | ApiError:
+def _decode(data: bytes, param: str, task: _DecodeTask) -> np.ndarray | ApiError:
     try:
-        found = check_image(data, order.max_pixels, param)
-        return order.inputs.pixels((data,), formats=(found,))
+        image_format = check_image(data, task.max_pixels, param)
+        return task.inputs.pixels((data,), formats=(image_format,))
     except ApiError as error:
         return error
     except BadSampleError as error:

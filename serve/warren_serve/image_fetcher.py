@@ -1,7 +1,7 @@
-"""Images that a client names by URL, fetched without letting clients reach what only the server can reach.
+"""Fetches images by URL without giving clients access to hosts that only the server can reach.
 
-Every hop's host must be on the allow-list, and the address is checked where the socket is made: what was checked is
-what is connected to, however the name resolves the next time.
+Every hop's host must be on the allow-list, and the address is checked where the socket is made. So the checked address
+is the one that is connected to, even if the name resolves to another one the next time.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where an image comes from.
+    """The origin of an image.
 
     Attributes:
-        url: As the client gave it.
-        param: The field it was given in.
-        data: Its bytes, once fetched; a `data:` URI is decoded elsewhere.
+        url: The client's URL.
+        param: The field of the request that has the URL.
+        data: The image's bytes, once fetched; a `data:` URI is decoded elsewhere.
     """
 
     url: str
@@ -45,15 +45,15 @@ class ImageSource:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it has to be fetched."""
+        """Whether the image has to be fetched."""
         return self.url[:8].lower().startswith(("http://", "https://"))
 
 
 class ImageFetcher:
-    """Fetches images from the hosts that the settings allow; from none by default.
+    """Fetches images from the hosts that the settings allow; by default from none.
 
     Args:
-        settings: Hosts, networks and limits.
+        settings: They have the hosts, networks and limits.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -63,7 +63,7 @@ class ImageFetcher:
         self._max_bytes = settings.max_image_bytes
 
     async def fetch_all(self, sources: Sequence[ImageSource]) -> tuple[ImageSource, ...]:
-        """Fetch what is remote, at the same time; the first failure stops the rest.
+        """Fetch all remote images at the same time; the first failure cancels the others.
 
         Raises:
             ApiError: 400, naming the field.
@@ -85,17 +85,18 @@ class ImageFetcher:
         except ApiError:
             raise
         except (TimeoutError, ClientError, OSError, ValueError):
-            # One message for all: an answer that told these apart would map the network behind the endpoint.
+            # One message for all failures: different ones would let clients map the network behind the endpoint.
             raise unreachable from None
 
     async def _fetch(self, source: ImageSource) -> bytes:
         url = self._checked(source.url, source.param)
-        # No cookies, no proxies of the environment, no connection that outlives the image.
+        # No cookies, no proxies from the environment, and no connection that outlives the image.
         connector = aiohttp.TCPConnector(socket_factory=self._socket, force_close=True, use_dns_cache=False)
         options: Any = {"headers": _HEADERS, "cookie_jar": aiohttp.DummyCookieJar(), "auto_decompress": False}
         async with aiohttp.ClientSession(connector=connector, **options) as session:
             for _ in range(_MAX_REDIRECTS + 1):
                 async with session.get(url, allow_redirects=False) as answer:
+                    # Redirects are followed here and not by aiohttp, so that every target is checked.
                     if answer.status in _REDIRECTS:
                         url = self._checked(str(url.join(URL(answer.headers.get("location", "")))), source.param)
                         continue
@@ -132,7 +133,7 @@ class ImageFetcher:
         return url
 
     def _socket(self, target: tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]) -> socket.socket:
-        """Make the socket for one numeric address, or refuse: nothing is resolved after this."""
+        """Make the socket for one numeric address, or refuse it. Nothing is resolved after this."""
         family, kind, protocol, _, where = target
         address = ipaddress.ip_address(where[0].partition("%")[0])
         if not (is_public(address) or any(address in network for network in self._networks)):
@@ -143,7 +144,7 @@ class ImageFetcher:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the internet: not private, link-local, loopback, multicast or reserved.
 
-    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4, Teredo) are taken out and checked too.
+    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4, Teredo) are checked too.
     """
     if isinstance(address, ipaddress.IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -156,7 +157,7 @@ def is_public(address: Address) -> bool:
 
 
 def _as_resolved(entry: str) -> str:
-    """Write an entry's host as it is looked up, whichever way the operator wrote it: `bücher.example` has two."""
+    """Return an entry with its host as it is resolved (IDNA), because `bücher.example` can be written in two ways."""
     wildcard, name = ("*.", entry[2:]) if entry.startswith("*.") else ("", entry)
     host, colon, port = name.partition(":")
     return f"{wildcard}{host if host.isascii() else URL.build(scheme='http', host=host).raw_host}{colon}{port}"

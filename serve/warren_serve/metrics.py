@@ -1,4 +1,4 @@
-"""Figures in Prometheus' text format. Nothing here knows Ray: `cluster_metrics.py` takes them to its agents."""
+"""Metrics in Prometheus' text format. Nothing here knows Ray; `cluster_metrics.py` mirrors them to its agents."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,11 +13,11 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _ANSWER_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside every counter, which nothing reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # nothing reads the creation times
 
 
 class RequestMetrics:
-    """What the routes count. Labels hold routes and statuses, never what a client wrote."""
+    """The metrics of the routes. Labels are routes and statuses, never a client's text."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -51,13 +51,13 @@ class RequestMetrics:
         self.answer_tokens.inc(num_answer)
 
     def time_tokens(self, seconds: float, num_tokens: int) -> None:
-        """Note tokens of a stream that came together, so long after the ones before."""
+        """Observe the tokens of one chunk, which came `seconds` after the chunk before."""
         for _ in range(num_tokens):
             self.between_tokens_s.observe(seconds / num_tokens)
 
 
 class EngineCollector(Collector):
-    """An engine's counts, read when somebody asks.
+    """An engine's counters, read at every scrape.
 
     Args:
         stats: Returns them.
@@ -96,20 +96,20 @@ _ENGINE_COUNTERS = {
 
 
 def engine_registry(stats: Callable[[], EngineStats]) -> CollectorRegistry:
-    """Return a registry of one engine's figures."""
+    """Return a registry of one engine's metrics."""
     registry = CollectorRegistry()
     registry.register(EngineCollector(stats))
     return registry
 
 
 def all_families() -> tuple[Metric, ...]:
-    """Return every family there is, whoever counts it; their samples mean nothing."""
-    nothing = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
-    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: nothing).collect())
+    """Return the metric families of all processes, for their names and types; the samples are meaningless."""
+    zeros = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
+    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: zeros).collect())
 
 
 class _Families(CollectorRegistry):
-    """Families as a registry, which is what gets written."""
+    """Makes metric families a registry, because `generate_latest` takes one."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         super().__init__()
@@ -120,5 +120,5 @@ class _Families(CollectorRegistry):
 
 
 def render(families: Iterable[Metric]) -> bytes:
-    """Write families in Prometheus' text format."""
+    """Return metric families in Prometheus' text format."""
     return generate_latest(_Families(families))

@@ -1,4 +1,4 @@
-"""What every request passes first: an id, a counted body, a log line, an answer even when the code fails."""
+"""The outermost middleware: request ids, the size limit of bodies, access log, metrics and unexpected errors."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ _MAX_LOGGED_CHARS = 500
 
 
 class RequestMiddleware:
-    """ASGI middleware. Of the request's headers only its id is ever logged, and never a key.
+    """ASGI middleware around each HTTP exchange. Of a request's headers, it only logs the id, never a key.
 
     Args:
-        app: What is behind the gate.
-        max_body_bytes: Longer bodies end in 413, counted as they arrive.
+        app: The application behind it.
+        max_body_bytes: Longer bodies, counted as they arrive, are answered with 413.
         metrics: Counts every request.
-        routes: What requests are counted under.
-        names_requests: Whether answers get an `x-request-id` here. Ray Serve's proxy adds one of its own.
+        routes: The routes that requests are counted under.
+        names_requests: Whether responses get an `x-request-id` here. Ray Serve's proxy adds one of its own.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _Passage(scope, receive, send, self._max_body_bytes, self._names_requests)
+        exchange = _HttpExchange(scope, receive, send, self._max_body_bytes, self._names_requests)
         self._metrics.in_flight.inc()
         try:
-            passage.check_length()
-            await self._app(scope, passage.receive, passage.send)
+            exchange.check_length()
+            await self._app(scope, exchange.receive, exchange.send)
         except ApiError as error:
-            await passage.fail(error)
+            await exchange.fail(error)
         except Exception:
-            logger.exception("request %s failed", passage.request_id)
-            await passage.fail(internal_error())
+            logger.exception("request %s failed", exchange.request_id)
+            await exchange.fail(internal_error())
         finally:
             self._metrics.in_flight.dec()
-            passage.count(self._metrics, self._routes)
-            passage.log()
+            exchange.count(self._metrics, self._routes)
+            exchange.log()
 
 
-class _Passage:
-    """One request on its way."""
+class _HttpExchange:
+    """One request and its response, as they pass."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, names_requests: bool) -> None:
         self._scope, self._receive, self._send = scope, receive, send
@@ -79,16 +79,16 @@ class _Passage:
         self._status: int | None = None
         self._start = time.perf_counter()
         self._headers = Headers(scope=scope)
-        self._method, self._path = scope["method"], scope["path"]  # as they came
+        self._method, self._path = scope["method"], scope["path"]  # before they are normalised
         _normalise(scope)
-        given = self._headers.get("x-request-id", "")
-        if names_requests and not _REQUEST_ID.fullmatch(given):
-            given = uuid.uuid4().hex
-        # What the proxy in front answers with is logged as it is found again, whatever the client wrote.
-        self.request_id = _NOT_OF_AN_ID.sub("?", given[:_MAX_ID_CHARS])
+        request_id = self._headers.get("x-request-id", "")
+        if names_requests and not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        # Serve's proxy sends the client's own id back, so it is logged even where its form is wrong.
+        self.request_id = _NOT_OF_AN_ID.sub("?", request_id[:_MAX_ID_CHARS])
 
     def check_length(self) -> None:
-        """Refuse by the announced length, before a byte is read."""
+        """Refuse a request by its Content-Length, before a byte of the body is read."""
         length = self._headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
@@ -108,7 +108,7 @@ class _Passage:
         return message
 
     def _lost_its_body(self) -> bool:
-        """Tell whether the server in front dropped an announced body, as uvicorn's parser does behind `Upgrade`."""
+        """Whether the server in front dropped an announced body, as uvicorn's parser does after `Upgrade`."""
         announced = self._headers.get("content-length", "0") != "0" or "transfer-encoding" in self._headers
         return not self._num_bytes and announced and "upgrade" in self._headers
 
@@ -122,14 +122,14 @@ class _Passage:
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
-        """Answer with an error, unless an answer has begun: that one can only be cut."""
+        """Send an error, unless a response has begun; that one can only be cut off."""
         if self._status is None:
             await error.response()(self._scope, self._receive, self.send)
 
     def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
-        """Count the request under its route, not its path: clients must not be able to make up labels.
+        """Count the request under its route, because clients could make up labels if it were its path.
 
-        Routes are looked up here, because a request that was refused never came to the router.
+        The route is looked up here, because a refused request never reaches the router.
         """
         path = next((one.path for one in routes if one.matches(self._scope)[0] is not Match.NONE), "none")  # type: ignore[attr-defined]
         route = str(path)
@@ -151,9 +151,9 @@ class _Passage:
 
 
 def _normalise(scope: Scope) -> None:
-    """Route HEAD as GET, and a path with a slash behind it as the path: no redirect, which would need a host.
+    """Route HEAD as GET, and drop a slash at the end of the path: a redirect would have to name a host.
 
-    The path below the application's route prefix (`root_path`) is what counts; the prefix itself stays as it is.
+    Only the path below the application's route prefix (`root_path`) is changed.
     """
     if scope["method"] == "HEAD":
         scope["method"] = "GET"

@@ -1,4 +1,4 @@
-"""The OpenAPI description: two routes read their bodies themselves, so FastAPI cannot know their schemas."""
+"""The OpenAPI description. Two routes parse their bodies themselves, so FastAPI cannot know their request schemas."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,81 +7,36 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from warren_serve.protocol import ChatRequest, CompletionRequest, GenerationFields
+from warren_serve.response_models import ErrorResponse
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
-_USAGE = {
-    "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "additionalProperties": {"type": "integer"},
-}
-
-
-def _answer_of(kind: str, told: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an answer whose choices tell in field `told` what the model said."""
-    choice = {
-        "type": "object",
-        "required": ["index", told, "finish_reason", "logprobs"],
-        "properties": {
-            "index": {"type": "integer"},
-            told: schema,
-            "finish_reason": {"enum": ["stop", "length"]},
-            "logprobs": {"type": ["object", "null"]},
-        },
-    }
-    properties = {
-        "id": {"type": "string"},
-        "object": {"const": kind},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "system_fingerprint": {"type": "string", "description": "The release's version."},
-        "choices": {"type": "array", "items": choice},
-        "usage": _USAGE,
-    }
-    return {"type": "object", "required": list(properties), "properties": properties}
-
-
-_MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
-}
-_CHAT_ANSWER = _answer_of("chat.completion", "message", _MESSAGE)
-_TEXT_ANSWER = _answer_of("text_completion", "text", {"type": "string"})
-_ASKING: Mapping[str, tuple[type[GenerationFields], str]] = {
-    "/v1/chat/completions": (ChatRequest, "ChatCompletion"),
-    "/v1/completions": (CompletionRequest, "Completion"),
+_REQUESTS: Mapping[str, type[GenerationFields]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
 }
 _ERRORS = {
-    "400": "Something in the request is wrong; `param` names it.",
-    "401": "A valid API key is needed.",
-    "404": "The model is not served here.",
-    "408": "The body took too long to arrive.",
-    "413": "The body is too large.",
-    "415": "The body is not JSON.",
-    "429": "All slots are taken; see Retry-After.",
-    "500": "The server had an error.",
-    "503": "This replica does not answer; see Retry-After.",
-    "504": "The answer took too long.",
+    400: "Something in the request is wrong; `param` names it.",
+    401: "A valid API key is needed.",
+    404: "The model is not served here.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    429: "All slots are taken, or the key has reached a limit; see Retry-After.",
+    500: "The server had an error.",
+    503: "The replica does not answer; see Retry-After.",
+    504: "The answer took too long.",
 }
 
+Responses = dict[int | str, dict[str, Any]]
+"""FastAPI's `responses` of a route."""
 
-def describe(app: FastAPI) -> None:
-    """Make the application describe all its routes in full."""
+
+def error_responses(*statuses: int) -> Responses:
+    """Return the description of error responses; of all without arguments."""
+    return {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses or _ERRORS}
+
+
+def describe_requests(app: FastAPI) -> None:
+    """Add the request schemas to the application's description, and drop FastAPI's own validation error."""
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
@@ -93,27 +48,13 @@ def describe(app: FastAPI) -> None:
 
 def _schema(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(title=app.title, version="1", routes=app.routes)
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
-    components |= {"Error": _ERROR, "ChatCompletion": _CHAT_ANSWER, "Completion": _TEXT_ANSWER}
-    error = {"application/json": {"schema": _reference("Error")}}
-    for path, methods in schema["paths"].items():
-        for operation in methods.values():
-            known = operation["responses"]
-            known.pop("422", None)
-            used = _ERRORS if path in _ASKING else {c: _ERRORS[c] for c in ("401", "404", "503")}
-            known |= {code: {"description": text, "content": error} for code, text in used.items()}
-    for path, (request, answer) in _ASKING.items():
+    components = schema["components"]["schemas"]
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for path, request in _REQUESTS.items():
         model = request.model_json_schema(ref_template="#/components/schemas/{model}")
         components |= model.pop("$defs", {}) | {request.__name__: model}
-        operation = schema["paths"][path]["post"]
-        body = {"application/json": {"schema": _reference(request.__name__)}}
-        operation["requestBody"] = {"required": True, "content": body}
-        operation["responses"]["200"]["content"] = {
-            "application/json": {"schema": _reference(answer)},
-            "text/event-stream": {},
-        }
+        body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}}}
+        schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": body}
     return schema
-
-
-def _reference(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}

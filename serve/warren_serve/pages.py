@@ -1,4 +1,4 @@
-"""The chat page: three small files and the vendored component, from this package; nothing is loaded from elsewhere."""
+"""The chat page: three small files and a vendored component. Nothing is loaded from other hosts."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _FILES = {
     "deep-chat/deepChat.bundle.js": "text/javascript",
     "deep-chat/LICENSE": "text/plain",
 }
-# The component writes its styles into its shadow tree; everything else comes from here and goes nowhere else.
+# 'unsafe-inline' is needed because the component writes its styles into its shadow tree.
 _HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": (
@@ -28,12 +28,12 @@ _HEADERS = {
 
 
 class SlashBehindPrefix:
-    """ASGI middleware: leads from an application's route prefix to the page at its slash, from where its files load.
+    """ASGI middleware: redirects from an application's route prefix to the page, which is at the prefix and a slash.
 
-    The target is relative, so it depends neither on the Host header nor on what stands in front of the endpoint.
+    The target is relative, so it depends neither on the Host header nor on proxies in front of the endpoint.
 
     Args:
-        app: What is behind it.
+        app: The application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:

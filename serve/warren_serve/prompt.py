@@ -1,12 +1,8 @@
-"""From chat messages to a prompt the model may see.
+"""From a request to a prompt that fits the model and the endpoint's limits."""
 
-User text never becomes a special token. A text that holds one literally (`<image>`, the end of sequence) is
-refused rather than changed: escaping would alter what the user asked about. The same check covers what only
-the tokenizer's normalisation turns into a special token.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,12 +10,12 @@ from tokenizers import Tokenizer
 from warren.data.model_inputs import Inputs
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import GenerationRequest, SamplingParams
-from warren.inference.detokenize import TokenBytes
 from warren_serve.data_uri import decode_data_uri
 from warren_serve.errors import bad_request
 from warren_serve.image_checks import check_format
 from warren_serve.image_decoder import ImageDecoder
 from warren_serve.image_fetcher import ImageSource
+from warren_serve.prompt_encoder import Conversation, PromptEncoder
 from warren_serve.protocol import (
     AssistantMessage,
     ChatMessage,
@@ -27,6 +23,7 @@ from warren_serve.protocol import (
     CompletionRequest,
     GenerationFields,
     ImagePart,
+    ImageUrl,
     RequestT,
     SystemMessage,
     TextPart,
@@ -37,11 +34,12 @@ from warren_serve.settings import ServeSettings
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:
-    """A request that fits the model, before its images are looked at.
+    """A tokenised request that fits the model, before its images are fetched or decoded.
 
     Attributes:
         prompt_ids: int32 (num_prompt_tokens,), image tokens expanded.
         images: In the order of their places in the prompt.
+        sampling: How the answer is generated.
     """
 
     prompt_ids: np.ndarray
@@ -50,28 +48,23 @@ class PreparedPrompt:
 
 
 class PromptBuilder:
-    """Builds generation requests for one model under one set of limits. Thread-safe.
+    """Checks and tokenises requests for one model under one set of limits. Thread-safe.
 
     Args:
-        inputs: What the model was trained on.
-        tokenizer: Its tokenizer.
-        max_context_tokens: Of the engine.
-        settings: The limits.
+        inputs: The model's prompt template, special tokens and image preprocessing.
+        tokenizer: The model's tokenizer.
+        max_context_tokens: Most tokens of prompt and answer together.
+        settings: The endpoint's settings, with the limits.
     """
 
     def __init__(self, inputs: Inputs, tokenizer: Tokenizer, max_context_tokens: int, settings: ServeSettings) -> None:
         self._inputs = inputs
-        self._tokenizer = tokenizer
-        self.token_bytes = TokenBytes(tokenizer)
+        self._encoder = PromptEncoder(inputs, tokenizer)
         self.max_context_tokens = max_context_tokens
         self._settings = settings
-        added = tokenizer.get_added_tokens_decoder()
-        special = {number: str(token.content) for number, token in added.items() if token.special}
-        self._special_ids = frozenset(special)
-        self._special_texts = (IMAGE_MARK, inputs.tokens.eos_token, *special.values())
 
     def check_shape(self, request: GenerationFields) -> None:
-        """Refuse what is too much or out of order, by counting only; safe on the event loop.
+        """Refuse what is too much or out of order. It only counts, so it may run on the event loop.
 
         Raises:
             ApiError: 400.
@@ -85,24 +78,23 @@ class PromptBuilder:
             _check_roles(request)
 
     def prepare(self, request: GenerationFields) -> PreparedPrompt:
-        """Tokenise and count, before any image is fetched or decoded; call it off the event loop.
+        """Tokenise a request once, and check its length; call it off the event loop.
 
         Raises:
             ApiError: 400.
         """
         images: tuple[ImageSource, ...] = ()
         if isinstance(request, ChatRequest):
-            turns, system, images = self._conversation(request)
-            prompt_ids, param = self._inputs.encode_prompt(turns, self._tokenizer, len(images), system), "messages"
+            conversation = self._conversation(request)
+            prompt_ids, images, param = self._encoder.encode_chat(conversation), conversation.images, "messages"
         else:
             assert isinstance(request, CompletionRequest)
-            text = self._text(request.prompt, "prompt")
-            prompt_ids, param = self._inputs.encode_text(text, self._tokenizer), "prompt"
-        new = self._new_tokens(request, len(prompt_ids), param)
-        return PreparedPrompt(prompt_ids, images, _sampling(request, new))
+            prompt_ids, param = self._encoder.encode_text(self._text(request.prompt, "prompt")), "prompt"
+        max_new_tokens = self._max_new_tokens(request, len(prompt_ids), param)
+        return PreparedPrompt(prompt_ids, images, _sampling(request, max_new_tokens))
 
     def read_images(self, sources: Sequence[ImageSource]) -> tuple[bytes, ...]:
-        """Return the encoded images of a prompt, now fetched, checked by their first bytes; call it off the event loop.
+        """Return the encoded images of fetched sources, and check their first bytes; call it off the event loop.
 
         Raises:
             ApiError: 400.
@@ -115,7 +107,7 @@ class PromptBuilder:
         return tuple(images)
 
     def decode(self, prompt: PreparedPrompt, images: tuple[bytes, ...], decoder: ImageDecoder) -> GenerationRequest:
-        """Decode the images of a prompt; slow, so call it off the event loop.
+        """Decode the images of a prompt; this is slow, so call it off the event loop.
 
         Raises:
             ApiError: As `ImageDecoder.pixels`.
@@ -142,16 +134,19 @@ class PromptBuilder:
             message = f"{num_chars} characters of text; at most {self._settings.max_text_chars} are allowed."
             raise bad_request(message, "text_too_long", param)
 
-    def _conversation(self, request: ChatRequest) -> tuple[tuple[Turn, ...], str | None, tuple[ImageSource, ...]]:
+    def _conversation(self, request: ChatRequest) -> Conversation:
         system: str | None = None
         turns: list[Turn] = []
         images: list[ImageSource] = []
+        params: list[str] = []
         for index, message in enumerate(request.messages):
             param = f"messages.{index}.content"
             text = self._text(message.content, param)
             if isinstance(message, SystemMessage):
                 system = text
-            elif isinstance(message, AssistantMessage):
+                continue
+            params.append(param)
+            if isinstance(message, AssistantMessage):
                 turns.append(Turn("assistant", text))
             else:
                 own = _images(message, param)
@@ -159,43 +154,54 @@ class PromptBuilder:
                     raise bad_request("The message is empty.", "invalid_value", param)
                 images += own
                 turns.append(Turn("user", _with_marks(message, text) if own else text))
-        return tuple(turns), system, tuple(images)
+        if system is not None:
+            params.append("messages.0.content")  # `check_shape` refuses it anywhere else
+        return Conversation(tuple(turns), system, tuple(images), tuple(params))
 
     def _text(self, content: str | Sequence[TextPart | ImagePart], param: str) -> str:
         if not isinstance(content, str):
             content = "\n".join(part.text for part in content if isinstance(part, TextPart))
-        found = next((special for special in self._special_texts if special in content), None)
-        if found is None and self._special_ids:
-            ids = self._tokenizer.encode(content, add_special_tokens=False).ids
-            hidden = next((number for number in ids if number in self._special_ids), None)
-            found = None if hidden is None else self._tokenizer.id_to_token(hidden)
-        if found is not None:
-            message = f"The text holds {found!r}, which has a special meaning to the model; remove it."
-            raise bad_request(message, "special_token_in_text", param)
+        self._encoder.check_text(content, param)
         return content
 
-    def _new_tokens(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
-        room = self.max_context_tokens - num_prompt_tokens
-        name, asked = request.length_limit
-        if asked is not None and asked > self._settings.max_new_tokens:
-            message = f"'{name}' is {asked}; at most {self._settings.max_new_tokens} are allowed."
-            raise bad_request(message, "invalid_value", name)
-        if room < (asked or 1):
+    def _max_new_tokens(self, request: GenerationFields, num_prompt_tokens: int, param: str) -> int:
+        """Return the most tokens of the answer.
+
+        A request's own limit is lowered to the endpoint's ceiling and to the free context, as in vLLM's servers with a
+        ceiling; strict settings refuse it instead.
+        """
+        ceiling, room = self._settings.max_new_tokens, self.max_context_tokens - num_prompt_tokens
+        name, requested = request.length_limit
+        required = requested if self._settings.strict_max_tokens else None
+        if required is not None and required > ceiling:
+            raise bad_request(f"'{name}' is {required}; at most {ceiling} are allowed.", "invalid_value", name)
+        if room < (required or 1):
             message = (
                 f"The model's context is {self.max_context_tokens} tokens; the prompt takes "
-                f"{num_prompt_tokens} and the answer {asked or 1}. Send less, or ask for fewer tokens."
+                f"{num_prompt_tokens} and the answer {required or 1}. Send less, or ask for fewer tokens."
             )
-            raise bad_request(message, "context_length_exceeded", param if asked is None else name)
-        return asked or min(room, self._settings.default_max_new_tokens, self._settings.max_new_tokens)
+            raise bad_request(message, "context_length_exceeded", param if required is None else name)
+        return min(requested or self._settings.default_max_new_tokens, ceiling, room)
 
 
-def without_images(request: RequestT) -> RequestT:
-    """Empty a request's image URLs, which may be megabytes: what they named travels beside it."""
-    for message in request.messages if isinstance(request, ChatRequest) else ():
-        for part in () if isinstance(message.content, str) else message.content:
-            if isinstance(part, ImagePart):
-                part.image_url.url = ""
-    return request
+def detach_images(request: RequestT) -> RequestT:
+    """Return a copy whose image URLs, which may be megabytes, are the images' indexes: `attachment:0`, …."""
+    if not isinstance(request, ChatRequest):
+        return request
+    indexes = count()
+    return request.model_copy(update={"messages": [_detached(message, indexes) for message in request.messages]})
+
+
+def _detached(message: ChatMessage, indexes: Iterator[int]) -> ChatMessage:
+    if not isinstance(message, UserMessage) or isinstance(message.content, str):
+        return message
+    parts = [
+        part.model_copy(update={"image_url": ImageUrl(url=f"attachment:{next(indexes)}")})
+        if isinstance(part, ImagePart)
+        else part
+        for part in message.content
+    ]
+    return message.model_copy(update={"content": parts})
 
 
 def _images(message: UserMessage, param: str) -> list[ImageSource]:
@@ -210,8 +216,8 @@ def _images(message: UserMessage, param: str) -> list[ImageSource]:
 def _with_marks(message: UserMessage, text: str) -> str:
     """Return a message's text with a mark for each image.
 
-    Images that stand together come first, wherever they stood: that is how Bunny's training writes a message with an
-    image. Where text stands between images, its place says which is meant, so every mark stays where its part stood.
+    Adjacent images come before the text, because Bunny's training writes messages so. Where text separates images, it
+    says which of them is meant, so every mark stays in its place.
     """
     parts = () if isinstance(message.content, str) else message.content
     is_image = [isinstance(part, ImagePart) for part in parts]
@@ -222,7 +228,7 @@ def _with_marks(message: UserMessage, text: str) -> str:
 
 
 def _check_roles(request: ChatRequest) -> None:
-    """Allow an optional system message, then user and assistant in turn, the user last."""
+    """Allow an optional system message, then user and assistant in turn, with the user last."""
     talk = [(index, m.role) for index, m in enumerate(request.messages) if not isinstance(m, SystemMessage)]
     systems = [index for index, m in enumerate(request.messages) if isinstance(m, SystemMessage)]
     if systems not in ([], [0]):

@@ -1,6 +1,6 @@
-"""OpenAI's requests, as far as this endpoint understands them, and what it does with the rest.
+"""OpenAI's requests as pydantic models.
 
-What changes the answer and is not supported is refused by name; what has no bearing on it is dropped.
+A field that would change the answer and is not supported is refused by name. One that cannot change it is dropped.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError, from_json
 from warren_serve.errors import ApiError, bad_request, clipped
 
 _INT64 = 2**63
-_VALUE_OF = "value_of_"  # begins the type of an error that the field behind it has
+_VALUE_OF = "value_of_"  # an error type of this and a field's name is about that field
 
 _NO_BEARING = frozenset(
     {
@@ -39,7 +39,7 @@ _NO_BEARING = frozenset(
     }
 )
 
-_UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for nothing
+_UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that change nothing
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
@@ -59,12 +59,12 @@ _UNSUPPORTED: Mapping[str, Sequence[Any]] = {  # with the values that ask for no
 }
 
 
-def _apart_by(field: str, *values: str) -> Discriminator:
-    """Tell the members of a union apart by one field's value; their tags are those values in angle brackets."""
+def _discriminated_by(field: str, *values: str) -> Discriminator:
+    """Choose a union's member by the value of one field; its tag is the value in angle brackets."""
 
     def tag(value: Any) -> str | None:
-        given = value.get(field) if isinstance(value, dict) else getattr(value, field, values[0])
-        return f"<{given}>" if given in values else None
+        actual = value.get(field) if isinstance(value, dict) else getattr(value, field, values[0])
+        return f"<{actual}>" if actual in values else None
 
     allowed = ", ".join(repr(value) for value in values)
     message = f"Input should be one of {allowed}"
@@ -72,7 +72,7 @@ def _apart_by(field: str, *values: str) -> Discriminator:
 
 
 class _FirstProblem(FailFast):
-    """A list is read up to its first problem: a body can hold a million. Hashable, as members of unions must be."""
+    """Validates a list up to its first problem, because a body can have a million. Unions need it to be hashable."""
 
     __hash__ = object.__hash__
 
@@ -86,7 +86,7 @@ _One = Annotated[str, Tag("<one>")]
 
 
 class _Protocol(BaseModel):
-    """An object of a request. A null asks for nothing; names that are not known are refused after all else."""
+    """An object of a request. A null counts as an absent field; unknown fields are refused after all other problems."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     no_bearing: ClassVar[frozenset[str]] = frozenset()
@@ -100,6 +100,7 @@ class _Protocol(BaseModel):
         unknown: str | None = None
         for name, item in value.items():
             if (field := cls.model_fields.get(name)) is not None:
+                # A required field keeps its null, so that the error is about its type and not about a missing field.
                 if item is not None or field.is_required():
                     known[name] = item
             elif item is None or name in cls.no_bearing or item in _UNSUPPORTED.get(name, ()):
@@ -122,7 +123,7 @@ class TextPart(_Protocol):
 
 
 class ImageUrl(_Protocol):
-    """Where an image is: a `data:` URI, or a URL. `detail` is accepted; the model has one resolution."""
+    """An image's `data:` URI or URL. `detail` is accepted and ignored, because the model has one resolution."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = "auto"
@@ -137,7 +138,7 @@ class ImagePart(_Protocol):
 
 ContentPart = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    _apart_by("type", "text", "image_url"),
+    _discriminated_by("type", "text", "image_url"),
 ]
 _Texts = Annotated[_One | Annotated[list[TextPart], _FirstProblem(), Tag("<many>")], _TEXT_OR_LIST]
 _Parts = Annotated[_One | Annotated[list[ContentPart], _FirstProblem(), Tag("<many>")], _TEXT_OR_LIST]
@@ -148,14 +149,14 @@ class _Message(_Protocol):
 
 
 class SystemMessage(_Message):
-    """Replaces the system text of the model's template."""
+    """The system text, which replaces the template's own."""
 
     role: Literal["system", "developer"]
     content: _Texts
 
 
 class UserMessage(_Message):
-    """What the user wrote and showed."""
+    """A user's text and images."""
 
     role: Literal["user"]
     content: _Parts
@@ -173,19 +174,19 @@ ChatMessage = Annotated[
     | Annotated[SystemMessage, Tag("<developer>")]
     | Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")],
-    _apart_by("role", "user", "assistant", "system", "developer"),
+    _discriminated_by("role", "user", "assistant", "system", "developer"),
 ]
 
 
 class StreamOptions(_Protocol):
-    """Options of a streamed answer."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 def _whole(value: Any) -> Any:
-    """Take 3.0 for 3: JSON has one kind of number, and JSON Schema calls both integers."""
+    """Take 3.0 as 3, because JSON Schema counts both as integers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -200,7 +201,7 @@ def _number(default: Any, **limits: Any) -> Any:
 
 
 class GenerationFields(_Protocol):
-    """What chats and completions have in common. `top_k` and `repetition_penalty` are named as in vLLM."""
+    """The fields that both routes have in common. `top_k` and `repetition_penalty` are named as in vLLM."""
 
     no_bearing = _NO_BEARING
 
@@ -232,11 +233,11 @@ class GenerationFields(_Protocol):
 
     @property
     def length_limit(self) -> tuple[str, int | None]:
-        """The field that limits the answer, and its value."""
+        """The name and value of the field that limits the answer's length."""
         return "max_tokens", self.max_tokens
 
     def check_combinations(self) -> None:
-        """Refuse fields that do not go together.
+        """Refuse combinations of fields that contradict each other.
 
         Raises:
             ApiError: 400.
@@ -272,7 +273,7 @@ class ChatRequest(GenerationFields):
         """See `GenerationFields.check_combinations`."""
         both = self.max_tokens, self.max_completion_tokens
         if None not in both and both[0] != both[1]:
-            message = "'max_tokens' and 'max_completion_tokens' differ; give one."
+            message = "'max_tokens' and 'max_completion_tokens' differ; send one of them."
             raise bad_request(message, "invalid_value", "max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs': true.", "invalid_value", "top_logprobs")
@@ -280,7 +281,7 @@ class ChatRequest(GenerationFields):
 
 
 class CompletionRequest(GenerationFields):
-    """The body of `POST /v1/completions`: one text, which the model continues as it stands, without a template."""
+    """The body of `POST /v1/completions`: one text that the model continues, without a template."""
 
     prompt: str = Field(min_length=1)
 
@@ -292,7 +293,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     """Read the body of a chat request.
 
     Raises:
-        ApiError: It is no JSON (too deep included), or does not fit `ChatRequest`; `param` names the field.
+        ApiError: The body is not JSON, is nested too deeply, or is no `ChatRequest`; `param` names the field.
     """
     return _validated(ChatRequest, body)
 
@@ -308,7 +309,7 @@ def parse_completion_request(body: bytes) -> CompletionRequest:
 
 def _validated(kind: type[RequestT], body: bytes) -> RequestT:
     try:
-        # The parser has its own limit of nesting (200). NaN passes here, so that its field can be named.
+        # The parser limits nesting to 200. NaN passes here, so that the error can name its field.
         raw = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=True)
     except ValueError as error:
         raise bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
@@ -327,7 +328,7 @@ def _first_problem(error: ValidationError) -> ApiError:
     kind, name = str(first["type"]), first.get("ctx", {}).get("name")
     if kind.startswith(_VALUE_OF):
         kind, name = "unknown", kind.removeprefix(_VALUE_OF)
-    # Tags of union members stand in angle brackets; the names of the client's own are never in a location.
+    # A location has tags of union members in angle brackets, which are left out. It never has names from the client.
     parts = [str(part) for part in first["loc"] if not str(part).startswith("<")]
     param = ".".join([*parts, name] if name else parts)
     message = "Input should be an object" if kind == "model_type" else first["msg"]

@@ -1,4 +1,4 @@
-"""What Serve's proxy hands to the application, in ASGI's own terms."""
+"""Translation of Serve's proxy errors into ASGI messages."""
 
 import logging
 
@@ -8,13 +8,13 @@ logger = logging.getLogger(__name__)
 
 
 class Disconnects:
-    """ASGI middleware: a client that leaves is a `http.disconnect` message, as ASGI says.
+    """ASGI middleware: sends a `http.disconnect` message when a client leaves, as ASGI specifies.
 
-    Serve raises an error of Ray's instead where the client leaves while its body is read: the task that fetches the
-    body from the proxy was cancelled.
+    If the client leaves while its body is read, Serve raises one of Ray's errors instead, because it cancels the task
+    that fetches the body from the proxy.
 
     Args:
-        app: What is behind it.
+        app: The application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,7 +29,7 @@ class Disconnects:
         async def receive_or_end() -> Message:
             try:
                 return await receive()
-            except Exception as error:  # whatever it is, no more of the request will come
+            except Exception as error:  # of any type: no more of the request will come
                 logger.info("the request ended before its body: %r", error)
                 return {"type": "http.disconnect"}
 

@@ -1,4 +1,4 @@
-"""What one key may use: requests and tokens in a minute, and requests at a time. Pure accounting with a given clock."""
+"""Rate limits of API keys: requests and tokens per minute, and requests at a time. Pure accounting with a clock."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ _MAX_IDLE_ACCOUNTS = 10_000
 
 @dataclass(frozen=True)
 class RateLimits:
-    """Of every key alike; None is no limit.
+    """The limits of every key; None sets no limit.
 
     Attributes:
-        requests_per_minute: A whole minute's worth may come at once.
-        tokens_per_minute: Of prompts and answers together.
-        concurrent_requests: From the first byte to the last of the answer.
-        lease_s: A request that was not closed (its process died) stops counting after so long.
+        requests_per_minute: A whole minute's requests may come at once.
+        tokens_per_minute: Tokens of prompts and answers together.
+        concurrent_requests: Requests at the same time.
+        lease_s: After this time, a request that was not closed (its process died) no longer counts.
     """
 
     requests_per_minute: int | None
@@ -27,21 +27,26 @@ class RateLimits:
 
     @property
     def has_any(self) -> bool:
-        """Whether there is something to count."""
+        """Whether any limit is set."""
         return any((self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests))
 
 
 @dataclass(frozen=True)
 class RateLimitDecision:
-    """Whether something may go on.
+    """Whether a request may go on.
 
     Attributes:
-        limit: Name of the limit that was reached, a field of `RateLimits`; empty for yes.
-        wait_s: When to ask again.
+        wait_s: How long to wait before asking again.
+        limit: The limit that was reached, a field of `RateLimits`; empty if the request may go on.
     """
 
     wait_s: float = 0.0
     limit: str = ""
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether the request may go on."""
+        return not self.limit
 
 
 @dataclass
@@ -54,9 +59,9 @@ class _Lease:
 
 @dataclass
 class _Account:
-    """The times at which each budget would be full again (GCRA: ITU-T I.371), and the open requests.
+    """The times when each budget will be full again (GCRA: ITU-T I.371), and the open requests.
 
-    `closed` remembers leases that were closed before they were opened, so that the late opening is ignored.
+    `closed` has leases that were closed before they were opened, so that a late opening is ignored.
     """
 
     requests_full_at_s: float = 0.0
@@ -75,13 +80,13 @@ class _Account:
 class Accounts:
     """The accounts of all keys. Not thread-safe: one event loop, or one actor, owns them.
 
-    The caller names its lease before it asks for it. So it can close the lease although it never heard the answer:
-    its client may have left meanwhile, or the message may be late. What a request was charged is kept here, with its
-    lease, for the same reason.
+    The caller chooses a lease's name before it asks for the lease. So it can close a lease whose grant it never
+    received, because its client left or the message is late. For the same reason the tokens that a request was charged
+    are kept here, with its lease.
 
     Args:
-        limits: Of every key.
-        clock: Seconds that only grow.
+        limits: The limits of every key.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, limits: RateLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -90,7 +95,7 @@ class Accounts:
         self._accounts: dict[str, _Account] = {}
 
     def enter(self, key: str, lease: str) -> RateLimitDecision:
-        """Count one request and open its lease; a refused request costs nothing, and one that was closed is ignored."""
+        """Count one request and open its lease. A refused request costs nothing; a closed lease is not opened again."""
         now = self._clock()
         account = self._account(key, now)
         account.forget_what_ended(now)
@@ -98,7 +103,7 @@ class Accounts:
             return RateLimitDecision()
         most = self._limits.concurrent_requests
         if most is not None and len(account.leases) >= most:
-            return RateLimitDecision(1.0, "concurrent_requests")  # nobody knows when one of them ends
+            return RateLimitDecision(1.0, "concurrent_requests")  # when one of them ends is unknown
         if rate := self._limits.requests_per_minute:
             full_at = max(account.requests_full_at_s, now) + _MINUTE_S / rate
             if full_at - now > _MINUTE_S + _ROUNDING_S:
@@ -108,7 +113,7 @@ class Accounts:
         return RateLimitDecision()
 
     def charge(self, key: str, lease: str, num_tokens: int) -> RateLimitDecision:
-        """Take tokens from the key's budget, all or none; what is not used comes back with `leave`."""
+        """Take tokens from the key's budget, all or none; `leave` gives back those that were not used."""
         if not (rate := self._limits.tokens_per_minute):
             return RateLimitDecision()
         now = self._clock()
@@ -119,13 +124,13 @@ class Accounts:
         if full_at - now > _MINUTE_S + _ROUNDING_S:
             return RateLimitDecision(full_at - now - _MINUTE_S, "tokens_per_minute")
         account.tokens_full_at_s = full_at
-        # These accounts may be younger than the request: they are lost when their process is.
+        # The lease may be unknown, because accounts are lost with their process.
         opened = account.leases.setdefault(lease, _Lease(now + self._limits.lease_s))
         opened.num_charged_tokens += num_tokens
         return RateLimitDecision()
 
     def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
-        """Close a lease and give back what was charged and not used. Harmless when repeated."""
+        """Close a lease and give back the tokens that were charged and not used. Harmless when repeated."""
         now = self._clock()
         account = self._account(key, now)
         opened = account.leases.pop(lease, None)
@@ -135,13 +140,14 @@ class Accounts:
             account.tokens_full_at_s -= (opened.num_charged_tokens - num_used_tokens) * _MINUTE_S / rate
 
     def debit(self, key: str, num_tokens: int) -> None:
-        """Take tokens that were used already, also more than there are: the key then waits the longer."""
+        """Take tokens that were used already. They may exceed the budget; the key then waits longer."""
         if rate := self._limits.tokens_per_minute:
             now = self._clock()
             account = self._account(key, now)
             account.tokens_full_at_s = max(account.tokens_full_at_s, now) + num_tokens * _MINUTE_S / rate
 
     def _account(self, key: str, now: float) -> _Account:
+        # Full budgets and no open request are what a new account has, so an idle account can be forgotten.
         if key not in self._accounts and len(self._accounts) >= _MAX_IDLE_ACCOUNTS:
             self._accounts = {name: one for name, one in self._accounts.items() if not one.is_idle(now)}
         return self._accounts.setdefault(key, _Account())

@@ -1,12 +1,13 @@
-"""Asking what is behind deployment handles, engines and accounts, as if it were here."""
+"""Backend and accounts behind deployment handles."""
 
 import asyncio
 import contextvars
 import logging
 import pickle
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
+from prometheus_client.metrics_core import Metric
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -28,7 +29,7 @@ class RemoteBackend:
     """A `Backend` over the engine deployment. Serve chooses the replica, starts missing ones and queues meanwhile.
 
     Args:
-        engines: The handle of a deployment whose `answer` yields pieces, or an `ApiError` as the last item.
+        engines: The handle of a deployment whose `answer` yields chunks, or an `ApiError` as the last item.
     """
 
     def __init__(self, engines: DeploymentHandle) -> None:
@@ -38,11 +39,11 @@ class RemoteBackend:
 
     @property
     def is_alive(self) -> bool:
-        """Whether questions are passed on. It says nothing about engines: there may rightly be none yet."""
+        """Whether requests are passed on. Engines may be missing: Serve starts them when they are needed."""
         return not self._closed
 
     async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
-        """See `Backend.ask`. A replica that dies before its first piece costs the client nothing but time."""
+        """See `Backend.ask`. If a replica dies before its first chunk, another one is asked."""
         engines = self._by_grpc if _num_bytes(engine_request) <= _MAX_GRPC_BYTES else self._by_object
         for attempt in range(1, _ATTEMPTS + 1):
             begun = False
@@ -66,17 +67,21 @@ class RemoteBackend:
             finally:
                 _cancel(chunks)  # frees the slots when the reader left; harmless after the end
 
+    def metrics(self) -> Iterable[Metric]:
+        """See `Backend.metrics`."""
+        return ()
+
     def close(self) -> None:
-        """Pass nothing on any more."""
+        """Pass no more requests on."""
         self._closed = True
 
 
 class RemoteAccounts:
-    """The accounts that all ingress replicas share. While they cannot be asked, this process keeps its own.
+    """The accounts that all ingress replicas share. While they do not answer, this process keeps accounts of its own.
 
     Args:
         accounts: The handle of a deployment with the methods of `Accounts`.
-        limits: Of every key.
+        limits: The limits of every key.
     """
 
     def __init__(self, accounts: DeploymentHandle, limits: RateLimits) -> None:
@@ -101,9 +106,9 @@ class RemoteAccounts:
         return decision
 
     def leave(self, key: str, lease: str, num_used_tokens: int = 0) -> None:
-        """See `Accounts.leave`. One that is lost on the way ends with its lease.
+        """See `Accounts.leave`. If the message is lost, the lease ends when its time is up.
 
-        The shared accounts are told in any case: they may have opened the lease although their answer never came.
+        The shared accounts get it in any case, because they may have opened the lease although their answer was lost.
         """
         notify(self._accounts, "leave", key, lease, num_used_tokens)
         if lease in self._own_leases:
@@ -115,7 +120,7 @@ class RemoteAccounts:
         notify(self._accounts, "debit", key, num_tokens)
 
     async def _ask(self, method: str, *args: str | int) -> RateLimitDecision | None:
-        """Return the shared accounts' verdict; None where they do not answer."""
+        """Return the shared accounts' decision; None if they do not answer."""
         try:
             async with asyncio.timeout(_ACCOUNTS_TIMEOUT_S):
                 decision: RateLimitDecision = await _call(self._accounts, method, *args)
@@ -127,37 +132,37 @@ class RemoteAccounts:
             return None
 
     def _note(self, lease: str, decision: RateLimitDecision) -> None:
-        if not decision.limit:
+        if decision.is_allowed:
             self._own_leases.add(lease)
 
 
 def notify(handle: DeploymentHandle, method: str, *args: Any) -> None:
-    """Call a deployment's method and wait for nothing. What goes wrong is logged: callers are in a `finally`."""
+    """Call a deployment's method without waiting for it. Errors are only logged, because callers are in a `finally`."""
     try:
         _call(handle, method, *args)
     except Exception as error:
-        logger.warning("%s was not told: %r", method, error)
+        logger.warning("the call of %s could not be sent: %r", method, error)
 
 
 def _call(handle: DeploymentHandle, method: str, *args: Any) -> Any:
-    """Call a method in a context of its own: Serve cancels what a request has called as soon as its client leaves."""
+    """Call a method in a context of its own, because Serve cancels a request's calls as soon as its client leaves."""
     return contextvars.Context().run(getattr(handle, method).remote, *args)
 
 
 def _cancel(chunks: DeploymentResponseGenerator[Any]) -> None:
     try:
         chunks.cancel()
-    except (Exception, asyncio.CancelledError) as error:  # it raises anew what the assignment to a replica raised
+    except (Exception, asyncio.CancelledError) as error:  # it raises the error of the assignment to a replica again
         logger.debug("nothing to cancel: %r", error)
 
 
 def _num_bytes(engine_request: EngineRequest) -> int:
-    """Return about how long a question is as a message."""
+    """Return the approximate length of a request as a message."""
     return sum(map(len, engine_request.images)) + len(pickle.dumps(engine_request.request))
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether this request is cancelled; a replica that is shut down cancels its calls, too."""
+    """Whether this request itself is cancelled; a replica that shuts down cancels its calls, too."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -167,7 +172,7 @@ def _is_gone(error: BaseException) -> bool:
 
 
 def _api_error(error: BaseException) -> ApiError:
-    """Say what failed in the client's terms. The transport raises errors of many kinds, plain RuntimeError included."""
+    """Return the client's error for a failed call. The transport raises many types, plain RuntimeError included."""
     if isinstance(error, BackPressureError):
         return overloaded("Too many requests are waiting; try again shortly.")
     if _is_gone(error):

@@ -1,60 +1,91 @@
-"""Answers to requests: whole or streamed, one or several choices, never longer than the deadline."""
+"""Responses to requests: whole or streamed, with one or several choices, within the deadline."""
 
 import asyncio
-import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TypedDict
+
+from pydantic import BaseModel
 
 from warren.inference import TokenDelta, TokenLogprob, join_deltas
-from warren_serve.admission import Visit
+from warren_serve.admission import RateLimitLease
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, deadline_exceeded, internal_error
+from warren_serve.response_models import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChoiceLogprobs,
+    FinishReason,
+    GeneratedToken,
+    MessageDelta,
+    ScoredToken,
+    TextChoice,
+    TextChunkChoice,
+    TextCompletion,
+    TextCompletionChunk,
+    Usage,
+)
 from warren_serve.service import ChatService
 
 logger = logging.getLogger(__name__)
 
+_LOWEST_LOGPROB = -9999.0
+"""JSON has no infinity; OpenAI's documentation gives this value for tokens that are all but impossible."""
+
+
+class _Head(TypedDict):
+    """See `ResponseHead`."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
 
 class ChatResponse:
-    """The choices being generated for one request. Whatever happens, `close` frees their slots.
+    """The response to one request while it is generated. Whatever happens, `close` must be called to free its slots.
 
     Args:
-        service: What answers.
-        question: What was asked.
-        visit: Told of the tokens that were used.
+        service: The service whose backend answers.
+        engine_request: The request.
+        lease: Records the tokens that are used.
         deadline: When the last token must have come, on the event loop's clock.
     """
 
     _id_prefix = "chatcmpl"
-    _whole_object, _chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, service: ChatService, engine_request: EngineRequest, visit: Visit, deadline: float) -> None:
+    def __init__(
+        self, service: ChatService, engine_request: EngineRequest, lease: RateLimitLease, deadline: float
+    ) -> None:
         self._request = engine_request.request
-        self._visit = visit
+        self._lease = lease
         self._timeout_s = service.settings.request_timeout_s
         self._metrics = service.metrics
         self._loop = asyncio.get_running_loop()
-        self._last_s = self._loop.time()  # when the last tokens came
+        self._last_chunk_s = self._loop.time()
         self._deadline = deadline
         self._chunks = service.backend.ask(engine_request)
         self._num_prompt_tokens = 0
-        self._num_tokens = 0
+        self._num_answer_tokens = 0
         self._token_bytes: dict[int, bytes] = {}
-        self._head = {
-            "id": f"{self._id_prefix}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": service.model_name,
-            "system_fingerprint": service.release.version,
-        }
+        self._head = _Head(
+            id=f"{self._id_prefix}-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=service.model_name,
+            system_fingerprint=service.release.version,
+        )
 
     async def close(self) -> None:
         """Free the slots; harmless after the end."""
         await self._chunks.aclose()
 
-    async def whole(self) -> dict[str, Any]:
-        """Wait for all choices; returns a `chat.completion`.
+    async def whole(self) -> bytes:
+        """Wait for all choices and return the JSON of the whole response.
 
         Raises:
             ApiError: Generation failed or took too long.
@@ -62,12 +93,11 @@ class ChatResponse:
         deltas: list[list[TokenDelta]] = [[] for _ in range(self._request.n)]
         try:
             while (chunk := await self._next()) is not None:
-                for index, delta in chunk.items:
+                for index, delta in chunk.deltas:
                     deltas[index].append(delta)
         finally:
             await self.close()
-        choices = [self._choice(index, join_deltas(parts)) for index, parts in enumerate(deltas)]
-        return {**self._head, "object": self._whole_object, "choices": choices, "usage": self._usage()}
+        return _json(self._completion([join_deltas(parts) for parts in deltas]))
 
     async def first(self) -> ResponseChunk | None:
         """Wait for the first chunk, so that early failures still become a status code.
@@ -82,26 +112,23 @@ class ChatResponse:
             raise
 
     async def events(self, first: ResponseChunk | None) -> AsyncIterator[bytes]:
-        """Yield server-sent events: a chunk per delta, the usage where asked, `[DONE]`."""
+        """Yield server-sent events: a chunk per delta, the usage if the request wants it, and `[DONE]`."""
         try:
             for index in range(self._request.n):
-                for event in self._opening(index):
-                    yield event
+                for opening in self._opening(index):
+                    yield _event(opening)
             chunk = first
             while chunk is not None:
-                for index, delta in chunk.items:
-                    logprobs = self._logprobs(delta)
-                    if delta.text or logprobs:
-                        yield self._chunk(index, delta.text, logprobs=logprobs)
-                    if delta.finish_reason:
-                        yield self._chunk(index, "", delta.finish_reason)
+                for index, delta in chunk.deltas:
+                    for part in self._delta_chunks(index, delta):
+                        yield _event(part)
                 chunk = await self._next()
             options = self._request.stream_options
             if options and options.include_usage:
-                yield self._event({"choices": [], "usage": self._usage()})
+                yield _event(self._usage_chunk())
             yield b"data: [DONE]\n\n"
         except ApiError as error:
-            yield _event(error.body())  # the status line is gone; clients raise on this
+            yield _event(error.body())  # the status line was sent; clients raise when they read this
         except Exception:
             logger.exception("a stream failed")
             yield _event(internal_error().body())
@@ -117,82 +144,118 @@ class ChatResponse:
             return None
         except TimeoutError:
             raise deadline_exceeded(self._timeout_s) from None
+        # While a release rolls in, the engine that answers may serve another version than this ingress.
         self._head["system_fingerprint"] = chunk.version
-        new = sum(len(delta.token_ids) for _, delta in chunk.items)
-        self._measure(chunk, new)
-        self._visit.use(new + chunk.num_prompt_tokens - self._num_prompt_tokens)
+        num_new = sum(len(delta.token_ids) for _, delta in chunk.deltas)
+        self._measure(chunk, num_new)
+        self._lease.record_usage(num_new + chunk.num_prompt_tokens - self._num_prompt_tokens)
         self._num_prompt_tokens = chunk.num_prompt_tokens
-        self._num_tokens += new
+        self._num_answer_tokens += num_new
         self._token_bytes |= chunk.token_bytes
         return chunk
 
     def _measure(self, chunk: ResponseChunk, num_new: int) -> None:
-        now, is_first = self._loop.time(), not self._num_tokens
+        now, is_first = self._loop.time(), not self._num_answer_tokens
         self._metrics.count_tokens(chunk.num_prompt_tokens - self._num_prompt_tokens, num_new)
         if self._request.stream and is_first:
-            self._metrics.first_token_s.observe(now - self._last_s)
+            self._metrics.first_token_s.observe(now - self._last_chunk_s)
         elif self._request.stream:
-            self._metrics.time_tokens(now - self._last_s, num_new)
-        self._last_s = now
+            self._metrics.time_tokens(now - self._last_chunk_s, num_new)
+        self._last_chunk_s = now
 
-    def _choice(self, index: int, whole: TokenDelta) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": whole.text, "refusal": None},
-            "finish_reason": whole.finish_reason,
-            "logprobs": self._logprobs(whole),
-        }
+    def _completion(self, answers: Sequence[TokenDelta]) -> BaseModel:
+        """Return the whole response."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=AnswerMessage(role="assistant", content=answer.text, refusal=None),
+                finish_reason=_finish_reason(answer),
+                logprobs=self._logprobs(answer),
+            )
+            for index, answer in enumerate(answers)
+        ]
+        return ChatCompletion(**self._head, object="chat.completion", choices=choices, usage=self._usage())
 
-    def _opening(self, index: int) -> Sequence[bytes]:
-        """Return what a choice begins with."""
-        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return (self._event({"choices": [choice | {"logprobs": None}]}),)
+    def _opening(self, index: int) -> Sequence[BaseModel]:
+        """Return the chunks that a choice begins with."""
+        delta = MessageDelta(role="assistant", content="")
+        return (self._chunk(ChatChunkChoice(index=index, delta=delta, finish_reason=None, logprobs=None)),)
 
-    def _chunk(self, index: int, text: str, finish: str | None = None, logprobs: Any = None) -> bytes:
-        delta = {} if finish else {"content": text}
-        choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-        return self._event({"choices": [choice]})
+    def _delta_chunks(self, index: int, delta: TokenDelta) -> Iterator[BaseModel]:
+        """Yield one chunk with the text of a delta, and one with its finish reason."""
+        logprobs = self._logprobs(delta)
+        if delta.text or logprobs:
+            added = MessageDelta(content=delta.text)
+            yield self._chunk(ChatChunkChoice(index=index, delta=added, finish_reason=None, logprobs=logprobs))
+        if delta.finish_reason:
+            last = ChatChunkChoice(index=index, delta=MessageDelta(), finish_reason=delta.finish_reason, logprobs=None)
+            yield self._chunk(last)
 
-    def _event(self, value: dict[str, Any]) -> bytes:
-        return _event({**self._head, "object": self._chunk_object, **value})
+    def _usage_chunk(self) -> BaseModel:
+        return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=[], usage=self._usage())
 
-    def _usage(self) -> dict[str, int]:
-        prompt, answer = self._num_prompt_tokens, self._num_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    def _chunk(self, choice: ChatChunkChoice) -> ChatCompletionChunk:
+        return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=[choice])
 
-    def _logprobs(self, delta: TokenDelta) -> dict[str, Any] | None:
+    def _usage(self) -> Usage:
+        num_prompt, num_answer = self._num_prompt_tokens, self._num_answer_tokens
+        return Usage(prompt_tokens=num_prompt, completion_tokens=num_answer, total_tokens=num_prompt + num_answer)
+
+    def _logprobs(self, delta: TokenDelta) -> ChoiceLogprobs | None:
         if self._request.num_logprobs is None:
             return None
-        return {"content": [self._logprob(one) for one in delta.logprobs], "refusal": None}
+        return ChoiceLogprobs(content=[self._generated(one) for one in delta.logprobs], refusal=None)
 
-    def _logprob(self, one: TokenLogprob) -> dict[str, Any]:
-        return {
-            **self._token(one.token_id, one.logprob),
-            "top_logprobs": [self._token(token_id, logprob) for token_id, logprob in one.alternatives],
-        }
+    def _generated(self, one: TokenLogprob) -> GeneratedToken:
+        token = self._scored(one.token_id, one.logprob)
+        alternatives = [self._scored(token_id, logprob) for token_id, logprob in one.alternatives]
+        return GeneratedToken(token=token.token, logprob=token.logprob, bytes=token.bytes, top_logprobs=alternatives)
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+    def _scored(self, token_id: int, logprob: float) -> ScoredToken:
         data = self._token_bytes[token_id]  # may be a part of a character, which the text cannot show
         text = data.decode(errors="replace")
-        # JSON has no infinity; OpenAI's documentation gives -9999 for tokens that are all but impossible.
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(data)}
+        return ScoredToken(token=text, logprob=max(logprob, _LOWEST_LOGPROB), bytes=list(data))
 
 
 class CompletionResponse(ChatResponse):
     """The same for `/v1/completions`: plain texts instead of messages."""
 
     _id_prefix = "cmpl"
-    _whole_object = _chunk_object = "text_completion"
 
-    def _choice(self, index: int, whole: TokenDelta) -> dict[str, Any]:
-        return {"index": index, "text": whole.text, "finish_reason": whole.finish_reason, "logprobs": None}
+    def _completion(self, answers: Sequence[TokenDelta]) -> BaseModel:
+        choices = [
+            TextChoice(index=index, text=answer.text, finish_reason=_finish_reason(answer), logprobs=None)
+            for index, answer in enumerate(answers)
+        ]
+        return TextCompletion(**self._head, object="text_completion", choices=choices, usage=self._usage())
 
-    def _opening(self, index: int) -> Sequence[bytes]:
+    def _opening(self, index: int) -> Sequence[BaseModel]:
         return ()
 
-    def _chunk(self, index: int, text: str, finish: str | None = None, logprobs: Any = None) -> bytes:
-        return self._event({"choices": [{"index": index, "text": text, "finish_reason": finish, "logprobs": None}]})
+    def _delta_chunks(self, index: int, delta: TokenDelta) -> Iterator[BaseModel]:
+        if delta.text:
+            yield self._text_chunk(TextChunkChoice(index=index, text=delta.text, finish_reason=None, logprobs=None))
+        if delta.finish_reason:
+            last = TextChunkChoice(index=index, text="", finish_reason=delta.finish_reason, logprobs=None)
+            yield self._text_chunk(last)
+
+    def _usage_chunk(self) -> BaseModel:
+        return TextCompletionChunk(**self._head, object="text_completion", choices=[], usage=self._usage())
+
+    def _text_chunk(self, choice: TextChunkChoice) -> TextCompletionChunk:
+        return TextCompletionChunk(**self._head, object="text_completion", choices=[choice])
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def _finish_reason(answer: TokenDelta) -> FinishReason:
+    if answer.finish_reason is None:
+        logger.error("the engine sent an answer without a finish reason")
+        raise internal_error()
+    return answer.finish_reason
+
+
+def _json(response: BaseModel) -> bytes:
+    return response.model_dump_json(exclude_unset=True).encode()
+
+
+def _event(response: BaseModel) -> bytes:
+    return b"data: " + _json(response) + b"\n\n"

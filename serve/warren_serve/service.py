@@ -1,11 +1,11 @@
-"""What the endpoint's routes work with, and how each side of the seam comes up."""
+"""The service behind the routes, and the start of the ingress' and the engine's side."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from warren.data.model_inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError
 from warren.inference import (
+    Engine,
     EngineError,
     GenerationRequest,
     SamplingParams,
@@ -22,18 +23,15 @@ from warren.inference import (
 )
 from warren.release import Release, fetch_release
 from warren.storage.scratch import scratch_folder
-from warren_serve.admission import Visit
+from warren_serve.admission import RateLimitLease
 from warren_serve.auth import KeyRing
-from warren_serve.backend import Backend, Debit, EngineRequest, LocalBackend
+from warren_serve.backend import Backend, EngineRequest, LocalBackend, UsageReporter
 from warren_serve.errors import deadline_exceeded
 from warren_serve.image_fetcher import ImageFetcher
-from warren_serve.metrics import RequestMetrics, engine_registry, render
-from warren_serve.prompt import PromptBuilder, without_images
+from warren_serve.metrics import RequestMetrics, render
+from warren_serve.prompt import PromptBuilder, detach_images
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
-
-if TYPE_CHECKING:
-    from warren.inference.vllm_engine.engine import VllmEngine
 
 _PREPARING_THREADS = 2
 _WARM_UP_TOKENS = 4
@@ -41,15 +39,18 @@ _WARM_UP_TOKENS = 4
 Fetch = Callable[[str, Path], Release]
 """Downloads a release into a folder, as `warren.release.fetch_release` does."""
 
+EngineLoader = Callable[[Path], Engine]
+"""Loads an engine from a model folder."""
+
 
 class ChatService:
-    """A backend with what is known about it, limits and keys.
+    """A backend with its release, limits, keys and metrics.
 
     Args:
-        backend: What answers; closed with the service.
+        backend: Answers requests; closed with the service.
         prompts: Checks requests before they are passed on.
-        release: What it is to serve. While another rolls in, answers name the version they are from.
-        settings: The endpoint's.
+        release: The release to serve. While another rolls in, responses name the version they come from.
+        settings: The endpoint's settings.
     """
 
     def __init__(self, backend: Backend, prompts: PromptBuilder, release: Release, settings: ServeSettings) -> None:
@@ -61,46 +62,43 @@ class ChatService:
         self.metrics = RequestMetrics()
         self._fetcher = ImageFetcher(settings)
         self._prompts = prompts
-        # Few threads: tokenising, base64 and image headers are all that is slow here.
+        # Few threads, because only tokenising, base64 and image headers are slow here.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
     def deadline(self) -> float:
-        """Return when a request that has arrived by now must be answered, on the event loop's clock."""
+        """Return when a request that has arrived now must be answered, on the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.request_timeout_s
 
-    async def prepare(self, request: GenerationFields, visit: Visit, deadline: float) -> EngineRequest:
-        """Check what needs no engine: counted and paid for first, then images are fetched and their headers read.
+    async def prepare(self, request: GenerationFields, lease: RateLimitLease, deadline: float) -> EngineRequest:
+        """Check all that needs no engine: tokens are counted and charged, then images are fetched.
 
         Raises:
-            ApiError: 400; something in it cannot be used. 429; the key's tokens are used up. 504; the deadline came.
+            ApiError: 400; the request cannot be answered. 429; the key's tokens are used up. 504; the deadline passed.
         """
         self._prompts.check_shape(request)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._prepare(request, visit)
+                return await self._prepare(request, lease)
         except TimeoutError:
             raise deadline_exceeded(self.settings.request_timeout_s) from None
 
-    async def _prepare(self, request: GenerationFields, visit: Visit) -> EngineRequest:
+    async def _prepare(self, request: GenerationFields, lease: RateLimitLease) -> EngineRequest:
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._preparing, self._prompts.prepare, request)
-        await visit.charge(len(prompt.prompt_ids) + request.n * prompt.sampling.max_new_tokens)
+        await lease.charge(len(prompt.prompt_ids) + request.n * prompt.sampling.max_new_tokens)
         sources = await self._fetcher.fetch_all(prompt.images)
         images = await loop.run_in_executor(self._preparing, self._prompts.read_images, sources)
-        key = visit.key if self.settings.tokens_per_minute else None
-        return EngineRequest(without_images(request), images, key)
+        key = lease.key if self.settings.tokens_per_minute else None
+        return EngineRequest(detach_images(request), images, key)
 
     @property
     def max_context_tokens(self) -> int:
-        """Prompt and answer together."""
+        """Most tokens of prompt and answer together."""
         return self._prompts.max_context_tokens
 
-    async def figures(self) -> bytes:
-        """Return what this process counted, in Prometheus' text format."""
-        families = [*self.metrics.registry.collect()]
-        if isinstance(self.backend, LocalBackend):
-            families += engine_registry(self.backend.engine.stats).collect()
-        return render(families)
+    async def metrics_text(self) -> bytes:
+        """Return the metrics of this process in Prometheus' text format."""
+        return render([*self.metrics.registry.collect(), *self.backend.metrics()])
 
     def close(self) -> None:
         """Stop the backend; unfinished answers fail."""
@@ -109,37 +107,42 @@ class ChatService:
 
 
 def load_backend(
-    settings: ServeSettings, num_threads: int, fetch: Fetch = fetch_release, debit: Debit | None = None
+    settings: ServeSettings,
+    num_threads: int,
+    fetch: Fetch = fetch_release,
+    report_usage: UsageReporter | None = None,
 ) -> LocalBackend:
     """Fetch a release, load it and generate once. The local copy is deleted after that.
+
+    Args:
+        settings: The endpoint's settings.
+        num_threads: Compute threads of the engine.
+        fetch: Downloads the release.
+        report_usage: See `LocalBackend`.
 
     Raises:
         ReleaseError: It does not exist, does not load, or does not generate.
         ConfigError: Settings and model do not fit.
     """
     with scratch_folder("serve") as folder, ExitStack() as on_failure:
-        process = None
-        if settings.engine == "transformers":
-            process = WorkerProcess()  # it imports torch while the release is fetched
-            on_failure.callback(process.end)
+        load_engine = _engine_loader(settings, num_threads, on_failure)
         release = fetch(settings.release, folder)
-        engine = _engine_of(settings, folder, num_threads, process)
+        engine = load_engine(folder)
         on_failure.callback(engine.close)
         _warm_up(engine)
-        prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
-        backend = LocalBackend(engine, prompts, release.version, settings, debit=debit)
+        backend = LocalBackend(engine, release.version, settings, report_usage=report_usage)
         backend.decoder.start()
         on_failure.pop_all()
         return backend
 
 
 def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
-    """Put the routes' service in front of a backend; of the release everything but the weights is fetched.
+    """Open the service in front of a backend; everything of the release but its weights is fetched.
 
     Raises:
         ReleaseError: There is no such release.
     """
-    from warren.models import read_model_config  # late: a replica of the engine asks its process instead
+    from warren.models import read_model_config  # here, because an engine's replica must not import torch
 
     with scratch_folder("ingress") as folder:
         release = fetch_release(settings.release, folder, weights=False)
@@ -150,18 +153,20 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     return ChatService(backend, prompts, release, settings)
 
 
-def _engine_of(
-    settings: ServeSettings, folder: Path, num_threads: int, process: WorkerProcess | None
-) -> "TransformersEngine | VllmEngine":
-    if process:
-        return TransformersEngine(folder, settings.engine_options, num_threads, process)
-    from warren.inference.vllm_engine.engine import VllmEngine  # late: it takes torch along
+def _engine_loader(settings: ServeSettings, num_threads: int, on_failure: ExitStack) -> EngineLoader:
+    """Start what an engine can start without its model, and return what loads the model."""
+    options = settings.engine_options
+    if settings.engine == "vllm":
+        from warren.inference.vllm_engine.engine import VllmEngine  # here, because it imports torch
 
-    return VllmEngine(folder, settings.engine_options)
+        return partial(VllmEngine, options=options)
+    process = WorkerProcess()  # it imports torch while the release is fetched
+    on_failure.callback(process.end)
+    return partial(TransformersEngine, options=options, num_threads=num_threads, process=process)
 
 
-def _warm_up(engine: "TransformersEngine | VllmEngine") -> None:
-    """Generate a few tokens about a grey image, so that the first client waits for nothing that is lazy.
+def _warm_up(engine: Engine) -> None:
+    """Generate a few tokens about a grey image, so that the first client does not wait for lazy initialisation.
 
     Raises:
         ReleaseError: The model fails on it.
@@ -177,7 +182,7 @@ def _warm_up(engine: "TransformersEngine | VllmEngine") -> None:
             pass
 
     try:
-        # A thread of its own: the caller may or may not be on an event loop.
+        # In a thread, because the caller may be on an event loop.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, generate()).result()
     except EngineError as error:

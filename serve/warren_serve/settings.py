@@ -1,4 +1,4 @@
-"""What a deployment of the endpoint is told: strict, typed, and passed as `args` of the Serve application."""
+"""Settings of the endpoint: strict, typed, and passed as the `args` of the Serve application."""
 
 import json
 import re
@@ -20,109 +20,210 @@ _HOST = re.compile(r"(\*\.)?[\w.-]+(:[0-9]{1,5})?")
 
 
 class ServeSettings(Config):
-    """The endpoint's settings; each has a default but the release.
+    """The endpoint's settings, the `args` of the Serve application. Only the release has no default.
 
-    Attributes:
-        release: URI of a release's version, or of an alias, which is resolved once when the application is
-            built: so replicas that start later serve the same version.
-        model_name: What clients call it; None for the release's name.
-        engine: `transformers`, or `vllm` where it is installed (an extra with an environment of its own).
-        num_slots: Requests that generate at the same time in one replica.
-        max_context_tokens: Prompt and answer together; None for what the model allows.
-        prefill_budget_tokens: Prompt tokens read at most between two tokens of running answers, images in proportion.
-        step_budget_tokens: The same while answers run, each of which counts as two; None for 96 on a CPU, and for no
-            bound but the former on a GPU. Small keeps gaps between tokens short, large starts answers sooner.
-        image_cache_bytes: Visual features kept for repeated images.
-        max_kv_bytes: Refuse to start with slots that need more.
-        stream_interval_s: A streamed answer's tokens are sent on at most so often, the first at once.
-        max_ongoing_requests: Requests that one engine replica takes at a time; None for a few more than its slots, so
-            that the rest waits where a new replica can take it.
-        max_queued_requests: Requests that wait in one ingress replica when all engines are full; more get 429.
-        max_new_tokens: Highest `max_tokens` a client may ask for.
-        default_max_new_tokens: Used when a client gives none; less where the context is nearly full.
-        request_timeout_s: From the last byte of the request to the last of the answer.
-        body_timeout_s: For the body to arrive.
-        max_body_bytes: Counted as it arrives.
-        max_image_pixels: Width times height of one image, checked before it is decoded.
-        image_decode_timeout_s: CPU time that decoding a request's images may take; more is a 400.
-        max_text_chars: Of all messages together, checked before they are tokenised.
-        api_keys_env: Name of the variable with SHA-256 hex digests of API keys, separated by commas. None for
-            no keys.
-        api_keys_file: File with one such digest a line; read again when it changes.
-        requests_per_minute: Of one key (of everybody together where no keys are asked for); None for no limit.
-        tokens_per_minute: The same, prompts and answers together; reserved before work, the unused given back.
-        max_concurrent_requests: Of one key at a time; more get 429.
-        image_hosts: Hosts that images may be fetched from: `host`, `host:port`, `*.domain`, or `*` for every public
-            one. Empty: URLs are refused. Redirects are checked too.
-        image_networks: CIDR blocks that may be fetched from although they are not public, as of an own image store.
-        image_fetch_timeout_s: For one image, redirects included.
-        max_image_bytes: Of one fetched image.
-        cors_origins: Origins whose pages may call the endpoint from a browser; `*` for all. Empty: none.
-        web_page: Serve a chat page at `/`; it asks for an API key where one is needed.
-        num_cpus: Per engine replica, may be a fraction; its whole part bounds the compute threads.
-        num_gpus: Per engine replica, may be a fraction.
-        min_replicas: Never fewer engines; 0 scales to zero.
-        max_replicas: Never more engines.
-        target_ongoing_requests: Running and waiting ones per engine replica, what autoscaling aims at; None for
-            `num_slots`.
-        upscale_delay_s: Load must be higher for so long; of both deployments.
-        downscale_delay_s: Load must be lower for so long; of both deployments.
-        downscale_to_zero_delay_s: For the last engine, where `min_replicas` is 0; None for `downscale_delay_s`.
-        load_window_s: Load is averaged over so long.
-        ingress_num_cpus: Per ingress replica.
-        ingress_min_replicas: Never fewer; at least 1, for something must hold the connections.
-        ingress_max_replicas: Never more.
-        ingress_max_ongoing_requests: HTTP requests that one ingress replica holds; more get 429. Autoscaling aims at
-            a quarter.
+    docs/reference/endpoint.md is made of the descriptions here: `python -m warren_serve.settings_reference`.
     """
 
-    release: str = Field(min_length=1)
-    model_name: str | None = Field(default=None, min_length=1, max_length=200)
-    engine: Literal["transformers", "vllm"] = "transformers"
-    num_slots: int = Field(default=8, ge=1, le=256)
-    max_context_tokens: int | None = Field(default=None, ge=2)
-    prefill_budget_tokens: int = Field(default=512, ge=1)
-    step_budget_tokens: int | None = Field(default=None, ge=1)
-    image_cache_bytes: int = Field(default=256 * _MIB, ge=0)
-    max_kv_bytes: int | None = Field(default=None, ge=1)
-    stream_interval_s: float = Field(default=0.04, ge=0)
-    max_ongoing_requests: int | None = Field(default=None, ge=1)
-    max_queued_requests: int = Field(default=128, ge=1)
-    max_new_tokens: int = Field(default=1024, ge=1)
-    default_max_new_tokens: int = Field(default=256, ge=1)
-    request_timeout_s: float = Field(default=120.0, gt=0)
-    body_timeout_s: float = Field(default=20.0, gt=0)
-    max_body_bytes: int = Field(default=20 * _MIB, ge=1024)
-    max_messages: int = Field(default=64, ge=1)
-    max_images: int = Field(default=8, ge=0)
-    max_image_pixels: int = Field(default=20_000_000, ge=1, le=MAX_PIXELS)
-    image_decode_timeout_s: float = Field(default=5.0, gt=0)
-    max_text_chars: int = Field(default=100_000, ge=1)
-    max_choices: int = Field(default=4, ge=1)
-    api_keys_env: str | None = Field(default=None, min_length=1)
-    api_keys_file: str | None = Field(default=None, min_length=1)
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    max_concurrent_requests: int | None = Field(default=None, ge=1)
-    image_hosts: tuple[str, ...] = ()
-    image_networks: tuple[str, ...] = ()
-    image_fetch_timeout_s: float = Field(default=5.0, gt=0)
-    max_image_bytes: int = Field(default=10 * _MIB, ge=1024)
-    cors_origins: tuple[str, ...] = ()
-    web_page: bool = False
-    num_cpus: float = Field(default=1.0, gt=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    min_replicas: int = Field(default=1, ge=0)
-    max_replicas: int = Field(default=1, ge=1)
-    target_ongoing_requests: float | None = Field(default=None, gt=0)
-    upscale_delay_s: float = Field(default=10.0, ge=0)
-    downscale_delay_s: float = Field(default=300.0, ge=0)
-    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
-    load_window_s: float = Field(default=30.0, gt=0)
-    ingress_num_cpus: float = Field(default=0.25, ge=0)
-    ingress_min_replicas: int = Field(default=1, ge=1)
-    ingress_max_replicas: int = Field(default=1, ge=1)
-    ingress_max_ongoing_requests: int = Field(default=512, ge=1)
+    release: str = Field(
+        min_length=1,
+        description="URI of a release's version, or of an alias. An alias is resolved once, when the application "
+        "is built.",
+    )
+    model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The model's name for clients; null takes the release's name.",
+    )
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="`transformers`, or `vllm` where it is installed (an extra with an environment of its own).",
+    )
+    num_slots: int = Field(
+        default=8,
+        ge=1,
+        le=256,
+        description="Requests that generate at the same time in one engine replica.",
+    )
+    max_context_tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="Most tokens of prompt and answer together; null takes the model's own limit.",
+    )
+    prefill_budget_tokens: int = Field(
+        default=512,
+        ge=1,
+        description="Prompt tokens that one step of the engine may read; an image counts as the tokens that take "
+        "as long.",
+    )
+    step_budget_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="The same while answers run, each of which counts as two tokens. Small values keep the gaps "
+        "between tokens short, large ones start new answers sooner. Null is 96 on a CPU, and on a "
+        "GPU `prefill_budget_tokens`.",
+    )
+    image_cache_bytes: int = Field(
+        default=256 * _MIB,
+        ge=0,
+        description="Memory for the visual features of repeated images, per engine replica.",
+    )
+    max_kv_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Upper limit of the key/value cache; an engine that needs more does not start. Null sets none.",
+    )
+    stream_interval_s: float = Field(
+        default=0.04,
+        ge=0,
+        description="Shortest time between two chunks of a streamed answer; the first is sent at once.",
+    )
+    max_ongoing_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests that one engine replica takes at a time. Null takes a quarter more than "
+        "`num_slots`, so that the others wait where a new replica can take them.",
+    )
+    max_queued_requests: int = Field(
+        default=128,
+        ge=1,
+        description="Requests that wait in one ingress replica while all engines are full; more get 429.",
+    )
+    max_new_tokens: int = Field(default=1024, ge=1, description="Ceiling of `max_tokens`.")
+    strict_max_tokens: bool = Field(
+        default=False,
+        description="Refuse a `max_tokens` above the ceiling or the free context with 400, instead of lowering it.",
+    )
+    default_max_new_tokens: int = Field(
+        default=256,
+        ge=1,
+        description="`max_tokens` of requests without one; lower where less of the context is free.",
+    )
+    request_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="From the last byte of the request to the last byte of the answer; then 504.",
+    )
+    body_timeout_s: float = Field(default=20.0, gt=0, description="Time for a request's body to arrive; then 408.")
+    max_body_bytes: int = Field(
+        default=20 * _MIB,
+        ge=1024,
+        description="Size of a request's body, counted as it arrives; more is 413.",
+    )
+    max_messages: int = Field(default=64, ge=1, description="Messages of one request.")
+    max_images: int = Field(default=8, ge=0, description="Images of one request.")
+    max_image_pixels: int = Field(
+        default=20_000_000,
+        ge=1,
+        le=MAX_PIXELS,
+        description="Width times height of one image, checked before it is decoded.",
+    )
+    image_decode_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="CPU time for decoding a request's images; more is 400.",
+    )
+    max_text_chars: int = Field(
+        default=100_000,
+        ge=1,
+        description="Characters of all messages together, checked before they are tokenised.",
+    )
+    max_choices: int = Field(default=4, ge=1, description="Ceiling of `n`.")
+    api_keys_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of an environment variable with SHA-256 hex digests of API keys, separated by commas. "
+        "Null for none.",
+    )
+    api_keys_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with one SHA-256 hex digest of an API key a line; it is read again when it changes. "
+        "Null for none.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of one key, or of all clients together where no keys are required. Null sets no limit.",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of one key, prompts and answers together. They are reserved before a request runs, "
+        "and unused ones are given back. Null sets no limit.",
+    )
+    max_concurrent_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests of one key at the same time; more get 429. Null sets no limit.",
+    )
+    image_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts that images may be fetched from: `host`, `host:port`, `*.domain`, or `*` for every "
+        "public host. Redirects are checked too. If empty, image URLs are refused.",
+    )
+    image_networks: tuple[str, ...] = Field(
+        default=(),
+        description="CIDR blocks that images may be fetched from although they are not public, as those of your "
+        "own image store.",
+    )
+    image_fetch_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Time for fetching one image, redirects included.",
+    )
+    max_image_bytes: int = Field(default=10 * _MIB, ge=1024, description="Size of one fetched image.")
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins whose pages may call the endpoint from a browser; `*` allows all. If empty, none may.",
+    )
+    web_page: bool = Field(
+        default=False,
+        description="Serve a chat page at `/`; it asks for an API key where one is required.",
+    )
+    num_cpus: float = Field(
+        default=1.0,
+        gt=0,
+        description="CPUs per engine replica, also fractions; the whole part is the number of compute threads.",
+    )
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs per engine replica, also fractions.")
+    min_replicas: int = Field(default=1, ge=0, description="Fewest engine replicas; 0 scales to zero.")
+    max_replicas: int = Field(default=1, ge=1, description="Most engine replicas.")
+    target_ongoing_requests: float | None = Field(
+        default=None,
+        gt=0,
+        description="Running and waiting requests per engine replica that autoscaling aims at; null takes `num_slots`.",
+    )
+    upscale_delay_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="Time for which load must be higher before replicas are added; of both deployments.",
+    )
+    downscale_delay_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Time for which load must be lower before replicas are removed; of both deployments.",
+    )
+    downscale_to_zero_delay_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="The same before the last engine replica is removed, if `min_replicas` is 0; null takes "
+        "`downscale_delay_s`.",
+    )
+    load_window_s: float = Field(default=30.0, gt=0, description="Time over which load is averaged.")
+    ingress_num_cpus: float = Field(default=0.25, ge=0, description="CPUs per ingress replica.")
+    ingress_min_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Fewest ingress replicas; at least 1, because they hold the connections.",
+    )
+    ingress_max_replicas: int = Field(default=1, ge=1, description="Most ingress replicas.")
+    ingress_max_ongoing_requests: int = Field(
+        default=512,
+        ge=1,
+        description="HTTP requests that one ingress replica holds; more get 429. Autoscaling aims at a quarter.",
+    )
 
     @field_validator("image_hosts")
     @classmethod
@@ -147,7 +248,7 @@ class ServeSettings(Config):
             ConfigError: A key is unknown or a value does not fit. One line.
         """
         try:
-            # Through JSON: strict mode then takes what YAML gives, but never "3" for 3.
+            # Through JSON, because strict mode then takes YAML's lists for tuples, but never "3" for 3.
             settings = cls.model_validate_json(json.dumps(dict(args)))
         except (ValidationError, TypeError, ValueError) as error:
             raise ConfigError(f"the endpoint's args: {_explain(error)}") from None
@@ -159,7 +260,7 @@ class ServeSettings(Config):
 
     @property
     def engine_options(self) -> EngineOptions:
-        """The size of one replica's engine."""
+        """The size of one engine."""
         return EngineOptions(
             num_slots=self.num_slots,
             max_context_tokens=self.max_context_tokens,
@@ -172,7 +273,7 @@ class ServeSettings(Config):
 
     @property
     def limits(self) -> RateLimits:
-        """What one key may use."""
+        """The limits of one key."""
         return RateLimits(
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
@@ -187,7 +288,7 @@ class ServeSettings(Config):
 
     @property
     def drain_timeout_s(self) -> float:
-        """How long a replica that is removed may finish its answers: longer than any of them can take."""
+        """How long a removed replica may finish its answers; longer than any answer can take."""
         return self.request_timeout_s + self.body_timeout_s + _DRAIN_MARGIN_S
 
 

@@ -1,4 +1,4 @@
-"""Choosing between given answers: for which of them an image speaks most, by a model's likelihoods."""
+"""Multiple choice: which of several answers an image makes likeliest, by a model's likelihoods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from warren.inference.limits import context_limit
 from warren.inference.prompts import Prompt
 from warren.inference.transformers_engine.offline import load_alone
 from warren.models.head import excluded
+from warren.models.image_normalizer import ImageNormalizer
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PreparedQuestion:
     """A question with its decoded images.
 
     Attributes:
-        turns: What is asked; one turn of the user.
+        turns: The question; one turn of the user.
         pixels: uint8 (images, 3, height, width).
         system: Replaces the template's system text; None keeps it.
     """
@@ -36,8 +37,8 @@ class PreparedQuestion:
 class MultipleChoice:
     """A model that ranks answers by how much likelier an image makes them than a blank one of its mean colour.
 
-    That is their pointwise mutual information with the image: an answer that is likely whatever is shown, being
-    short or worded as most are, gains nothing by it. Without images, the likeliest answer is first.
+    The rank is an answer's pointwise mutual information with the image. So an answer that is likely for every image,
+    because it is short or its words are common, gains nothing. Without images, the likeliest answer is first.
 
     Args:
         folder: A model folder that Warren wrote.
@@ -50,14 +51,15 @@ class MultipleChoice:
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
         self._excluded = excluded(self._model)
+        self._normalizer = ImageNormalizer(self.inputs.image).to(self._model.device)
         self._limit = context_limit(self._model.config, None)
         self._blank: dict[tuple[tuple[Turn, ...], str | None, int, str], float] = {}
 
     def prepare(self, prompt: Prompt, answer: str) -> PreparedQuestion:
-        """Decode a prompt's images, and check that it and its own answer can be asked.
+        """Decode a prompt's images, and check that the prompt and its own answer fit the model.
 
         Raises:
-            BadSampleError: Marks and images differ in number, an image cannot be decoded, or it is too long.
+            BadSampleError: Marks and images differ in number, an image cannot be decoded, or the text is too long.
         """
         marks = sum(turn.text.count(IMAGE_MARK) for turn in prompt.turns)
         if marks != len(prompt.images):
@@ -67,24 +69,24 @@ class MultipleChoice:
             raise BadSampleError(f"question and answer have {length} tokens; the model takes {limit}")
         return PreparedQuestion(prompt.turns, self.inputs.pixels(prompt.images, max_pixels=None), prompt.system)
 
-    def choose(self, shown: PreparedQuestion, choices: Sequence[str]) -> int:
-        """Return the position of the choice that the images speak for most, the first of equals."""
-        found = self.log_likelihoods(shown.turns, shown.pixels, choices, shown.system)
-        if len(shown.pixels):
-            found = found - self._with_blank_images(shown, choices)
-        return int(found.argmax())
+    def choose(self, question: PreparedQuestion, choices: Sequence[str]) -> int:
+        """Return the index of the choice that the images raise most; the first of equals."""
+        scores = self.log_likelihoods(question.turns, question.pixels, choices, question.system)
+        if len(question.pixels):
+            scores = scores - self._with_blank_images(question, choices)
+        return int(scores.argmax())
 
-    def _with_blank_images(self, shown: PreparedQuestion, choices: Sequence[str]) -> Tensor:
-        """Return the choices' log-likelihoods, of which most are known: many samples ask the same."""
-        num_images = len(shown.pixels)
-        keys = [(shown.turns, shown.system, num_images, choice) for choice in choices]
+    def _with_blank_images(self, question: PreparedQuestion, choices: Sequence[str]) -> Tensor:
+        """Return the choices' log-likelihoods with blank images; cached, as many samples have the same question."""
+        num_images = len(question.pixels)
+        keys = [(question.turns, question.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
-            found = self.log_likelihoods(shown.turns, blank, new, shown.system)
-            self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, found, strict=True)}
+            values = self.log_likelihoods(question.turns, blank, new, question.system)
+            self._blank |= {(*keys[0][:3], choice): float(v) for choice, v in zip(new, values, strict=True)}
         return torch.tensor([self._blank[key] for key in keys])
 
     @torch.inference_mode()
@@ -116,7 +118,7 @@ class MultipleChoice:
         after = self._model(input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
-        if self._excluded is not None:  # the likelihoods are those that were trained
+        if self._excluded is not None:  # as in training, rows outside the softmax have no probability
             logits += self._excluded.to(device)
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return -losses.sum(dim=1).cpu()
@@ -126,9 +128,8 @@ class MultipleChoice:
         return encode(segments, self._tokenizer, self.inputs.tokens)
 
     def _normalised(self, pixels: np.ndarray) -> Tensor:
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.inputs.image.mean, self.inputs.image.std))
-        scaled = (torch.from_numpy(pixels).float() / 255.0 - mean) / std
-        return scaled.to(self._model.device, self._model.dtype)
+        normalised: Tensor = self._normalizer(torch.from_numpy(pixels).to(self._model.device), self._model.dtype)
+        return normalised
 
 
 def _first_supervised(labels: np.ndarray) -> int:
@@ -136,7 +137,7 @@ def _first_supervised(labels: np.ndarray) -> int:
 
 
 def _shared_length(sequences: Sequence[np.ndarray], limit: int) -> int:
-    """Return how many ids all sequences begin with, at most `limit`: a tokenizer may merge across it."""
+    """Return how many ids all sequences share at their start, at most `limit`; tokenizers may merge across it."""
     heads = np.stack([ids[:limit] for ids in sequences])
     differs = (heads != heads[0]).any(axis=0)
     return int(np.argmax(differs)) if differs.any() else limit

@@ -1,7 +1,8 @@
-"""Generation: one engine protocol and its default engine.
+"""Generation: the engine contract, and the default engine that fulfils it.
 
-What computes in the process that imports it is asked for by module (`batch`, `offline`, `choosing`, `vllm_engine`): it
-takes torch and transformers with it, and whoever only asks an engine needs neither.
+Modules that compute in this process import torch and transformers, so they are imported by their own names:
+`transformers_engine.scheduler`, `transformers_engine.offline` and `vllm_engine.engine`. Everything exported here needs
+neither.
 """
 
 from warren.inference.engine import (
@@ -21,8 +22,8 @@ from warren.inference.engine import (
     join_deltas,
 )
 from warren.inference.limits import EngineOptions, context_limit
-from warren.inference.merged_streams import ChoiceDelta, merge_streams
 from warren.inference.prompts import Prompt, encode_request
+from warren.inference.streams import ChoiceDelta, merge_streams
 from warren.inference.transformers_engine.engine import TransformersEngine
 from warren.inference.transformers_engine.process import WorkerProcess
 

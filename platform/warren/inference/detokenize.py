@@ -1,4 +1,10 @@
-"""Token ids to text as they come: no broken characters, nothing behind a stop string."""
+"""Incremental detokenizer: token ids to text, without broken characters or text behind a stop string.
+
+`tokenizers.decoders.DecodeStream` (0.23) does the same for most tokens, but cannot replace it. It raises when a byte
+turns a released character into an invalid sequence (`C3 A9 80` with byte fallback), and at every token after that, so
+one sampled byte would end an answer. It returns the prompt's text where the prompt ends inside a character. It has no
+way to return the text that it holds when the answer ends.
+"""
 
 import json
 import re
@@ -10,25 +16,25 @@ from tokenizers import Tokenizer
 from warren.inference.engine import GenerationRequest
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_CONTEXT_TOKENS = 6  # of the prompt: what a decoder does at the start of a text must not happen to the answer
+_CONTEXT_TOKENS = 6  # of the prompt, because decoders strip the space at the start of a text
 _FALLBACK_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
     """The text of one growing answer.
 
-    A token may end inside a character, and decoding a token alone may lose a space in front of it. So a
-    window of tokens from before the unfinished ones is decoded, and text is released once it cannot change.
+    A token may end inside a character, and decoding a token alone may lose the space in front of it. So the
+    detokenizer decodes a window that begins before the unfinished tokens, and releases text once it cannot change.
 
-    Stop strings are looked for in what the model wrote, before white space in front of an answer is dropped.
+    Stop strings are searched in the text as the model wrote it, before leading white space is dropped.
 
     Args:
         tokenizer: The model's.
-        stop: Strings that end the text; they are not part of it.
-        prompt_ids: What the answer continues; only its end is needed.
-        keeps_leading_space: The answer continues a plain text. Otherwise it answers a turn: one space in front
-            belongs to the template, and all further white space in front is dropped, because the template puts
-            its own there in the next turn.
+        stop: Strings that end the text and are not part of it.
+        prompt_ids: The prompt, whose last tokens are the context of the first ones here.
+        keeps_leading_space: The answer continues a plain text. Otherwise it answers a turn: the first space belongs
+            to the template, and further leading white space is dropped, because the template writes its own in the
+            next turn.
     """
 
     def __init__(
@@ -45,9 +51,9 @@ class Detokenizer:
         while self._decode(0, len(self._ids)).startswith(_REPLACEMENT):
             self._ids.pop(0)  # the end begins inside a character
         self._released_ids = len(self._ids)  # text of ids before this is released
-        self._held = ""  # may be the beginning of a stop string
-        self._begun = keeps_leading_space  # the template's space is behind
-        self._shown = keeps_leading_space  # white space counts from here on
+        self._held = ""  # may begin a stop string
+        self._has_begun = keeps_leading_space  # past the template's space
+        self._has_text = keeps_leading_space  # past leading white space
         self.is_stopped = False
 
     def push(self, token_id: int) -> str:
@@ -61,7 +67,7 @@ class Detokenizer:
         return self._release(after[len(before) :])
 
     def flush(self) -> str:
-        """Return what was held back; an unfinished character at the end is dropped."""
+        """Return the text that was held back; an unfinished character at the end is dropped."""
         if self.is_stopped:
             return ""
         before = self._decode(self._window_start, self._released_ids)
@@ -74,9 +80,9 @@ class Detokenizer:
         return self._tokenizer.decode(self._ids[start:stop], skip_special_tokens=True) if stop > start else ""
 
     def _release(self, text: str) -> str:
-        if not self._begun and text:
+        if not self._has_begun and text:
             text = text.removeprefix(" ")
-            self._begun = True
+            self._has_begun = True
         text = self._held + text
         cuts = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if cuts:
@@ -87,9 +93,9 @@ class Detokenizer:
         return self._visible(text[: len(text) - held])
 
     def _visible(self, text: str) -> str:
-        if not self._shown:
+        if not self._has_text:
             text = text.lstrip()
-            self._shown = bool(text)
+            self._has_text = bool(text)
         return text
 
 
@@ -106,11 +112,11 @@ def detokenizer_of(request: GenerationRequest, tokenizer: Tokenizer) -> Detokeni
 
 
 class TokenBytes:
-    """The bytes of single tokens, which for a part of a character no decoder gives.
+    """The bytes of single tokens. No decoder returns them for a token that is a part of a character.
 
-    Two ways to write bytes as tokens are known: byte-level BPE, which has a printable character for each byte
-    (GPT-2's table), and SentencePiece's, which marks spaces and falls back to `<0xE2>` for a byte. Where a
-    tokenizer does neither, a token's bytes are those of its text.
+    Two ways to write bytes as tokens are known: byte-level BPE has a printable character for each byte (GPT-2's
+    table); SentencePiece marks spaces and falls back to `<0xE2>` for a byte. For any other tokenizer, a token's
+    bytes are those of its text.
 
     Args:
         tokenizer: The model's.
@@ -126,11 +132,11 @@ class TokenBytes:
         self._space = next((mark for mark in map(_space_mark, decoders) if mark), None)
 
     def __call__(self, token_id: int) -> bytes:
-        """Return the bytes that a token stands for, special ones as they are written."""
+        """Return the bytes that a token stands for; those of a special token are its name's."""
         if token_id in self._added:
             return self._added[token_id].encode()
         token = self._tokenizer.id_to_token(token_id)
-        if token is None:  # a row of the head behind the vocabulary
+        if token is None:  # the head has more rows than the vocabulary
             return b""
         if self._table is not None and self._table.keys() >= set(token):
             return bytes(self._table[character] for character in token)
@@ -151,7 +157,7 @@ def _decoders(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _space_mark(decoder: dict[str, Any]) -> str | None:
-    """Return what a decoder replaces by a space."""
+    """Return the character that a decoder replaces by a space."""
     if decoder["type"] == "Metaspace":
         return str(decoder["replacement"])
     if decoder["type"] == "Replace" and decoder["content"] == " ":
@@ -161,7 +167,7 @@ def _space_mark(decoder: dict[str, Any]) -> str | None:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Return GPT-2's table (`bytes_to_unicode`): printable Latin-1 is itself, other bytes are numbered from 256 on."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + number): byte for number, byte in enumerate(others)}
+    """Return GPT-2's table (`bytes_to_unicode`): printable Latin-1 maps to itself, other bytes from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}

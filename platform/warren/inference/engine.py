@@ -1,7 +1,7 @@
-"""What an engine is asked and what it answers. Serving and evaluation know only these types.
+"""The engine contract: requests, deltas, errors and the `Engine` protocol. Serving and evaluation use only these types.
 
 EngineError (ServiceError)
-├── EngineBusyError             every slot and every waiting place is taken: try again later
+├── EngineBusyError             every slot and every place in the queue is taken: try again later
 ├── EngineClosedError           the engine was closed, or died
 ├── RequestRefusedError         the request can never run here: too long, or malformed
 └── GenerationFailedError       this one request failed; the others go on
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from warren.data.model_inputs import Inputs
 from warren.errors import ServiceError
 from warren.storage import digest_bytes
 
@@ -24,7 +26,7 @@ class EngineError(ServiceError):
 
 
 class EngineBusyError(EngineError):
-    """Every slot and every waiting place is taken."""
+    """Every slot and every place in the queue is taken."""
 
 
 class EngineClosedError(EngineError):
@@ -44,19 +46,19 @@ class SamplingParams:
     """How the next token is chosen. The order is transformers': penalties, temperature, top-k, top-p.
 
     Attributes:
-        max_new_tokens: Generation ends with `length` after so many.
+        max_new_tokens: Generation ends with the finish reason `length` after this many tokens.
         temperature: 0 takes the likeliest token.
-        top_p: Smallest set of tokens with this much probability; 1 keeps all.
-        top_k: So many likeliest tokens; 0 keeps all.
+        top_p: Sample from the smallest set of tokens with this much probability; 1 keeps all.
+        top_k: Sample from this many likeliest tokens; 0 keeps all.
         seed: The same request with the same seed gives the same tokens in any company, up to float rounding.
         repetition_penalty: Over prompt and answer (arXiv 1909.05858); 1 is none. See `Sampler` for images.
         presence_penalty: Subtracted once from the logit of every token of the answer so far.
         frequency_penalty: Subtracted per occurrence in the answer so far.
-        stop: Strings that end the answer; they are not part of it. They are looked for in what the model wrote.
-        num_logprobs: None for none, else how many alternatives are reported beside the chosen token.
+        stop: Strings that end the answer and are not part of it. `Detokenizer` says where they are searched.
+        num_logprobs: How many alternatives are reported beside the chosen token; None reports no log-probabilities.
         ignore_eos: Go on after the end-of-sequence token; for benchmarks.
-        keeps_leading_space: The prompt is a plain text and the answer its continuation, space by space; otherwise
-            white space in front of an answer is dropped.
+        keeps_leading_space: The answer continues a plain text, so its leading white space is kept. In a chat it is
+            dropped.
     """
 
     max_new_tokens: int
@@ -79,13 +81,13 @@ class SamplingParams:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is all that is asked for."""
+        """Whether the sampler only has to return the likeliest token."""
         return self.temperature == 0.0 and not self.has_penalties and self.num_logprobs is None
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One prompt, its images and how to continue it.
+    """One prompt with its images and sampling parameters; it has one answer.
 
     Attributes:
         prompt_ids: int32 (num_prompt_tokens,), image tokens expanded.
@@ -115,7 +117,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TokenDelta:
-    """What one or several steps added to an answer. The last has a finish reason; its text may be empty."""
+    """The tokens that one or several steps added to an answer. The last delta has a finish reason, perhaps no text."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -136,12 +138,12 @@ def join_deltas(deltas: Sequence[TokenDelta]) -> TokenDelta:
 
 
 Event = tuple[int, TokenDelta | EngineError]
-"""What happened to the request of this key."""
+"""The key of a request, with its next delta or the error that ends it."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. `token_ids` includes the end-of-sequence token where one was generated."""
+    """A whole answer. `token_ids` includes the end-of-sequence token if the model generated one."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -151,7 +153,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Where an engine stands. Counters start at its start and only grow."""
+    """Load and counters of an engine. Counters start at zero with the engine and only grow."""
 
     num_slots: int
     num_running: int
@@ -171,10 +173,10 @@ class EngineStats:
 
 
 class TokenStream(Protocol):
-    """The answer to one request as it comes. Leaving the loop early needs `abort`."""
+    """The answer to one request as it is generated. A reader that leaves the loop early must call `abort`."""
 
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        """Iterate over deltas until one has a finish reason; raises `EngineError` when the request fails."""
+        """Iterate over deltas up to the one with a finish reason; raises `EngineError` when the request fails."""
         ...
 
     def abort(self) -> None:
@@ -186,8 +188,18 @@ class Engine(Protocol):
     """A running model that answers many requests at once."""
 
     @property
+    def inputs(self) -> Inputs:
+        """The model's prompt template, special tokens and image preprocessing."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        ...
+
+    @property
     def is_alive(self) -> bool:
-        """Whether requests are still being worked on; False never becomes True again."""
+        """Whether the engine runs and takes requests; False never becomes True again."""
         ...
 
     @property
@@ -199,7 +211,7 @@ class Engine(Protocol):
         """Queue a request; call it on the event loop that reads the stream.
 
         Raises:
-            EngineBusyError: Nothing is free; nothing was queued.
+            EngineBusyError: No slot and no place in the queue is free.
             RequestRefusedError: The request can never run here.
             EngineClosedError: The engine no longer runs.
         """

@@ -1,4 +1,4 @@
-"""How much one engine holds: its options, and what the model itself allows."""
+"""The size of an engine: its options, the limits of the model, and the check of a request against them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlavaForConditionalGeneration
 
-_SMALLEST_READ_TOKENS = 16
-"""Prompts come to their end however many answers run."""
+_MIN_PREFILL_TOKENS = 16
+"""Minimum prefill tokens per step, so that prefill never starves while many answers run."""
 
-_ANSWER_COST_TOKENS = 2
-"""The next token of an answer takes a CPU about twice as long as a prompt's: it attends to all before it, and is chosen
-from the whole vocabulary. Counted so, steps take about as long however many answers run."""
+_DECODE_COST_TOKENS = 2
+"""What decoding one token costs, in prefill tokens. A CPU takes about twice as long for it, because it attends to the
+whole context and its logits are computed over the whole vocabulary. With this cost, steps take about equally long."""
 
 _CPU_STEP_TOKENS = 96
-"""Gaps between tokens no longer than those of static batches; docs/benchmarks.md has what more of it gives."""
+"""Keeps the gaps between tokens as short as static batches have them; docs/benchmarks.md measures larger values."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,16 @@ class EngineOptions:
     """The size of an engine.
 
     Attributes:
-        num_slots: Requests that run at the same time; each owns one slot of the cache.
-        max_context_tokens: Prompt and answer together; None for what the model was made for.
-        prefill_budget_tokens: Prompt tokens that one step may read; an image counts as the tokens that take as long.
-        step_budget_tokens: The same while answers run, each of which counts as two: the more run, the less is read
-            beside them, so that their tokens come evenly. Small keeps the gaps short, large starts bursts sooner. None
-            for 96 on a CPU, and for no bound of its own on a GPU, where some hundred tokens more take hardly longer.
+        num_slots: Requests that run at the same time; each owns one slot of the key/value cache.
+        max_context_tokens: Prompt and answer together; None takes the model's own limit.
+        prefill_budget_tokens: Prompt tokens that one step may read. An image counts as the number of tokens that take
+            as long.
+        step_budget_tokens: The same while answers run, each of which counts as two tokens. Small values keep the gaps
+            between tokens short, large ones start new answers sooner. None is 96 on a CPU; on a GPU, where a hundred
+            tokens more hardly take longer, it sets no bound.
         max_waiting: Requests that wait for a slot; more are refused.
-        image_cache_bytes: Visual features kept for repeated images.
-        max_kv_bytes: Upper limit of keys and values; None for none.
+        image_cache_bytes: Memory for the visual features of repeated images.
+        max_kv_bytes: Upper limit of the key/value cache; None sets none.
     """
 
     num_slots: int = 8
@@ -47,13 +48,13 @@ class EngineOptions:
     max_kv_bytes: int | None = None
 
     def readable_tokens(self, num_decoding: int, device: "torch.device") -> int:
-        """Return how many prompt tokens a step reads while so many answers run."""
+        """Return how many prompt tokens a step may read while `num_decoding` answers run."""
         budget = self.step_budget_tokens
         if budget is None and device.type == "cpu":
             budget = _CPU_STEP_TOKENS
         if budget is None or not num_decoding:
             return self.prefill_budget_tokens
-        return min(self.prefill_budget_tokens, max(_SMALLEST_READ_TOKENS, budget - _ANSWER_COST_TOKENS * num_decoding))
+        return min(self.prefill_budget_tokens, max(_MIN_PREFILL_TOKENS, budget - _DECODE_COST_TOKENS * num_decoding))
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "prefill_budget_tokens", "step_budget_tokens"):
@@ -65,18 +66,18 @@ class EngineOptions:
                 raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
 
 
-def context_limit(config: Any, asked: int | None) -> int:
+def context_limit(config: Any, requested: int | None) -> int:
     """Return the most tokens of prompt and answer that a slot holds.
 
-    Beyond a sliding window the engine's mask would be wrong, and beyond the original length a dynamic or long
-    rotary embedding of one row would change its neighbours' (transformers rescales it by the longest row).
+    Beyond a sliding window the engine's mask would be wrong. Beyond the original length of a dynamic or long rotary
+    embedding, transformers rescales it by the longest row, so one row would change its neighbours.
 
     Args:
         config: The model's configuration; no weights are needed.
-        asked: None for all that the model allows.
+        requested: None takes the model's own limit.
 
     Raises:
-        ConfigError: More is asked for than the model allows.
+        ConfigError: `requested` is more than the model allows.
     """
     text: Any = config.text_config
     limit = int(text.max_position_embeddings)
@@ -85,9 +86,9 @@ def context_limit(config: Any, asked: int | None) -> int:
     if window and "sliding_attention" in kinds and getattr(text, "use_sliding_window", True):
         limit = min(limit, int(window))
     limit = min(limit, _fixed_rotary_length(text, limit))
-    if asked is not None and asked > limit:
-        raise ConfigError(f"max_context_tokens is {asked}; this model allows at most {limit}")
-    return asked or limit
+    if requested is not None and requested > limit:
+        raise ConfigError(f"max_context_tokens is {requested}; this model allows at most {limit}: lower it, or omit it")
+    return requested or limit
 
 
 def kv_bytes_per_token(model: "LlavaForConditionalGeneration") -> int:
@@ -113,23 +114,25 @@ def check_kv_bytes(model: "LlavaForConditionalGeneration", options: EngineOption
 
 
 def check_request(request: GenerationRequest, tokens: TokenSpec, max_context_tokens: int) -> None:
-    """Refuse a request that can never run.
+    """Refuse a request that can never run. Whoever takes requests in calls this once; what is behind it trusts them.
 
     Raises:
-        RequestRefusedError: Empty, too long, or its image tokens do not fit its images.
+        RequestRefusedError: The request is empty or too long, or its image tokens do not match its images.
     """
-    length, new = len(request.prompt_ids), request.sampling.max_new_tokens
-    if not length or new < 1:
-        raise RequestRefusedError(f"{length} prompt tokens and {new} new tokens: both must be at least 1")
-    if length + new > max_context_tokens:
+    num_prompt, num_new = len(request.prompt_ids), request.sampling.max_new_tokens
+    if not num_prompt or num_new < 1:
+        raise RequestRefusedError(f"{num_prompt} prompt tokens and {num_new} new tokens: both must be at least 1")
+    if num_prompt + num_new > max_context_tokens:
         raise RequestRefusedError(
-            f"{length} prompt tokens and {new} new tokens; together at most {max_context_tokens} fit"
+            f"{num_prompt} prompt tokens and {num_new} new tokens; the context holds {max_context_tokens}: "
+            "shorten the prompt or lower max_new_tokens"
         )
-    image_tokens = int((request.prompt_ids == tokens.image_token_id).sum())
-    if image_tokens != len(request.pixels) * tokens.tokens_per_image:
+    num_image_tokens = int((request.prompt_ids == tokens.image_token_id).sum())
+    num_needed = len(request.pixels) * tokens.tokens_per_image
+    if num_image_tokens != num_needed:
         raise RequestRefusedError(
-            f"{image_tokens} image tokens in the prompt; {len(request.pixels)} images of "
-            f"{tokens.tokens_per_image} tokens need another number"
+            f"{num_image_tokens} image tokens in the prompt; {len(request.pixels)} images need {num_needed}: "
+            "encode the prompt with as many image marks as images"
         )
 
 

@@ -1,4 +1,4 @@
-"""From a conversation to a generation request, the same way for serving and evaluation."""
+"""Encoding of a conversation as a generation request, for evaluation and tests."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class Prompt:
     """A conversation that the model is to continue.
 
     Attributes:
-        turns: Alternating, from user to user; the n-th image mark takes the n-th image.
-        images: Encoded images, of a dataset: their size was checked at ingest.
+        turns: They alternate and begin and end with the user's; the n-th image mark takes the n-th image.
+        images: Encoded images of a dataset, whose size was checked at ingest.
         system: Replaces the template's system text; None keeps it.
     """
 

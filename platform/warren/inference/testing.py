@@ -1,4 +1,4 @@
-"""For tests of what stands on an engine: tiny random models, and an engine that answers from a script."""
+"""For tests of code that uses an engine: tiny random models, and an engine that answers from a script."""
 
 import asyncio
 import io
@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from warren.config import LanguageModelConfig, ModelConfig, TokenizerConfig, VisionTowerConfig
+from warren.data.model_inputs import Inputs
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
@@ -95,15 +97,19 @@ class ScriptedEngine:
     """An `Engine` without a model.
 
     Args:
-        script: The deltas or the error that answer a request; asked once per request.
+        script: Returns the deltas, or the error, that answer a request; called once per request.
+        inputs: A model's; None for an engine whose requests are encoded already.
+        tokenizer: See `inputs`.
         max_requests: More at a time are refused as busy.
-        delay_s: Before every delta.
-        max_context_tokens: As a model's.
+        delay_s: The time before every delta.
+        max_context_tokens: Most tokens of prompt and answer together.
     """
 
     def __init__(
         self,
         script: Callable[[GenerationRequest], Sequence[TokenDelta | EngineError]],
+        inputs: Inputs | None = None,
+        tokenizer: Tokenizer | None = None,
         max_requests: int = 8,
         delay_s: float = 0.0,
         max_context_tokens: int = 256,
@@ -111,11 +117,24 @@ class ScriptedEngine:
         self._script = script
         self._max_requests = max_requests
         self._delay_s = delay_s
+        self._inputs, self._tokenizer = inputs, tokenizer
         self.max_context_tokens = max_context_tokens
         self.is_alive = True
         self.num_running = 0
         self.num_aborted = 0
         self.requests: list[GenerationRequest] = []
+
+    @property
+    def inputs(self) -> Inputs:
+        """See `Engine.inputs`."""
+        assert self._inputs is not None, "this engine was made without inputs"
+        return self._inputs
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """See `Engine.tokenizer`."""
+        assert self._tokenizer is not None, "this engine was made without a tokenizer"
+        return self._tokenizer
 
     def submit(self, request: GenerationRequest) -> "ScriptedStream":
         """See `Engine.submit`."""
@@ -130,7 +149,7 @@ class ScriptedEngine:
         return ScriptedStream(self, self._script(request), self._delay_s)
 
     def stats(self) -> EngineStats:
-        """Return counts; those that need a model are 0."""
+        """Return counters; those that need a model are 0."""
         counts = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
         counts |= {"num_slots": self._max_requests, "num_running": self.num_running}
         return EngineStats(**counts | {"num_cancelled": self.num_aborted})
@@ -154,15 +173,15 @@ class ScriptedStream:
         if self._ended or not self._script:
             raise StopAsyncIteration
         await asyncio.sleep(self._delay_s)
-        item = self._script.pop(0)
-        if isinstance(item, EngineError) or item.finish_reason:
+        result = self._script.pop(0)
+        if isinstance(result, EngineError) or result.finish_reason:
             self._end()
-        if isinstance(item, EngineError):
-            raise item
-        return item
+        if isinstance(result, EngineError):
+            raise result
+        return result
 
     def abort(self) -> None:
-        """Free the place; harmless after the end."""
+        """End the request; harmless after the end."""
         if not self._ended:
             self._engine.num_aborted += 1
             self._end()

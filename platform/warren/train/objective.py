@@ -16,6 +16,7 @@ from warren.data.model_inputs import Inputs
 from warren.data.template import IGNORED
 from warren.errors import ModelError
 from warren.models.head import Head, excluded
+from warren.models.image_normalizer import ImageNormalizer
 from warren.train import packed_attention
 
 _MAX_LOGITS = 1 << 23
@@ -41,10 +42,7 @@ class Objective(nn.Module):
         self._pad_token_id = inputs.tokens.pad_token_id
         self._tokens_per_image = inputs.tokens.tokens_per_image
         self._image_size_px = inputs.image.size_px
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", _per_channel(inputs.image.mean), persistent=False)
-        self.register_buffer("std", _per_channel(inputs.image.std), persistent=False)
+        self.image_normalizer = ImageNormalizer(inputs.image)
         self.excluded: torch.Tensor | None
         self.register_buffer("excluded", excluded(self.model), persistent=False)
 
@@ -118,7 +116,8 @@ class Objective(nn.Module):
         return filled
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat(list(image_features(self.model, self._normalise(pixels))))
+        dtype = next(self.model.parameters()).dtype
+        return torch.cat(list(image_features(self.model, self.image_normalizer(pixels, dtype))))
 
     @property
     def _attention(self) -> str:
@@ -128,10 +127,6 @@ class Objective(nn.Module):
     def _is_flat(self) -> bool:
         """Whether samples lie one behind the other, without padding, as kernels for different lengths want them."""
         return self._attention == packed_attention.NAME or self._attention.startswith("flash")
-
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        dtype = next(self.model.parameters()).dtype
-        return ((pixels.float() / 255.0 - self.mean) / self.std).to(dtype)
 
 
 def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
@@ -204,7 +199,3 @@ def _head(
     logits = functional.linear(hidden, head.weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, targets, reduction="sum")
-
-
-def _per_channel(values: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(values).view(1, 3, 1, 1)

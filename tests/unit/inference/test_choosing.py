@@ -94,8 +94,8 @@ class _Recorder(MultipleChoice):
 
     asked: ClassVar[list[tuple[str, list[str]]]] = []
 
-    def choose(self, shown: PreparedQuestion, choices: Sequence[str]) -> int:
-        colour = tuple(shown.pixels[0, :, 0, 0].tolist())
+    def choose(self, question: PreparedQuestion, choices: Sequence[str]) -> int:
+        colour = tuple(question.pixels[0, :, 0, 0].tolist())
         seen = next(name for name, known in COLOURS.items() if known == colour)
         self.asked.append((seen, list(choices)))
         return choices.index(seen) if seen in choices else 0
@@ -104,7 +104,7 @@ class _Recorder(MultipleChoice):
 def test_the_control_asks_about_images_that_are_none_of_the_choices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("warren.evaluate.judge.Chooser", _Recorder)
+    monkeypatch.setattr("warren.evaluate.judge.MultipleChoice", _Recorder)
     monkeypatch.setattr(_Recorder, "asked", [])
     rows = [colour_sample(number).to_row() for number in range(8)]  # four colours, twice
     seeing = judge_of(EvaluateConfig(dataset="d@v1", metric="choice", num_choices=3), folder)(rows)

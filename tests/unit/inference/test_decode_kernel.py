@@ -46,10 +46,10 @@ def test_rows_attend_as_torch_computes_it(
     torch.set_num_threads(threads)
     try:
         arguments = random_rows(lengths, num_heads, group, dim)
-        found = attend_rows(*arguments, scaling)
+        output = attend_rows(*arguments, scaling)
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(found, by_torch(*arguments, scaling), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, by_torch(*arguments, scaling), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -58,12 +58,12 @@ def test_what_is_not_finite_stays_so_in_its_own_row(bad: float, where: str) -> N
     query, keys, values, lengths = random_rows([9, 4, 11], 2, 2, 8)
     clean = attend_rows(query, keys, values, lengths)
     (values if where == "values" else keys)[1, :, 5 if where == "beyond" else 2] = bad
-    found = attend_rows(query, keys, values, lengths)
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    output = attend_rows(query, keys, values, lengths)
+    assert torch.equal(output[[0, 2]], clean[[0, 2]])
     if where == "beyond":  # what an earlier request left behind is not read at all
-        assert torch.equal(found, clean)
+        assert torch.equal(output, clean)
     else:
-        assert not torch.isfinite(found[1].sum())
+        assert not torch.isfinite(output[1].sum())
 
 
 def test_it_is_for_float32_on_a_cpu_only() -> None:

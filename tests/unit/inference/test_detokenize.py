@@ -105,6 +105,22 @@ def test_white_space_in_front_of_an_answer_can_stop_it(keeps: bool) -> None:
     assert "".join(_run(BYTE_LEVEL, ids, keeps_leading_space=keeps)[0]) == ("\n\na blue" if keeps else "a blue")
 
 
+def test_bytes_that_make_a_released_character_invalid_do_not_end_the_answer() -> None:
+    """`DecodeStream` of tokenizers raises here, at every token that follows."""
+    ids = [WORDS["▁a"], *"é".encode(), 0x80, WORDS["▁blue"], WORDS["circle"]]
+    pieces, _ = _run(SENTENCE_PIECE, ids)
+    assert pieces[0] == "a"
+    assert "".join(pieces).endswith(" bluecircle")
+
+
+def test_text_in_front_of_an_unfinished_character_is_kept() -> None:
+    """`DecodeStream` of tokenizers cannot return it."""
+    tokenizer = Tokenizer.from_str(train_tokenizer(["a 日 b 日 c 日"] * 20, 261).json)
+    encoding = tokenizer.encode("a 日", add_special_tokens=False)
+    assert encoding.tokens[1] == "ĠæĹ", "a space and two bytes of three"
+    assert "".join(_run(tokenizer, encoding.ids[:2])[0]) == "a "
+
+
 def test_the_templates_space_is_not_the_answers() -> None:
     ids = BYTE_LEVEL.encode(" a blue", add_special_tokens=False).ids
     assert "".join(_run(BYTE_LEVEL, ids, (" ",))[0]) == "a"

@@ -17,7 +17,6 @@ from warren.release import Release
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder
-from warren_serve.prompt import PromptBuilder
 from warren_serve.service import ChatService, load_backend
 from warren_serve.settings import ServeSettings
 
@@ -114,13 +113,11 @@ def scripted(tiny_folder: Path, decoder: ImageDecoder) -> Iterator[Callable[...,
     services = []
 
     def make(script: Script, settings: dict[str, Any] | None = None, **engine_options: Any) -> Any:
-        engine = ScriptedEngine(script, **engine_options)
         parsed = ServeSettings.parse(SMALL | (settings or {}))
-        inputs = Inputs.load(tiny_folder)
         tokenizer = tokenizer_from_json((tiny_folder / "tokenizer.json").read_text())
-        prompts = PromptBuilder(inputs, tokenizer, engine.max_context_tokens, parsed)
-        backend = LocalBackend(engine, prompts, RELEASE.version, parsed, decoder)
-        service = ChatService(backend, prompts, RELEASE, parsed)
+        engine = ScriptedEngine(script, Inputs.load(tiny_folder), tokenizer, **engine_options)
+        backend = LocalBackend(engine, RELEASE.version, parsed, decoder)
+        service = ChatService(backend, backend.prompts, RELEASE, parsed)
         services.append(service)
         return Caller(service), engine
 

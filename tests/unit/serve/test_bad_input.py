@@ -6,11 +6,11 @@ import zlib
 from typing import Any
 
 import pytest
-from chat_parts import assistant, data_uri, image_part, image_url, text, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from chat_parts import assistant, data_uri, image_part, image_url, text, user
 from warren.inference.testing import png_bytes
 
 
@@ -53,8 +53,6 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("n many", {"n": 4}, "n", "invalid_value"),
     ("max_tokens negative", {"max_tokens": -1}, "max_tokens", "invalid_value"),
     ("max_tokens zero", {"max_tokens": 0}, "max_tokens", "invalid_value"),
-    ("max_tokens over the limit", {"max_tokens": 65}, "max_tokens", "invalid_value"),
-    ("max_completion_tokens", {"max_completion_tokens": 65}, "max_completion_tokens", "invalid_value"),
     ("two limits", {"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "invalid_value"),
     ("max_tokens float", {"max_tokens": 1.5}, "max_tokens", "invalid_type"),
     ("max_tokens true", {"max_tokens": True}, "max_tokens", "invalid_type"),
@@ -114,7 +112,7 @@ BODIES: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("pad in system", {"messages": [{"role": "system", "content": "<|pad|>"}, HI]}, "messages.0.content", SPECIAL),
     ("long text", {"messages": [user(text("x" * 5001))]}, "messages", "text_too_long"),
     ("context", {"messages": [user(text("é" * 300))]}, "messages", CONTEXT),
-    ("context and answer", {"messages": [user(text("é" * 200))], "max_tokens": 64}, "max_tokens", CONTEXT),
+    ("context and limit", {"messages": [user(text("é" * 300))], "max_tokens": 64}, "messages", CONTEXT),
     ("many images", {"messages": [user(*[image_part()] * 3)]}, "messages", "too_many_images"),
     (
         "its image",

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from chat_parts import assistant, image_part, text, user
 from safetensors.torch import load_file, save_file
 
+from chat_parts import assistant, image_part, text, user
 from warren.errors import ReleaseError
 from warren.inference import (
     EngineClosedError,
@@ -36,8 +36,8 @@ def hello(_: GenerationRequest) -> list[TokenDelta]:
 
 
 def prompt_text(endpoint: Any, request: GenerationRequest) -> str:
-    tokenizer = endpoint.service.backend.prompts._tokenizer
-    tokens = endpoint.service.backend.prompts._inputs.tokens
+    tokenizer = endpoint.service.backend.engine.tokenizer
+    tokens = endpoint.service.backend.engine.inputs.tokens
     ids = [i for i in request.prompt_ids.tolist() if i != tokens.image_token_id]
     return str(tokenizer.decode(ids, skip_special_tokens=False))
 
@@ -57,8 +57,8 @@ def test_the_official_client_reads_whole_and_streamed_answers(endpoint: Any) -> 
                 **ask, seed=3, stream=True, stream_options={"include_usage": True}
             )
             chunks = [chunk async for chunk in stream]
-            told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-            assert told == whole.choices[0].message.content
+            streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert streamed == whole.choices[0].message.content
             assert chunks[-1].usage == whole.usage
             assert chunks[0].choices[0].delta.role == "assistant"
             assert whole.choices[0].logprobs is not None
@@ -99,9 +99,9 @@ def test_the_bytes_of_log_probabilities_are_the_answers(endpoint: Any) -> None:
     answer = endpoint.chat(logprobs=True, top_logprobs=5, max_tokens=60, temperature=1.5, seed=4, messages=[user(A)])
     (choice,) = answer.json()["choices"]
     content = choice["logprobs"]["content"]
-    told = b"".join(bytes(one["bytes"]) for one in content)
+    written = b"".join(bytes(one["bytes"]) for one in content)
     assert (
-        told.decode(errors="ignore")
+        written.decode(errors="ignore")
         .replace("<|endoftext|>", "")
         .strip()
         .startswith(choice["message"]["content"].replace("\ufffd", "")[:3])
@@ -310,8 +310,10 @@ def test_an_id_of_the_proxy_is_logged_as_the_client_sees_it(scripted: Any, caplo
 
 def test_request_ids_are_kept_when_they_are_harmless(endpoint: Any) -> None:
     assert endpoint.request("GET", "/healthz", headers={"x-request-id": "a-1"}).headers["x-request-id"] == "a-1"
-    given = "x" * 200
-    assert endpoint.request("GET", "/healthz", headers={"x-request-id": given}).headers["x-request-id"] != given
+    request_id = "x" * 200
+    assert (
+        endpoint.request("GET", "/healthz", headers={"x-request-id": request_id}).headers["x-request-id"] != request_id
+    )
 
 
 def test_models_tell_lineage_and_scores(endpoint: Any) -> None:

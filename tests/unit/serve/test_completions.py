@@ -42,7 +42,7 @@ def test_the_prompt_reaches_the_engine_as_it_is(scripted: Any) -> None:
     answer = endpoint.request("POST", PATH, json=body).json()
     assert [choice["text"] for choice in answer["choices"]] == ["Hello", "Hello"]
     ids = engine.requests[0].prompt_ids.tolist()
-    assert endpoint.service.backend.prompts._tokenizer.decode(ids) == "what shape"
+    assert engine.tokenizer.decode(ids) == "what shape"
     assert engine.requests[0].sampling.stop == ("x",)
 
 
@@ -72,11 +72,11 @@ def test_a_bad_body_is_a_typed_400(endpoint: Any, changes: Any, param: str, code
 
 def _streamed(endpoint: Any, body: dict[str, Any]) -> dict[int, str]:
     answer = endpoint.request("POST", PATH, json=body | {"stream": True})
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for line in answer.text.split("\n\n")[:-2]:
         choice = json.loads(line.removeprefix("data: "))["choices"][0]
-        told[choice["index"]] = told.get(choice["index"], "") + choice["text"]
-    return told
+        texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    return texts
 
 
 def test_stop_strings_cut_a_continuation_where_they_stand_whole_and_streamed(endpoint: Any) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from chat_parts import image_part, text, user
 
+from chat_parts import image_part, text, user
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
 
@@ -37,15 +37,14 @@ def test_an_images_place_between_texts_is_kept(scripted: Any, parts: list[Any], 
     endpoint, engine = scripted(hello, {"max_images": 3})
     assert endpoint.chat(messages=[user(*parts)]).status_code == 200
     (request,) = engine.requests
-    prompts = endpoint.service.backend.prompts
-    tokens = prompts._inputs.tokens
+    tokens, tokenizer = engine.inputs.tokens, engine.tokenizer
     pieces: list[str] = []
     ids = request.prompt_ids.tolist()
     while tokens.image_token_id in ids:
         at = ids.index(tokens.image_token_id)
-        pieces.append(prompts._tokenizer.decode(ids[:at]))
+        pieces.append(tokenizer.decode(ids[:at]))
         ids = ids[at + tokens.tokens_per_image :]
-    pieces.append(prompts._tokenizer.decode(ids))
+    pieces.append(tokenizer.decode(ids))
     assert "@".join(pieces) == f"USER: {prompt} ASSISTANT:"
     shown = [image["image_url"]["url"] for image in parts if image["type"] == "image_url"]
     assert [pixels[0, 0, 0] > 0 for pixels in request.pixels] == [url == A["image_url"]["url"] for url in shown]

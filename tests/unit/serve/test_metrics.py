@@ -32,17 +32,17 @@ def test_requests_tokens_and_times_are_counted(scripted: Any) -> None:
         endpoint.request("GET", path)
     answer = endpoint.request("GET", "/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    found = samples(answer.text)
-    assert found["warren_requests_total", PATH, "200"] == 2
-    assert found["warren_requests_total", PATH, "404"] == 1
-    assert found["warren_request_seconds_count", PATH] == 3
-    assert found["warren_requests_in_flight",] == 1, "the one that asks"
-    assert found["warren_prompt_tokens_total",] == 2 * prompt
-    assert found["warren_answer_tokens_total",] == 8
-    assert found["warren_time_to_first_token_seconds_count",] == 1
-    assert found["warren_inter_token_seconds_count",] == 3
-    assert found["warren_engine_slots",] == engine.stats().num_slots
-    assert found["warren_engine_running",] == 0
+    counted = samples(answer.text)
+    assert counted["warren_requests_total", PATH, "200"] == 2
+    assert counted["warren_requests_total", PATH, "404"] == 1
+    assert counted["warren_request_seconds_count", PATH] == 3
+    assert counted["warren_requests_in_flight",] == 1, "the one that asks"
+    assert counted["warren_prompt_tokens_total",] == 2 * prompt
+    assert counted["warren_answer_tokens_total",] == 8
+    assert counted["warren_time_to_first_token_seconds_count",] == 1
+    assert counted["warren_inter_token_seconds_count",] == 3
+    assert counted["warren_engine_slots",] == engine.stats().num_slots
+    assert counted["warren_engine_running",] == 0
     assert "made-up" not in answer.text
 
 
@@ -65,14 +65,14 @@ def test_requests_refused_before_they_are_routed_count_under_their_route(
         endpoint.request("POST", PATH, json={}, headers=headers)
     endpoint.request("GET", "/v1/models/made-up")
     endpoint.request("GET", "/made-up")
-    found = samples(endpoint.request("GET", "/metrics", headers=headers).text)
-    assert found["warren_requests_total", PATH, "401"] == 1
-    assert found["warren_requests_total", PATH, "429"] == 1
-    assert found["warren_requests_total", "/v1/models/{model:path}", "401"] == 1
-    assert found["warren_requests_total", "none", "401"] == 1
+    counted = samples(endpoint.request("GET", "/metrics", headers=headers).text)
+    assert counted["warren_requests_total", PATH, "401"] == 1
+    assert counted["warren_requests_total", PATH, "429"] == 1
+    assert counted["warren_requests_total", "/v1/models/{model:path}", "401"] == 1
+    assert counted["warren_requests_total", "none", "401"] == 1
 
 
-def test_readers_at_the_same_time_share_one_round_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_at_the_same_time_share_one_round_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
     async def ask(_: ClusterMetrics) -> bytes:
@@ -82,17 +82,17 @@ def test_readers_at_the_same_time_share_one_round_of_questions(monkeypatch: pyte
         return b"%d" % rounds
 
     async def read() -> list[bytes]:
-        figures = ClusterMetrics("chat")
-        leaving = asyncio.create_task(figures.read())
+        metrics = ClusterMetrics("chat")
+        leaving = asyncio.create_task(metrics.read())
         await asyncio.sleep(0)
         leaving.cancel()
-        return [*await asyncio.gather(*(figures.read() for _ in range(6))), await figures.read()]
+        return [*await asyncio.gather(*(metrics.read() for _ in range(6))), await metrics.read()]
 
     monkeypatch.setattr(ClusterMetrics, "_ask_agents", ask)
     assert asyncio.run(read()) == [b"1"] * 7
 
 
-def test_a_clusters_figures_keep_their_names_and_types() -> None:
+def test_a_clusters_metrics_keep_their_names_and_types() -> None:
     agent = """# TYPE ray_warren_requests_total gauge
 ray_warren_requests_total{Component="core_worker",application="chat",replica="%s",route="/v1/x",status="200"} 3.0
 # TYPE ray_warren_request_seconds_bucket gauge
@@ -110,6 +110,6 @@ ray_other 1.0
     for replica in "ab":
         labels = f'application="chat",replica="{replica}",route="/v1/x",status="200"'
         assert f"warren_requests_total{{{labels}}} 3.0" in text
-    assert "closed" not in text, "another application's figures may need another key"
+    assert "closed" not in text, "another application's metrics may need another key"
     assert "other" not in text
     assert "core_worker" not in text

@@ -45,8 +45,8 @@ def test_the_page_below_a_route_prefix_is_found_without_its_slash(scripted: Any)
         await app(scope | {"root_path": "/chat"}, receive, send)
 
     endpoint.app = below
-    found = endpoint.request("GET", "/chat", headers={"host": "evil.example"})
-    assert (found.status_code, found.headers["location"]) == (307, "chat/")
+    redirect = endpoint.request("GET", "/chat", headers={"host": "evil.example"})
+    assert (redirect.status_code, redirect.headers["location"]) == (307, "chat/")
     assert endpoint.request("GET", "/chat/").headers["content-type"].startswith("text/html")
     assert endpoint.request("HEAD", "/chat/healthz/").status_code == 200
 
@@ -60,7 +60,7 @@ def test_the_component_is_the_one_that_its_origin_names() -> None:
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
     names = (os.environ.get("WARREN_BROWSER"), "chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
+    path = next((located for name in names if name and (located := shutil.which(name))), None)
     if path is None:
         pytest.skip("no Chromium here: apt-get install chromium, or name one in WARREN_BROWSER")
     with api.sync_playwright() as playwright:

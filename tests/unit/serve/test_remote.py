@@ -15,18 +15,16 @@ from warren_serve.errors import ApiError
 from warren_serve.protocol import ChatRequest
 from warren_serve.remote import RemoteBackend
 
-_QUESTION = EngineRequest(
-    ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hello"}]})
-)
-_PIECE = ResponseChunk((), 1, "v1")
+_REQUEST = EngineRequest(ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hello"}]}))
+_CHUNK = ResponseChunk((), 1, "v1")
 
 
 class _Answer:
-    """One call's pieces: those given, then an error. As Serve's, it raises an early error again when cancelled."""
+    """One call's chunks, then an error. As Serve's, it raises an early error again when cancelled."""
 
     def __init__(self, chunks: list[ResponseChunk], error: BaseException | None) -> None:
         self._begun = bool(chunks)
-        self._pieces = chunks
+        self._chunks = chunks
         self._error = error
         self.cancelled = False
 
@@ -34,8 +32,8 @@ class _Answer:
         return self
 
     async def __anext__(self) -> ResponseChunk:
-        if self._pieces:
-            return self._pieces.pop(0)
+        if self._chunks:
+            return self._chunks.pop(0)
         raise self._error or StopAsyncIteration
 
     def cancel(self) -> None:
@@ -72,7 +70,7 @@ class _Way:
         return self._engines.answers[self._engines.num_calls - 1]
 
 
-def _ask(engines: _Engines, engine_request: EngineRequest = _QUESTION) -> list[ResponseChunk]:
+def _ask(engines: _Engines, engine_request: EngineRequest = _REQUEST) -> list[ResponseChunk]:
     async def ask() -> list[ResponseChunk]:
         return [chunk async for chunk in RemoteBackend(cast(DeploymentHandle, engines)).ask(engine_request)]
 
@@ -88,12 +86,12 @@ def _broken() -> Exception:
 
 
 def test_an_engine_that_is_gone_before_it_said_anything_is_asked_for_once_more() -> None:
-    engines = _Engines(_Answer([], _gone()), _Answer([_PIECE], None))
-    assert _ask(engines) == [_PIECE]
+    engines = _Engines(_Answer([], _gone()), _Answer([_CHUNK], None))
+    assert _ask(engines) == [_CHUNK]
     assert all(answer.cancelled for answer in engines.answers)
 
 
-@pytest.mark.parametrize("chunks", [[], [_PIECE]])
+@pytest.mark.parametrize("chunks", [[], [_CHUNK]])
 @pytest.mark.parametrize("error", [_broken(), RuntimeError("Unexpected error (RESOURCE_EXHAUSTED)"), ValueError("x")])
 def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(
     chunks: list[ResponseChunk], error: Exception
@@ -106,7 +104,7 @@ def test_a_broken_transport_is_a_typed_error_and_is_not_tried_again(
 
 
 def test_an_answer_that_began_is_not_begun_again() -> None:
-    engines = _Engines(_Answer([_PIECE], _gone()), _Answer([_PIECE], None))
+    engines = _Engines(_Answer([_CHUNK], _gone()), _Answer([_CHUNK], None))
     with pytest.raises(ApiError):
         _ask(engines)
     assert engines.num_calls == 1
@@ -120,14 +118,14 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
 
 
 def test_a_replica_that_cancels_its_calls_is_gone_and_the_request_is_not_cancelled() -> None:
-    engines = _Engines(_Answer([], asyncio.CancelledError()), _Answer([_PIECE], None))
-    assert _ask(engines) == [_PIECE]
+    engines = _Engines(_Answer([], asyncio.CancelledError()), _Answer([_CHUNK], None))
+    assert _ask(engines) == [_CHUNK]
 
 
-def test_a_question_that_grpc_would_refuse_travels_as_an_object() -> None:
-    small, large = (EngineRequest(_QUESTION.request, (bytes(size),) * 4) for size in (100_000, 1_000_000))
-    long = _QUESTION.request.model_copy(update={"model": "m" * 5_000_000})
+def test_a_request_that_grpc_would_refuse_travels_as_an_object() -> None:
+    small, large = (EngineRequest(_REQUEST.request, (bytes(size),) * 4) for size in (100_000, 1_000_000))
+    long = _REQUEST.request.model_copy(update={"model": "m" * 5_000_000})
     for engine_request, way in ((small, "grpc"), (large, "object"), (EngineRequest(long), "object")):
-        engines = _Engines(_Answer([_PIECE], None))
+        engines = _Engines(_Answer([_CHUNK], None))
         _ask(engines, engine_request)
         assert engines.ways == [way]

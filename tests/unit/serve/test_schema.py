@@ -36,7 +36,7 @@ def validate(operation: Any, mode: Any, endpoint: Any, max_examples: int = 25, *
 
 
 def test_every_other_operation_does_what_its_description_says(description: Any, endpoint: Any) -> None:
-    operations = {found.ok().path: found.ok() for found in description.get_all_operations()}
+    operations = {result.ok().path: result.ok() for result in description.get_all_operations()}
     assert set(operations) >= {"/healthz", "/readyz", "/v1/models", "/v1/models/{model}", CHAT, TEXT}
     for path in set(operations) - {CHAT, TEXT}:
         validate(operations[path], POSITIVE, endpoint)
@@ -48,6 +48,6 @@ def test_what_the_description_forbids_is_refused(description: Any, endpoint: Any
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_questions_to_the_model_are_answered_or_refused_by_name(description: Any, endpoint: Any, path: str) -> None:
+def test_requests_are_answered_or_refused_by_name(description: Any, endpoint: Any, path: str) -> None:
     """A schema cannot say that roles alternate, what fits the context or what needs what, so 400 is allowed here."""
     validate(description[path]["POST"], POSITIVE, endpoint, max_examples=40, model="tiny", max_tokens=2)

@@ -1,5 +1,6 @@
-"""Settings: strict, in one line, and what they imply."""
+"""Settings: strict, in one line, with their reference, and what they imply."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from warren.errors import ConfigError
 from warren_serve.auth import KeyRing
 from warren_serve.settings import ServeSettings
+from warren_serve.settings_reference import reference
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,12 @@ def test_wrong_settings_are_named(args: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named) as error:
         ServeSettings.parse(args)
     assert "\n" not in str(error.value)
+
+
+def test_the_reference_in_the_docs_is_current() -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "endpoint.md"
+    assert page.read_text() == reference(), "run: python -m warren_serve.settings_reference"
+    assert "| `release` | string | required |" in reference()
 
 
 def test_a_replica_drains_longer_than_any_answer_takes() -> None:

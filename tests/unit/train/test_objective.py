@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_the_full_vocabulary_matrix(objective: Objective, ti
     [part] = parts_of(tiny_inputs, 1, 7)
     tensors = to_tensors(part.micro_batches[0], CPU)
     labels = torch.from_numpy(part.micro_batches[0].labels).long()
-    pixels = objective._normalise(tensors["pixels"])
+    pixels = objective.image_normalizer(tensors["pixels"], next(objective.parameters()).dtype)
     logits = objective.model(
         input_ids=tensors["input_ids"], pixel_values=pixels, attention_mask=tensors["attention_mask"]
     ).logits

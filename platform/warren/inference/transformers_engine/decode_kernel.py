@@ -1,7 +1,7 @@
-"""Attention of one new token per row on a CPU, compiled by numba when it is first asked for.
+"""Attention of one new token per row on a CPU, compiled by numba on first use.
 
-Decoding reads every key and value once, so memory's pace is its limit. torch's kernel multiplies one row of one head
-at a time and reads all rows to the longest one's length; this one streams through each row to its own end.
+Decoding reads every key and value once, so it is bound by memory bandwidth. torch's kernel multiplies one row of one
+head at a time and reads all rows to the longest row's length; this kernel reads each row to its own length.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def can_attend(query: Tensor) -> bool:
-    """Return whether queries like these are for the kernel: in float32 on a CPU."""
+    """Return whether the kernel takes queries like these: float32 on a CPU."""
     return query.is_cpu and query.dtype == torch.float32
 
 
@@ -36,9 +36,9 @@ def attend_rows(
         float32 [R, Q, V].
     """
     rows, num_heads, dim = query.shape
-    told = query.new_empty(rows, num_heads, values.shape[-1])
+    output = query.new_empty(rows, num_heads, values.shape[-1])
     scale = np.float32(dim**-0.5 if scaling is None else scaling)
-    arrays = [*(tensor.numpy() for tensor in (query.contiguous(), keys, values, told)), lengths]
+    arrays = [*(tensor.numpy() for tensor in (query.contiguous(), keys, values, output)), lengths]
     attend = compiled()
 
     def attend_some(start: int, stop: int) -> None:
@@ -50,15 +50,15 @@ def attend_rows(
     else:
         bounds = [rows * thread // num_threads for thread in range(num_threads + 1)]
         list(_threads(num_threads).map(attend_some, bounds[:-1], bounds[1:]))
-    return told
+    return output
 
 
 @cache
 def compiled() -> Callable[..., None]:
-    """Return the machine code, which takes about a second to make the first time."""
-    import numba  # late: a GPU's engine never needs it
+    """Return the compiled kernel; compiling takes about a second the first time."""
+    import numba  # here, because an engine on a GPU never needs it
 
-    # Sums in any order, as every product has it; but what is not finite must stay so, to be noticed.
+    # Sums may be reordered, as in every matrix product. Values that are not finite must stay so, to be detected.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     three, four = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1]
     signature = numba.void(three, four, four, three, numba.int64[::1], numba.float32)
@@ -72,7 +72,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _attend(
-    query: np.ndarray, keys: np.ndarray, values: np.ndarray, told: np.ndarray, lengths: np.ndarray, scale: np.float32
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, output: np.ndarray, lengths: np.ndarray, scale: np.float32
 ) -> None:
     num_rows, num_kv_heads = keys.shape[:2]
     group = query.shape[1] // num_kv_heads  # query heads that share a key/value head
@@ -80,13 +80,13 @@ def _attend(
     for row in range(num_rows):
         length = lengths[row]
         for head in range(group * num_kv_heads):
-            asked, sums = query[row, head], told[row, head]
+            head_query, sums = query[row, head], output[row, head]
             highest = np.float32(-np.inf)
             for place in range(length):
                 key = keys[row, head // group, place]
                 score = np.float32(0)
                 for i in range(key.shape[0]):
-                    score += asked[i] * key[i]
+                    score += head_query[i] * key[i]
                 scores[place] = score * scale
                 highest = max(highest, scores[place])
             total = np.float32(0)

@@ -23,15 +23,17 @@ from warren.inference.transformers_engine.process import StepOutput, WorkerComma
 
 logger = logging.getLogger(__name__)
 
+Delivery = tuple[QueueStream, TokenDelta | EngineError]
+
 
 class TransformersEngine:
     """An `Engine` whose model is loaded by another process, onto the GPU where there is one.
 
     Args:
         folder: A model folder that Warren wrote; it may be deleted afterwards.
-        options: How much to hold.
-        num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
-        process: One that was started while the folder was not there yet; ended with the engine.
+        options: The engine's size.
+        num_threads: Compute threads. More threads than cores make a step ten times slower, because barriers spin.
+        process: A worker process that was started before the folder existed; it ends with the engine.
 
     Raises:
         ReleaseError: The folder does not load.
@@ -61,7 +63,7 @@ class TransformersEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs and requests are taken."""
+        """Whether the worker process runs and takes requests."""
         return not self._closed
 
     @property
@@ -71,7 +73,7 @@ class TransformersEngine:
 
     @property
     def pid(self) -> int:
-        """The process that owns the model."""
+        """The process id of the worker."""
         return self._process.pid
 
     def submit(self, request: GenerationRequest) -> QueueStream:
@@ -84,6 +86,7 @@ class TransformersEngine:
                 raise EngineBusyError(f"{len(self._streams)} requests are running or waiting already")
             self._last_key += 1
             stream = self._streams[self._last_key] = QueueStream(self._last_key, self.cancel)
+            # Under the lock, so that a cancellation never overtakes its request.
             self._commands.put((stream.key, request))
         return stream
 
@@ -103,24 +106,24 @@ class TransformersEngine:
         if self._reader is not threading.current_thread():
             self._reader.join(timeout=60.0)
 
-    def _load(self, order: WorkerConfig) -> EngineStats:
+    def _load(self, config: WorkerConfig) -> EngineStats:
         try:
-            self._process.send(order)
+            self._process.send(config)
             message = self._process.receive()
         except (EOFError, OSError):
             code = self._process.end()
-            raise ReleaseError(f"the engine's process ended with code {code} while it loaded {order.folder}") from None
+            raise ReleaseError(f"the engine's process ended with code {code} while it loaded {config.folder}") from None
         if isinstance(message, WarrenError):
             raise message
         return message.stats
 
     def _send(self) -> None:
-        """Hand commands over, from a thread: a pipe may be full while the other end computes."""
+        """Send commands, from a thread of its own, because the pipe may be full while the worker computes."""
         while command := self._commands.get():
             try:
                 self._process.send(command)
             except OSError:
-                return  # the process is gone, as the reader finds too
+                return  # the process has ended, which `_receive` handles
 
     def _receive(self) -> None:
         error: WarrenError = EngineClosedError("the engine's process ended")
@@ -130,7 +133,7 @@ class TransformersEngine:
                 self._publish(message.events)
             error = message
         except EOFError:
-            pass  # it was closed, or killed
+            pass  # the engine was closed, or the process killed
         finally:
             self._fail_all(EngineClosedError(str(error)))
 
@@ -143,24 +146,24 @@ class TransformersEngine:
         self._process.end()
 
     def _publish(self, events: tuple[Event, ...]) -> None:
-        """Hand events to their readers: one wake-up per event loop and step."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[QueueStream, TokenDelta | EngineError]]] = {}
+        """Deliver events to their streams, with one call per event loop and step."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
         with self._lock:
-            for key, item in events:
+            for key, result in events:
                 stream = self._streams.get(key)
                 if stream is None:
                     continue
-                if isinstance(item, EngineError) or item.finish_reason:
+                if isinstance(result, EngineError) or result.finish_reason:
                     del self._streams[key]
-                by_loop.setdefault(stream.loop, []).append((stream, item))
-        for loop, items in by_loop.items():
+                by_loop.setdefault(stream.loop, []).append((stream, result))
+        for loop, deliveries in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_deliver, items)
+                loop.call_soon_threadsafe(_deliver, deliveries)
             except RuntimeError:  # the loop is closed: nobody reads any more
-                for stream, _ in items:
+                for stream, _ in deliveries:
                     self.cancel(stream.key)
 
 
-def _deliver(items: list[tuple[QueueStream, TokenDelta | EngineError]]) -> None:
-    for stream, item in items:
-        stream.deliver(item)
+def _deliver(deliveries: list[Delivery]) -> None:
+    for stream, result in deliveries:
+        stream.deliver(result)

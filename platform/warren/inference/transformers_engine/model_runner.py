@@ -1,4 +1,4 @@
-"""One forward pass over the tokens that are due: ids and features in, one logit vector per row that goes on out."""
+"""One forward pass over the tokens that are due; returns one logit vector per row that gets a new token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,10 +22,13 @@ from warren.inference.transformers_engine.vision_cache import VisionCache
 
 @dataclass(eq=False)
 class BatchRow:
-    """One running request. `length` positions are in the cache; `next_token` is chosen but not yet there.
+    """One running or waiting request.
 
     Attributes:
-        costs: int64 (num_prompt_tokens,), what reading the prompt up to and with each token costs, in tokens.
+        costs: int64 (num_prompt_tokens,), the cost of reading the prompt up to and including each token, in tokens.
+        length: Positions that are in the cache.
+        next_token: Sampled, but not in the cache yet.
+        features: Visual features by image digest, kept until the prompt is read.
     """
 
     key: int
@@ -44,22 +47,22 @@ class BatchRow:
         return len(self.request.prompt_ids) - self.length
 
     def affordable(self, budget: int) -> int:
-        """Return how many more prompt tokens a budget pays for."""
+        """Return how many more prompt tokens fit into a budget."""
         paid = self.costs[self.length - 1] if self.length else 0
         return max(0, int(np.searchsorted(self.costs, paid + budget, side="right")) - self.length)
 
     def cost(self, count: int) -> int:
-        """Return what reading so many more prompt tokens costs."""
+        """Return the cost of reading `count` more prompt tokens."""
         stop = self.length + count
         return int(self.costs[stop - 1] - (self.costs[self.length - 1] if self.length else 0))
 
 
 PrefillPlan = Sequence[tuple[BatchRow, int]]
-"""Rows and how many prompt tokens of each are read next."""
+"""Rows, and how many prompt tokens of each the next step reads."""
 
 
 class ModelRunner:
-    """A model with its key/value slots and its image features."""
+    """A model with its key/value cache and its cache of visual features."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, inputs: Inputs, cache: SlotCache, image_cache_bytes: int
@@ -76,19 +79,25 @@ class ModelRunner:
         model.model.language_model.set_attn_implementation(NAME)
         pack_weights(model, self._embed)
         if can_attend(model.lm_head.weight):
-            compiled()  # now, not while the first answer waits
+            compiled()  # here, so that the first answer does not wait for it
 
     def costs_of(self, prompt_ids: np.ndarray) -> np.ndarray:
-        """Return what reading a prompt up to and with each token costs: an image's features at its first token."""
+        """Return `BatchRow.costs` of a prompt; the cost of an image's features is at its first token."""
         is_image = prompt_ids == self._image_token_id
+        # The remainder is 1 at an image's first token, and 0 where images have one token each.
         is_first = is_image & (np.cumsum(is_image) % self._tokens_per_image == 1 % self._tokens_per_image)
         return np.cumsum(1 + is_first * self._image_cost)
 
     def run(self, decoding: Sequence[BatchRow], plan: PrefillPlan, first_slot: int) -> Tensor:
-        """Put next tokens of running answers into slots 0, 1, …, and pieces of prompts into those from `first_slot` on.
+        """Run the model over the next tokens of running answers and over chunks of prompts.
+
+        Args:
+            decoding: Rows that decode a token; they have the slots 0, 1, ….
+            plan: Rows whose prompts are read; they have the slots from `first_slot` on.
+            first_slot: See `plan`.
 
         Returns:
-            Logits [B, vocabulary] of what follows every running answer, and every prompt that is read to its end.
+            Logits [B, vocabulary] of the next token of every row in `decoding`, then of every prompt read to its end.
         """
         parts = [torch.tensor([row.next_token for row in decoding], dtype=torch.long)]
         parts += [torch.from_numpy(row.request.prompt_ids[row.length : row.length + n]).long() for row, n in plan]
@@ -100,6 +109,7 @@ class ModelRunner:
             if count == row.num_unread:
                 ends.append(end - 1)
         logits = self._forward(embeddings, positions, slots, spans, ends)
+        # Only now, so that a pass that raises leaves the rows as they were.
         for row in decoding:
             row.length += 1
         for row, count in plan:
@@ -109,7 +119,7 @@ class ModelRunner:
     def _layout(
         self, decoding: Sequence[BatchRow], plan: PrefillPlan, first_slot: int
     ) -> tuple[list[CacheSpan], Tensor, Tensor]:
-        """Return which tokens read what, and the position and slot of each, int64 [T]."""
+        """Return the spans of the pass, and the position and slot of each token, int64 [T]."""
         blocks = [(0, torch.tensor([[row.length] for row in decoding]))] if decoding else []
         for number, (row, count) in enumerate(plan):
             blocks.append((first_slot + number, torch.arange(row.length, row.length + count)[None]))
@@ -122,16 +132,16 @@ class ModelRunner:
         return spans, positions.to(self.device), torch.cat(slots).to(self.device)
 
     def _embedded(self, tokens: Tensor, num_decoding: int, plan: PrefillPlan) -> Tensor:
-        """Return [T, E], visual features in the places of the prompts' image tokens."""
+        """Return embeddings [T, E], with visual features in place of the prompts' image tokens."""
         embeddings: Tensor = self._embed(tokens)
         if features := self._features_of(plan):
             is_image = tokens == self._image_token_id
-            is_image[:num_decoding] = False  # an answer may name that token too
+            is_image[:num_decoding] = False  # an answer may contain that token too
             embeddings = embeddings.masked_scatter(is_image[:, None], torch.cat(features).to(embeddings.dtype))
         return embeddings
 
     def _features_of(self, plan: PrefillPlan) -> list[Tensor]:
-        """Return the visual features that the planned pieces need, in the order of their image tokens."""
+        """Return the visual features that the planned chunks need, in the order of their image tokens."""
         spans: list[tuple[BatchRow, int, int]] = []
         missing: dict[str, np.ndarray] = {}
         for row, count in plan:
@@ -142,11 +152,11 @@ class ModelRunner:
                     missing[digest] = row.request.pixels[image]
             if stop > first:
                 spans.append((row, first, stop))
-        found = self.features.get(missing) if missing else {}
+        computed = self.features.get(missing) if missing else {}
         features = []
         for row, first, stop in spans:
-            # A row keeps its own until its prompt is read: the cache may drop them between two pieces.
-            row.features |= {digest: found[digest] for digest in row.request.digests if digest in found}
+            # A row keeps its own until its prompt is read, because the cache may drop them between two chunks.
+            row.features |= {digest: computed[digest] for digest in row.request.digests if digest in computed}
             whole = [row.features[digest] for digest in row.request.digests if digest in row.features]
             features.append(torch.cat(whole)[first:stop] if len(whole) > 1 else whole[0][first:stop])
         return features
@@ -170,7 +180,7 @@ class ModelRunner:
 
 
 def _image_cost(model: LlavaForConditionalGeneration, tokens_per_image: int) -> int:
-    """Return how many prompt tokens take about as long as one image's features: both are products with weights."""
+    """Return how many prompt tokens take about as long as one image's features, judged by the weights of both."""
     per_token = sum(weight.numel() for weight in model.model.language_model.layers.parameters())
     per_patch = sum(weight.numel() for weight in model.model.vision_tower.parameters())
     cost: int = round(tokens_per_image * per_patch / per_token)

@@ -1,4 +1,4 @@
-"""Generation for batch jobs: everything is known at once, so nothing waits and no thread is needed."""
+"""Generation for batch jobs: all requests are known at the start, so no thread and no queue is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,22 +25,26 @@ from warren.models import load_bundle
 _MAX_SLOTS = 64
 _KV_BYTES = 1 << 30
 _PREFILL_BUDGET_TOKENS = 8192
-_CONTEXT_STEP = 64  # contexts are rounded up to it, so that batches of about one length share a cache
+_CONTEXT_STEP = 64  # contexts are rounded up to it, so that batches of similar length share a cache
 
 
-def generate_all(batch: Scheduler, requests: Sequence[GenerationRequest]) -> list[Completion]:
-    """Run requests to their end, longest prompts first; returns their answers in the order given.
+def generate_all(scheduler: Scheduler, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    """Run requests to their end, longest prompts first; returns their answers in the order of the requests.
+
+    Args:
+        scheduler: It has no other requests.
+        requests: They passed `check_request`.
 
     Raises:
-        EngineError: A request cannot run on this batch, or failed. What the others gave is lost.
+        EngineError: A request failed. The answers of the others are lost.
     """
     order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
     for index in order:
-        batch.add(index, requests[index])
+        scheduler.add(index, requests[index])
     deltas: list[list[TokenDelta]] = [[] for _ in requests]
     failure: EngineError | None = None
-    while batch.has_work:
-        for key, event in batch.step():
+    while scheduler.has_work:
+        for key, event in scheduler.step():
             if isinstance(event, TokenDelta):
                 deltas[key].append(event)
             else:
@@ -59,7 +63,7 @@ def completion_of(deltas: Sequence[TokenDelta]) -> Completion:
 
 
 def load_alone(folder: Path, num_threads: int) -> tuple[LlavaForConditionalGeneration, Inputs, Tokenizer]:
-    """Load a model for a process that does nothing else, on its GPU if it has one.
+    """Load a model, onto the GPU if there is one, and set the compute threads of this process.
 
     Raises:
         ReleaseError: The folder does not load.
@@ -83,7 +87,7 @@ class OfflineGenerator:
 
     def __init__(self, folder: Path, num_threads: int = 1) -> None:
         self._model, self.inputs, self._tokenizer = load_alone(folder, num_threads)
-        self._batch: Scheduler | None = None
+        self._scheduler: Scheduler | None = None
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         """Return one answer per prompt, white space around it removed.
@@ -95,7 +99,7 @@ class OfflineGenerator:
         return self.answer([self.prepare(prompt, max_new_tokens) for prompt in prompts])
 
     def prepare(self, prompt: Prompt, max_new_tokens: int) -> GenerationRequest:
-        """Tokenise a prompt and decode its images: all that can fail because of the prompt.
+        """Tokenise a prompt and decode its images. Everything that can fail because of the prompt fails here.
 
         Raises:
             BadSampleError: The prompt's images cannot be used.
@@ -115,22 +119,22 @@ class OfflineGenerator:
         if not requests:
             return []
         longest = max(len(request.prompt_ids) + request.sampling.max_new_tokens for request in requests)
-        return [done.text.strip() for done in generate_all(self._batch_for(longest), requests)]
+        return [done.text.strip() for done in generate_all(self._scheduler_for(longest), requests)]
 
     @property
     def max_context_tokens(self) -> int:
-        """Prompt and answer together."""
+        """Most tokens of prompt and answer together."""
         return context_limit(self._model.config, None)
 
-    def _batch_for(self, num_tokens: int) -> Scheduler:
-        if self._batch is None or self._batch.max_context_tokens < num_tokens:
+    def _scheduler_for(self, num_tokens: int) -> Scheduler:
+        if self._scheduler is None or self._scheduler.max_context_tokens < num_tokens:
             context = min(self.max_context_tokens, -(-num_tokens // _CONTEXT_STEP) * _CONTEXT_STEP)
             affordable = _KV_BYTES // (kv_bytes_per_token(self._model) * context)
             options = EngineOptions(
                 num_slots=max(1, min(_MAX_SLOTS, affordable)),
                 max_context_tokens=context,
                 prefill_budget_tokens=_PREFILL_BUDGET_TOKENS,
-                step_budget_tokens=10 * _PREFILL_BUDGET_TOKENS,  # nobody watches
+                step_budget_tokens=10 * _PREFILL_BUDGET_TOKENS,  # the gaps between tokens do not matter here
             )
-            self._batch = Scheduler(self._model, self.inputs, self._tokenizer, options)
-        return self._batch
+            self._scheduler = Scheduler(self._model, self.inputs, self._tokenizer, options)
+        return self._scheduler

@@ -1,4 +1,4 @@
-"""Weights as a CPU multiplies them fastest: packed once for oneDNN. MKL would read them as they lie, every time."""
+"""Linear layers whose weights are packed once into oneDNN's layout, which a CPU multiplies fastest."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from warren.compat.torch import can_pack_linear, pack_linear_weight, packed_linear
 
 _TOKENS = 32
-"""How many are multiplied at a time, roughly; the layout that this chooses is as fast for many more."""
+"""The number of tokens that the layout is chosen for; it is as fast for many more."""
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` in float32 for inference. Its weight has shape and type as before, and only oneDNN can read it."""
+    """An `nn.Linear` in float32 for inference. Its weight keeps shape and type, but only oneDNN can read it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -25,14 +25,16 @@ class PackedLinear(nn.Module):
 
 
 def pack_weights(model: nn.Module, embedding: nn.Module) -> None:
-    """Replace a model's linear layers where packing pays: in float32 on a CPU.
+    """Replace a model's linear layers where packing makes them faster: in float32 on a CPU.
 
     Args:
-        embedding: Its weight is read by rows; a head that shares it stays as it is.
+        model: Its layers are replaced in place.
+        embedding: Its weight is read by rows, so a head that shares the weight is not packed.
     """
     if not can_pack_linear():
         return
-    # Not of its subclasses: their owners read their weights. By name, so that each is freed before the next is packed.
+    # Subclasses are skipped, because their owners read the weights. Names instead of modules keep no reference, so each
+    # weight is freed before the next is packed.
     for name in [name for name, part in model.named_modules() if type(part) is nn.Linear]:
         linear: Any = model.get_submodule(name)
         weight = linear.weight

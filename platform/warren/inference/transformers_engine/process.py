@@ -1,6 +1,6 @@
-"""The process that owns a model, as the one that started it sees it, and what the two send each other.
+"""The worker process of an engine, as its parent sees it, and the messages between the two.
 
-Nothing here imports torch: who only asks an engine starts in a second and stays small.
+Nothing here imports torch, so that the parent starts in a second and stays small.
 """
 
 import logging
@@ -21,9 +21,9 @@ class WorkerConfig:
 
     Attributes:
         folder: A model folder that Warren wrote.
-        options: How much to hold.
-        num_threads: Compute threads. More than the cores it owns makes spinning barriers, ten times slower.
-        log_level: Of what is worth sending.
+        options: The engine's size.
+        num_threads: Compute threads. More threads than cores make a step ten times slower, because barriers spin.
+        log_level: Lower records are not sent.
     """
 
     folder: Path
@@ -33,34 +33,34 @@ class WorkerConfig:
 
 
 WorkerCommand = tuple[int, GenerationRequest | None]
-"""Every later message to it: a request under its key, or None: the request of this key is cancelled."""
+"""Every later message to a worker: a key with its request, or with None to cancel the request of this key."""
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gave, and where the engine stands after it. The first, without events, says that it is loaded."""
+    """The events of one step and the counters after it. The first one has no events: the model is loaded."""
 
     events: tuple[Event, ...]
     stats: EngineStats
 
 
 WorkerMessage = StepOutput | WarrenError | logging.LogRecord
-"""What a worker sends. An error is its last."""
+"""A message from a worker. An error is its last one."""
 
 
 class WorkerProcess:
-    """A process that imports what it needs and then waits for its order. It ends when its starter does."""
+    """A process that imports torch and transformers, then waits for a `WorkerConfig`. It ends with its parent."""
 
     def __init__(self) -> None:
         self._process, self._connection = start_child(_ENTRY)
 
     @property
     def pid(self) -> int:
-        """As the system knows it."""
+        """The process id."""
         return self._process.pid
 
     def send(self, message: WorkerConfig | WorkerCommand) -> None:
-        """Hand a message over; waits while the pipe is full.
+        """Send a message; waits while the pipe is full.
 
         Raises:
             OSError: The process is gone.
@@ -68,7 +68,7 @@ class WorkerProcess:
         self._connection.send(message)
 
     def receive(self) -> StepOutput | WarrenError:
-        """Wait for the next message; what the process logs is logged here meanwhile.
+        """Wait for the next message; log records that come first are logged here.
 
         Raises:
             EOFError: The process is gone.
@@ -83,6 +83,6 @@ class WorkerProcess:
             logging.getLogger(message.name).handle(message)
 
     def end(self) -> int:
-        """End the process, whatever it does, and return its exit code; harmless when repeated."""
+        """Kill the process and return its exit code; harmless when repeated."""
         self._process.kill()
         return self._process.wait()

@@ -1,4 +1,4 @@
-"""From logits to tokens. Every request has its own random numbers: its company never changes its answer."""
+"""From logits to tokens. Every request has its own random numbers, so other requests never change its answer."""
 
 import random
 from collections import Counter
@@ -14,23 +14,24 @@ from warren.inference.engine import SamplingParams, TokenLogprob
 
 @dataclass(frozen=True)
 class SampledToken:
-    """The token chosen for one row, and its log-probability where it was asked for."""
+    """The token chosen for one row, with its log-probability if the request wants it."""
 
     token_id: int
     logprob: TokenLogprob | None = None
 
 
 class Sampler:
-    """What choosing tokens for one request needs to remember.
+    """The sampling state of one request.
 
-    The repetition penalty counts the tokens of prompt and answer, as transformers does: for an image that is the
-    image token, which no answer needs. Bunny differs in one token: it writes 0 over the image's place in the ids that
-    the penalty sees, so that a prompt with an image also penalises token 0 (`!` in most of its tokenizers). Warren
-    does not follow: the token was never in the prompt.
+    The repetition penalty counts the tokens of prompt and answer, as transformers does; an image counts as the image
+    token, which is never sampled. Bunny replaces the image token by token 0 in the ids that the penalty sees, so a
+    prompt with an image also penalises token 0 (`!` in most of its tokenizers). Warren does not, because that token
+    was never in the prompt.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: np.ndarray) -> None:
         self.params = params
+        # A generator of its own: drawing from torch's would make answers depend on the rows beside them.
         self._random = random.Random(params.seed)
         self._generated: Counter[int] = Counter()
         self._seen = torch.tensor(sorted(set(prompt_ids.tolist()))) if params.repetition_penalty != 1.0 else None
@@ -62,7 +63,7 @@ class Sampler:
         params = self.params
         if params.temperature == 0.0:
             return int(logits.argmax())
-        # In float64: at very low temperatures float32 would overflow.
+        # In float64, because float32 would overflow at very low temperatures.
         scaled = (logits.double() - logits.max().double()) / params.temperature
         if 0 < params.top_k < len(scaled):
             scaled, tokens = scaled.topk(params.top_k)
@@ -73,7 +74,8 @@ class Sampler:
         kept = max(1, int((total < params.top_p).sum()) + 1) if params.top_p < 1.0 else len(total)
         total = total[:kept]
         point = self._random.random() * float(total[-1])
-        last = int(torch.searchsorted(total, total[-1]))  # tokens behind it have no probability
+        last = int(torch.searchsorted(total, total[-1]))  # later tokens have no probability
+        # Rounding can put the point behind the last sum.
         return int(tokens[min(int(torch.searchsorted(total, point, right=True)), last)])
 
 
@@ -83,10 +85,10 @@ def choose(logits: Tensor, samplers: Sequence[Sampler], unsampled: Tensor | None
     Args:
         logits: float [B, vocabulary]; those of unsampled tokens are overwritten.
         samplers: One per row.
-        unsampled: int64, tokens that are never chosen; probabilities are those of the others. None: there are none.
+        unsampled: int64, tokens that are never chosen and have no probability; None if there are none.
 
     Returns:
-        One choice per row; None where the logits are not finite.
+        One token per row; None where the logits are not finite.
     """
     is_finite = torch.isfinite(logits.sum(dim=-1))
     if unsampled is not None:
@@ -94,19 +96,19 @@ def choose(logits: Tensor, samplers: Sequence[Sampler], unsampled: Tensor | None
     best = logits.max(dim=-1)
     finite = is_finite.tolist()
     greedy = best.indices.tolist()
-    choices: list[SampledToken | None] = []
+    tokens: list[SampledToken | None] = []
     for row, sampler in enumerate(samplers):
         if not finite[row]:
-            choices.append(None)
+            tokens.append(None)
         elif sampler.params.is_plain_greedy:
-            choices.append(SampledToken(greedy[row]))
+            tokens.append(SampledToken(greedy[row]))
         else:
-            token = sampler.draw(sampler.penalised(logits[row]))
-            choices.append(SampledToken(token, _logprob(logits[row], token, sampler.params.num_logprobs)))
-    for sampler, choice in zip(samplers, choices, strict=True):
-        if choice is not None:
-            sampler.record(choice.token_id)
-    return choices
+            token_id = sampler.draw(sampler.penalised(logits[row]))
+            tokens.append(SampledToken(token_id, _logprob(logits[row], token_id, sampler.params.num_logprobs)))
+    for sampler, token in zip(samplers, tokens, strict=True):
+        if token is not None:
+            sampler.record(token.token_id)
+    return tokens
 
 
 def _logprob(logits: Tensor, token_id: int, num_alternatives: int | None) -> TokenLogprob | None:

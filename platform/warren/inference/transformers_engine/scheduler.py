@@ -1,7 +1,7 @@
-"""Continuous batching: in one pass a step decodes a token for every running row and reads a piece of new prompts.
+"""Continuous batching: in one forward pass, a step decodes a token for every running row and reads a chunk of prompts.
 
-Rows are dense in the cache: decoding rows come first, then at most one row whose prompt is partly read. A
-finished row is replaced by the last one. Nothing here knows threads or event loops.
+Rows are dense in the cache: decoding rows come first, then at most one row whose prompt is partly read. The last row
+takes the slot of a row that finishes. Nothing here knows threads or event loops.
 """
 
 import logging
@@ -24,7 +24,7 @@ from warren.inference.engine import (
     GenerationRequest,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions, check_kv_bytes, check_request, context_limit
+from warren.inference.limits import EngineOptions, check_kv_bytes, context_limit
 from warren.inference.transformers_engine.model_runner import BatchRow, ModelRunner, PrefillPlan
 from warren.inference.transformers_engine.sampling import SampledToken, Sampler, choose
 from warren.inference.transformers_engine.slot_cache import SlotCache
@@ -33,17 +33,17 @@ from warren.models.head import unsampled_ids
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 8
-"""So many failed passes without one that works mean that the engine is broken, not the requests."""
+"""After this many failed forward passes in a row, the engine is broken, and not the requests."""
 
 
 class Scheduler:
-    """The requests running on one model.
+    """The running and waiting requests of one model.
 
     Args:
         model: In evaluation mode, on its device.
-        inputs: What it was trained on.
-        tokenizer: Its tokenizer.
-        options: How much to hold.
+        inputs: The model's prompt template, special tokens and image preprocessing.
+        tokenizer: The model's tokenizer.
+        options: The engine's size.
 
     Raises:
         ConfigError: The options do not fit the model.
@@ -60,7 +60,6 @@ class Scheduler:
         self.max_context_tokens = context_limit(model.config, options.max_context_tokens)
         check_kv_bytes(model, options, self.max_context_tokens)
         self._tokenizer = tokenizer
-        self._tokens = inputs.tokens
         self._eos_id = tokenizer.token_to_id(inputs.tokens.eos_token)
         self._cache = SlotCache(options.num_slots, self.max_context_tokens)
         self._runner = ModelRunner(model, inputs, self._cache, options.image_cache_bytes)
@@ -77,29 +76,17 @@ class Scheduler:
         """Whether a step would do anything."""
         return bool(self._rows or self._waiting)
 
-    def check(self, request: GenerationRequest) -> None:
-        """Refuse a request that can never run here.
-
-        Raises:
-            RequestRefusedError: Empty, too long, or its image tokens do not fit its images.
-        """
-        check_request(request, self._tokens, self.max_context_tokens)
-
     def add(self, key: int, request: GenerationRequest) -> None:
-        """Queue a request; its deltas come from later steps under `key`.
-
-        Raises:
-            RequestRefusedError: It can never run here.
-        """
-        self.check(request)
+        """Queue a request that passed `check_request`; later steps return its deltas under `key`."""
         sampling = request.sampling
         sampler = Sampler(sampling, request.prompt_ids)
         detokenizer = detokenizer_of(request, self._tokenizer)
         self._waiting.append(BatchRow(key, request, sampler, detokenizer, self._runner.costs_of(request.prompt_ids)))
 
+    # In inference mode, because freeing a slot moves others, and tensors made in this mode can only be written in it.
     @torch.inference_mode()
     def cancel(self, key: int) -> bool:
-        """Drop a request and free its slot; returns whether it was there."""
+        """Drop a request and free its slot; returns whether it was running or waiting."""
         for row in self._waiting:
             if row.key == key:
                 self._waiting.remove(row)
@@ -114,10 +101,10 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Advance every running row by one token, and read the next piece of waiting prompts with it.
+        """Advance every running row by one token, and read the next chunk of prompts in the same forward pass.
 
         Raises:
-            EngineError: Pass after pass fails: the engine is broken.
+            EngineError: Too many forward passes failed in a row; the engine is broken.
         """
         events: list[Event] = []
         decoding, plan = self._rows[: self._num_decoding], self._plan_prefill()
@@ -152,9 +139,10 @@ class Scheduler:
         before = [(row, row.length) for row in (*decoding, *(row for row, _ in plan))]
         try:
             logits = self._runner.run(decoding, plan, self._num_decoding)
-            chosen = [*decoding, *(row for row, _ in plan if not row.num_unread)]
-            choices = choose(logits, [row.sampler for row in chosen], self._unsampled)
+            sampled = [*decoding, *(row for row, _ in plan if not row.num_unread)]
+            tokens = choose(logits, [row.sampler for row in sampled], self._unsampled)
         except Exception as error:
+            # Sampling may have failed after the rows were advanced; they are run again from where they were.
             for row, length in before:
                 row.length = length
             if len(plan) + bool(decoding) == 1:
@@ -163,14 +151,15 @@ class Scheduler:
                 self._pass_apart(decoding, plan, events)
             return
         self._counts["prompt"] += sum(count for _, count in plan)
-        for row in chosen[len(decoding) :]:
+        for row in sampled[len(decoding) :]:
             row.features.clear()
-        self._num_decoding += len(chosen) - len(decoding)
-        self._settle(chosen, choices, events)
+        self._num_decoding += len(sampled) - len(decoding)
+        self._settle(sampled, tokens, events)
 
     def _pass_apart(self, decoding: list[BatchRow], plan: PrefillPlan, events: list[Event]) -> None:
-        """Do again one by one what failed together: one request is at fault, the others go on."""
-        self._rows = [row for row in self._rows if row in decoding or row.length]  # the new come back in their turn
+        """Repeat a failed pass row by row, so that only the request at fault fails."""
+        # Rows that have no token in the cache yet are added again below, one at a time.
+        self._rows = [row for row in self._rows if row in decoding or row.length]
         if decoding:
             self._pass(decoding, [], events)
         for row, count in plan:
@@ -179,14 +168,16 @@ class Scheduler:
             self._pass([], [(row, count)], events)
 
     def _plan_prefill(self) -> PrefillPlan:
-        """Give slots to waiting rows; return what this step reads. At most the last row is read in part."""
+        """Give slots to waiting rows, and return what this step reads. Only the last row may be read in part."""
         budget = self.options.readable_tokens(self._num_decoding, self._runner.device)
         plan: list[tuple[BatchRow, int]] = []
         for row in self._rows[self._num_decoding :]:
+            # At least one token, because an image's first token can cost more than any budget.
             plan.append((row, count := row.affordable(budget) or 1))
             budget -= row.cost(count)
         while self._waiting and len(self._rows) < self.options.num_slots and all(n == r.num_unread for r, n in plan):
             row = self._waiting[0]
+            # Only the first prompt of a step may exceed the budget; the next ones wait for a step of their own.
             count = row.affordable(budget) or (0 if plan else 1)
             if not count:
                 break
@@ -195,27 +186,28 @@ class Scheduler:
             budget -= row.cost(count)
         return plan
 
-    def _settle(self, rows: Sequence[BatchRow], choices: Sequence[SampledToken | None], events: list[Event]) -> None:
-        """Turn choices into events and free the rows that ended."""
+    def _settle(self, rows: Sequence[BatchRow], tokens: Sequence[SampledToken | None], events: list[Event]) -> None:
+        """Turn sampled tokens into events and free the rows that ended."""
         self._failures_in_a_row = 0
-        for row, choice in zip(rows, choices, strict=True):
-            if choice is None:
+        for row, token in zip(rows, tokens, strict=True):
+            if token is None:
+                # The next request in this slot must not read what is not finite.
                 self._cache.clear(self._rows.index(row))
-                self._drop(row, GenerationFailedError("the model gave numbers that are not finite"), events)
+                self._drop(row, GenerationFailedError("the model's logits are not finite"), events)
                 continue
-            delta = self._advance(row, choice)
+            delta = self._advance(row, token)
             events.append((row.key, delta))
             if delta.finish_reason:
                 self._counts["finished"] += 1
                 self._remove(self._rows.index(row))
 
-    def _advance(self, row: BatchRow, choice: SampledToken) -> TokenDelta:
-        sampling, token = row.request.sampling, choice.token_id
-        row.next_token = token
+    def _advance(self, row: BatchRow, token: SampledToken) -> TokenDelta:
+        sampling, token_id = row.request.sampling, token.token_id
+        row.next_token = token_id
         row.num_generated += 1
         self._counts["generated"] += 1
-        ended = token == self._eos_id and not sampling.ignore_eos
-        text = "" if ended else row.detokenizer.push(token)
+        ended = token_id == self._eos_id and not sampling.ignore_eos
+        text = "" if ended else row.detokenizer.push(token_id)
         reason: FinishReason | None = None
         if ended or row.detokenizer.is_stopped:
             reason = "stop"
@@ -224,7 +216,7 @@ class Scheduler:
         if reason:
             text += row.detokenizer.flush()
             reason = "stop" if row.detokenizer.is_stopped else reason
-        return TokenDelta(text, (token,), (choice.logprob,) if choice.logprob else (), reason)
+        return TokenDelta(text, (token_id,), (token.logprob,) if token.logprob else (), reason)
 
     def _fail(self, rows: Sequence[BatchRow], error: Exception, events: list[Event]) -> None:
         self._failures_in_a_row += 1
@@ -239,7 +231,7 @@ class Scheduler:
         events.append((row.key, error))
 
     def _remove(self, index: int) -> None:
-        """Free a row's slot: the last decoding row takes its place, the row being prefilled that one's."""
+        """Free a row's slot. The last decoding row moves into it, and the row being prefilled into that one's slot."""
         holes = [index]
         if index < self._num_decoding:
             self._num_decoding -= 1

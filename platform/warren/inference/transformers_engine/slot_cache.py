@@ -1,6 +1,6 @@
-"""Keys and values of the running requests: one slot each, all of the same capacity, allocated once.
+"""Key/value cache of the running requests: one slot each, all of the same capacity, allocated once.
 
-Rows are kept dense: decoding rows first, then the one being prefilled. So attention reads a slice.
+Rows are dense: decoding rows first, then the row being prefilled. So attention reads a slice.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from warren.compat.transformers import DecoderCache
 
 
 class SlotCache(DecoderCache):
-    """What transformers' attention layers see as their cache during one forward pass.
+    """The cache that transformers' attention layers use during one forward pass.
 
     Shape letters: S slots, H key/value heads, C capacity, T tokens of this pass, D head dimension.
 
-    A pass has one dimension of tokens, whatever rows they belong to; `attention.py` knows which of them
-    read what. `update` is all a layer calls.
+    A forward pass has one dimension of tokens, whatever rows they belong to; `attention.py` knows what each of them
+    attends to. Layers call `update` and nothing else.
     """
 
     def __init__(self, num_slots: int, capacity_tokens: int) -> None:
@@ -33,11 +33,11 @@ class SlotCache(DecoderCache):
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     def prepare(self, slots: Tensor, positions: Tensor) -> None:
-        """Say where the next forward pass writes: int64 [T] each."""
+        """Set where the next forward pass writes: slots and positions, int64 [T] each."""
         self._slots, self._positions = slots, positions
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [1, H, T, D]; return all that the layer has, [S, H, C, D]."""
+        """Store new keys and values [1, H, T, D]; return all keys and values of the layer, [S, H, C, D]."""
         while len(self.keys) <= layer_index:
             self._allocate(keys, values)
         for store, new in ((self.keys[layer_index], keys), (self.values[layer_index], values)):
@@ -51,7 +51,7 @@ class SlotCache(DecoderCache):
                 store[target, :, :length] = store[source, :, :length]
 
     def clear(self, slot: int) -> None:
-        """Zero a slot. Needed only after non-finite values: masked positions still meet them as 0 · NaN."""
+        """Zero a slot. Only needed after values that are not finite, because 0 · NaN passes through the mask."""
         for store in (*self.keys, *self.values):
             store[slot].zero_()
 

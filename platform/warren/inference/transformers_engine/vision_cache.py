@@ -1,4 +1,4 @@
-"""Visual features of images, computed once per image and kept within a byte limit."""
+"""Visual features of images, computed once per image and cached within a byte limit."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from transformers import LlavaForConditionalGeneration
 
 from warren.compat.transformers import image_features
 from warren.data.images import ImageSpec
+from warren.models.image_normalizer import ImageNormalizer
 
 _IMAGES_PER_PASS = 16
 
@@ -23,34 +24,32 @@ class VisionCache:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         parameter = next(model.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._mean = torch.tensor(spec.mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(spec.std, device=self._device).view(1, 3, 1, 1)
+        self._normalizer = ImageNormalizer(spec).to(self._device)
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
 
     def get(self, images: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Return features [tokens_per_image, hidden] for images uint8 (3, size_px, size_px) by digest."""
-        by_digest: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for digest in images:
             if digest in self._cache:
                 self._cache.move_to_end(digest)
-                by_digest[digest] = self._cache[digest]
-        missing = [digest for digest in images if digest not in by_digest]
-        self.hits += len(by_digest)
+                features[digest] = self._cache[digest]
+        missing = [digest for digest in images if digest not in features]
+        self.hits += len(features)
         self.misses += len(missing)
         for start in range(0, len(missing), _IMAGES_PER_PASS):
             part = missing[start : start + _IMAGES_PER_PASS]
-            for digest, features in zip(part, self._compute([images[d] for d in part]), strict=True):
-                by_digest[digest] = features
-                self._keep(digest, features)
-        return by_digest
+            for digest, computed in zip(part, self._compute([images[d] for d in part]), strict=True):
+                features[digest] = computed
+                self._keep(digest, computed)
+        return features
 
     def _compute(self, images: list[np.ndarray]) -> list[Tensor]:
-        pixels = torch.from_numpy(np.stack(images)).to(self._device).float() / 255.0
-        normalised = ((pixels - self._mean) / self._std).to(self._dtype)
-        # Which layer and which features is in the model's configuration; transformers fills it in.
-        # Clones: a slice would keep the whole pass alive behind the byte count.
+        normalised = self._normalizer(torch.from_numpy(np.stack(images)).to(self._device), self._dtype)
+        # Without arguments, transformers takes the layer and the features that the model's configuration names.
+        # A slice would keep the features of the whole pass in memory, which `num_bytes` does not count.
         return [features.clone() for features in image_features(self._model, normalised)]
 
     def _keep(self, digest: str, features: Tensor) -> None:

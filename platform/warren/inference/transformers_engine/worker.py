@@ -1,7 +1,7 @@
-"""The process that owns the model: commands come in over a pipe, what every step gave goes out.
+"""The process that owns the model: it reads commands from a pipe and writes the output of every step to it.
 
-It shares neither Python's lock nor an event loop with those who decode images and write answers, so no step waits for
-them. When the other end of the pipe closes, for whatever reason, it ends at once: nothing here is worth keeping.
+It shares neither Python's global lock nor an event loop with the code that decodes images and writes responses, so no
+step waits for them. When the parent's end of the pipe closes, the process ends at once: it holds nothing worth saving.
 """
 
 import logging
@@ -24,30 +24,30 @@ from warren.models import load_bundle
 logger = logging.getLogger(__name__)
 
 
-def turn(batch: Scheduler, commands: SimpleQueue[WorkerCommand], publish: Callable[[WorkerMessage], None]) -> None:
-    """Do what is commanded, step by step, until the model is broken.
+def run(scheduler: Scheduler, commands: SimpleQueue[WorkerCommand], publish: Callable[[WorkerMessage], None]) -> None:
+    """Carry out commands and run steps until the model is broken.
 
     Args:
-        batch: Nobody else uses it.
-        commands: Are waited for while there is nothing else to do.
-        publish: Gets a report after every step, and an `EngineClosedError` at the end.
+        scheduler: Nothing else uses it.
+        commands: The loop waits for the next one while no request runs.
+        publish: Takes a `StepOutput` after every step, and an `EngineClosedError` at the end.
     """
-    publish(StepOutput((), batch.stats()))
+    publish(StepOutput((), scheduler.stats()))
     try:
         while True:
-            for key, request in _waiting(commands, block=not batch.has_work):
+            for key, request in _pending(commands, block=not scheduler.has_work):
                 if request:
-                    batch.add(key, request)
+                    scheduler.add(key, request)
                 else:
-                    batch.cancel(key)
-            publish(StepOutput(tuple(batch.step()), batch.stats()))
+                    scheduler.cancel(key)
+            publish(StepOutput(tuple(scheduler.step()), scheduler.stats()))
     except Exception as error:
         logger.exception("the engine died")
         publish(EngineClosedError(f"the engine died: {error}"))
 
 
 def main(descriptor: int) -> None:
-    """Serve one engine over the pipe with this file descriptor. Everything else it gets to know is in its order."""
+    """Run one engine over the pipe with this file descriptor. Its first message is a `WorkerConfig`."""
     connection, lock = Connection(descriptor), threading.Lock()
 
     def publish(message: WorkerMessage) -> None:
@@ -55,27 +55,28 @@ def main(descriptor: int) -> None:
             connection.send(message)
 
     try:
-        order: WorkerConfig = connection.recv()
-        _log_through(publish, order.log_level)
-        torch.set_num_threads(max(1, order.num_threads))
-        batch = _load(order)
+        config: WorkerConfig = connection.recv()
+        _forward_logs(publish, config.log_level)
+        torch.set_num_threads(max(1, config.num_threads))
+        scheduler = _load(config)
     except (EOFError, OSError):
-        return  # nobody is there any more
+        return  # the parent has ended
     except WarrenError as error:
         publish(error)
         return
     except Exception:
+        # The process ends with an exit code, which the parent reports.
         logger.exception("the engine does not start")
         raise
     commands: SimpleQueue[WorkerCommand] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, commands), daemon=True).start()
-    turn(batch, commands, publish)
+    run(scheduler, commands, publish)
 
 
-def _load(order: WorkerConfig) -> Scheduler:
-    model, inputs, tokenizer_json = load_bundle(order.folder)
+def _load(config: WorkerConfig) -> Scheduler:
+    model, inputs, tokenizer_json = load_bundle(config.folder)
     placed = model.to("cuda") if torch.cuda.is_available() else model
-    return Scheduler(placed, inputs, tokenizer_from_json(tokenizer_json), order.options)
+    return Scheduler(placed, inputs, tokenizer_from_json(tokenizer_json), config.options)
 
 
 def _read(connection: Connection, commands: SimpleQueue[WorkerCommand]) -> None:
@@ -83,20 +84,21 @@ def _read(connection: Connection, commands: SimpleQueue[WorkerCommand]) -> None:
         while True:
             commands.put(connection.recv())
     except (EOFError, OSError):
-        os._exit(0)  # in the middle of a step: its reader is gone
+        os._exit(0)  # even in the middle of a step, because the parent has ended
 
 
-def _waiting(commands: SimpleQueue[WorkerCommand], block: bool) -> list[WorkerCommand]:
-    taken = [commands.get()] if block else []
+def _pending(commands: SimpleQueue[WorkerCommand], block: bool) -> list[WorkerCommand]:
+    """Return all commands that have come; `block` waits for the first."""
+    pending = [commands.get()] if block else []
     try:
         while True:
-            taken.append(commands.get_nowait())
+            pending.append(commands.get_nowait())
     except Empty:
-        return taken
+        return pending
 
 
-def _log_through(publish: Callable[[WorkerMessage], None], level: int) -> None:
-    """Send what Warren logs to the other end: it goes wherever that one's records go."""
+def _forward_logs(publish: Callable[[WorkerMessage], None], level: int) -> None:
+    """Send Warren's log records to the parent, which logs them as its own."""
 
     class Sender(QueueHandler):
         def enqueue(self, record: logging.LogRecord) -> None:

@@ -1,13 +1,12 @@
 """The engine for GPU clusters: vLLM over the same release, behind the same protocol.
 
-vLLM is an extra with an environment of its own (`pip install warren-vlm[vllm]`), imported when an engine is made. Text
-and stop strings come from Warren's detokeniser, so that both engines give the same for the same tokens.
+vLLM is an extra with an environment of its own (`pip install warren-vlm[vllm]`); imported when an engine is made.
+Warren's detokenizer writes the text and finds stop strings, so that equal tokens give equal text from both engines.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from warren.compat.vllm import delta_sampling, start_engine
+from warren.compat.vllm import start_engine
 from warren.data.model_inputs import TOKENIZER_FILE, Inputs, tokenizer_from_json
 from warren.errors import ConfigError, ReleaseError
-from warren.inference.detokenize import Detokenizer, detokenizer_of
+from warren.inference.detokenize import detokenizer_of
 from warren.inference.engine import (
     EngineBusyError,
     EngineClosedError,
     EngineError,
     EngineStats,
-    FinishReason,
     GenerationFailedError,
     GenerationRequest,
-    SamplingParams,
     TokenDelta,
-    TokenLogprob,
 )
 from warren.inference.limits import EngineOptions, check_request, context_limit
 from warren.inference.streams import QueueStream
+from warren.inference.vllm_engine.sampling import DeltaBuilder, vllm_sampling
 from warren.models import read_model_config
 from warren.models.head import unsampled_ids
 
@@ -40,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 600.0
 _CLOSE_TIMEOUT_S = 60.0
-_LEAST_BIAS = -100.0  # the least that vLLM takes: e^-100 of a token's probability is left
 
 
 class VllmEngine:
@@ -61,7 +57,7 @@ class VllmEngine:
         config = read_model_config(folder)
         self.max_context_tokens = context_limit(config, options.max_context_tokens)
         image_token_id = self.inputs.tokens.image_token_id
-        self._unsampled = unsampled_ids(self.tokenizer, config.text_config.vocab_size, image_token_id)
+        self._unsampled_ids = unsampled_ids(self.tokenizer, config.text_config.vocab_size, image_token_id)
         self._eos_id = self.tokenizer.token_to_id(self.inputs.tokens.eos_token)
         self._options = options
         self._streams: dict[int, QueueStream] = {}
@@ -153,7 +149,7 @@ class VllmEngine:
             streams = list(self._streams.values())
             self._streams.clear()
         for stream in streams:
-            _hand_over(stream, EngineClosedError("the engine was closed"))
+            _deliver(stream, EngineClosedError("the engine was closed"))
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -169,19 +165,19 @@ class VllmEngine:
 
     async def _run(self, stream: QueueStream, request: GenerationRequest) -> None:
         detokenizer = detokenizer_of(request, self.tokenizer)
-        answer = _Answer(request.sampling, detokenizer, self._eos_id, frozenset(self._unsampled))
+        deltas = DeltaBuilder(request.sampling, detokenizer, self._eos_id, self._unsampled_ids)
         self._counts["prompt"] += len(request.prompt_ids)
         try:
-            sampling = _sampling(request.sampling, self._unsampled)
-            outputs = self._llm.generate(self._prompt(request), sampling, str(stream.key))
+            sampling = vllm_sampling(request.sampling, self._unsampled_ids)
+            outputs = self._llm.generate(self._vllm_prompt(request), sampling, str(stream.key))
             async for output in outputs:
-                delta = answer.advance(output.outputs[0])
+                delta = deltas.build(output.outputs[0])
                 self._counts["generated"] += len(delta.token_ids)
                 if delta.finish_reason:
                     self._finish(stream, delta, "finished")
                     await outputs.aclose()
                     return
-                _hand_over(stream, delta)
+                _deliver(stream, delta)
             self._finish(stream, GenerationFailedError("the answer has no end"), "failed")
         except Exception as error:
             logger.exception("a request failed in vLLM")
@@ -190,14 +186,14 @@ class VllmEngine:
         finally:
             self._tasks.pop(stream.key, None)
 
-    def _finish(self, stream: QueueStream, item: TokenDelta | EngineError, count: str) -> None:
+    def _finish(self, stream: QueueStream, result: TokenDelta | EngineError, count: str) -> None:
         with self._lock:
             if self._streams.pop(stream.key, None) is None:
                 return
             self._counts[count] += 1
-        _hand_over(stream, item)
+        _deliver(stream, result)
 
-    def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
+    def _vllm_prompt(self, request: GenerationRequest) -> dict[str, Any]:
         """Return vLLM's form: one image token per image, which it expands itself, and the images at model size."""
         ids = request.prompt_ids
         is_image = ids == self.inputs.tokens.image_token_id
@@ -211,60 +207,8 @@ class VllmEngine:
         return prompt
 
 
-class _Answer:
-    """The text of one answer as vLLM's token ids come."""
-
-    def __init__(
-        self, sampling: SamplingParams, detokenizer: Detokenizer, eos_id: int | None, unsampled: frozenset[int]
-    ) -> None:
-        self._sampling, self._detokenizer, self._eos_id, self._unsampled = sampling, detokenizer, eos_id, unsampled
-
-    def advance(self, output: Any) -> TokenDelta:
-        """Turn vLLM's next piece into a delta; a stop string may cut it."""
-        text, taken = "", 0
-        reason: FinishReason | None = {"stop": "stop", "length": "length"}.get(output.finish_reason)  # type: ignore[assignment]
-        for token in output.token_ids:
-            taken += 1
-            if token != self._eos_id or self._sampling.ignore_eos:
-                text += self._detokenizer.push(token)
-            if self._detokenizer.is_stopped:
-                reason = "stop"
-                break
-        if reason:
-            text += self._detokenizer.flush()
-            reason = "stop" if self._detokenizer.is_stopped else reason
-        return TokenDelta(text, tuple(output.token_ids[:taken]), self._logprobs(output, taken), reason)
-
-    def _logprobs(self, output: Any, count: int) -> tuple[TokenLogprob, ...]:
-        most = self._sampling.num_logprobs
-        if most is None or not output.logprobs:
-            return ()
-        logprobs = []
-        for token, by_token in zip(output.token_ids[:count], output.logprobs[:count], strict=True):
-            others = ((other, float(one.logprob)) for other, one in by_token.items() if other not in self._unsampled)
-            ranked = sorted(others, key=lambda two: -two[1])
-            logprobs.append(TokenLogprob(token, float(by_token[token].logprob), tuple(ranked[:most])))
-        return tuple(logprobs)
-
-
-def _sampling(params: SamplingParams, unsampled: Sequence[int]) -> Any:
-    return delta_sampling(
-        max_tokens=params.max_new_tokens,
-        temperature=params.temperature,
-        top_p=max(params.top_p, 1e-6),  # vLLM refuses 0, which keeps the likeliest token alone
-        top_k=params.top_k,
-        seed=params.seed,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logprobs=params.num_logprobs,
-        ignore_eos=params.ignore_eos,
-        logit_bias=dict.fromkeys(unsampled, _LEAST_BIAS),
-    )
-
-
-def _hand_over(stream: QueueStream, item: TokenDelta | EngineError) -> None:
+def _deliver(stream: QueueStream, result: TokenDelta | EngineError) -> None:
     try:
-        stream.loop.call_soon_threadsafe(stream.deliver, item)
+        stream.loop.call_soon_threadsafe(stream.deliver, result)
     except RuntimeError:  # the reader's loop is closed: nobody reads any more
         logger.info("nobody reads request %d", stream.key)
