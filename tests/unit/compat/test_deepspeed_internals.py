@@ -15,6 +15,7 @@ from warren.compat.deepspeed import (
     group_settings,
     has_overflowed,
     import_deepspeed,
+    import_muon_uncompiled,
     is_scale_exhausted,
     loss_scale,
     mend_universal_load,
@@ -39,6 +40,13 @@ def test_no_operator_is_probed_or_compiled_without_a_gpu(deepspeed: Any) -> None
     text = "deepspeed.ops.__compatible_ops__.get(builder.NAME, False)"
     assert holds(communication.build_shm_op, text), changed(import_deepspeed, "the operator is compiled without asking")
     assert communication.build_shm_op() is None, changed(import_deepspeed, "the operator is compiled")
+
+
+def test_muon_is_imported_without_being_compiled(deepspeed: Any) -> None:
+    muon = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    assert holds(muon, "@compiler.compile()"), changed(import_muon_uncompiled, "Muon is not compiled when imported")
+    import_muon_uncompiled()
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
 def test_whole_weights_are_gathered_by_the_engine(deepspeed: Any) -> None:
