@@ -59,11 +59,11 @@ def attend(
     samples = zip(
         *(x.split(lengths, dim=2) for x in (query, repeat_kv(key, group), repeat_kv(value, group))), strict=True
     )
-    told = [
+    outputs = [
         functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
         for q, k, v in samples
     ]
-    return torch.cat([each.transpose(1, 2) for each in told], dim=1), None
+    return torch.cat([each.transpose(1, 2) for each in outputs], dim=1), None
 
 
 AttentionInterface.register(NAME, attend)

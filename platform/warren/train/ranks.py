@@ -1,4 +1,4 @@
-"""A process among the ranks of a run, and what they do together outside a step."""
+"""This process among the ranks of a run, and collectives outside a step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from warren.errors import WarrenError
 
 
 def set_group_timeouts(timeout_s: float) -> None:
-    """Give every process group of this process, other libraries' included, the same timeout.
+    """Give every process group of this process the same timeout, including those of other libraries.
 
-    torch has no public call for it. What `new_group` makes does not inherit the default group's timeout: DeepSpeed's
+    torch has no public call for it. A group of `new_group` does not inherit the default group's timeout, so DeepSpeed's
     groups would end a run after ten minutes on GPUs, for example while one rank writes a checkpoint.
     """
     for group in list(distributed_c10d._world.pg_map):
@@ -24,7 +24,7 @@ def set_group_timeouts(timeout_s: float) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the others; torch's process group must be there already."""
+    """This process's place among the ranks; torch's process group must exist already."""
 
     rank: int
     local_rank: int
@@ -51,7 +51,7 @@ class Ranks:
         return box[0]
 
     def total(self, values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
-        """Add each of `values` up over the ranks: one collective, and the step's only wait for the device."""
+        """Return the sum of each value over the ranks, with one collective: a step's only wait for the device."""
         sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
         dist.all_reduce(sums)
         return sums.tolist()  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
-"""A run whose number of workers changes while it trains: a checkpoint first, and no worker on a node that is to go.
+"""Elastic runs, whose number of workers changes: a checkpoint before each change, and no workers on nodes that leave.
 
-Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. A callback of
-its controller asks them for a checkpoint before, and lets it go on once they have ended. The policy also counts nodes
-that are being drained, where nothing starts any more: after a notice of two minutes a run would stand still for two
-minutes; and for a while those that are gone. Both parts rely on Ray Train's internals, as there are no public hooks;
-Ray's version is pinned.
+Ray Train's elastic policy ends the workers at once when there is room for more of them, or for fewer. A callback of its
+controller first asks them for a checkpoint, and lets the policy go on once they have stopped. The policy also counts
+nodes that are being drained, where no worker starts any more, so that a notice of two minutes would cost the run two
+minutes; and for a while it counts nodes that are gone. Both parts rely on Ray Train's internals, because there are no
+public hooks; Ray's version is pinned.
 """
 
 import time
@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from warren.cluster.train.placement_group import without_detached_cleaner
 
 _POLL_S = 0.1
-_LOOK_TIMEOUT_S = 5.0
+_RECOUNT_TIMEOUT_S = 5.0
 
 
 class StayingNodes(ElasticScalingPolicy):  # type: ignore[misc]
@@ -70,7 +70,7 @@ class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]
         if isinstance(current_state, ResizingState):
             self._wait_for_checkpoint()
         elif isinstance(current_state, RestartingState | ReschedulingState):
-            _look_at_nodes()
+            _recount_nodes()
 
     def _wait_for_checkpoint(self) -> None:
         ray.get(self._monitor.request_stop.remote())
@@ -81,8 +81,8 @@ class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]
         ray.get(self._monitor.clear_stop_request.remote())
 
 
-def _look_at_nodes() -> None:
-    """Have Ray count what the nodes offer: it does so every 20 s only, and would start workers on one that is gone."""
+def _recount_nodes() -> None:
+    """Have Ray count the nodes' resources now: it counts every 20 s only, and would use a node that is gone."""
     with suppress(RayError):
         coordinator = get_or_create_autoscaling_coordinator()
-        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=_LOOK_TIMEOUT_S)
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=_RECOUNT_TIMEOUT_S)

@@ -32,7 +32,7 @@ from warren.train.trackers import open_trackers
 
 
 def run_name(recipe: Recipe, stage: Stage) -> str:
-    """Name a stage's run when nobody named it."""
+    """Return the default name of a stage's run."""
     return f"{recipe.name}-{stage}"
 
 
@@ -101,7 +101,7 @@ def _is_complete(run: Run, num_steps: int) -> bool:
 
 
 def _attempt_until_intact(task: TrainingTask, monitor: Any) -> None:
-    """Run an attempt; one whose workers found their checkpoint damaged is followed by one from an older checkpoint."""
+    """Run attempts until one does not end because of a damaged checkpoint; each next one starts from an older one."""
     newest_intact(task.run)
     while True:
         try:
@@ -112,7 +112,11 @@ def _attempt_until_intact(task: TrainingTask, monitor: Any) -> None:
 
 
 def _attempt(task: TrainingTask, monitor: Any) -> None:
-    """Start workers under a controller of Ray Train, and wait until they have ended."""
+    """Start workers under a controller of Ray Train, and wait until they have ended.
+
+    Raises:
+        WarrenError: The error that a worker reported.
+    """
     resources = task.resources
     plan = RemainingPlan(task.run, task.stream, lambda start: ray.get(monitor.set_start.remote(start)))
     ElasticTrainer(
@@ -137,7 +141,7 @@ def _attempt(task: TrainingTask, monitor: Any) -> None:
 
 
 def _ray_run_config(task: TrainingTask, monitor: Any) -> RunConfig:
-    """Give Ray Train a folder of its own for each attempt: Warren's checkpoints are the only state that resumes."""
+    """Configure Ray Train with its own folder for each attempt: only Warren's checkpoints are resumed from."""
     attempts = task.run.folder / "attempts"
     return RunConfig(
         name=uuid.uuid4().hex[:8],
