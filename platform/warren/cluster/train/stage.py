@@ -66,14 +66,25 @@ def train_stage(
     if latest is not None and latest.step >= num_steps:
         return run
     task.begin(latest)
+    monitor = start_monitor()
+    _run_attempts(task, monitor, num_steps, first_step=latest.step if latest else 0)
+    recoveries = ray.get(monitor.recoveries.remote())
+    write_recoveries(task.run, recoveries)
+    report = write_report(task.run, task.record, recoveries)
+    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
+    return task.run
+
+
+def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: int) -> None:
+    """Train until the run is complete, and show its progress meanwhile."""
+    resources = task.resources
     # How often the controller checks its workers. Its default of two seconds is most of the time that it takes to
     # notice a lost worker.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if isinstance(resources.num_workers, tuple):
         # How long workers may wait for their resources before their number is decided anew: a node may have died.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    monitor = start_monitor()
-    trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
+    trackers = open_trackers(resources.trackers, task.run, task.record, first_step)
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
     with Progress(monitor, task.run.name, num_steps, trackers, workers):
         FailurePolicy(
@@ -83,11 +94,6 @@ def train_stage(
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
-    recoveries = ray.get(monitor.recoveries.remote())
-    write_recoveries(task.run, recoveries)
-    report = write_report(task.run, task.record, recoveries)
-    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
-    return task.run
 
 
 def _after_failure(monitor: Any) -> None:
