@@ -170,7 +170,7 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
     found: dict[str, list[float]] = {"in_recompute": [], "after_backward": [], "timeouts_s": []}
     for block in model.model.language_model.layers:
         block.mlp.down_proj.register_forward_pre_hook(lambda *_: found["in_recompute"].append(whole()))
-    forward_backward, watch = engine.Engine.forward_backward, loop._watch
+    forward_backward, watch = engine.TrainingEngine.forward_backward, loop._watch
 
     def counted(self: Any, *args: Any) -> Any:
         share = forward_backward(self, *args)
@@ -183,7 +183,7 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
         found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
         (folder / f"{rank}.json").write_text(json.dumps(found))
 
-    engine.Engine.forward_backward, loop._watch = counted, note
+    engine.TrainingEngine.forward_backward, loop._watch = counted, note
 
 
 def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(

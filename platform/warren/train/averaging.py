@@ -1,4 +1,4 @@
-"""The average of two runs' models, as a run of its own: evaluation and release take it like any other."""
+"""The average of two runs' models, stored as a run of its own, so that it is evaluated and released like any other."""
 
 import uuid
 
@@ -13,14 +13,14 @@ from warren.train.run_record import RunRecord
 
 
 def average_runs(recipe: Recipe, root: Location, target: str, first: str, second: str) -> Run:
-    """Average the newest checkpoints of two runs, as the recipe weighs them, into the run `target`.
+    """Average the newest checkpoints of two runs, with the recipe's weights, into the run `target`.
 
-    The result holds a model and nothing to resume: it is not trained further under that name.
+    The result holds a model and no training state, so it cannot be resumed.
 
     Args:
         recipe: Has an `average`.
         root: Where runs live.
-        target: Name of the run to make; what exists under it is kept, and is an error.
+        target: Name of the new run; it must not exist.
         first: Name of the run whose weight is `average.first_weight`.
         second: Name of the run whose configuration is kept.
 

@@ -1,4 +1,4 @@
-"""The commit protocol: files under unique names, verified, then the manifest. Nothing reads a checkpoint without one.
+"""Checkpoints in storage. Files are uploaded under unique names and verified; the manifest, written last, completes it.
 
 checkpoints/00000120/ATTEMPT/state/…      every rank's DeepSpeed files
 checkpoints/00000120/ATTEMPT/ranks/…      every rank's random-number state, and the metrics so far
@@ -26,10 +26,10 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What makes a checkpoint complete.
+    """The manifest that completes a checkpoint.
 
     Attributes:
-        step: Optimizer steps taken; also the cursor: training goes on with this step's batch.
+        step: Optimizer steps taken. Training goes on with the global batch of this number.
         world_size: Ranks that wrote it.
         zero_stage: How DeepSpeed partitioned the state.
         files: Every file, relative to the checkpoint's folder.
@@ -128,14 +128,14 @@ class Checkpoints:
             ) from None
 
     def set_aside(self, step: int) -> Location:
-        """Make a damaged checkpoint count no more, and return where its manifest is now; nothing else is moved."""
+        """Rename the manifest of a damaged checkpoint, so that it no longer counts, and return its new location."""
         manifest, kept = self.at(step) / MANIFEST, self.at(step) / DAMAGED_MANIFEST
         kept.put_bytes(manifest.read_bytes())
         manifest.store.delete(manifest.key)
         return kept
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`. The manifest goes first, so no half checkpoint is ever complete."""
+        """Delete all but the newest `keep`; manifests first, so that a half-deleted checkpoint is not complete."""
         kept = self.steps()[-keep:]
         for step in {*self.steps(), *self._steps_with(DAMAGED_MANIFEST)}:
             if not kept or step >= kept[0]:

@@ -1,10 +1,10 @@
-"""Checkpoints beside the training: a snapshot in the step, the upload in a thread, the commit once all ranks are done.
+"""Checkpoints written while training goes on: a snapshot in the step, the upload in a thread, then the commit.
 
     idle ──begin──▶ uploading ──all ranks done──▶ committing (rank 0) ──done──▶ idle
 
-No collective runs in the thread. Every step's sum over the ranks carries how many of them are busy; when none is, all
-ranks know it at the same step, exchange their results there, and go on to the next state together. So an error of one
-rank's upload is raised on all of them, at the same step.
+No collective runs in the thread. Every step sums over the ranks how many of them are busy. When none is, all ranks see
+it at the same step, exchange their results, and go on to the next state together. So an error of one rank's upload is
+raised on all ranks at the same step.
 """
 
 import shutil
@@ -31,10 +31,10 @@ _SPARE_FRACTION = 0.1  # of the snapshot, for file headers and small files
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What rank 0 adds to a checkpoint besides its share of the state; taken in the step, written in the thread.
+    """Rank 0's additions to a checkpoint beside its share of the state; taken in the step, written in the thread.
 
     Attributes:
-        model_state: Full weights on the host; the step may go on changing the model's own.
+        model_state: A copy of the full weights on the host, so that training may change the model's own.
         history: The metrics of every step so far.
     """
 
@@ -72,19 +72,19 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether this rank's part of the present state is still being worked on."""
+        """Whether this rank's upload or commit is still running."""
         return self._work is not None and not self._work.done()
 
     def begin(self, step: int, save_state: Callable[[Path], None], num_bytes: int, snapshot: Snapshot | None) -> None:
-        """Take the checkpoint of `step`; returns once training may change the weights.
+        """Take the checkpoint of `step`, and return once training may change the weights.
 
         Args:
-            save_state: Writes this rank's share of the training state below a folder; every rank is in it at once.
+            save_state: Writes this rank's share of the training state below a folder; every rank calls it at once.
             num_bytes: How much this rank will write to the local disk.
-            snapshot: Rank 0's.
+            snapshot: None on other ranks than 0.
 
         Raises:
-            CheckpointError: The local disk is too full, on any of the nodes.
+            CheckpointError: The local disk of some node is too full.
         """
         self.finish()
         held = ExitStack()
@@ -101,10 +101,10 @@ class CheckpointWriter:
         self._then = lambda files: self._commit(step, [entry for entries in files for entry in entries])
 
     def advance(self, num_busy_ranks: int) -> None:
-        """Go on to the next state if no rank is busy; every rank calls it with the same number.
+        """Go on to the next state if no rank is busy; every rank must call it with the same number.
 
         Raises:
-            WarrenError: What a rank's thread met, on every rank.
+            WarrenError: The error of some rank's thread, on every rank.
         """
         if self._work is None or num_busy_ranks:
             return
@@ -113,7 +113,7 @@ class CheckpointWriter:
         then(self._ranks.together(work.result))
 
     def finish(self) -> None:
-        """Wait until the checkpoint under way is committed; every rank must call it."""
+        """Wait until the checkpoint that is being written is committed; every rank must call it."""
         while self._work is not None:
             self.advance(0)
 
@@ -137,7 +137,7 @@ class CheckpointWriter:
 
 
 def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors to host memory; those that share their memory go on sharing it."""
+    """Copy tensors to host memory; tensors that share memory share their copy too."""
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
     on_host = {}
     for name, tensor in state.items():

@@ -1,8 +1,8 @@
-"""Damaged checkpoints: a run goes on from the newest one that is whole, and says which it left out.
+"""Damaged checkpoints: a run goes on from its newest intact checkpoint, and warns about each one that it leaves out.
 
-The job looks before each start of the workers whether all files are there in their sizes. The workers, which read the
-files, check every byte; if they find damage, they end, and the job starts them again from an older checkpoint. Only the
-job decides, and it moves the damaged manifest away, so every process finds the same newest checkpoint.
+Before each start of the workers, the driver checks that all files exist with the right sizes. The workers, which read
+the files, check every byte. If they find damage they end, and the driver starts them again from an older checkpoint.
+Only the driver decides, and it renames the damaged manifest, so every process finds the same newest checkpoint.
 """
 
 import sys
@@ -13,21 +13,21 @@ from warren.storage import FileEntry, Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.run import Run
 
-_PARALLEL_LOOKS = 8
+_PARALLEL_CHECKS = 8
 
 
 def newest_intact(run: Run, damage: str = "") -> CheckpointManifest | None:
-    """Return the newest checkpoint that is whole, None if there is none at all; damaged newer ones are set aside.
+    """Return the newest intact checkpoint, or None if there is none at all; damaged newer ones are set aside.
 
     Args:
-        damage: What workers found wrong with the newest, whatever it looks like from here.
+        damage: The damage that workers reported for the newest checkpoint; empty if they reported none.
 
     Raises:
         CheckpointError: There are checkpoints, and all of them are damaged.
     """
     damaged: dict[int, str] = {}
     for step in reversed(run.checkpoints.steps()):
-        reason, manifest = _look(run, step)
+        reason, manifest = _check(run, step)
         reason, damage = reason or damage, ""
         if manifest is not None and not reason:
             for bad, why in damaged.items():
@@ -35,27 +35,27 @@ def newest_intact(run: Run, damage: str = "") -> CheckpointManifest | None:
             return manifest
         damaged[step] = reason
     if damaged:
-        found = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise CheckpointError(
-            f"run {run.name!r} has no checkpoint that is whole ({found}): restore these files below "
+            f"run {run.name!r} has no checkpoint that is whole ({listed}): restore these files below "
             f"{run.checkpoints.folder}, or train anew under another name with --run"
         )
     return None
 
 
-def _look(run: Run, step: int) -> tuple[str, CheckpointManifest | None]:
-    """Return what is wrong with a checkpoint, as far as names and sizes tell, and its manifest."""
+def _check(run: Run, step: int) -> tuple[str, CheckpointManifest | None]:
+    """Return a checkpoint's damage, as far as names and sizes show it, and its manifest."""
     try:
         manifest = run.checkpoints.read(step)
     except CheckpointError as error:
         return str(error), None
     folder = run.checkpoints.at(step)
-    with ThreadPoolExecutor(_PARALLEL_LOOKS) as pool:
-        found = pool.map(lambda entry: _wrong(folder, entry), manifest.files)
-        return next(filter(None, found), ""), manifest
+    with ThreadPoolExecutor(_PARALLEL_CHECKS) as pool:
+        damage = pool.map(lambda entry: _damage(folder, entry), manifest.files)
+        return next(filter(None, damage), ""), manifest
 
 
-def _wrong(folder: Location, entry: FileEntry) -> str:
+def _damage(folder: Location, entry: FileEntry) -> str:
     target = folder / entry.path
     try:
         size = target.store.size(target.key)

@@ -1,10 +1,10 @@
-"""What a stage needs before it is run: parameters, steps, and memory of one worker for each ZeRO stage.
+"""An estimate of a stage: its parameters, steps, and the memory of one worker for each ZeRO stage.
 
 Model states follow the ZeRO paper (arXiv 1910.02054, section 3): Adam keeps a float32 copy of what trains where weights
 are half precision, and two moments. Activations follow Korthikanti et al. (arXiv 2205.05198, section 4) for attention
-that stores no score matrix. Frozen parts keep weights and nothing else. What is offloaded waits in the host's
-memory, with the optimizer its share of the gradients from ZeRO 2 on (arXiv 2101.06840, section 4). It is an estimate,
-for samples of full length; what a library allocates beside it, and fragmentation, come on top.
+that stores no score matrix. Frozen parts keep their weights only. Offloaded state is in the host's memory; from ZeRO 2
+on, an offloaded optimizer has its share of the gradients there too (arXiv 2101.06840, section 4). All samples are taken
+to have full length. What libraries allocate for themselves, and fragmentation, are not counted.
 """
 
 import math
@@ -22,7 +22,7 @@ _LAYER_FACTOR = 34  # bytes that one layer saves, per token and hidden unit, at 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker at one ZeRO stage, on its device but for `host`."""
+    """Bytes of one worker at one ZeRO stage: all on its device, except `host`."""
 
     zero_stage: int
     weights: int
@@ -33,21 +33,21 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it on the device."""
+        """Bytes on the device."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage needs.
+    """The estimate of a stage.
 
     Attributes:
         parameters: Total and trained parameters of each part.
         tokens_per_image: Positions of one image in the language model.
-        num_samples: Of the dataset; None if nobody knows.
+        num_samples: Samples of the dataset; None if they are unknown.
         num_steps: Optimizer steps; None with `num_samples`.
-        num_micro_batches: Of one rank in one step.
-        memory: For each ZeRO stage.
+        num_micro_batches: Micro batches of one rank in one step.
+        memory: One entry for each ZeRO stage.
     """
 
     parameters: dict[ModelPart, tuple[int, int]]
@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def trained(self) -> int:
-        """Trained parameters of all parts."""
+        """Number of trained parameters of all parts."""
         return sum(trained for _, trained in self.parameters.values())
 
 
@@ -121,7 +121,7 @@ def _memory(
 
 
 def _activations(config: Any, stage: StageConfig, resources: Resources) -> int:
-    """Bytes that one micro-batch of full-length samples keeps for its backward."""
+    """Return the bytes that one micro-batch of full-length samples keeps for its backward pass."""
     half = _bytes_per_element(resources) / 2
     text, vision = config.text_config, config.vision_config
     samples = resources.micro_batch_size
@@ -135,7 +135,7 @@ def _activations(config: Any, stage: StageConfig, resources: Resources) -> int:
 
 
 def _kept(units: int, num_layers: int, resources: Resources) -> int:
-    """Every layer's activations; with checkpointing every layer's input, and one layer that is computed again."""
+    """Return the activations of all layers; with checkpointing the layers' inputs, and one layer that is recomputed."""
     if resources.gradient_checkpointing:
         return units * (2 * num_layers + _LAYER_FACTOR)
     return units * _LAYER_FACTOR * num_layers

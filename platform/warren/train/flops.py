@@ -1,10 +1,10 @@
-"""How much arithmetic a step needs, and what share of the device's peak it reached (MFU).
+"""The FLOPs of a step, and the peak of a device: together they give model FLOPs utilisation (MFU).
 
 Convention, as in the PaLM report (arXiv 2204.02311, appendix B): a token costs 2 FLOPs forward for every weight of a
-matrix it passes, and 4·layers·width·length in attention, unmasked; the backward pass costs twice the forward. Warren's
-additions: a frozen weight costs no gradient of its own, and a part no backward pass if nothing in or before it trains;
-the output matrix counts at supervised positions only, because only there it is needed; embeddings are look-ups and cost
-nothing. Recomputation for gradient checkpointing is not counted.
+matrix it passes, and 4·layers·width·length in attention, unmasked; the backward pass costs twice the forward. Warren
+adds four rules. A frozen weight has no gradient to compute. A part has no backward pass if nothing in it or before it
+trains. The output matrix counts at supervised positions only. Embeddings are look-ups and cost nothing. Recomputation
+for gradient checkpointing is not counted.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class FlopsCount:
-    """What an image, a token, a pair of tokens and a supervised token cost, forward and backward."""
+    """FLOPs of an image, a token, a pair of tokens and a supervised token, forward and backward."""
 
     per_image: float
     per_token: float
@@ -83,7 +83,7 @@ class FlopsCount:
 
 
 def peak_tflops(device: torch.device, configured: float | None) -> float | None:
-    """Return a device's peak in TFLOP/s: what the resources say, or the data sheet's; None where neither does."""
+    """Return a device's peak in TFLOP/s: the configured one, else the data sheet's, else None."""
     if configured is not None or device.type != "cuda":
         return configured
     name = torch.cuda.get_device_name(device)
@@ -92,7 +92,7 @@ def peak_tflops(device: torch.device, configured: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class _Cost:
-    """FLOPs that weights cost per token: forward, of their inputs' gradient, and of their own."""
+    """FLOPs of weights per token: forward, for the gradient of their inputs, and for their own gradient."""
 
     forward: int = 0
     inputs: int = 0
@@ -107,12 +107,12 @@ class _Cost:
         return _Cost(self.forward + other.forward, self.inputs + other.inputs, self.own + other.own)
 
     def times(self, backward: bool) -> float:
-        """Return the cost of a part whose inputs' gradient is needed, or is not."""
+        """Return the FLOPs of a part; `backward` says whether the gradient of its inputs is needed."""
         return float(self.forward + self.own + (self.inputs if backward else 0))
 
 
 def _costs_by_part(model: nn.Module) -> tuple[dict[str, _Cost], dict[str, bool]]:
-    """Count matrices and convolutions, and tell which parts train; the output matrix is left out."""
+    """Return each part's cost and whether it trains; matrices and convolutions count, but not the output matrix."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     costs = dict.fromkeys(("vision_tower", "projector", "language_model"), _Cost())
     trained = dict.fromkeys(costs, False)

@@ -15,9 +15,9 @@ from warren.train.kernels import has_fused_optimizer
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any]]:
     """Group trainable parameters by part and weight decay.
 
-    The projector and the vision tower may have learning rates of their own; biases and norms do not decay.
-    In Bunny's trainer torch's LayerNorms do not decay, nor do the RMSNorms of Llama and MiniCPM, which are on its
-    list of norms; other RMSNorms would. No recipe of Bunny's has any decay.
+    The projector and the vision tower may have their own learning rates; biases and norms do not decay. In Bunny's
+    trainer, torch's LayerNorms and the RMSNorms of Llama and MiniCPM do not decay, but other RMSNorms would. No recipe
+    of Bunny's has weight decay.
     """
     rates = {
         "projector": stage.projector_learning_rate or stage.learning_rate,
@@ -35,16 +35,16 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[dict[str, Any
 
 
 class GatedAdamW(torch.optim.AdamW):
-    """AdamW that can let a step pass by: weights and moments stay as they are.
+    """AdamW that can skip a step: weights and moments stay as they are.
 
     Attributes:
-        closed: While true, `step` does nothing. DeepSpeed goes on around it, so its buffers are emptied as ever.
+        closed: While true, `step` does nothing. DeepSpeed still empties its buffers around it.
     """
 
     closed = False
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Take a step, unless the gate is closed."""
+        """Take a step unless `closed`."""
         return None if self.closed else super().step(closure)
 
 

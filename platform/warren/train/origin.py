@@ -1,4 +1,4 @@
-"""The model a stage starts from: another run's checkpoint, or a folder in the LLaVA layout (an import, a release)."""
+"""The model that a stage starts from: another run's checkpoint or a model folder in the LLaVA layout."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _PROBES = 64  # values of each frozen tensor that identify it
 
 @dataclass(frozen=True)
 class Origin:
-    """A saved model that a stage starts from; weights, tokenizer, template and preprocessing come from it.
+    """A saved model that a stage starts from, with its weights, tokenizer, template and preprocessing.
 
     Attributes:
         model: The folder of its files.
@@ -71,10 +71,10 @@ class Origin:
         return (self.model / TOKENIZER_FILE).read_bytes().decode()
 
     def check_template(self, template: str) -> None:
-        """Refuse to go on with a conversation model in another template than its own.
+        """Check that a recipe's template is the one that the model was trained on.
 
         Raises:
-            ConfigError: They differ. What comes of stage 1 has learnt no template yet and takes any.
+            ConfigError: It is another. A model of stage 1 has learnt no template and takes any.
         """
         own = get_template(self.inputs().template)
         if not own.captions_only and get_template(template) != own:
@@ -103,10 +103,10 @@ class Origin:
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """Identify the frozen weights, which checkpoints do not hold, by some values of each.
+    """Return a digest of the frozen weights, which checkpoints do not hold, from some values of each.
 
-    A run that goes on must find those it began with. Values are rounded, so that another processor's last bits do not
-    count.
+    A resumed run must have the frozen weights that it began with. Values are rounded, because the last bits differ
+    between processors.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Running out of memory, said so that the reader knows what to change."""
+"""Errors that say which settings to change when memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from warren.errors import TrainingError
 
 @contextmanager
 def memory_explained(resources: Resources, part: BatchPart) -> Iterator[None]:
-    """Turn an allocation that failed inside into advice.
+    """Turn a failed allocation inside into an error with advice.
 
     Raises:
-        TrainingError: Memory did not suffice; the message says for what, and what to change.
+        TrainingError: Memory ran out; the message says at which step, and what to change.
     """
     try:
         yield

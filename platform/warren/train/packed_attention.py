@@ -54,11 +54,11 @@ def attend(
     lengths = attention_mask.flatten().tolist()
     heads: tuple[Any, ...] = (query, repeat_heads(key, group), repeat_heads(value, group))
     samples = zip(*(states.split(lengths, dim=2) for states in heads), strict=True)
-    attended = [
+    outputs = [
         functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling)
         for q, k, v in samples
     ]
-    return torch.cat([each.transpose(1, 2) for each in attended], dim=1), None
+    return torch.cat([each.transpose(1, 2) for each in outputs], dim=1), None
 
 
 register_attention(NAME, attend)

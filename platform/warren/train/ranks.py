@@ -1,4 +1,4 @@
-"""A process among the ranks of a run, and what they do together outside a step."""
+"""This process among the ranks of a run, and collectives outside a step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from warren.errors import WarrenError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the others; torch's process group must be there already."""
+    """This process's place among the ranks; torch's process group must exist already."""
 
     rank: int
     local_rank: int
@@ -39,7 +39,7 @@ class Ranks:
         return box[0]
 
     def total(self, values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
-        """Add each of `values` up over the ranks: one collective, and the step's only wait for the device."""
+        """Return the sum of each value over the ranks, with one collective: a step's only wait for the device."""
         sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
         dist.all_reduce(sums)
         return sums.tolist()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The report of a run: what it was, how it went, in Markdown with plots, in `report/` of the run's folder."""
+"""The report of a run in `report/` of its folder: its metrics, plots, recoveries and record, in Markdown."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def read_metrics(run: Run) -> list[StepMetrics]:
 
 
 def write_report(run: Run, record: RunRecord, recoveries: Sequence[Recovery]) -> Location:
-    """Write a run's report and return where it is; an older one is replaced."""
+    """Write a run's report and return its location; an older report is replaced."""
     rows = read_metrics(run)
     folder = run.folder / "report"
     for name, columns, label in _PLOTS:

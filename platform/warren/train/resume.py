@@ -24,8 +24,8 @@ def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> Run
     """Return the record that the run trains under from now on; nothing is written.
 
     Args:
-        record: What is to be trained now, as `describe` gave it.
-        latest: The run's newest complete checkpoint; its record is what binds.
+        record: The record of the stage as it is configured now, from `describe`.
+        latest: The run's newest complete checkpoint; settings are compared with its record.
 
     Raises:
         TrainingError: Something that changes the loss curve is not what the checkpoint was trained with.
@@ -56,7 +56,7 @@ def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> Run
 
 
 def begin(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> None:
-    """Write the run's record; call it once everything that it says has been checked."""
+    """Write the run's record, once its content has been checked."""
     if latest is None:
         for folder in _STALE:
             for each in (run.folder / folder).list():
@@ -65,10 +65,10 @@ def begin(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> Non
 
 
 def check_duration(run: Run, stage: StageConfig, latest: CheckpointManifest | None, stream: StreamSpec) -> None:
-    """Refuse a duration under which the steps already taken would have had other learning rates.
+    """Refuse a duration that would have changed the learning rates of steps already taken.
 
     Raises:
-        TrainingError: They would, as with any other number of steps once a cosine has begun to fall.
+        TrainingError: It would, as any other number of steps does once the cosine has begun to fall.
     """
     began = latest.run.get("recipe", {}).get(latest.run.get("stage", ""), {}).get("duration") if latest else None
     if latest is None or began is None:

@@ -1,4 +1,4 @@
-"""Samples as a page for people: text as tokens see it, what is learnt marked, images as the vision tower gets them."""
+"""An HTML page of samples: tokenised text with supervised tokens marked, and preprocessed images."""
 
 import base64
 import html
@@ -27,9 +27,9 @@ class PreviewedSample:
     """One sample of the page.
 
     Attributes:
-        parts: Runs of text; of each, whether it is learnt, None for the tokens of an image.
+        parts: Runs of text, each with whether it is supervised; None for the tokens of an image.
         images: PNG files, as preprocessed.
-        num_supervised_tokens: How many of `num_tokens` a loss is taken on.
+        num_supervised_tokens: Those of `num_tokens` that the loss counts.
     """
 
     key: str
@@ -41,7 +41,7 @@ class PreviewedSample:
 
 
 def shown_sample(sample: Sample, encoded: EncodedSample, inputs: Inputs, tokenizer: Tokenizer) -> PreviewedSample:
-    """Turn ids and labels back into text, in runs that are learnt or not."""
+    """Turn ids and labels back into text, in runs that are supervised or not."""
     image_token = inputs.tokens.image_token_id
     pairs = zip(encoded.input_ids.tolist(), encoded.labels.tolist(), strict=True)
     kinds = ((token, None if token == image_token else label != IGNORED) for token, label in pairs)
@@ -61,11 +61,11 @@ def shown_sample(sample: Sample, encoded: EncodedSample, inputs: Inputs, tokeniz
 def write_page(
     target: Location, datasets: Sequence[tuple[Sequence[str], Sequence[PreviewedSample], Sequence[tuple[str, str]]]]
 ) -> None:
-    """Write one HTML file that needs no other.
+    """Write the page as one HTML file.
 
     Args:
         target: The file.
-        datasets: Of each its counts as text, the samples to show, and source and reason of those that are unusable.
+        datasets: For each dataset its counts as text, the samples to show, and source and reason of unusable ones.
     """
     body = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Samples</title><style>{_STYLE}</style>']
     body.append("<p>Text is what the model reads, special tokens included. <mark>Marked text</mark> is what it learns.")

@@ -1,4 +1,4 @@
-"""A look at raw pairs before they are ingested: the first samples, as a stage would train on them."""
+"""A preview of raw pairs before they are ingested: the first samples, as a stage would train on them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,12 +28,12 @@ _ANY_LENGTH = 1 << 30
 
 @dataclass
 class Look:
-    """What was seen of one dataset.
+    """The preview of one dataset.
 
     Attributes:
         name: `name@version`.
-        notes: What the reader of the report must know.
-        statistics: Of the samples as ingest would count them.
+        notes: Remarks for the reader of the report.
+        statistics: The samples as ingest would count them.
         refused: Samples that ingest takes and training could not use, by reason.
         cut: Samples that training would cut to `max_length_tokens`.
         bad: Source and reason of those that ingest would quarantine.
@@ -52,23 +52,23 @@ class Look:
         """Return the counts as text."""
         totals = self.statistics.totals
         read = totals["samples"] + totals["quarantined"]
-        found = [f"{self.name}: {read:,} samples read, {totals['quarantined']:,} of them quarantined"]
-        found += [f"  {count:,} × {reason}" for reason, count in self.statistics.reasons.most_common()]
-        found += [f"  {source}: {reason}" for source, reason in self.bad[:_NAMED]]
+        lines = [f"{self.name}: {read:,} samples read, {totals['quarantined']:,} of them quarantined"]
+        lines += [f"  {count:,} × {reason}" for reason, count in self.statistics.reasons.most_common()]
+        lines += [f"  {source}: {reason}" for source, reason in self.bad[:_NAMED]]
         if self.refused or self.cut:
             length = f"{self.max_length_tokens:,} tokens"
-            found.append(f"  in training {self.cut:,} are cut to {length}, {self.refused.total():,} cannot be used")
-        found += [f"  {count:,} × {reason}" for reason, count in self.refused.most_common()]
-        return found + [f"  note: {note}" for note in self.notes]
+            lines.append(f"  in training {self.cut:,} are cut to {length}, {self.refused.total():,} cannot be used")
+        lines += [f"  {count:,} × {reason}" for reason, count in self.refused.most_common()]
+        return lines + [f"  note: {note}" for note in self.notes]
 
 
 def preview_samples(recipe: Recipe, limit: int, report: Location) -> str:
     """Read the first samples of every dataset of a recipe's source and write a page that shows some of them.
 
-    Nothing else is written and no cluster is needed: what ingest would do to the samples happens in a scratch folder.
+    Nothing else is written and no cluster is needed: the samples are ingested into a scratch folder.
 
     Args:
-        recipe: Its `ingest` section says what is read, its model and stages how it is trained on.
+        recipe: Its `ingest` section names the source; its model and stages say how samples are encoded.
         limit: Samples to read of each dataset.
         report: The folder of the page.
 
@@ -105,7 +105,7 @@ def _look(recipe: Recipe, config: IngestConfig, importer: Importer, limit: int, 
 def _first(
     config: IngestConfig, importer: Importer, limit: int, scratch: Location, notes: list[str]
 ) -> Iterator[Receipt]:
-    """Make shards of the first samples; a file that is damaged is noted, and the next one read."""
+    """Make shards of the first samples; a damaged file adds a note, and the next one is read."""
     limits = SampleLimits(config.max_pixels, config.max_characters)
     rules = ImageRules(config.exif_orientation, config.alpha)
     for number, piece in enumerate(importer.pieces(limit)):
@@ -140,7 +140,7 @@ def _encode(recipe: Recipe, folder: Location, manifest: Manifest, look: Look) ->
 
 
 def _stage(recipe: Recipe, dataset: str) -> StageConfig:
-    """Return the stage that trains on a dataset, or else the last one."""
+    """Return the stage that trains on a dataset; the last stage if none does."""
     stages = [stage for stage in (recipe.finetune, recipe.pretrain) if stage is not None]
     if not stages or recipe.model is None:
         raise ConfigError(
@@ -152,7 +152,7 @@ def _stage(recipe: Recipe, dataset: str) -> StageConfig:
 
 
 def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: list[str]) -> Encoding:
-    """Return what turns samples into tokens; a tokenizer that is not at hand is replaced, and the notes say so."""
+    """Return the encoding of samples; a tokenizer that cannot be read is replaced, and a note says so."""
     from warren.models import folder_of, inputs_of, read_tokenizer
 
     source = recipe.require("model").language_model
@@ -172,7 +172,7 @@ def _encoding(recipe: Recipe, stage: StageConfig, texts: Iterable[str], notes: l
 
 
 def _stand_in(recipe: Recipe, texts: Iterable[str]) -> Any:
-    """Train a tokenizer whose end of answer is written as the model's."""
+    """Train a tokenizer that has the model's end-of-sequence token."""
     from warren.models import train_tokenizer
 
     tokenizer = train_tokenizer(texts, recipe.require("model").tokenizer.train_vocab_size or _STAND_IN_VOCAB)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for others: the servable model and, with LoRA, the adapters alone."""
+"""The parts of a checkpoint that other jobs read: the servable model and, with LoRA, the adapters alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from warren.train.checkpoint import ADAPTER_FOLDER, MODEL_FOLDER
 
 @dataclass(frozen=True)
 class Servable:
-    """Writes a model in training as those read it who did not train it.
+    """Writes a model in training in the layout that evaluation, release and serving read.
 
     Attributes:
-        model: Only its configuration and its adapters' settings are read; weights are given to `write`.
-        origin: Where the model that the stage started from is; None if it was built from the recipe.
+        model: Only its configuration and its adapters' settings are read; `write` takes the weights.
+        origin: The URI of the model that the stage started from; None if it was built from the recipe.
     """
 
     model: nn.Module
@@ -31,7 +31,7 @@ class Servable:
     origin: str | None = None
 
     def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
-        """Write the model, adapters merged, and the adapters beside it.
+        """Write the model with its adapters merged, and the adapters beside it.
 
         Args:
             state: The model's full state, by in-memory names.

@@ -20,7 +20,7 @@ _TOKENIZER_SAMPLES = 20_000
 
 
 def sources_of(config: StageConfig, root: Location) -> tuple[DatasetSource, ...]:
-    """Look up the datasets of a stage, and how much of each makes an epoch."""
+    """Return the datasets of a stage, and how many samples of each make an epoch."""
     manifests = [read_manifest(root, component.name) for component in config.mixture]
     counts = samples_per_epoch(config.mixture, [manifest.rows for manifest in manifests])
     folders = [dataset_folder(root, component.name) for component in config.mixture]
@@ -28,7 +28,7 @@ def sources_of(config: StageConfig, root: Location) -> tuple[DatasetSource, ...]
 
 
 def make_tokenizer(recipe: Recipe, run: Run, root: Location, goes_on: bool) -> tuple[TrainedTokenizer, Inputs]:
-    """Take the language model's own tokenizer, or train one; a run that goes on reads the one it began with."""
+    """Return the language model's tokenizer or train one; a resumed run reads the one that it began with."""
     from warren.models import inputs_of
 
     tokenizer = TrainedTokenizer(**(run.folder / TOKENIZER).read_json()) if goes_on else _first_tokenizer(recipe, root)
@@ -55,7 +55,7 @@ def _first_tokenizer(recipe: Recipe, root: Location) -> TrainedTokenizer:
 
 
 def _texts(recipe: Recipe, root: Location) -> Iterator[str]:
-    """Render what a tokenizer is trained on: the samples of the recipe's stages, in their templates."""
+    """Yield the texts that a tokenizer is trained on: the samples of the recipe's stages, in their templates."""
     for config in filter(None, (recipe.pretrain, recipe.finetune)):
         template = get_template(config.template or recipe.require("model").template)
         for source in sources_of(config, root):

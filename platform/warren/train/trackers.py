@@ -1,4 +1,4 @@
-"""Where a run's metrics go while it trains: TensorBoard files beside the run, and W&B or MLflow if asked for."""
+"""Trackers of a run's metrics: TensorBoard files beside the run, W&B and MLflow."""
 
 import importlib
 import time
@@ -16,17 +16,17 @@ _UPLOAD_EVERY_S = 60.0
 
 
 class Tracker(Protocol):
-    """Takes the metrics of steps, in order; a step may come again when its first result was lost."""
+    """Takes the metrics of steps in order; a step comes again if it is trained again after a failure."""
 
     def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the metrics that are left, and close."""
 
 
 class TensorBoard:
-    """Writes event files to `tensorboard/` of the run: `tensorboard --logdir` on a folder, or on a copy of it."""
+    """Writes event files to `tensorboard/` of the run; `tensorboard --logdir` shows that folder, or a copy of it."""
 
     def __init__(self, run: Run, first_step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -45,7 +45,7 @@ class TensorBoard:
             self._upload()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the metrics that are left, and close."""
         self._writer.close()
         self._upload()
         self._held.close()
@@ -58,7 +58,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Logs to W&B, where `WANDB_*` says; the same run goes on under the same id."""
+    """Logs to W&B as `WANDB_*` configures it; a resumed run keeps its id."""
 
     def __init__(self, run: Run, record: RunRecord) -> None:
         wandb = _library("wandb")
@@ -70,12 +70,12 @@ class WeightsAndBiases:
         self._run.log({**numbers(row), "step": row["step"]})
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the metrics that are left, and close."""
         self._run.finish()
 
 
 class MlFlow:
-    """Logs to MLflow, where `MLFLOW_*` says; the run that has the name goes on."""
+    """Logs to MLflow as `MLFLOW_*` configures it; a resumed run goes on under its name."""
 
     def __init__(self, run: Run, record: RunRecord) -> None:
         self._mlflow = _library("mlflow")
@@ -93,7 +93,7 @@ class MlFlow:
         self._mlflow.log_metrics(numbers(row), step=row["step"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the metrics that are left, and close."""
         self._mlflow.end_run()
 
 

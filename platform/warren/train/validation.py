@@ -1,4 +1,4 @@
-"""The loss on samples that are not trained on: a fixed set, cut like a global batch, read beside the first steps."""
+"""The loss on held-out samples: a fixed set, cut like a global batch and read while the first steps are trained."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +16,8 @@ class Validation:
     """One rank's share of the held-out samples. Every rank holds as many micro-batches as the others.
 
     Args:
-        read: Reads this rank's parts; called in a thread, so training does not wait for it.
-        every_steps: How often the loss is taken.
+        read: Reads this rank's parts; called in a thread, so that training does not wait for it.
+        every_steps: The number of steps between two losses.
     """
 
     def __init__(self, read: Callable[[], Sequence[BatchPart]], every_steps: int) -> None:
@@ -27,11 +27,11 @@ class Validation:
         thread.shutdown(wait=False)
 
     def is_due(self, num_steps_taken: int, num_steps: int) -> bool:
-        """Whether the loss is taken after that many steps."""
+        """Return whether the loss is computed after that many steps."""
         return num_steps_taken % self._every_steps == 0 or num_steps_taken == num_steps
 
     def loss(self, engine: TrainingEngine, ranks: Ranks) -> float:
-        """Return the mean loss over all supervised tokens of the set; every rank is in it at once."""
+        """Return the mean loss over all supervised tokens of the set; every rank must call it at once."""
         ranks.together(self._wait)
         parts = self._parts.result()
         summed = torch.zeros((), dtype=torch.float64, device=engine.device)

@@ -1,6 +1,7 @@
-"""A process whose training stands still: where every thread stands is written down, then the process ends.
+"""A watchdog that ends a training process without progress, after it has written the stack of every thread.
 
-Ranks that wait for each other would wait for ever. Ended, the cluster restarts them from the newest checkpoint.
+Ranks that wait for each other would wait for ever. Once they have ended, the cluster restarts them from the newest
+checkpoint.
 """
 
 import faulthandler
@@ -20,11 +21,11 @@ _UPLOAD_TIMEOUT_S = 15.0
 
 
 class Watchdog:
-    """Watches one process while it is entered.
+    """Watches this process while the context is open.
 
     Args:
-        timeout_s: How long it may be without a sign of life.
-        target: Where the stacks go, if storage answers; they go to the process's log as well.
+        timeout_s: The longest time between two calls of `alive`.
+        target: Where the stacks are written if storage answers; they are written to the process's log too.
     """
 
     def __init__(self, timeout_s: float, target: Location) -> None:
@@ -33,7 +34,7 @@ class Watchdog:
         self._over = threading.Event()
 
     def alive(self, doing: str) -> None:
-        """Give a sign of life; `doing` is what begins now."""
+        """Report progress; `doing` says what begins now."""
         self._doing, self._since = doing, time.monotonic()
 
     def __enter__(self) -> "Watchdog":

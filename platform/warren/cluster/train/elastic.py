@@ -1,7 +1,7 @@
-"""A run whose number of workers changes while it trains: a checkpoint first, and no worker on a node that is to go.
+"""Elastic runs, whose number of workers changes: a checkpoint before each change, and no workers on nodes that leave.
 
-Ray Train's elastic policy ends the workers where they stand when it finds room for more, or for fewer. A callback of
-its controller asks them for a checkpoint before, and lets it go on once they have ended.
+Ray Train's elastic policy ends the workers at once when there is room for more of them, or for fewer. A callback of its
+controller first asks them for a checkpoint, and lets the policy go on once they have stopped.
 """
 
 import time
@@ -15,7 +15,7 @@ from warren.compat.ray_data import recount_resources
 from warren.compat.ray_train import ControllerMoments
 
 _POLL_S = 0.1
-_LOOK_TIMEOUT_S = 5.0
+_RECOUNT_TIMEOUT_S = 5.0
 
 
 class CheckpointBeforeResize(ControllerMoments):
@@ -41,4 +41,4 @@ class CheckpointBeforeResize(ControllerMoments):
     def before_restart(self) -> None:
         """Have the nodes counted anew after a loss, so that nothing is started on one that is gone."""
         with suppress(RayError):
-            recount_resources(_LOOK_TIMEOUT_S)
+            recount_resources(_RECOUNT_TIMEOUT_S)

@@ -1,8 +1,8 @@
-"""The workers' placement group outlives a controller that died: the driver removes it, before it starts another one.
+"""The workers' placement group, which outlives a controller that died: the driver removes it before the next attempt.
 
-Ray Train has a detached actor for that. It begins to watch when the controller calls it, so a controller that ends
-before, as by `ray job stop` during start-up, leaves it behind for ever; and once it has seen the controller gone, it
-does not end either. Nothing here is detached: what a driver started ends with the driver, and Ray then removes its
+Ray Train has a detached actor for that, which leaks. It begins to watch when the controller calls it, so a controller
+that ends earlier, for example by `ray job stop` during start-up, leaves it behind for ever; nor does it end once the
+controller is gone. Nothing here is detached: an actor of the driver ends with the driver, and Ray then removes its
 placement groups.
 """
 

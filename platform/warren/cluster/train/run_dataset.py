@@ -68,7 +68,7 @@ class RemainingPlan:
 
 
 class GlobalBatches(DataConfig):  # type: ignore[misc]
-    """Turns planned windows into batch parts and deals them out: one row, one block, one rank.
+    """Turns planned windows into batch parts and splits them over the ranks: one row, one block, one rank.
 
     Rows are dealt to the ranks in turn, so every rank gets its own share of every step; the loop checks that it did.
     """
@@ -112,8 +112,8 @@ def batch_parts(
 def _first_streamed(spec: StreamSpec, start_step: int) -> int:
     """Return the first step that comes through Ray Data; the ranks read those before it themselves.
 
-    Each must read all samples of a global batch, as those that cannot be used decide how it is cut: so only one step,
-    and no large one. The last step always streams: Ray Data makes nothing of a plan without windows.
+    Each rank must read all samples of a global batch, because unusable samples decide how it is cut. So they read one
+    step only, and no large one. The last step always streams, because Ray Data needs a plan with at least one window.
     """
     num_own = 1 if spec.global_batch_size <= _MAX_OWN_SAMPLES else 0
     return max(start_step, min(start_step + num_own, spec.plan().num_steps - 1))
@@ -132,7 +132,7 @@ def _streamed_parts(iterator: ray.data.DataIterator) -> Iterator[BatchPart]:
 
 
 def started(batches: Iterator[BatchT]) -> Iterator[BatchT]:
-    """Return the same batches, but begin to load the first at once: Ray Data starts while the model is loaded."""
+    """Return the same batches, but start loading the first now, so that Ray Data starts while the model is loaded."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="warren-first-batch")
     first = thread.submit(next, batches, None)
     thread.shutdown(wait=False)
@@ -147,7 +147,7 @@ def started(batches: Iterator[BatchT]) -> Iterator[BatchT]:
 
 
 def _steps_per_row(spec: StreamSpec, cut: Cut) -> int:
-    """Return how many steps travel together: handing out a row costs Ray Data milliseconds, whatever its size."""
+    """Return how many steps share a row: each row costs Ray Data milliseconds, whatever its size."""
     sample_bytes = 3 * spec.inputs.image.size_px**2 + 8 * spec.encoding.max_length_tokens
     return max(1, _ROW_BYTES * cut.world_size // (spec.global_batch_size * sample_bytes))
 
@@ -162,7 +162,7 @@ def _plan_windows(spec: StreamSpec) -> Callable[[pa.Table], Iterator[pa.Table]]:
 
 
 def _read_windows(spec: StreamSpec, cut: Cut) -> Callable[[pa.Table], Iterator[pa.Table]]:
-    """Return what a reading task does; it names nothing of this module, whose imports would delay the first batch."""
+    """Return the function of a reading task; it needs nothing of this module, whose imports would delay it."""
     reader = spec.reader(cut)
     steps_per_row = _steps_per_row(spec, cut)
 

@@ -32,7 +32,7 @@ from warren.train.trackers import open_trackers
 
 
 def run_name(recipe: Recipe, stage: Stage) -> str:
-    """Name a stage's run when nobody named it."""
+    """Return the default name of a stage's run."""
     return f"{recipe.name}-{stage}"
 
 
@@ -66,11 +66,22 @@ def train_stage(
     if latest is not None and latest.step >= num_steps:
         return run
     task.begin(latest)
+    monitor = start_monitor()
+    _run_attempts(task, monitor, num_steps, first_step=latest.step if latest else 0)
+    recoveries = ray.get(monitor.recoveries.remote())
+    write_recoveries(task.run, recoveries)
+    report = write_report(task.run, task.record, recoveries)
+    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
+    return task.run
+
+
+def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: int) -> None:
+    """Train until the run is complete, and show its progress meanwhile."""
+    resources = task.resources
     look_after_workers_every(0.5)
     if isinstance(resources.num_workers, tuple):
         reconsider_workers_after(10)
-    monitor = start_monitor()
-    trackers = open_trackers(resources.trackers, task.run, task.record, latest.step if latest else 0)
+    trackers = open_trackers(resources.trackers, task.run, task.record, first_step)
     workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
     fewest = resources.min_workers * resources.cpus_per_worker, resources.min_workers * resources.gpus_per_worker
     with Progress(monitor, task.run.name, num_steps, trackers, workers, fewest):
@@ -81,11 +92,6 @@ def train_stage(
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
-    recoveries = ray.get(monitor.recoveries.remote())
-    write_recoveries(task.run, recoveries)
-    report = write_report(task.run, task.record, recoveries)
-    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
-    return task.run
 
 
 def _after_failure(monitor: Any) -> None:
@@ -99,7 +105,7 @@ def _is_complete(run: Run, num_steps: int) -> bool:
 
 
 def _attempt_until_intact(task: TrainingTask, monitor: Any) -> None:
-    """Run an attempt; one whose workers found their checkpoint damaged is followed by one from an older checkpoint."""
+    """Run attempts until one does not end because of a damaged checkpoint; each next one starts from an older one."""
     newest_intact(task.run)
     while True:
         try:
@@ -110,7 +116,11 @@ def _attempt_until_intact(task: TrainingTask, monitor: Any) -> None:
 
 
 def _attempt(task: TrainingTask, monitor: Any) -> None:
-    """Start workers under a controller of Ray Train, and wait until they have ended."""
+    """Start workers under a controller of Ray Train, and wait until they have ended.
+
+    Raises:
+        WarrenError: The error that a worker reported.
+    """
     resources = task.resources
     plan = RemainingPlan(task.run, task.stream, lambda start: ray.get(monitor.set_start.remote(start)))
     ElasticTrainer(
@@ -135,7 +145,7 @@ def _attempt(task: TrainingTask, monitor: Any) -> None:
 
 
 def _ray_run_config(task: TrainingTask, monitor: Any) -> RunConfig:
-    """Give Ray Train a folder of its own for each attempt: Warren's checkpoints are the only state that resumes."""
+    """Configure Ray Train with its own folder for each attempt: only Warren's checkpoints are resumed from."""
     attempts = task.run.folder / "attempts"
     return RunConfig(
         name=uuid.uuid4().hex[:8],

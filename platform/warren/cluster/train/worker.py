@@ -2,7 +2,7 @@
 
 import gc
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -11,10 +11,15 @@ import torch.distributed as dist
 from warren.cluster.train.failure_policy import must_stop
 from warren.cluster.train.preparation import TrainingTask
 from warren.cluster.train.run_dataset import DATASET, batch_parts
+from warren.data.batch import Cut
 from warren.errors import CheckpointError, ServiceError, WarrenError, root_cause
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.origin import frozen_digest
 from warren.train.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from warren.train.loop import TrainingSetup
+    from warren.train.ranks import Ranks
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -51,31 +56,13 @@ def _train(task: TrainingTask, monitor: Any) -> None:
     # without garbage collection, which would take a fifth of that time and find nothing.
     gc.disable()
     try:
-        from warren.train.loop import TrainingSetup
         from warren.train.ranks import Ranks
-        from warren.train.validation import read_parts
 
         model = stage_model(task)
+        setup = _setup(task, Ranks(rank, context.get_local_rank(), world_size), cut, frozen_digest(model))
     finally:
         gc.enable()
-
-    held_out = task.held_out
-    record: RunRecord = {**task.record, "frozen": frozen_digest(model)}
-    _check_frozen(start, record)
-    setup = TrainingSetup(
-        run=task.run,
-        stage=task.config,
-        resources=task.resources,
-        cut=cut,
-        num_steps=task.stream.plan().num_steps,
-        num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
-        ranks=Ranks(rank, context.get_local_rank(), world_size),
-        inputs=task.stream.inputs,
-        tokenizer_json=task.stream.encoding.tokenizer_json,
-        record=record,
-        origin=task.origin.model.uri if task.origin else None,
-        held_out=lambda: read_parts(held_out, cut, rank) if held_out else (),
-    )
+    _check_frozen(start, setup.record)
     loop = setup.build(
         model,
         start,
@@ -85,6 +72,27 @@ def _train(task: TrainingTask, monitor: Any) -> None:
     )
     loop.train(batches)
     monitor.report_stopped.remote()
+
+
+def _setup(task: TrainingTask, ranks: "Ranks", cut: Cut, frozen: str) -> "TrainingSetup":
+    from warren.train.loop import TrainingSetup
+    from warren.train.validation import read_parts
+
+    held_out = task.held_out
+    return TrainingSetup(
+        run=task.run,
+        stage=task.config,
+        resources=task.resources,
+        cut=cut,
+        num_steps=task.stream.plan().num_steps,
+        num_epoch_samples=sum(source.samples_per_epoch for source in task.stream.sources),
+        ranks=ranks,
+        inputs=task.stream.inputs,
+        tokenizer_json=task.stream.encoding.tokenizer_json,
+        record={**task.record, "frozen": frozen},
+        origin=task.origin.model.uri if task.origin else None,
+        held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
+    )
 
 
 def stage_model(task: TrainingTask) -> Any:
