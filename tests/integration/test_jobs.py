@@ -125,8 +125,9 @@ def test_a_job_that_fails_has_the_status_failed(repository: Path, ray_cluster: A
     assert "error: no dataset 'none@v1'" in client.get_job_logs("fails")
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_unreadable_image_stops_the_ingest_and_nothing_is_complete(
-    repository: Path, ray_cluster: Any, tmp_path: Path
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in ("train", "test"):
         (tmp_path / "raw" / split / "images").mkdir(parents=True)
@@ -135,18 +136,20 @@ def test_an_unreadable_image_stops_the_ingest_and_nothing_is_complete(
         (tmp_path / "raw" / split / "images" / "0.png").write_bytes(make_image())
         (tmp_path / "raw" / split / "images" / "1.png").write_bytes(make_image()[:70])
     store = tmp_path / "store"
+    monkeypatch.setenv("WARREN_STORAGE", str(store))
     arguments = ["--set", f"ingest.path={tmp_path / 'raw'}"]
-    environment = {**ray_cluster.driver_env, "WARREN_STORAGE": str(store)}
-    found = run(repository, "ingest", arguments, environment)
-    assert found.returncode == 1
-    assert_one_line(found.stderr, "train-00001-caption': the image cannot be decoded")
+    code, stderr = run_here(repository, "ingest", arguments, capsys)
+    assert code == 1
+    assert_one_line(stderr, "train-00001-caption': the image cannot be decoded")
     assert not list(store.rglob("manifest.json"))
     assert list(store.rglob("quarantine/*.parquet"))
-    allowed = run(repository, "ingest", [*arguments, "--set", "ingest.max_quarantined_fraction=0.5"], environment)
-    assert allowed.returncode == 0, allowed.stderr
+    allowed = [*arguments, "--set", "ingest.max_quarantined_fraction=0.5"]
+    code, stderr = run_here(repository, "ingest", allowed, capsys)
+    assert code == 0, stderr
     assert len(list(store.rglob("manifest.json"))) == 3
-    again = run(repository, "ingest", [*arguments, "--set", "ingest.questions_per_conversation=3"], environment)
-    assert again.returncode == 1
+    again = [*arguments, "--set", "ingest.questions_per_conversation=3"]
+    code, stderr = run_here(repository, "ingest", again, capsys)
+    assert code == 1
     assert_one_line(
-        again.stderr, "is kept as it is, but it is not what this ingest would make (ingest.questions_per_conversation"
+        stderr, "is kept as it is, but it is not what this ingest would make (ingest.questions_per_conversation"
     )

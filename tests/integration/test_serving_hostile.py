@@ -1,9 +1,9 @@
 """The endpoint behind Ray Serve's own proxy: raw sockets that misbehave, and a replica that is killed."""
 
 import json
+import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +14,9 @@ import openai
 import psutil
 import pytest
 import ray
-from ray.util.state import list_actors
 
-from warren.inference.testing import save_random_model
-from warren.release import publish
-from warren.storage import FileEntry, Location, digest_file
+from serve_endpoint import Endpoint, chat, publish_random_model, wait_for
+from warren.storage import Location
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,36 +27,14 @@ BODY_TIMEOUT_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: Any, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(endpoint: Endpoint, storage_root: Location, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An endpoint whose engine generates long enough to be killed in between."""
-    folder: Path = tmp_path_factory.mktemp("long")
-    save_random_model(folder, max_position_embeddings=4096)
-    files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    release = publish(storage_root, "tiny", "long", Location.parse(str(folder)), files, {}, {})
-    args = {
-        "release": str(release),
-        "model_name": "tiny",
-        "num_slots": 2,
-        "num_cpus": 0.5,
-        "max_new_tokens": 4000,
-        "body_timeout_s": BODY_TIMEOUT_S,
-        "web_page": True,
-    }
-    application = {"name": "chat", "route_prefix": "/", "import_path": "warren_serve.app:build", "args": args}
-    applications = f"{ray_cluster.dashboard_url}/api/serve/applications/"
-    http = {"host": "127.0.0.1", "port": ray_cluster.serve_port}
-    httpx.put(applications, json={"http_options": http, "applications": [application]}, timeout=60).raise_for_status()
-    wait_for(lambda: httpx.get(applications).json()["applications"].get("chat", {}).get("status") == "RUNNING")
-    yield f"http://127.0.0.1:{ray_cluster.serve_port}"
-    httpx.delete(applications, timeout=60)
-
-
-def wait_for(found: Any, timeout_s: float = 120.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.3)
-    return value
+    folder: Path = tmp_path_factory.mktemp("long") / "model"
+    release = publish_random_model(storage_root, "long", folder, max_position_embeddings=4096)
+    settings = {"num_slots": 2, "max_new_tokens": 4000, "body_timeout_s": BODY_TIMEOUT_S, "web_page": True}
+    endpoint.deploy(chat(release, **settings))
+    endpoint.wait_for_status("RUNNING")
+    return endpoint.url
 
 
 def talk(url: str, *pieces: bytes) -> bytes:
@@ -180,26 +156,34 @@ def test_slow_clients_hold_a_connection_and_nothing_else(url: str) -> None:
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 
-def engine_pids() -> list[int]:
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    return [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica:chat:Engine")]
+def test_clients_that_leave_free_their_slots_and_the_metrics_of_ingress_and_engine_tell(url: str) -> None:
+    """A slot that was kept would first generate the thousands of tokens that its client asked for."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    for _ in range(6):
+        stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
+        next(iter(stream))
+        stream.close()
+    assert client.chat.completions.create(**ASK, max_tokens=2).choices[0].finish_reason
 
-
-def test_figures_of_ingress_and_engine_come_together(url: str) -> None:
-    httpx.post(f"{url}/v1/chat/completions", json=ASK | {"max_tokens": 2}, timeout=30).raise_for_status()
-
-    def found() -> bool:
+    def metrics() -> dict[str, float] | None:
+        """Return the engine's counts once they and the ingress's are there: they come some seconds late."""
         text = httpx.get(f"{url}/metrics", timeout=30).text
-        return "warren_engine_slots{" in text and 'route="/v1/chat/completions",status="200"' in text
+        counts = {name: float(value) for name, value in re.findall(r"^warren_engine_(\w+)\{.*\} (\S+)$", text, re.M)}
+        complete = counts.get("cancelled_total", 0) >= 6 and 'route="/v1/chat/completions",status="200"' in text
+        return counts if complete else None
 
-    wait_for(found, 60)
+    counts = wait_for(metrics, 60)
+    assert counts["slots"] == 2
+    assert counts["generated_tokens_total"] < 4000
 
 
 @pytest.mark.parametrize("killed", ["replica", "engine"])
-def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: str, killed: str) -> None:
+def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(
+    url: str, endpoint: Endpoint, killed: str
+) -> None:
     """The engine is a process of its own: neither lives without the other."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-    (pid,) = engine_pids()
+    (pid,) = endpoint.pids("Engine")
     replica = psutil.Process(pid)
     children = replica.children()  # the engine's, and those that decode images
     (engine,) = [
@@ -225,6 +209,6 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(url: st
         return answer.status_code == 200
 
     wait_for(answered, 60)
-    assert engine_pids() != [pid]
+    assert endpoint.pids("Engine") != {pid}
     assert not psutil.wait_procs([replica, *children], timeout=10)[1]
     assert ray.is_initialized()

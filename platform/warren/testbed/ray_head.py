@@ -19,6 +19,7 @@ from warren.testbed.parent import ending_with_parent
 from warren.testbed.ports import free_port
 
 _READY_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 5.0  # Ray's own way takes over 20 s, of a cluster that is thrown away
 _LOOPBACK = "127.0.0.1"
 
 
@@ -121,10 +122,14 @@ class RayHead:
         """End every process of this cluster, and of this cluster only."""
         if self._process is None:
             return
+        processes = self.processes()  # those that lose their parent are not found afterwards
         group = os.getpgid(self._process.pid) if self._process.poll() is None else self._process.pid
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(20)
+            self._process.wait(_STOP_TIMEOUT_S)
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
         self._process.wait()

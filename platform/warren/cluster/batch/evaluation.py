@@ -67,10 +67,13 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
         stored.write_quarantine(
             measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
         )
-    measured.check_quarantined(config.max_quarantined_fraction, where)
     if not asked:
+        measured.check_quarantined(config.max_quarantined_fraction, where)
         raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample could be asked")
-    return stored.write(measured, [{key: row[key] for key in row if key != "problem"} for row in asked])
+    # Stored first, checked by every reader: with a higher limit, the same is not measured again.
+    measured = stored.write(measured, [{key: row[key] for key in row if key != "problem"} for row in asked])
+    measured.check_quarantined(config.max_quarantined_fraction, where)
+    return measured
 
 
 def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: Rows) -> Evaluation:
