@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 _PRELOADED = ["deepspeed", "peft", "transformers.models.llava.modeling_llava"]  # imported once, not once a rank
 
@@ -24,7 +24,7 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
             port = probe.getsockname()[1]
         multiprocessing.set_forkserver_preload(_PRELOADED)
         shared = (world_size, port, folder, work, arguments)
-        torch.multiprocessing.start_processes(_rank, shared, nprocs=world_size, start_method="forkserver")
+        start_processes(_rank, shared, nprocs=world_size, start_method="forkserver")  # type: ignore[no-untyped-call]
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

@@ -106,7 +106,7 @@ def webdataset(task: Task) -> Iterator[Batch]:
     import webdataset as wds
 
     def open_s3(url: str, *_: Any, **__: Any) -> Any:
-        bucket, _, key = url.removeprefix("s3://").partition("/")
+        bucket, _slash, key = url.removeprefix("s3://").partition("/")
         return io.BufferedReader(s3().get_object(Bucket=bucket, Key=key)["Body"]._raw_stream, 1 << 20)
 
     wds.gopen_schemes["s3"] = open_s3

@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from warren.data.model_inputs import tokenizer_from_json
 from warren.inference import GenerationRequest, TokenDelta, context_limit
+from warren.inference.engine import FinishReason
 from warren.models import load_bundle
 from warren.release import fetch_release, resolve_release
 from warren_serve.app import assemble
@@ -100,14 +101,15 @@ class _Generator:
             await work
 
     def _request(self, engine_request: EngineRequest) -> GenerationRequest:
-        plan = self._prompts.plan(engine_request.request)
-        return GenerationRequest(plan.prompt_ids, self._inputs.pixels(engine_request.images), plan.sampling)
+        prompt = self._prompts.prepare(engine_request.request)
+        return GenerationRequest(prompt.prompt_ids, self._inputs.pixels(engine_request.images), prompt.sampling)
 
     def _chunk(self, request: GenerationRequest, token: int, number: int) -> ResponseChunk | type[StopIteration]:
         most = request.sampling.max_new_tokens
         if number > most:
             return StopIteration
-        text, reason = self._tokenizer.decode([token]), "length" if number == most else None
+        text = self._tokenizer.decode([token])
+        reason: FinishReason | None = "length" if number == most else None
         return ResponseChunk(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
 
     @torch.inference_mode()
@@ -163,7 +165,7 @@ class StaticBatch:
         async for chunk in self._together(engine_request):
             yield chunk
 
-    @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
+    @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)  # type: ignore[untyped-decorator]
     async def _together(
         self, questions: list[EngineRequest]
     ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:

@@ -36,10 +36,11 @@ class Workload:
     def __init__(self, folder: Path, steps: int) -> None:
         root = workload.root_of(folder)
         self.recipe = workload.recipe(steps)
-        self.stage = self.recipe.pretrain
+        self.stage = self.recipe.require("pretrain")
+        model = self.recipe.require("model")
         tokenizer = TrainedTokenizer(**json.loads((folder / "tokenizer.json").read_text()))
-        self.inputs = inputs_of(self.recipe.model, tokenizer)
-        self.model = build_model(self.recipe.model, tokenizer, self.stage.seed)
+        self.inputs = inputs_of(model, tokenizer)
+        self.model = build_model(model, tokenizer, self.stage.seed)
         freeze_all_but(self.model, self.stage.trainable)
         self.model.train()
         manifest = read_manifest(root, "mix@v1")
@@ -88,7 +89,7 @@ def padded_loop(work: Workload) -> Iterator[float | None]:
         torch.nn.utils.clip_grad_norm_(work.model.parameters(), work.stage.max_grad_norm)
         adam.step()
         adam.zero_grad()
-        yield
+        yield None
 
 
 def hugging_face(work: Workload) -> Iterator[float | None]:
@@ -154,7 +155,7 @@ def bare_deepspeed(work: Workload) -> Iterator[float | None]:
             engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             engine.backward(engine(**tensors) / part.num_supervised_tokens * cut.num_micro_batches)
             engine.step()
-        yield
+        yield None
 
 
 LOOPS = {"padded": padded_loop, "hugging_face": hugging_face, "bare_deepspeed": bare_deepspeed}

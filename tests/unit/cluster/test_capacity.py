@@ -3,15 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+import ray
 
-from warren.cluster import capacity
 from warren.cluster.capacity import has_room, lacks, waiting, wanted
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e9})
-    monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": 0.5, "memory": 1e9})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e9})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5, "memory": 1e9})
 
 
 def test_it_says_how_many_of_what_size_it_waits_for() -> None:
@@ -24,7 +24,7 @@ def test_it_says_what_the_cluster_has_of_it(cluster: None, monkeypatch: pytest.M
     assert waiting("2 workers") == (
         "waiting for 2 workers; the cluster has 8 CPUs (0.5 of them free) and 2 GPUs (0 of them free)"
     )
-    monkeypatch.setattr(capacity.ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
     assert waiting("2 workers") == "waiting for 2 workers; the cluster has no node"
 
 
@@ -36,13 +36,13 @@ def test_either_kind_may_be_lacking(cluster: None) -> None:
 
 def test_workers_that_have_their_place_are_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_job_id=lambda: "07000000")
-    monkeypatch.setattr(capacity.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     groups = {
         "aa06000000": {"state": "CREATED"},
         "bb07000000": {"state": "REMOVED"},
         "cc07000000": {"state": "PENDING"},
     }
-    monkeypatch.setattr(capacity.ray.util, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda: groups)
     assert not has_room()
     groups["cc07000000"] = {"state": "CREATED"}
     assert has_room()

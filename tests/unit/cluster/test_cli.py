@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from warren.cluster import cli
+from warren.cli import job as cli
 from warren.cluster.session import _runtime_env, job_environment
 from warren.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factories import colour_sample, tiny_recipe, write_dataset
-from warren.cluster import serving
+from warren.cluster.serve import endpoint
 from warren.errors import ServiceError
 from warren.storage import Location
 from warren.testbed import RayHead
@@ -45,4 +45,4 @@ def test_a_port_in_use_is_said_before_anything_is_deployed() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServiceError, match=rf"port {port} on 127\.0\.0\.1 is in use.*WARREN_SERVE_PORT"):
-            serving._check_port("127.0.0.1", port)
+            endpoint._check_port("127.0.0.1", port)

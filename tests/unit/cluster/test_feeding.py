@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factories import colour_sample, source_of, write_dataset
-from warren.cluster import feeding
+from warren.cluster.train import run_dataset
 from warren.cluster.train.run_dataset import started
 from warren.compat.ray_data import Pace
 from warren.data.batch import Cut
@@ -47,13 +47,13 @@ def test_a_rank_reads_its_share_of_the_first_step_itself_but_never_the_last_nor_
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
 
     def own(start_step: int) -> list[tuple[int, int]]:
-        return [(part.step, part.rank) for part in feeding._own_parts(spec, Cut(2, 4), 1, start_step)]
+        return [(part.step, part.rank) for part in run_dataset._own_parts(spec, Cut(2, 4), 1, start_step)]
 
     assert [own(step) for step in range(3)] == [[(0, 1)], [(1, 1)], []]
-    assert [feeding._first_streamed(spec, step) for step in range(3)] == [1, 2, 2]
-    monkeypatch.setattr(feeding, "_MAX_OWN_SAMPLES", 7)
+    assert [run_dataset._first_streamed(spec, step) for step in range(3)] == [1, 2, 2]
+    monkeypatch.setattr(run_dataset, "_MAX_OWN_SAMPLES", 7)
     assert own(0) == []
-    assert feeding._first_streamed(spec, 0) == 0
+    assert run_dataset._first_streamed(spec, 0) == 0
 
 
 def test_a_loop_that_never_waits_takes_fifty_steps_a_second_at_most() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.controller.state import (
     ReschedulingState,
@@ -11,7 +12,7 @@ from ray.train.v2._internal.execution.controller.state import (
     RunningState,
 )
 
-from warren.cluster import resizing
+from warren.cluster.train import elastic
 from warren.cluster.train.elastic import CheckpointBeforeResize, StayingNodes
 
 
@@ -41,8 +42,8 @@ class RunMonitor:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resizing.ray, "get", lambda value, timeout=0: value)
-    monkeypatch.setattr(resizing, "_POLL_S", 0.01)
+    monkeypatch.setattr(ray, "get", lambda value, timeout=0: value)
+    monkeypatch.setattr(elastic, "_POLL_S", 0.01)
 
 
 def test_a_resize_waits_until_the_workers_have_given_way() -> None:
@@ -60,7 +61,7 @@ def test_it_goes_on_without_workers_that_do_not_answer() -> None:
 @pytest.mark.parametrize("state", [RestartingState, ReschedulingState])
 def test_after_a_loss_the_nodes_are_counted_anew(state: type, monkeypatch: pytest.MonkeyPatch) -> None:
     coordinator = RunMonitor(0)
-    monkeypatch.setattr(resizing, "get_or_create_autoscaling_coordinator", lambda: coordinator)
+    monkeypatch.setattr(elastic, "get_or_create_autoscaling_coordinator", lambda: coordinator)
     CheckpointBeforeResize(RunMonitor(0), 60).after_controller_state_update(
         RunningState(), state(training_failed_error=None)
     )
@@ -79,6 +80,6 @@ def test_a_node_that_goes_or_is_gone_has_room_for_nobody(
 ) -> None:
     policy = StayingNodes(ScalingConfig(num_workers=(1, 4), resources_per_worker={"CPU": 2}))
     nodes = [{"NodeID": "head", "Alive": True}, {"NodeID": "other", "Alive": alive}]
-    monkeypatch.setattr(resizing.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(resizing.ray._private.state.state, "get_draining_nodes", lambda: leaving)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", lambda: leaving)
     assert policy._count_possible_workers({"head": {"CPU": 3.0}, "other": {"CPU": 4.0}}) == room
