@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,10 @@ from torch.multiprocessing.spawn import start_processes
 
 _PRELOADED = ["deepspeed", "peft", "transformers.models.llava.modeling_llava"]  # imported once, not once a rank
 
+Result = TypeVar("Result")
 
-def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+
+def run_on_ranks(world_size: int, work: Callable[..., Result], *arguments: Any) -> list[Result]:
     """Call `work(rank, world_size, *arguments)` in a process for each rank and return what each returned."""
     with TemporaryDirectory(prefix="warren-ranks-") as folder:
         with socket.socket() as probe:

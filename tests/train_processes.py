@@ -13,6 +13,7 @@ from typing import Any
 
 from factories import tiny_model_config
 from warren.config import ModelConfig, Resources, StageConfig
+from warren.config.resources import ZeroStage
 from warren.data.batch import BatchPart, Cut
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.model_inputs import Inputs
@@ -31,7 +32,7 @@ class Training:
     name: str
     stage: StageConfig
     inputs: tuple[Inputs, str]
-    zero_stage: int = 2
+    zero_stage: ZeroStage = 2
     micro_batch_size: int = 2
     changes: dict[str, Any] | None = None  # of the resources
     model: ModelConfig | None = None
@@ -155,6 +156,7 @@ def _train(rank: int, world_size: int, training: Training) -> list[dict[str, Any
 
 def _stream(training: Training) -> StreamSpec:
     stage, (inputs, tokenizer_json) = training.stage, training.inputs
+    assert stage.dataset is not None
     manifest = read_manifest(training.root, stage.dataset)
     return StreamSpec(
         sources=(DatasetSource(dataset_folder(training.root, stage.dataset), manifest, manifest.rows),),

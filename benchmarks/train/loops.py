@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -102,13 +102,13 @@ def hugging_face(work: Workload) -> Iterator[float | None]:
     per_step = workload.BATCH // workload.PADDED.micro_batch_size
     ended: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ended.append(time.perf_counter())
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class InOrder(Trainer):
         def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(batches, batch_size=None)
+            return torch.utils.data.DataLoader(cast(torch.utils.data.Dataset[Batch], batches), batch_size=None)
 
     config = {
         "zero_optimization": {"stage": 2},

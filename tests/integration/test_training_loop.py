@@ -18,6 +18,7 @@ import pytest
 from factories import colour_sample, tiny_model_config, tiny_stage, write_dataset
 from train_processes import ProcessEndedError, Training, scratch
 from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
+from warren.config.resources import ZeroStage
 from warren.data.model_inputs import Inputs
 from warren.data.sample import Sample, Turn
 from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
@@ -54,19 +55,22 @@ def test_one_loss_curve_whatever_the_zero_stage_the_cut_and_the_number_of_ranks(
 ) -> None:
     training = replace(training, prepare=partial(compile_into, tmp_path / "compiled"))
     # With three ranks and micro-batches of one sample, one of the nine is empty; some hold text only.
+    cuts: list[tuple[ZeroStage, int, int]]
     cuts = [(0, 8, 1), (2, 2, 1), (1, 4, 2), (3, 2, 2), (0, 2, 3), (2, 1, 3), (3, 1, 4)]
     curves = {}
     for zero_stage, micro_batch_size, world_size in cuts:
         name = f"zero{zero_stage}-micro{micro_batch_size}-ranks{world_size}"
         one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=micro_batch_size)
         [curves[name], *_] = one.train(world_size)
-    for zero_stage, world_size in ((2, 1), (3, 2)):
+    packed: list[tuple[ZeroStage, int]] = [(2, 1), (3, 2)]
+    for zero_stage, world_size in packed:
         name = f"zero{zero_stage}-packed-ranks{world_size}"
         one = replace(training, name=name, zero_stage=zero_stage, micro_batch_size=1, changes={"packing": True})
         [curves[name], *_] = one.train(world_size)
         assert all(row["padding_fraction"] < 0.2 for row in curves[name])
     assert not [*(tmp_path / "compiled").rglob("*.cpp")]
-    for zero_stage, changes in ((0, {"packing": True}), (2, {"gradient_checkpointing": True})):
+    compiled: list[tuple[ZeroStage, dict[str, bool]]] = [(0, {"packing": True}), (2, {"gradient_checkpointing": True})]
+    for zero_stage, changes in compiled:
         name = f"zero{zero_stage}-compiled"
         one = replace(
             training, name=name, zero_stage=zero_stage, micro_batch_size=2, changes={**changes, "compile": True}
@@ -90,7 +94,9 @@ def compile_into(folder: Path, loop: Any, model: Any, rank: int) -> None:
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), OFFLOADS)
-def test_what_waits_on_the_host_trains_as_ever(training: Training, zero_stage: int, offload: tuple[str, ...]) -> None:
+def test_what_waits_on_the_host_trains_as_ever(
+    training: Training, zero_stage: ZeroStage, offload: tuple[str, ...]
+) -> None:
     [whole, *_] = replace(training, name="whole", zero_stage=zero_stage).train(1)
     changed = replace(training, name="offloaded", zero_stage=zero_stage, changes={"offload": offload})
     [found, *_] = changed.train(2)
@@ -109,7 +115,7 @@ def allow_fp16(loop: Any, model: Any, rank: int, kill_at: int | None = None) -> 
 
 @pytest.mark.parametrize(("zero_stage", "then_on"), [(1, 2), (2, 1), (3, 2)])
 def test_fp16_finds_its_loss_scale_and_a_resumed_run_goes_on_with_it(
-    training: Training, zero_stage: int, then_on: int
+    training: Training, zero_stage: ZeroStage, then_on: int
 ) -> None:
     stage = training.stage.model_copy(update={"checkpoint_every_steps": 3})
     [plain, *_] = replace(training, name="plain", stage=stage, zero_stage=zero_stage).train(1)
@@ -168,7 +174,7 @@ def kill_once_saved(loop: Any) -> None:
 
 
 @pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 1), (2, 2), (3, 1)])
-def test_steps_that_would_do_harm_are_left_out(training: Training, zero_stage: int, world_size: int) -> None:
+def test_steps_that_would_do_harm_are_left_out(training: Training, zero_stage: ZeroStage, world_size: int) -> None:
     guard = GuardConfig(spike_factor=3.0, spike_window_steps=2)
     stage = training.stage.model_copy(update={"guard": guard, "checkpoint_every_steps": 3})
     whole = replace(training, stage=stage, zero_stage=zero_stage, prepare=spoil)
@@ -296,7 +302,7 @@ def test_a_run_that_gives_way_has_a_checkpoint_where_it_stood(training: Training
     ("zero_stage", "before", "after"), [(1, 4, 2), (1, 1, 2), (1, 2, 3), (2, 4, 2), (2, 2, 1), (3, 4, 2), (3, 2, 3)]
 )
 def test_a_run_goes_on_with_another_number_of_ranks(
-    training: Training, zero_stage: int, before: int, after: int
+    training: Training, zero_stage: ZeroStage, before: int, after: int
 ) -> None:
     training = replace(training, zero_stage=zero_stage, micro_batch_size=1)
     [whole, *_] = training.train(after)
@@ -368,7 +374,8 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
         found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
         (folder / f"{rank}.json").write_text(json.dumps(found))
 
-    engine.TrainingEngine.forward_backward, loop._watch = counted, note
+    engine.TrainingEngine.forward_backward = counted  # type: ignore[method-assign, assignment]
+    loop._watch = note
 
 
 def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(

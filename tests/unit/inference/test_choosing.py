@@ -50,8 +50,8 @@ def test_likelihoods_are_those_of_each_choice_alone(folder: Path, images: tuple[
 def test_the_choice_is_what_gains_most_over_a_blank_image(folder: Path) -> None:
     chooser = MultipleChoice(folder)
     turns = (Turn("user", f"{IMAGE_MARK}\nwhat shape is there?"),)
-    grey = tuple(round(255 * v) for v in chooser.inputs.image.mean)
-    blank = Prompt(turns, (make_image(grey),))
+    red, green, blue = (round(255 * v) for v in chooser.inputs.image.mean)
+    blank = Prompt(turns, (make_image((red, green, blue)),))
     for colour in COLOURS.values():
         shown = Prompt(turns, (make_image(colour),))
         gains = [alone(chooser, shown, choice) - alone(chooser, blank, choice) for choice in CHOICES]

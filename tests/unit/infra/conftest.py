@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from crd_schema import CrdSchemas, load_crd_schemas
 from kuberay_manifests import CLUSTER_FIELDS, REPOSITORY
 

@@ -20,7 +20,7 @@ from warren.evaluate.multiple_choice import MultipleChoice
 from warren.inference.engine import GenerationRequest, SamplingParams
 from warren.inference.limits import EngineOptions
 from warren.inference.transformers_engine.offline import generate_all
-from warren.inference.transformers_engine.scheduler import Batch
+from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import (
     add_adapters,
     build_model,
@@ -133,7 +133,7 @@ def test_the_softmax_is_over_the_rows_that_the_language_model_came_with(
     trained = Trained(language_model(tmp_path / "lm", num_rows, tied)).unfolded()
     assert len(trained.model.lm_head.weight) == max(num_rows, NUM_TOKENS + 1)
     expected = trained.expected_loss()
-    expected.backward()
+    torch.autograd.backward(expected)
     projector = trained.model.model.multi_modal_projector.linear_1.weight
     by_reference = projector.grad.clone()
     trained.model.zero_grad()
@@ -247,7 +247,7 @@ def test_answers_hold_the_tokenizers_own_tokens_and_nothing_else(eager: Path) ->
         SamplingParams(max_new_tokens=6, temperature=1.5, seed=3, num_logprobs=20, ignore_eos=True),
         SamplingParams(max_new_tokens=6, temperature=1.0, seed=4, repetition_penalty=1.3, ignore_eos=True),
     )
-    batch = Batch(model, inputs, tokenizer, EngineOptions(num_slots=3, max_context_tokens=64))
+    batch = Scheduler(model, inputs, tokenizer, EngineOptions(num_slots=3, max_context_tokens=64))
     found = generate_all(batch, [GenerationRequest(prompt, pixels, sampling) for sampling in asked])
     for completion in found:
         assert all(token < NUM_TOKENS for token in completion.token_ids)

@@ -6,11 +6,11 @@ import zlib
 from typing import Any
 
 import pytest
-from chat_parts import assistant, data_uri, image_part, image_url, text, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from chat_parts import assistant, data_uri, image_part, image_url, text, user
 from warren.inference.testing import png_bytes
 
 

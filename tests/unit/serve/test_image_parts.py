@@ -5,8 +5,8 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from chat_parts import image_part, text, user
 
+from chat_parts import image_part, text, user
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
 

@@ -61,7 +61,9 @@ def test_what_is_offloaded_moves_to_the_host() -> None:
 def test_checkpointing_and_frozen_towers_save_activations() -> None:
     recipe = recipe_of("demo")
     all_kept, fewer = (
-        estimate(recipe, recipe.require("finetune"), resources_of("laptop", f"gradient_checkpointing={on}"), None).memory[0]
+        estimate(
+            recipe, recipe.require("finetune"), resources_of("laptop", f"gradient_checkpointing={on}"), None
+        ).memory[0]
         for on in ("false", "true")
     )
     assert all_kept.activations > fewer.activations

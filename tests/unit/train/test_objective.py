@@ -14,7 +14,7 @@ from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import Sample, Turn
 from warren.errors import ModelError
 from warren.models import build_model, freeze_all_but, train_tokenizer
-from warren.train import attention
+from warren.train import packed_attention
 from warren.train.kernels import choose_attention, compile_layers
 from warren.train.objective import Objective, to_tensors
 
@@ -107,7 +107,7 @@ def test_every_language_model_keeps_packed_samples_apart(
     one = Objective(model.double(), tiny_inputs[0]).double()
     whole = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
     if by_sample:
-        assert choose_attention(model, Resources(num_workers=1, micro_batch_size=1)) == attention.NAME
+        assert choose_attention(model, Resources(num_workers=1, micro_batch_size=1)) == packed_attention.NAME
         again = loss_and_gradient(one, parts_of(tiny_inputs, 1, 7))
         assert again[0] == pytest.approx(whole[0], rel=1e-7)
         assert torch.allclose(again[1], whole[1], rtol=1e-4, atol=1e-6)
@@ -161,7 +161,12 @@ def test_long_losses_are_taken_in_pieces(
     monkeypatch.setattr("warren.train.objective._MIN_ROWS", 3)
     calls = []
     real = functional.linear_cross_entropy
-    monkeypatch.setattr(functional, "linear_cross_entropy", lambda *a, **k: calls.append(a[0].shape) or real(*a, **k))
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments[0].shape)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(functional, "linear_cross_entropy", counted)
     pieces = loss_and_gradient(objective, parts)
     assert len(calls) == 1
     assert pieces[0] == pytest.approx(whole[0], rel=1e-7)
