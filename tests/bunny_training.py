@@ -9,8 +9,15 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from bunny_oracle import checkpoint
-from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
-from warren.config.resources import ZeroStage
+from warren.config import (
+    LanguageModelConfig,
+    LoraConfig,
+    ModelConfig,
+    Resources,
+    StageConfig,
+    VisionTowerConfig,
+    ZeroStage,
+)
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
 from warren.data.importers.conversation import normalise_turns, read_messages
 from warren.data.model_inputs import EncodedSample, tokenizer_from_json

@@ -12,8 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from factories import tiny_model_config
-from warren.config import ModelConfig, Resources, StageConfig
-from warren.config.resources import ZeroStage
+from warren.config import ModelConfig, Resources, StageConfig, ZeroStage
 from warren.data.batch import BatchPart, Cut
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.model_inputs import Inputs

@@ -8,8 +8,7 @@ import torch
 
 from factories import colour_sample, tiny_model_config, tiny_stage
 from ranks import run_on_ranks
-from warren.config import LoraConfig, Resources
-from warren.config.resources import ZeroStage
+from warren.config import LoraConfig, Resources, ZeroStage
 from warren.data.batch import BatchPart, Cut, cut_global_batch
 from warren.data.model_inputs import tokenizer_from_json
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer

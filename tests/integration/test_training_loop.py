@@ -17,8 +17,7 @@ import pytest
 
 from factories import colour_sample, tiny_model_config, tiny_stage, write_dataset
 from train_processes import ProcessEndedError, Training, scratch
-from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig
-from warren.config.resources import ZeroStage
+from warren.config import Duration, GuardConfig, LoraConfig, StageConfig, ValidationConfig, ZeroStage
 from warren.data.model_inputs import Inputs
 from warren.data.sample import Sample, Turn
 from warren.errors import CheckpointError, DamagedCheckpointError, StorageError, TrainingError
@@ -374,8 +373,7 @@ def look_inside(loop: Any, model: Any, rank: int, folder: Path) -> None:
         found["timeouts_s"] = [g._get_backend(device).options._timeout.total_seconds() for g in _world.pg_map]
         (folder / f"{rank}.json").write_text(json.dumps(found))
 
-    engine.TrainingEngine.forward_backward = counted  # type: ignore[method-assign, assignment]
-    loop._watch = note
+    engine.TrainingEngine.forward_backward, loop._watch = counted, note  # type: ignore[method-assign, assignment]
 
 
 def test_what_is_gathered_is_let_go_and_no_group_gives_up_before_the_watchdog(

@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from factories import tiny_model_config, tiny_stage
-from warren.config import Resources
-from warren.config.resources import ZeroStage
+from warren.config import Resources, ZeroStage
 from warren.data.batch import Cut
 from warren.models import build_model, freeze_all_but, train_tokenizer
 from warren.train.engine import deepspeed_config
