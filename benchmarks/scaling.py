@@ -53,7 +53,7 @@ class Row:
     @property
     def stage(self) -> StageConfig:
         """The stage that is meant."""
-        return self.recipe.finetune
+        return self.recipe.require("finetune")
 
     @property
     def steps(self) -> int:
@@ -79,16 +79,17 @@ def rows(num_gpus: int) -> list[Row]:
     for name, resources_name in RECIPES:
         recipe = load_config(Recipe, name, [JOBS / "recipes"])
         resources = load_config(Resources, resources_name, [JOBS / "resources"])
-        per_gpu = max(1, min(resources.micro_batch_size, recipe.finetune.global_batch_size // num_gpus))
+        stage = recipe.require("finetune")
+        per_gpu = max(1, min(resources.micro_batch_size, stage.global_batch_size // num_gpus))
         resources = resources.model_copy(update={"num_workers": num_gpus, "micro_batch_size": per_gpu})
-        dataset = str(recipe.finetune.dataset).split("@")[0]
-        found = estimate(recipe, recipe.finetune, resources, DATASET_SAMPLES[dataset])
+        dataset = str(stage.dataset).split("@")[0]
+        found = estimate(recipe, stage, resources, DATASET_SAMPLES[dataset])
         result.append(Row(recipe, found, _flops(recipe), num_gpus, resources.zero_stage))
     return result
 
 
 def _flops(recipe: Recipe) -> float:
-    model, stage = outline_model(recipe.model), recipe.finetune
+    model, stage = outline_model(recipe.require("model")), recipe.require("finetune")
     if stage.lora is not None:
         add_adapters(model, stage.lora, stage.seed)
     freeze_all_but(model, stage.trainable)

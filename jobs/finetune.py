@@ -29,11 +29,9 @@ def main(job: Job) -> None:
     from warren.storage import Location
 
     name = job.options.run or run_name(job.recipe, "finetune")
-    if job.options.from_model:
-        origin = {"model": Location.parse(job.options.from_model)}
-    else:
-        origin = {"parent": job.options.from_run or run_name(job.recipe, "pretrain")}
-    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, **origin)
+    model = Location.parse(job.options.from_model) if job.options.from_model else None
+    parent = None if model else job.options.from_run or run_name(job.recipe, "pretrain")
+    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, parent, model)
     print(f"trained: {run.folder}, step {run.checkpoints.steps()[-1]}")
 
 

@@ -52,7 +52,8 @@ class Compared:
 
     def logits(self, **inputs: Any) -> np.ndarray:
         with torch.no_grad():
-            return self.model(**inputs).logits[..., : self.num_tokens].numpy()
+            logits: np.ndarray = self.model(**inputs).logits[..., : self.num_tokens].numpy()
+        return logits
 
     def single_difference(self) -> float:
         found = self.logits(input_ids=self.ids("single_input_ids"), pixel_values=self.pixels(0))[0]

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from bunny_oracle import checkpoint
-from warren.config import LanguageModelConfig, LoraConfig, ModelConfig, Resources, StageConfig, VisionTowerConfig
+from warren.config import (
+    LanguageModelConfig,
+    LoraConfig,
+    ModelConfig,
+    Resources,
+    StageConfig,
+    VisionTowerConfig,
+    ZeroStage,
+)
 from warren.data.batch import Cut, MicroBatch, cut_global_batch
 from warren.data.importers.conversation import normalise_turns, read_messages
 from warren.data.model_inputs import EncodedSample, tokenizer_from_json
@@ -99,7 +107,7 @@ class Replay:
         self._load_start()
         self.samples = {sample.key: sample for sample in self._samples()}
 
-    def run(self, rank: int, world_size: int, zero_stage: int = 2) -> Replayed:
+    def run(self, rank: int, world_size: int, zero_stage: ZeroStage = 2) -> Replayed:
         """Train as long as Bunny did; the only rank of a process group."""
         steps = steps_of(self.name)
         cut = Cut(world_size, self.num_micro_batches)

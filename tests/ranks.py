@@ -7,16 +7,18 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 _PRELOADED = ["deepspeed", "peft", "transformers.models.llava.modeling_llava"]  # imported once, not once a rank
 
+Result = TypeVar("Result")
 
-def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+
+def run_on_ranks(world_size: int, work: Callable[..., Result], *arguments: Any) -> list[Result]:
     """Call `work(rank, world_size, *arguments)` in a process for each rank and return what each returned."""
     with TemporaryDirectory(prefix="warren-ranks-") as folder:
         with socket.socket() as probe:
@@ -24,7 +26,7 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> 
             port = probe.getsockname()[1]
         multiprocessing.set_forkserver_preload(_PRELOADED)
         shared = (world_size, port, folder, work, arguments)
-        torch.multiprocessing.start_processes(_rank, shared, nprocs=world_size, start_method="forkserver")
+        start_processes(_rank, shared, nprocs=world_size, start_method="forkserver")  # type: ignore[no-untyped-call]
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

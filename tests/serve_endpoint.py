@@ -10,7 +10,7 @@ import httpx
 from cluster_fixtures import Cluster
 from warren.inference.testing import save_random_model
 from warren.release import publish
-from warren.storage import FileEntry, Location, digest_file
+from warren.storage import FileEntry, Location, StoredFiles, digest_file
 
 ValueT = TypeVar("ValueT")
 APPLICATION = "chat"
@@ -82,4 +82,4 @@ def publish_random_model(
     """
     save_random_model(folder, **model)
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    return publish(root, name, version, Location.parse(str(folder)), files, lineage or {}, scores or {})
+    return publish(root, name, version, StoredFiles(Location.parse(str(folder)), files), lineage or {}, scores or {})

@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from factories import tiny_model_config
 from warren.cluster.train.preparation import TrainingTask
-from warren.config import ModelConfig, Resources, StageConfig
+from warren.config import ModelConfig, Resources, StageConfig, ZeroStage
 from warren.data.batch import BatchPart, Cut
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.model_inputs import Inputs
 from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.storage import Location
 from warren.train.run import Run
+from warren.train.run_record import RunRecord
 
 TIMEOUT_S = 240
 STEPS = 6
@@ -34,7 +35,7 @@ class Training:
     name: str
     stage: StageConfig
     inputs: tuple[Inputs, str]
-    zero_stage: int = 2
+    zero_stage: ZeroStage = 2
     micro_batch_size: int = 2
     changes: dict[str, Any] | None = None  # of the resources
     model: ModelConfig | None = None
@@ -177,7 +178,7 @@ def _loop(
         ranks=Ranks(rank, rank, resources.max_workers),
         inputs=spec.inputs,
         tokenizer_json=spec.encoding.tokenizer_json,
-        record=record,
+        record=cast(RunRecord, record),
         origin=origin,
         held_out=lambda: read_parts(held_out, cut, rank) if held_out else (),
     )
@@ -185,11 +186,12 @@ def _loop(
     if prepare is not None:
         prepare(loop, model, rank)
     loop.train(parts(spec, cut, rank, start.step if start else 0))
-    return loop.history
+    return cast(list[dict[str, Any]], loop.history)
 
 
 def _stream(training: Training) -> StreamSpec:
     stage, (inputs, tokenizer_json) = training.stage, training.inputs
+    assert stage.dataset is not None
     manifest = read_manifest(training.root, stage.dataset)
     return StreamSpec(
         sources=(DatasetSource(dataset_folder(training.root, stage.dataset), manifest, manifest.rows),),

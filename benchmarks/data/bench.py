@@ -76,7 +76,7 @@ def _prepare(folder: Path, num_pairs: int, options: argparse.Namespace) -> None:
     ensure_bucket(BUCKET)
     tokenizer = train_tokenizer([caption for _, caption in pairs], 512)
     tokens = TokenSpec(tokenizer.image_token_id, PATCHES, tokenizer.eos_token, tokenizer.pad_token_id)
-    inputs = Inputs("plain", tokens, ImageSpec(SIZE_PX, (0.5,) * 3, (0.5,) * 3))  # type: ignore[arg-type]
+    inputs = Inputs("plain", tokens, ImageSpec(SIZE_PX, (0.5,) * 3, (0.5,) * 3))
     task = {
         "bucket": BUCKET, "inputs": inputs.to_json(), "tokenizer_json": tokenizer.json,
         "batch_size": options.batch_size, "max_length_tokens": 256, "readers": options.readers,

@@ -76,7 +76,7 @@ class Task:
         }
 
 
-class Files(Dataset):  # type: ignore[type-arg]
+class Files(Dataset):
     """One object an image, and a list of captions."""
 
     def __init__(self, task: Task) -> None:
@@ -106,7 +106,7 @@ def webdataset(task: Task) -> Iterator[Batch]:
     import webdataset as wds
 
     def open_s3(url: str, *_: Any, **__: Any) -> Any:
-        bucket, _, key = url.removeprefix("s3://").partition("/")
+        bucket, _slash, key = url.removeprefix("s3://").partition("/")
         return io.BufferedReader(s3().get_object(Bucket=bucket, Key=key)["Body"]._raw_stream, 1 << 20)
 
     wds.gopen_schemes["s3"] = open_s3
@@ -122,7 +122,7 @@ def mosaic(task: Task) -> Iterator[Batch]:
     """The mosaicml-streaming library over MDS shards, which it keeps in a local folder."""
     streaming = import_streaming()
 
-    class Pairs(streaming.StreamingDataset):  # type: ignore[misc, name-defined]
+    class Pairs(streaming.StreamingDataset):  # type: ignore[name-defined]
         def __getitem__(self, index: Any) -> Any:
             row = super().__getitem__(index)
             return task.encode(row["image"], row["caption"])

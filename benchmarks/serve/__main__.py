@@ -140,7 +140,7 @@ def _summary(
         "tokens_per_s_vs_sequential_at_32": ratio("sequential"),
         "tokens_per_s_vs_static_batch_at_32": ratio("static batch"),
         "tokens_per_s_vs_vllm_cpu": ratio("vllm"),
-        "engine_alone_p50_s": round(alone_s, 4) if through_s else None,
+        "engine_alone_p50_s": round(alone_s, 4) if alone_s else None,
         "endpoint_alone_p50_s": round(through_s, 4) if through_s else None,
         "ingress_overhead_fraction": round(1 - alone_s / through_s, 4) if through_s else None,
         **{

@@ -22,6 +22,7 @@ from transformers.generation import BaseStreamer
 
 from warren.data.model_inputs import tokenizer_from_json
 from warren.inference import GenerationRequest, TokenDelta, context_limit
+from warren.inference.engine import FinishReason
 from warren.models import load_bundle
 from warren.models.image_normalizer import ImageNormalizer
 from warren.release import fetch_release, resolve_release
@@ -109,7 +110,8 @@ class _Generator:
         most = request.sampling.max_new_tokens
         if number > most:
             return StopIteration
-        text, reason = self._tokenizer.decode([token]), "length" if number == most else None
+        text = self._tokenizer.decode([token])
+        reason: FinishReason | None = "length" if number == most else None
         return ResponseChunk(((0, TokenDelta(text, (token,), (), reason)),), len(request.prompt_ids), self._version)
 
     @torch.inference_mode()
@@ -163,7 +165,7 @@ class StaticBatch:
         async for chunk in self._together(engine_request):
             yield chunk
 
-    @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)
+    @serve.batch(max_batch_size=STATIC_BATCH_SIZE, batch_wait_timeout_s=STATIC_WAIT_S)  # type: ignore[untyped-decorator]
     async def _together(
         self, engine_requests: list[EngineRequest]
     ) -> AsyncGenerator[list[ResponseChunk | type[StopIteration]]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -36,10 +36,11 @@ class Workload:
     def __init__(self, folder: Path, steps: int) -> None:
         root = workload.root_of(folder)
         self.recipe = workload.recipe(steps)
-        self.stage = self.recipe.pretrain
+        self.stage = self.recipe.require("pretrain")
+        model = self.recipe.require("model")
         tokenizer = TrainedTokenizer(**json.loads((folder / "tokenizer.json").read_text()))
-        self.inputs = inputs_of(self.recipe.model, tokenizer)
-        self.model = build_model(self.recipe.model, tokenizer, self.stage.seed)
+        self.inputs = inputs_of(model, tokenizer)
+        self.model = build_model(model, tokenizer, self.stage.seed)
         freeze_all_but(self.model, self.stage.trainable)
         self.model.train()
         manifest = read_manifest(root, "mix@v1")
@@ -88,7 +89,7 @@ def padded_loop(work: Workload) -> Iterator[float | None]:
         torch.nn.utils.clip_grad_norm_(work.model.parameters(), work.stage.max_grad_norm)
         adam.step()
         adam.zero_grad()
-        yield
+        yield None
 
 
 def hugging_face(work: Workload) -> Iterator[float | None]:
@@ -101,13 +102,13 @@ def hugging_face(work: Workload) -> Iterator[float | None]:
     per_step = workload.BATCH // workload.PADDED.micro_batch_size
     ended: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ended.append(time.perf_counter())
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class InOrder(Trainer):
         def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(batches, batch_size=None)
+            return torch.utils.data.DataLoader(cast(torch.utils.data.Dataset[Batch], batches), batch_size=None)
 
     config = {
         "zero_optimization": {"stage": 2},
@@ -155,7 +156,7 @@ def bare_deepspeed(work: Workload) -> Iterator[float | None]:
             engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             engine.backward(engine(**tensors) / part.num_supervised_tokens * cut.num_micro_batches)
             engine.step()
-        yield
+        yield None
 
 
 LOOPS = {"padded": padded_loop, "hugging_face": hugging_face, "bare_deepspeed": bare_deepspeed}

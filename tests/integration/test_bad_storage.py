@@ -117,8 +117,7 @@ def test_a_stream_through_faults_loses_and_repeats_nothing(
     undisturbed = list(batches(spec))
     drawn = random.Random(3)
     proxy.faults.extend(
-        Fault(drawn.choice(["error", "cut", "lose", "slow"]), ("GET", "HEAD"), drawn.randrange(2000))  # type: ignore[arg-type]
-        for _ in range(12)
+        Fault(drawn.choice(["error", "cut", "lose", "slow"]), ("GET", "HEAD"), drawn.randrange(2000)) for _ in range(12)
     )
     assert list(batches(spec)) == undisturbed
     assert not proxy.faults

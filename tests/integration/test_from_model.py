@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return tensors
 
 
 def test_an_imported_bunny_is_tuned_resumed_merged_and_exported(s3_root: Location, tmp_path: Path) -> None:

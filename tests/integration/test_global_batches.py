@@ -30,7 +30,7 @@ RESOURCES = Resources(num_workers=2, micro_batch_size=2, data_cpus_per_task=0.5)
 EPOCH = [f"sample-{i:05d}" for i in range(60)] + 2 * [f"text-{i:05d}" for i in range(5)]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def consume(*share: Any) -> list[tuple[int, int, tuple[str, ...]]]:
     return [(part.step, part.rank, part.keys) for part in batch_parts(*share)]
 
@@ -100,13 +100,13 @@ def contents(part: BatchPart) -> tuple[tuple[int, int], tuple[tuple[str, ...], s
     return (part.step, part.rank), (part.keys, digest.hexdigest())
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def read_on(*share: Any) -> Iterator[Any]:
     for part in batch_parts(*share):
         yield contents(part)
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def hold_cpus(seconds: float) -> None:
     time.sleep(seconds)
 

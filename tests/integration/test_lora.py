@@ -8,7 +8,7 @@ import torch
 
 from factories import colour_sample, tiny_model_config, tiny_stage
 from ranks import run_on_ranks
-from warren.config import LoraConfig, Resources
+from warren.config import LoraConfig, Resources, ZeroStage
 from warren.data.batch import BatchPart, Cut, cut_global_batch
 from warren.data.model_inputs import tokenizer_from_json
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, train_tokenizer
@@ -25,7 +25,7 @@ STAGE = tiny_stage(
     projector_learning_rate=3e-3,
     weight_decay=0.1,
 )
-ZERO_STAGES = (0, 2, 3)
+ZERO_STAGES: tuple[ZeroStage, ...] = (0, 2, 3)
 STEPS, SAVED = 6, 3
 
 
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 class Rank:
     """One rank that trains the tiny model with adapters on the same global batch at every step."""
 
-    def __init__(self, rank: int, world_size: int, zero_stage: int, **options: Any) -> None:
+    def __init__(self, rank: int, world_size: int, zero_stage: ZeroStage, **options: Any) -> None:
         config = tiny_model_config()
         tokenizer = train_tokenizer(["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4, 320)
         inputs = inputs_of(config, tokenizer)
@@ -72,7 +72,7 @@ class Rank:
 
 
 def broken_off_and_resumed(rank: int, world_size: int, folder: Path) -> dict[int, Any]:
-    results = {}
+    results: dict[int, Any] = {}
     for zero_stage in ZERO_STAGES:
         one = Rank(rank, world_size, zero_stage)
         start = one.state()
@@ -88,7 +88,7 @@ def broken_off_and_resumed(rank: int, world_size: int, folder: Path) -> dict[int
 
 
 def on_another_number_of_ranks(rank: int, world_size: int, folder: Path) -> dict[int, Any]:
-    results = {}
+    results: dict[int, Any] = {}
     for zero_stage in ZERO_STAGES:
         universal = zero_stage > 0
         if universal and rank == 0:

@@ -95,6 +95,8 @@ def test_own_images_become_an_answered_request(
     assert read_alias(Location.parse("s3://my-bucket/warren"), "birds", "stable") == "birds-finetune-00000001"
     ask_as_the_readme_does(tmp_path, port)
     trained = Run(Location.parse("s3://my-bucket/warren/runs/birds-finetune")).checkpoints.read(1).run
+    assert trained["datasets"]
+    assert trained["origin"]
     assert (trained["stage"], list(trained["datasets"])) == ("finetune", ["birds@v1"])
     assert (trained["origin"]["run"], trained["origin_step"]) == ("birds-pretrain", 1)
 

@@ -108,7 +108,7 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     keys = tmp_path / "keys"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
     other = others_application(tmp_path)
-    settings = {"num_slots": 2, "num_cpus": 0.25, "max_replicas": 2, "max_concurrent_requests": 3}
+    settings: dict[str, Any] = {"num_slots": 2, "num_cpus": 0.25, "max_replicas": 2, "max_concurrent_requests": 3}
     closed = chat(first, model_name=NAME, api_keys_file=str(keys), **settings)
     closed["runtime_env"] = {"env_vars": {"OPERATORS": "own"}}
     endpoint.deploy(other, closed)

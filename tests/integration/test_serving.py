@@ -80,8 +80,9 @@ def test_the_official_client_gets_the_same_answer_whole_and_streamed(served: End
     client = client_of(served)
     (model,) = client.models.list().data
     assert model.id == "tiny"
-    assert model.lineage["run"] == "run-v1"
-    assert model.scores == {"exact_match": 0.5}
+    extra = model.model_extra or {}
+    assert extra["lineage"]["run"] == "run-v1"
+    assert extra["scores"] == {"exact_match": 0.5}
 
     whole = _ask(client, "a blue circle?")
     assert whole.usage.completion_tokens <= 16

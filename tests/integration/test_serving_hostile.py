@@ -31,7 +31,12 @@ def url(endpoint: Endpoint, storage_root: Location, tmp_path_factory: pytest.Tem
     """An endpoint whose engine generates long enough to be killed in between."""
     folder: Path = tmp_path_factory.mktemp("long") / "model"
     release = publish_random_model(storage_root, "long", folder, max_position_embeddings=4096)
-    settings = {"num_slots": 2, "max_new_tokens": 4000, "body_timeout_s": BODY_TIMEOUT_S, "web_page": True}
+    settings: dict[str, Any] = {
+        "num_slots": 2,
+        "max_new_tokens": 4000,
+        "body_timeout_s": BODY_TIMEOUT_S,
+        "web_page": True,
+    }
     endpoint.deploy(chat(release, **settings))
     endpoint.wait_for_status("RUNNING")
     return endpoint.url
@@ -193,12 +198,14 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(
     told = [next(stream) for _ in range(5)]
     assert told
     with ThreadPoolExecutor(1) as others:
-        whole = others.submit(client.chat.completions.create, **ASK, max_tokens=400)
+        whole = others.submit(lambda: client.chat.completions.create(**ASK, max_tokens=400))
         time.sleep(0.3)
         (replica if killed == "replica" else engine).kill()
         with pytest.raises(openai.APIError) as error:
             list(stream)
-        assert whole.result().usage.completion_tokens, "who has no answer yet gets it from the next replica"
+        usage = whole.result().usage
+        assert usage is not None
+        assert usage.completion_tokens, "who has no answer yet gets it from the next replica"
     assert error.value.code == "unavailable"
     assert error.value.type == "server_error"
 

@@ -41,7 +41,7 @@ def url(endpoint: Endpoint, storage_root: Location, tmp_path_factory: pytest.Tem
     release = publish_random_model(storage_root, "limits", folder / "model", max_position_embeddings=1024)
     keys = folder / "keys"
     keys.write_text("\n".join(hashlib.sha256(key.encode()).hexdigest() for key in KEYS))
-    settings = {
+    settings: dict[str, Any] = {
         "api_keys_file": str(keys),
         "num_slots": 2,
         "max_ongoing_requests": 2,

@@ -1,7 +1,7 @@
 """Storage on a real S3 server: the same contract as files, and errors that say what to do."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,14 +14,15 @@ from warren.testbed import S3Server
 
 class TestS3(StoreContract):
     @pytest.fixture
-    def folder(self, s3_server: S3Server) -> Iterator[Location]:
+    def folder(self, s3_server: S3Server) -> Location:
         return Location.parse(f"s3://tests/contract-{uuid.uuid4().hex[:8]}")
 
 
 def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
     with pytest.raises(BucketNotFoundError, match=r"bucket 'nowhere' does not exist at http://127\.0\.0\.1"):
         Location.parse("s3://nowhere/x").read_bytes()
-    for act in (lambda x: x.create_bytes(b"1"), lambda x: x.open(), lambda x: x.list()):
+    acts: list[Callable[[Location], object]] = [lambda x: x.create_bytes(b"1"), lambda x: x.open(), lambda x: x.list()]
+    for act in acts:
         with pytest.raises(BucketNotFoundError, match="bucket 'nowhere'"):
             act(Location.parse("s3://nowhere/x"))
 

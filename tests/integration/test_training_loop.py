@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from factories import colour_sample, image, write_dataset
+from factories import colour_sample, make_image, write_dataset
 from train_processes import STEPS, ProcessEndedError, Training, assert_same_curve, at_step, computed
-from warren.config import Duration, GuardConfig, StageConfig
+from warren.config import Duration, GuardConfig, StageConfig, ZeroStage
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CheckpointError, DamagedCheckpointError, QuarantineError, StorageError, TrainingError
 from warren.train.damaged_checkpoints import newest_intact
@@ -52,7 +52,7 @@ def kill_once_saved(loop: Any) -> None:
 
 
 @pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 1), (2, 2), (3, 1)])
-def test_steps_that_would_do_harm_are_left_out(training: Training, zero_stage: int, world_size: int) -> None:
+def test_steps_that_would_do_harm_are_left_out(training: Training, zero_stage: ZeroStage, world_size: int) -> None:
     guard = GuardConfig(spike_factor=3.0, spike_window_steps=2)
     stage = training.stage.model_copy(update={"guard": guard, "checkpoint_every_steps": 3})
     whole = replace(training, stage=stage, zero_stage=zero_stage, prepare=spoil)
@@ -174,7 +174,7 @@ def note_stopped(loop: Any, model: Any, rank: int) -> None:
     ],
 )
 def test_a_run_that_gives_way_goes_on_from_where_it_stood_with_any_number_of_ranks(
-    training: Training, curve: list[dict[str, Any]], zero_stage: int, before: int, after: int
+    training: Training, curve: list[dict[str, Any]], zero_stage: ZeroStage, before: int, after: int
 ) -> None:
     resized = replace(training, zero_stage=zero_stage, micro_batch_size=1, prepare=note_stopped)
     [short, *_] = resized.train(before)
@@ -206,7 +206,7 @@ def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_
 
 def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(training: Training) -> None:
     turns = (Turn("user", f"{IMAGE_MARK}\nwhat colour?"), Turn("assistant", "red"))
-    bad = [Sample(f"bad-{i}", (image()[:50],), turns, f"bad-{i}.png") for i in range(8)]
+    bad = [Sample(f"bad-{i}", (make_image()[:50],), turns, f"bad-{i}.png") for i in range(8)]
     write_dataset(training.root, "mixed", [*bad, *(colour_sample(i) for i in range(56))])
     stage = training.stage.model_copy(
         update={"dataset": "mixed@v1", "max_quarantined_fraction": 0.05, "checkpoint_every_steps": 2}

@@ -25,7 +25,7 @@ from warren.config.recipe import (
     StageConfig,
     ValidationConfig,
 )
-from warren.config.resources import Resources
+from warren.config.resources import Resources, ZeroStage
 from warren.config.resume import Change, OnResume, changes
 from warren.config.tree import fingerprint, load_config
 
@@ -53,6 +53,7 @@ __all__ = [
     "TokenizerConfig",
     "ValidationConfig",
     "VisionTowerConfig",
+    "ZeroStage",
     "changes",
     "check_name",
     "fingerprint",

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from warren.config.layers import Config
 from warren.config.resume import OnResume
 
+ZeroStage = Literal[0, 1, 2, 3]
 _GROUP_SPARE_S = 60.0
 
 
@@ -17,7 +18,7 @@ class Resources(Config):
     elastic_check_s: float = Field(default=60.0, gt=0)  # how often a run with room to grow looks for it
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: ZeroStage = 2
     precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = (
         "fp32"  # fp16 with a loss scale that follows its overflows
     )

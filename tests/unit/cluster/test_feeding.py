@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_where_a_run_starts_is_chosen_once_for_the_data_and_the_ranks(
     root = Location.parse(str(tmp_path))
     source = source_of(root, write_dataset(root, "d", [colour_sample(i) for i in range(48)]))
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
-    run, starts, tables = Run(root / "runs" / "r"), [], []
+    run, starts, tables = Run(root / "runs" / "r"), list[Any](), list[Any]()
     monkeypatch.setattr(run_dataset.ray.data, "from_arrow", tables.append)
     monkeypatch.setattr(run_dataset, "_MAX_OWN_SAMPLES", 0)
     plan = RemainingPlan(run, spec, starts.append)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from library_contracts import changed, parameters
 from torch import nn
 from torch.distributed import distributed_c10d
 
+from library_contracts import changed, parameters
 from warren.compat.torch import (
     can_pack_linear,
     is_out_of_memory,
@@ -44,7 +44,8 @@ def test_every_process_group_takes_a_new_timeout(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not can_pack_linear(), reason="this torch was built without oneDNN")
 def test_packed_products_are_the_products() -> None:
-    assert torch.backends.mkldnn.is_available() == can_pack_linear()
+    available: Any = torch.backends.mkldnn.is_available
+    assert available() == can_pack_linear()
     linear, values = nn.Linear(48, 24), torch.randn(3, 5, 48)
     packed = pack_linear_weight(linear.weight, 32)
     assert packed.shape == linear.weight.shape, changed(pack_linear_weight, f"packed, it has shape {packed.shape}")
@@ -76,10 +77,15 @@ def test_read_only_arrays_become_tensors_without_a_warning() -> None:
 
 
 def test_a_replaced_forward_runs_between_the_modules_hooks() -> None:
-    module, order = nn.Linear(2, 2), []
+    module, order = nn.Linear(2, 2), list[str]()
     module.register_forward_pre_hook(lambda *_: order.append("before"))
     module.register_forward_hook(lambda *_: order.append("after"))
-    replace_forward(module, lambda value, scale: order.append("forward") or value * scale)
+
+    def forward(value: torch.Tensor, scale: float) -> torch.Tensor:
+        order.append("forward")
+        return value * scale
+
+    replace_forward(module, forward)
     assert torch.equal(module(torch.ones(2), 3.0), torch.full((2,), 3.0)), changed(replace_forward, "it is not called")
     assert order == ["before", "forward", "after"], changed(replace_forward, f"hooks run as {order}")
 

@@ -25,7 +25,7 @@ def load(name: str) -> Recipe:
 def test_a_recipe_is_the_published_one(row: dict[str, str]) -> None:
     recipe = load(row["recipe"])
     assert recipe.name == row["recipe"]
-    model, one, two = recipe.model, recipe.pretrain, recipe.finetune
+    model, one, two = recipe.require("model"), recipe.require("pretrain"), recipe.require("finetune")
     assert (model.language_model.pretrained, model.template) == (row["language_model"], row["template"])
     assert model.vision_tower.pretrained == row["vision_tower"]
     assert model.vision_tower.scales_px == ((384, 768, 1152) if row["s2"] == "yes" else None)
@@ -49,7 +49,7 @@ def test_a_recipe_is_the_published_one(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", TABLE, ids=[row["recipe"] for row in TABLE])
 def test_what_all_published_models_share(row: dict[str, str]) -> None:
     recipe = load(row["recipe"])
-    one, two = recipe.pretrain, recipe.finetune
+    one, two = recipe.require("pretrain"), recipe.require("finetune")
     assert (one.dataset, one.template, one.trainable) == ("bunny-pretrain-laion-2m@v1", "plain", ("projector",))
     assert (one.global_batch_size, two.global_batch_size) == (256, 128)
     assert (one.image_padding, two.image_padding) == (False, True)
@@ -84,5 +84,5 @@ def test_every_published_recipe_is_in_the_table() -> None:
 
 
 def test_full_tuning_has_one_learning_rate() -> None:
-    stage = load("bunny-full").finetune
+    stage = load("bunny-full").require("finetune")
     assert (stage.lora, stage.learning_rate, stage.projector_learning_rate) == (None, 2e-5, None)

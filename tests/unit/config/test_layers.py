@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from warren.config import Recipe, load_config
+from warren.config import Recipe, Section, load_config
 from warren.config.layers import Config, node_type
 from warren.errors import ConfigError
 
@@ -155,14 +156,14 @@ def test_every_rule_names_keys_that_exist() -> None:
     assert len(ruled) >= 7
     for node in ruled:
         for key in {*node.replaces, *(other for others in node.replaces.values() for other in others)}:
-            schema = node
+            schema: type[BaseModel] = node
             for part in key.split("."):
                 assert part in schema.model_fields, (node, key)
                 schema = node_type(schema, part) or schema
 
 
 @pytest.mark.parametrize("section", ["ingest", "evaluate", "release", "finetune"])
-def test_a_recipe_may_hold_what_its_job_needs_and_nothing_else(tmp_path: Path, section: str) -> None:
+def test_a_recipe_may_hold_what_its_job_needs_and_nothing_else(tmp_path: Path, section: Section) -> None:
     whole = load_config(Recipe, "demo", FOLDERS).model_dump(mode="json", exclude_none=True)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"name": "own", section: whole[section]}))
     recipe = load_config(Recipe, str(tmp_path / "own.yaml"), FOLDERS)

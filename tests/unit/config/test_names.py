@@ -1,5 +1,6 @@
 """Every name that becomes a part of a path is a name, at every entry."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def test_what_is_no_name_is_refused_at_every_entry(name: str) -> None:
 
 @pytest.mark.parametrize("option", ["--run", "--from-run", "--first", "--second"])
 def test_options_that_name_runs_are_checked_before_anything_starts(option: str) -> None:
-    parser = job_parser("", lambda parser: parser.add_argument(option) and None)
+    def extend(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(option)
+
+    parser = job_parser("", extend)
     with pytest.raises(ConfigError, match=rf"{option} '\.\./x' is not a name"):
         load_job(parser.parse_args([f"{option}=../x"]))

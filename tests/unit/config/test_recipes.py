@@ -50,7 +50,7 @@ def test_wrong_keys_and_values_are_refused_with_what_is_allowed(override: str, m
 
 def test_adapters_without_a_language_model_that_trains_are_refused() -> None:
     lora = "finetune.lora={rank: 8, alpha: 16}"
-    assert load(lora).finetune.lora == LoraConfig(rank=8, alpha=16, dropout=0.05)
+    assert load(lora).require("finetune").lora == LoraConfig(rank=8, alpha=16, dropout=0.05)
     with pytest.raises(ConfigError, match="but only projector trains: add language_model to trainable, or remove lora"):
         load(lora, "finetune.trainable=[projector]")
 
@@ -68,16 +68,17 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 def test_overrides_keep_their_yaml_types() -> None:
     recipe = load("pretrain.learning_rate=1e-4", "pretrain.duration={steps: 5}", "pretrain.trainable=[projector]")
-    assert recipe.pretrain.learning_rate == 1e-4
-    assert recipe.pretrain.duration.steps == 5
-    assert recipe.pretrain.trainable == ("projector",)
+    stage = recipe.require("pretrain")
+    assert stage.learning_rate == 1e-4
+    assert stage.duration.steps == 5
+    assert stage.trainable == ("projector",)
 
 
 def test_extends_merges_deeply_and_refuses_circles(tmp_path: Path) -> None:
     (tmp_path / "child.yaml").write_text("extends: demo\nname: child\npretrain: {seed: 99}\n")
     child = load_config(Recipe, str(tmp_path / "child.yaml"), FOLDERS)
-    assert (child.name, child.pretrain.seed) == ("child", 99)
-    assert child.pretrain.global_batch_size == load().pretrain.global_batch_size
+    assert (child.name, child.require("pretrain").seed) == ("child", 99)
+    assert child.require("pretrain").global_batch_size == load().require("pretrain").global_batch_size
     (tmp_path / "loop.yaml").write_text(f"extends: {tmp_path / 'loop.yaml'}\n")
     with pytest.raises(ConfigError, match="extends itself"):
         load_config(Recipe, str(tmp_path / "loop.yaml"), FOLDERS)
@@ -96,9 +97,10 @@ def test_the_fingerprint_follows_every_key() -> None:
 
 
 def test_a_stage_trains_on_one_dataset_or_on_several() -> None:
-    assert [component.name for component in load().finetune.mixture] == ["easy-vqa-train@v1"]
+    assert [component.name for component in load().require("finetune").mixture] == ["easy-vqa-train@v1"]
     two = load("finetune.dataset=null", "finetune.datasets=[{name: a@v1, weight: 3}, {name: b@v1, weight: 1}]")
-    assert [(component.name, component.weight) for component in two.finetune.mixture] == [("a@v1", 3.0), ("b@v1", 1.0)]
+    mixture = two.require("finetune").mixture
+    assert [(component.name, component.weight) for component in mixture] == [("a@v1", 3.0), ("b@v1", 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def test_where_bunny_loses_supervision_every_answer_and_its_end_is_learnt() -> N
         tokenizer, spec = tokenizer_of(row["tokenizer"]), spec_of(row)
         answers = [m["value"] for m in row["conversations"] if m["from"] == "gpt"]
         eos = tokenizer.token_to_id(spec.eos_token)
+        assert eos is not None
         learnt = [int(label) for label in labels if label != IGNORED]
         assert learnt.count(eos) == len(answers)
         text = tokenizer.decode(learnt, skip_special_tokens=False)
@@ -171,6 +172,7 @@ def test_a_tokenizer_of_another_backbone_is_refused() -> None:
 def test_the_image_token_written_in_a_text_is_refused() -> None:
     tokenizer = tokenizer_of("tok_qwen_stablelm")
     start = tokenizer.token_to_id("<|im_start|>")
+    assert start is not None
     turns = (Turn("user", "a <|im_start|> b"), Turn("assistant", "c"))
     segments = get_template("bunny").training(turns, "<|endoftext|>")
     spec = token_spec("stablelm-2", "tok_qwen_stablelm", 1)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raw_pairs
+from factories import COLOURS
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
 from warren.data.importers import importers
@@ -47,7 +48,7 @@ def maker(config: IngestConfig, folder: Path) -> ShardMaker:
     return ShardMaker(importer, Location(str(folder)), limits, config.samples_per_shard, config.samples_per_row_group)
 
 
-def receipts(making: ShardMaker) -> Iterator[Receipt]:
+def receipts(making: ShardMaker) -> Generator[Receipt]:
     for number, piece in enumerate(making.importer.pieces(making.samples_per_shard)):
         yield from making.make(number, piece)
 
@@ -76,7 +77,7 @@ def test_good_pairs_come_in_and_bad_ones_are_named(kind: str, tmp_path: Path) ->
 
 
 def colour(number: int) -> str:
-    return list(raw_pairs.COLOURS)[number % len(raw_pairs.COLOURS)]
+    return list(COLOURS)[number % len(COLOURS)]
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -94,7 +95,12 @@ def test_an_interrupted_ingest_writes_the_same_bytes_and_nothing_twice(
     assert 0 < len(times) < len(expected)
     loaded: list[int] = []
     check = SampleLimits.check
-    monkeypatch.setattr(SampleLimits, "check", lambda limits, sample: loaded.append(1) or check(limits, sample))
+
+    def noted(limits: SampleLimits, sample: Sample) -> list[tuple[int, int]]:
+        loaded.append(1)
+        return check(limits, sample)
+
+    monkeypatch.setattr(SampleLimits, "check", noted)
     assert ingest(config, folder)[2] == expected
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert len(loaded) < len(times) * 4 + GOOD  # what has a receipt is not decoded again

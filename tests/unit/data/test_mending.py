@@ -32,7 +32,8 @@ def maker(config: IngestConfig, folder: Path) -> ShardMaker:
 
 def make(config: IngestConfig, folder: Path) -> list[Receipt]:
     """Do every piece as far as it goes."""
-    making, found = maker(config, folder), []
+    making = maker(config, folder)
+    found: list[Receipt] = []
     for number, piece in enumerate(making.importer.pieces(making.samples_per_shard)):
         try:
             found += making.make(number, piece)
@@ -95,7 +96,12 @@ def test_shards_of_unchanged_pieces_are_kept_and_the_dataset_is_that_of_the_mend
     mend(raw)
     checked: list[Sample] = []
     check = SampleLimits.check
-    monkeypatch.setattr(SampleLimits, "check", lambda limits, sample: checked.append(sample) or check(limits, sample))
+
+    def noted(limits: SampleLimits, sample: Sample) -> list[tuple[int, int]]:
+        checked.append(sample)
+        return check(limits, sample)
+
+    monkeypatch.setattr(SampleLimits, "check", noted)
     after = make(config, folder)
     kept = [receipt for receipt in after if receipt in before]
     assert len(kept) >= 2

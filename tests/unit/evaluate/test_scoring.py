@@ -23,7 +23,7 @@ def test_exact_match(answer: str, truth: str, right: bool) -> None:
 def test_the_interval_is_wilsons() -> None:
     measured = score([True] * 8 + [False] * 2, ["yes"] * 6 + ["no"] * 4)
     assert (measured.value, measured.majority) == (0.8, 0.6)
-    assert (measured.low, measured.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert (measured.low, measured.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert score([], []).num_samples == 0
 
 

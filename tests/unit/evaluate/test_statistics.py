@@ -20,7 +20,8 @@ def test_the_wilson_interval_is_what_it_is_elsewhere() -> None:
     """As `proportion_confint(method="wilson")` of statsmodels 0.15.0 gives."""
     for right, total, low, high in ((8, 10, 0.4901624715, 0.9433178485), (0, 20, 0.0, 0.1611251581)):
         found = statistics.wilson(right, total)
-        assert (found.low, found.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+        assert found.low == pytest.approx(low, abs=1e-9)
+        assert found.high == pytest.approx(high, abs=1e-9)
     assert (statistics.wilson(0, 0).low, statistics.wilson(0, 0).high) == (0.0, 1.0)
 
 
@@ -139,9 +140,10 @@ def test_the_same_answers_have_the_same_interval_in_any_order() -> None:
 def test_few_questions_and_few_clusters() -> None:
     assert mean("m", {"a": 0.5}).interval() is None
     assert mean("m", {"a": 0.5, "b": 1.0}, clusters={"a": "x", "b": "x"}).interval() is None
-    assert share("s", {"a": True}, 100).interval() == statistics.Interval(
-        pytest.approx(20.65, abs=0.01), 100.0, "wilson"
-    )
+    one = share("s", {"a": True}, 100).interval()
+    assert one is not None
+    assert one.low == pytest.approx(20.65, abs=0.01)
+    assert (one.high, one.method) == (100.0, "wilson")
 
 
 def test_measures_survive_json_and_what_is_none_is_named() -> None:

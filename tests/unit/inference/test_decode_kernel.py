@@ -25,8 +25,9 @@ def by_torch(query: Tensor, keys: Tensor, values: Tensor, lengths: np.ndarray, s
     group = query.shape[1] // keys.shape[1]
     rows = []
     for asked, key, value, length in zip(query, keys, values, lengths, strict=True):
-        read = [each[:, :length].repeat_interleave(group, 0) for each in (key, value)]
-        rows.append(functional.scaled_dot_product_attention(asked[:, None], *read, scale=scaling)[:, 0])
+        keys_read, values_read = (each[:, :length].repeat_interleave(group, 0) for each in (key, value))
+        attended = functional.scaled_dot_product_attention(asked[:, None], keys_read, values_read, scale=scaling)
+        rows.append(attended[:, 0])
     return torch.stack(rows)
 
 

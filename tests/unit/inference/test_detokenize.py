@@ -1,5 +1,7 @@
 """Text as it comes: whole characters, spaces kept, nothing behind a stop string."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,7 +90,7 @@ WORDS = {word: 256 + number for number, word in enumerate(["▁a", "▁blue", "c
 def test_a_continuation_keeps_the_space_of_its_first_token() -> None:
     blue = BYTE_LEVEL.encode(" blue", add_special_tokens=False).ids
     prompt = tuple(BYTE_LEVEL.encode("there? a").ids)
-    options = {"prompt": prompt, "keeps_leading_space": True}
+    options: dict[str, Any] = {"prompt": prompt, "keeps_leading_space": True}
     assert "".join(_run(BYTE_LEVEL, blue, **options)[0]) == " blue"
     assert _run(BYTE_LEVEL, blue, (" blue",), **options) == ([""] * len(blue) + [""], True)
     ids, prompt = [WORDS["▁blue"], WORDS["circle"]], (WORDS["▁a"],)
@@ -145,6 +147,7 @@ def test_the_bytes_of_pieces_keep_their_space_and_parts_of_characters() -> None:
     assert [of(WORDS[word]) for word in ("▁blue", "circle")] == [b" blue", b"circle"]
     assert b"".join(map(of, "🙂日".encode())).decode() == "🙂日"
     special = BYTE_LEVEL.token_to_id("<|endoftext|>")
+    assert special is not None
     assert TokenBytes(BYTE_LEVEL)(special) == b"<|endoftext|>"
     assert TokenBytes(BYTE_LEVEL)(10**6) == b""
 

@@ -235,7 +235,7 @@ def test_an_engine_does_not_outlive_who_started_it(model_folder: Callable[[str],
 
 def _runs(pid: int) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 

@@ -89,10 +89,12 @@ def test_greedy_tokens_equal_single_generate_in_any_company(
     requests = _requests(inputs, tokenizer, 14, seed=num_slots)
     answers = generate_all(batch, requests)
     eos = tokenizer.token_to_id(inputs.tokens.eos_token)
+    assert eos is not None
     plain, *_ = load_bundle(model_folder(family))  # the batch has packed the other's weights
     plain.generation_config.eos_token_id = None
     assert any(isinstance(part, PackedLinear) for part in model.modules())
-    compared, distinct = 0, set()
+    compared = 0
+    distinct: set[int] = set()
     for request, answer in zip(requests, answers, strict=True):
         expected, margins = _alone(plain, inputs, request, eos)
         sure = next((i for i, margin in enumerate(margins) if margin <= MARGIN), len(expected))
@@ -119,6 +121,7 @@ def known(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -
     model.generation_config.eos_token_id = None
     tokenizer = tokenizer_from_json(tokenizer_json)
     eos = tokenizer.token_to_id(inputs.tokens.eos_token)
+    assert eos is not None
     requests, answers = [], []
     for each in _requests(inputs, tokenizer, 8, seed=11):
         tokens, margins = _alone(model, inputs, each, eos)

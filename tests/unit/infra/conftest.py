@@ -1,13 +1,9 @@
 """Fixtures of the infra tests: the CRDs, found by `WARREN_KUBERAY_CRDS` or beside the repository."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-# The modules beside this file, whichever import mode pytest runs in.
-sys.path.insert(0, str(Path(__file__).parent))
 
 from crd_schema import CrdSchemas, load_crd_schemas
 from kuberay_manifests import CLUSTER_FIELDS, REPOSITORY

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from kuberay_manifests import REPOSITORY, SOURCES, cluster_spec, load, ray_resources
 
 DOCKER = REPOSITORY / "infra" / "docker"

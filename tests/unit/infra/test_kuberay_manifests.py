@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
 from crd_schema import CrdSchemas
 from kuberay_manifests import (
     BASE,

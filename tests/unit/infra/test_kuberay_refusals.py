@@ -5,6 +5,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+
 from crd_schema import HAS_CEL, CrdSchemas
 from kuberay_manifests import Resource, find, load
 from operator_rules import operator_errors

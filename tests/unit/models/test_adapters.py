@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from factories import tiny_model_config
 from warren.config import LoraConfig, ModelConfig
+from warren.config.model import ModelPart
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, load_bundle, merge_adapter, save_model
 from warren.models.adapters import is_adapter, merged_state, save_adapter
 from warren.models.lora import PEFT_PREFIX
@@ -46,7 +47,7 @@ def moved(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -54,7 +55,8 @@ def logits(model: nn.Module) -> torch.Tensor:
     ids = torch.tensor([[5, *[2] * 16, 9, 30]])
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        return model.eval()(input_ids=ids, pixel_values=pixels).logits
+        answer: torch.Tensor = model.eval()(input_ids=ids, pixel_values=pixels).logits
+    return answer
 
 
 @pytest.mark.parametrize("model_type", BUNNY_TARGETS)
@@ -97,7 +99,7 @@ def test_merged_and_alone_an_adapter_gives_the_logits_it_was_trained_to(
     for name in ("base", "merged", "adapter"):
         (tmp_path / name).mkdir()
     save_model(model.state_dict(), model.config, inputs, tokenizer.json, tmp_path / "base")
-    trainable = ("language_model", "projector", "vision_tower")
+    trainable: tuple[ModelPart, ...] = ("language_model", "projector", "vision_tower")
     add_adapters(model, LORA, seed=1)
     freeze_all_but(model, trainable)
     expected = logits(moved(model))

@@ -40,8 +40,8 @@ def built(family: str, model_type: str) -> Callable[[Path], None]:
 
 
 def imported(name: str) -> Callable[[Path], None]:
-    base = {"base": checkpoint("base-llm-qwen2")} if "lora" in name or "pretrain" in name else {}
-    return lambda folder: import_bunny(checkpoint(name), folder, **base)
+    base = checkpoint("base-llm-qwen2") if "lora" in name or "pretrain" in name else None
+    return lambda folder: import_bunny(checkpoint(name), folder, base)
 
 
 MODELS: dict[str, Callable[[Path], None]] = {

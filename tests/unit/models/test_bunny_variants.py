@@ -42,7 +42,8 @@ def change(file: Path, work: Callable[[Tensors], Tensors]) -> None:
 
 def imported(source: Path, target: Path, **options: Any) -> Tensors:
     import_bunny(source, target, **options)
-    return load_file(target / "model.safetensors")
+    tensors: Tensors = load_file(target / "model.safetensors")
+    return tensors
 
 
 def tower_of(tensors: Tensors, prefix: str = ON_DISK) -> Tensors:

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,7 +187,12 @@ def test_an_average_reads_each_pickle_once(tmp_path: Path, monkeypatch: pytest.M
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
     opened, read = [], torch.load
-    monkeypatch.setattr(torch, "load", lambda file, **options: (opened.append(file), read(file, **options))[1])
+
+    def noted(file: Any, **options: Any) -> Any:
+        opened.append(file)
+        return read(file, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
     average_models(folders[0], folders[1], 0.5, tmp_path / "c")
     assert len(opened) == 2
 

@@ -72,8 +72,8 @@ def test_folding_four_tokens_is_side_by_side_in_minigpt_and_by_channel_in_vanill
     seen = {}
     for name in ("minigpt", "vanilla"):
         projector = build_projector(name, 2, 8)
-        torch.nn.init.eye_(projector.linear.weight)
-        torch.nn.init.zeros_(projector.linear.bias)
+        torch.nn.init.eye_(projector.get_parameter("linear.weight"))
+        torch.nn.init.zeros_(projector.get_parameter("linear.bias"))
         seen[name] = projector(features).flatten().tolist()
     assert seen == {"minigpt": [0, 1, 2, 3, 4, 5, 6, 7], "vanilla": [0, 2, 4, 6, 1, 3, 5, 7]}
 

@@ -133,7 +133,7 @@ def test_the_softmax_is_over_the_rows_that_the_language_model_came_with(
     trained = Trained(language_model(tmp_path / "lm", num_rows, tied)).unfolded()
     assert len(trained.model.lm_head.weight) == max(num_rows, NUM_TOKENS + 1)
     expected = trained.expected_loss()
-    expected.backward()
+    torch.autograd.backward(expected)
     projector = trained.model.model.multi_modal_projector.linear_1.weight
     by_reference = projector.grad.clone()
     trained.model.zero_grad()

@@ -71,7 +71,8 @@ def test_a_key_has_so_many_places_and_gets_them_back(scripted: Any, two_keys: An
 
             async def one(key: str) -> int:
                 headers = {"authorization": f"Bearer {key}"}
-                return (await http.post(PATH, json=body, headers=headers)).status_code
+                answer: httpx.Response = await http.post(PATH, json=body, headers=headers)
+                return answer.status_code
 
             statuses = await asyncio.gather(one("alice"), one("alice"), one("bob"))
             return [*statuses, await one("alice")]
@@ -209,7 +210,7 @@ def test_whatever_the_route_prefix_all_but_the_open_paths_need_a_key(scripted: A
     async def main() -> tuple[dict[str, int], list[int]]:
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             seen = {path: (await client.get(f"http://endpoint{prefix}{path}")).status_code for path in paths}
-            keys = ({}, {"authorization": "Bearer alice"})
+            keys: tuple[dict[str, str], ...] = ({}, {"authorization": "Bearer alice"})
             return seen, [(await client.post(prefix + PATH, json=ASK, headers=key)).status_code for key in keys]
 
     seen, asked = asyncio.run(main())

@@ -214,7 +214,12 @@ def test_the_deadline_ends_an_answer_and_frees_its_slot(scripted: Any, stream: b
 def test_the_deadline_counts_what_comes_before_the_model_too(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, engine = scripted(hello, {"request_timeout_s": 0.2})
     prepare = endpoint.service._prompts.prepare
-    monkeypatch.setattr(endpoint.service._prompts, "prepare", lambda request: (time.sleep(0.5), prepare(request))[1])
+
+    def slowly(request: Any) -> Any:
+        time.sleep(0.5)
+        return prepare(request)
+
+    monkeypatch.setattr(endpoint.service._prompts, "prepare", slowly)
     answer = endpoint.chat()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert not engine.requests
@@ -239,7 +244,7 @@ def test_a_client_that_leaves_frees_its_slot(scripted: Any, stream: bool) -> Non
             pass
 
         headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
         scope |= {"query_string": b"", "asgi": {"version": "3.0"}, "server": ("x", 80), "scheme": "http"}
         request = asyncio.create_task(endpoint.app(scope, receive, send))
         while not engine.requests:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_parts import image_part, text, user
 from PIL import Image
 
+from chat_parts import image_part, text, user
 from warren.data.model_inputs import Inputs
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from chat_parts import image_part, image_url, text, user
 
+from chat_parts import image_part, image_url, text, user
 from warren.errors import ConfigError
 from warren.inference import GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
@@ -30,7 +30,7 @@ class _Pictures(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         name, _, rest = self.path[1:].partition("/")
         if name == "to":
             self.send_response(302)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_parts import assistant, image_part, image_url, text, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chat_parts import assistant, image_part, image_url, text, user
 from warren.inference import TokenDelta
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import listening
 
 import warren_serve
+from live import listening
 from warren.inference import GenerationFailedError, GenerationRequest, TokenDelta
 from warren.inference.testing import png_bytes
 

@@ -78,11 +78,13 @@ def _ask(engines: _Engines, engine_request: EngineRequest = _REQUEST) -> list[Re
 
 
 def _gone() -> Exception:
-    return ActorUnavailableError("gone", None)
+    error: Exception = ActorUnavailableError("gone", None)
+    return error
 
 
 def _broken() -> Exception:
-    return AioRpcError(StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata(), "too large")
+    error: Exception = AioRpcError(StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata(), "too large")
+    return error
 
 
 def test_an_engine_that_is_gone_before_it_said_anything_is_asked_for_once_more() -> None:

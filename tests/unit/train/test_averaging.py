@@ -1,6 +1,7 @@
 """Two runs' models averaged into a third run that evaluation and release can read."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def train(root: Location, name: str, seed: int, folder: Path) -> torch.Tensor:
     save_model(model.state_dict(), model.config, inputs, TOKENIZER.json, folder / MODEL_FOLDER)
     run = Run(root / "runs" / name)
     files = run.checkpoints.upload(7, "attempt", folder)
-    run.checkpoints.commit(CheckpointManifest(7, 1, 2, "f", tuple(files), {"datasets": [{"name": name}]}))
+    run.checkpoints.commit(CheckpointManifest(7, 1, 2, "f", tuple(files), cast(Any, {"datasets": [{"name": name}]})))
     weight: torch.Tensor = model.lm_head.weight.detach()
     return weight
 

@@ -23,7 +23,7 @@ def resources_of(name: str, *overrides: str) -> Resources:
 @pytest.fixture(scope="module")
 def phi2() -> Estimate:
     recipe = recipe_of("bunny-v1_0-3b")
-    return estimate(recipe, recipe.finetune, resources_of("gpu-8-zero3"), 695_000)
+    return estimate(recipe, recipe.require("finetune"), resources_of("gpu-8-zero3"), 695_000)
 
 
 def test_parameters_and_steps_are_the_published_ones(phi2: Estimate) -> None:
@@ -46,9 +46,9 @@ def test_memory_follows_the_zero_paper(phi2: Estimate) -> None:
 
 def test_what_is_offloaded_moves_to_the_host() -> None:
     recipe = recipe_of("bunny-v1_0-3b")
-    _, one, two, three = estimate(recipe, recipe.finetune, resources_of("gpu-8-zero3"), None).memory
+    _, one, two, three = estimate(recipe, recipe.require("finetune"), resources_of("gpu-8-zero3"), None).memory
     resources = resources_of("gpu-8-zero3", "offload=[optimizer, weights]")
-    none, *offloaded = estimate(recipe, recipe.finetune, resources, None).memory
+    none, *offloaded = estimate(recipe, recipe.require("finetune"), resources, None).memory
     assert none.host == 0
     assert [memory.host for memory in offloaded[:2]] == [one.optimizer, two.optimizer + two.gradients]
     assert offloaded[2].weights == 2 * 10**9  # what is gathered at a time
@@ -61,12 +61,14 @@ def test_what_is_offloaded_moves_to_the_host() -> None:
 def test_checkpointing_and_frozen_towers_save_activations() -> None:
     recipe = recipe_of("demo")
     all_kept, fewer = (
-        estimate(recipe, recipe.finetune, resources_of("laptop", f"gradient_checkpointing={on}"), None).memory[0]
+        estimate(
+            recipe, recipe.require("finetune"), resources_of("laptop", f"gradient_checkpointing={on}"), None
+        ).memory[0]
         for on in ("false", "true")
     )
     assert all_kept.activations > fewer.activations
     frozen = recipe_of("demo", "finetune.trainable=[projector, language_model]")
-    kept = estimate(frozen, frozen.finetune, resources_of("laptop"), None).memory[0]
+    kept = estimate(frozen, frozen.require("finetune"), resources_of("laptop"), None).memory[0]
     assert kept.activations < all_kept.activations
 
 

@@ -49,15 +49,16 @@ def test_what_a_step_measured_decides_whether_it_did_harm_before_and_after_a_res
 ) -> None:
     config = GuardConfig(spike_factor=3.0, spike_window_steps=2, max_skips_in_a_row=1)
     guard = Guard(config, Location.parse(str(tmp_path)))
-    history = [row(0), row(1), overflowed(2), {**last, "step": 3}]
+    history: list[Any] = [row(0), row(1), overflowed(2), {**last, "step": 3}]
     if resumes:
         guard.follow(history)
     else:
         for each in history:
             guard.judge(each, ["a"], writes=False)
     guard.judge(overflowed(4), ["a"], writes=False)
+    again: Any = {**last, "step": 5}
     with pytest.raises(TrainingError, match="2 steps in a row"):
-        guard.judge({**last, "step": 5}, ["a"], writes=False)
+        guard.judge(again, ["a"], writes=False)
 
 
 def test_a_gradient_that_is_not_finite_is_named_by_its_precision() -> None:

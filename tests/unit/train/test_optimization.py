@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
 
 from factories import tiny_model_config, tiny_stage
-from warren.config import Resources
+from warren.config import Resources, ZeroStage
 from warren.data.batch import Cut
 from warren.models import build_model, freeze_all_but, train_tokenizer
 from warren.train.engine import deepspeed_config
@@ -69,6 +70,6 @@ def test_deepspeed_gets_half_precision_and_what_waits_on_the_host() -> None:
 
 
 @pytest.mark.parametrize(("part", "zero_stage"), [("optimizer", 0), ("weights", 2)])
-def test_nothing_whole_is_offloaded(part: str, zero_stage: int) -> None:
+def test_nothing_whole_is_offloaded(part: Literal["optimizer", "weights"], zero_stage: ZeroStage) -> None:
     with pytest.raises(ValidationError, match=rf"offload: \[{part}\] needs zero_stage"):
         Resources(num_workers=1, zero_stage=zero_stage, offload=(part,))

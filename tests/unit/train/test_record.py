@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
     return Run(Location.parse(str(tmp_path / "runs/r")))
 
 
-def start(run: Run, recipe: Recipe | None = None, resources: Resources = RESOURCES, **more: Any) -> dict[str, Any]:
+def start(run: Run, recipe: Recipe | None = None, resources: Resources = RESOURCES, **more: Any) -> Any:
     """Begin or go on, as a job does."""
     latest = run.checkpoints.latest()
     record = go_on(run, describe(recipe or tiny_recipe(), "finetune", resources, SOURCES, **more), latest)
@@ -46,7 +46,7 @@ def finetune(**changes: Any) -> Recipe:
 
 def test_a_run_writes_down_what_it_was(run: Run) -> None:
     start(run)
-    record = run.record()
+    record: Any = run.record()
     assert record is not None
     assert record["datasets"]["train@v1"]["samples_per_epoch"] == 70
     assert record["recipe"]["finetune"]["seed"] == 3
@@ -123,7 +123,7 @@ def test_what_binds_is_what_the_checkpoint_was_trained_with(run: Run) -> None:
 
 
 def test_a_field_that_an_earlier_version_did_not_know_has_its_default() -> None:
-    now = finetune().finetune.model_dump(mode="json")
+    now = finetune().require("finetune").model_dump(mode="json")
     before = {key: value for key, value in now.items() if key not in ("guard", "adam_betas", "image_padding")}
     assert changes(before, now, "finetune", StageConfig) == []
     changed = {**now, "adam_betas": [0.5, 0.9]}
@@ -158,11 +158,12 @@ def test_a_run_may_be_made_longer_only_where_the_steps_taken_keep_their_learning
     recipe = finetune(**{**started, "duration": duration})
     latest = run.checkpoints.latest()
     go_on(run, describe(recipe, "finetune", RESOURCES, SOURCES), latest)
-    spec = stream(tiny_inputs, recipe.finetune)
+    stage = recipe.require("finetune")
+    spec = stream(tiny_inputs, stage)
     if not refused:
-        check_duration(run, recipe.finetune, latest, spec)
+        check_duration(run, stage, latest, spec)
         return
     with pytest.raises(
         TrainingError, match=rf"has taken {steps_taken} of 18 steps, and with .*--run NAME --from-run r"
     ):
-        check_duration(run, recipe.finetune, latest, spec)
+        check_duration(run, stage, latest, spec)

@@ -17,7 +17,7 @@ from warren.train.sample_preview import preview_samples
 def recipe(repository: Path, config: object, *overrides: str) -> Recipe:
     values = json.loads(config.model_dump_json(exclude_none=True))  # type: ignore[attr-defined]
     base = load_config(Recipe, "demo", [repository / "jobs/recipes"], overrides)
-    return base.model_copy(update={"ingest": type(config)(**values)})  # type: ignore[operator]
+    return base.model_copy(update={"ingest": type(config)(**values)})
 
 
 def test_it_counts_what_ingest_would_do_and_shows_what_is_learnt(repository: Path, tmp_path: Path) -> None:

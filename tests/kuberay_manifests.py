@@ -13,7 +13,7 @@ import yaml
 Resource = dict[str, Any]
 Pod = dict[str, Any]
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[1]
 KUBERAY = REPOSITORY / "infra" / "kuberay"
 BASE = KUBERAY / "base"
 OVERLAYS = ("base", "overlays/cpu-dev", "overlays/gpu")

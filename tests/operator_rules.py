@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+
 from kuberay_manifests import Resource, cluster_spec
 
 _MAX_NAME_LENGTH = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
