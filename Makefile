@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-long check bench clean chaos bench-serve soak bench-data bench-order bench-train bench-recovery
+.PHONY: help install demo test test-long check bench clean demo-curate chaos bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install  ## The whole way on this machine: raw pairs to REST answer (KEEP=1 leaves the endpoint up)
 	$(BIN)/python jobs/demo.py $(if $(KEEP),--keep) $(ARGS)
+
+demo-curate: install  ## Raw pairs to a selected dataset and a report of it, on this machine
+	$(BIN)/python jobs/demo_curate.py $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest
 test: install  ## The tests of CI: unit tests on two processes, then one Ray cluster (ARGS=tests/unit/data: only those)
@@ -59,6 +62,9 @@ bench-train: install  ## Speed and memory of a training step against a plain loo
 
 bench-recovery: install  ## Kill a training worker, and tell whose code runs until the next step
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
+
+bench-curate: install  ## Cost of a coreset of 10^4 to 10^7 embeddings beside plain numpy and faiss (ARGS="--sizes 10000 100000")
+	$(BIN)/python -m benchmarks.curate $(ARGS)
 
 PEERS := .venv-bench-data
 bench-data: install  ## Compare the data loader with torch's, webdataset and mosaicml-streaming (installs the latter two)

@@ -71,6 +71,7 @@ FATES: dict[str, Fate] = {
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe demo$": _WHOLE_WAY,
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe my-recipe\.yaml": _OWN_DATA,
     r"ray job submit --working-dir \. -- python jobs/pretrain\.py --recipe demo --resources laptop --set": _WHOLE_WAY,
+    r"ray job submit .* --set pretrain\.dataset=laion-core@v1": Elsewhere("tests/integration/test_curate.py"),
     r"(submit(\(\) \{)? |image=)": _OWN_DATA,
     r"make install && \. \.venv/bin/activate": Elsewhere(".ci/run"),
     r"ray start --head": NotRun("the tests' cluster has ports of its own"),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing import start_processes
 
 _PRELOADED = ["deepspeed", "peft", "transformers.models.llava.modeling_llava"]  # imported once, not once a rank
 

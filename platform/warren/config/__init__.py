@@ -1,5 +1,6 @@
 """What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
 
+from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
 from warren.config.layers import Config
 from warren.config.mixture import MixtureComponent
@@ -33,6 +34,7 @@ __all__ = [
     "AverageConfig",
     "Change",
     "Config",
+    "CurateConfig",
     "Duration",
     "EvaluateConfig",
     "GateConfig",

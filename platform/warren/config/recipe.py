@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, overload
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.catalog import check_template
+from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
 from warren.config.layers import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
@@ -172,7 +173,7 @@ class AverageConfig(Config):
     first_weight: float = Fraction
 
 
-Section = Literal["model", "ingest", "pretrain", "finetune", "average", "evaluate", "release"]
+Section = Literal["model", "ingest", "curate", "pretrain", "finetune", "average", "evaluate", "release"]
 
 
 class Recipe(Config):
@@ -185,6 +186,7 @@ class Recipe(Config):
     description: Annotated[str, OnResume.FREE] = ""
     model: ModelConfig | None = None
     ingest: IngestConfig | None = None
+    curate: CurateConfig | None = None
     pretrain: StageConfig | None = None
     finetune: StageConfig | None = None
     average: AverageConfig | None = None
@@ -197,6 +199,8 @@ class Recipe(Config):
     def require(self, section: Literal["pretrain", "finetune"]) -> StageConfig: ...
     @overload
     def require(self, section: Literal["ingest"]) -> IngestConfig: ...
+    @overload
+    def require(self, section: Literal["curate"]) -> CurateConfig: ...
     @overload
     def require(self, section: Literal["average"]) -> AverageConfig: ...
     @overload

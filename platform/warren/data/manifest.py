@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,25 +24,82 @@ _COMPRESSION: dict[str, Any] = {**dict.fromkeys(_TEXT_COLUMNS, "zstd"), "images.
 
 
 @dataclass(frozen=True)
+class StoredGroup:
+    """A row group as it is stored, and which of its rows belong to a dataset.
+
+    Attributes:
+        file: The Parquet object.
+        row_group: Its number in that object.
+        dataset: The dataset in whose folder the object is; empty: the dataset's own.
+        mask: One bit a row in hex, the lowest of a byte first; empty: every row.
+    """
+
+    file: FileEntry
+    row_group: int
+    dataset: str = ""
+    mask: str = ""
+
+    def rows(self, first: int = 0, count: int | None = None) -> np.ndarray | None:
+        """Return the places of some of its rows within the stored row group; None: all of them."""
+        if not self.mask:
+            return None if first == 0 and count is None else np.arange(first, first + (count or 0))
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(self.mask), np.uint8), bitorder="little")
+        return np.flatnonzero(bits)[first : None if count is None else first + count]
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One Parquet object; `row_groups` are its row counts, in order."""
+    """One Parquet object, or what a selection takes of one; `row_groups` are the row counts, in order.
+
+    Attributes:
+        dataset: For a selection: the `name@version` in whose folder the object is.
+        stored: For a selection: the numbers in the object of the row groups taken.
+        masks: For a selection: which rows of each row group are taken (`StoredGroup.mask`).
+    """
 
     file: FileEntry
     row_groups: tuple[int, ...]
+    dataset: str = ""
+    stored: tuple[int, ...] = ()
+    masks: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Number of samples."""
         return sum(self.row_groups)
 
+    @property
+    def digest(self) -> str:
+        """What identifies the samples: the object's digest, and what is taken of it."""
+        taken = digest_bytes(repr((self.stored, self.masks)).encode()) if self.dataset else ""
+        return f"{self.file.sha256}{taken}"
+
+    def group(self, number: int) -> StoredGroup:
+        """Return where one of its row groups is stored."""
+        if not self.dataset:
+            return StoredGroup(self.file, number)
+        return StoredGroup(self.file, self.stored[number], self.dataset, self.masks[number])
+
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
-        return {**self.file.to_json(), "row_groups": list(self.row_groups)}
+        value = {**self.file.to_json(), "row_groups": list(self.row_groups)}
+        if self.dataset:
+            value |= {"dataset": self.dataset, "stored": list(self.stored), "masks": list(self.masks)}
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Shard":
         """Rebuild what `to_json` returned."""
-        return cls(FileEntry.from_json(value), tuple(value["row_groups"]))
+        taken = {name: value.get(name, ()) for name in ("stored", "masks")}
+        shard = cls(
+            FileEntry.from_json(value),
+            tuple(value["row_groups"]),
+            value.get("dataset", ""),
+            **{name: tuple(each) for name, each in taken.items()},
+        )
+        if shard.dataset:
+            split_dataset(shard.dataset)
+        return shard
 
 
 @dataclass(frozen=True)
@@ -53,6 +111,7 @@ class Manifest:
         version: Names this immutable content.
         shards: In order; `Order` shuffles over them.
         statistics: Counts for people (`warren.data.statistics`), and what made the dataset.
+        selection: For a selection: its parents, options, counts and code (`warren.curate`); empty otherwise.
     """
 
     name: str
@@ -61,6 +120,7 @@ class Manifest:
     source: str
     licence: str
     statistics: dict[str, Any] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -70,11 +130,11 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Hex digest of the content: the same shards give the same digest, whatever the dataset is called."""
-        return digest_bytes("\n".join(shard.file.sha256 for shard in self.shards).encode())
+        return digest_bytes("\n".join(shard.digest for shard in self.shards).encode())
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
-        return {
+        value = {
             "format": _FORMAT,
             "name": self.name,
             "version": self.version,
@@ -87,6 +147,7 @@ class Manifest:
             "statistics": self.statistics,
             "shards": [shard.to_json() for shard in self.shards],
         }
+        return {**value, "selection": self.selection} if self.selection else value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Manifest":
@@ -98,6 +159,7 @@ class Manifest:
             source=value["source"],
             licence=value["licence"],
             statistics=value["statistics"],
+            selection=value.get("selection", {}),
         )
 
 
@@ -109,6 +171,17 @@ def dataset_folder(root: Location, reference: str) -> Location:
     """
     name, version = split_dataset(reference)
     return root / "datasets" / name / version
+
+
+def folder_of(folder: Location, group: StoredGroup) -> Location:
+    """Return the folder of a row group's object.
+
+    Args:
+        folder: Of the dataset whose manifest lists it.
+    """
+    if not group.dataset:
+        return folder
+    return dataset_folder(Location(folder.uri.rsplit("/", 3)[0]), group.dataset)
 
 
 def read_manifest(root: Location, reference: str) -> Manifest:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, Quarantined, cut_global_batch, pack_parts
-from warren.data.manifest import Manifest
+from warren.data.manifest import Manifest, StoredGroup, folder_of
 from warren.data.mixture import Mixture
 from warren.data.model_inputs import EncodedSample, Inputs, tokenizer_from_json
 from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_multiple
@@ -92,31 +92,33 @@ class StreamSpec:
     def reads(self, start_step: int = 0) -> Iterator["WindowRead"]:
         """Yield what is left to read from `start_step` on, in order."""
         for task in self.plan().tasks(start_step):
-            files = [self.sources[each.dataset].manifest.shards[each.shard].file for each in task.slices]
-            yield WindowRead(task, tuple(files))
+            shards = [self.sources[each.dataset].manifest.shards[each.shard] for each in task.slices]
+            groups = [shard.group(each.row_group) for shard, each in zip(shards, task.slices, strict=True)]
+            yield WindowRead(task, tuple(groups))
 
 
 @dataclass(frozen=True)
 class WindowRead:
-    """One window's task with the files it reads: a few kilobytes, whatever the size of the datasets.
+    """One window's task with the row groups it reads: a few kilobytes, whatever the size of the datasets.
 
     Attributes:
-        files: The shard of each of the task's slices.
+        groups: Where each of the task's slices is stored.
     """
 
     task: WindowTask
-    files: tuple[FileEntry, ...]
+    groups: tuple[StoredGroup, ...]
 
     def to_row(self) -> dict[str, Any]:
         """Return the read as an Arrow row."""
-        return {**asdict(self.task), "files": [file.to_json() for file in self.files]}
+        return {**asdict(self.task), "groups": [asdict(group) for group in self.groups]}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "WindowRead":
         """Rebuild what `to_row` returned."""
-        facts = {key: value for key, value in row.items() if key not in ("files", "slices")}
+        facts = {key: value for key, value in row.items() if key not in ("groups", "slices")}
         task = WindowTask(**facts, slices=tuple(Slice(**each) for each in row["slices"]))
-        return cls(task, tuple(FileEntry.from_json(file) for file in row["files"]))
+        groups = [{**group, "file": FileEntry.from_json(group["file"])} for group in row["groups"]]
+        return cls(task, tuple(StoredGroup(**group) for group in groups))
 
 
 class BatchReader:
@@ -182,20 +184,36 @@ class BatchReader:
         """Read slices of one shard, one after the other: an open Parquet file is for one thread at a time."""
         found: dict[RowRef, Sample] = {}
         for number in numbers:
-            found.update(self._read_slice(number, read.task.slices[number], read.files[number]))
+            found.update(self._read_slice(number, read.task.slices[number], read.groups[number]))
         return found
 
-    def _read_slice(self, number: int, wanted: Slice, file: FileEntry) -> dict[RowRef, Sample]:
-        folder = self._folders[wanted.dataset]
-        location = folder / file.path
-        try:
-            table = location.retrying(lambda: _open(location).read_row_group(wanted.row_group))
-        except (OSError, ValueError):
-            _open.cache_clear()
-            read_verified(folder, file)  # damaged bytes are said to be so; others read again
-            table = _open(location).read_row_group(wanted.row_group)
-        rows = table.slice(wanted.first_row, wanted.num_rows).to_pylist()
-        return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(rows)}
+    def _read_slice(self, number: int, wanted: Slice, group: StoredGroup) -> dict[RowRef, Sample]:
+        table = read_group(self._folders[wanted.dataset], group, wanted.first_row, wanted.num_rows)
+        return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(table.to_pylist())}
+
+
+def read_group(
+    folder: Location, group: StoredGroup, first: int = 0, count: int | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """Read a row group's rows that belong to a dataset, or `count` of them from the one at `first` on.
+
+    Args:
+        folder: Of the dataset.
+        columns: What is read of the rows; None: all.
+
+    Raises:
+        CorruptDataError: The object's bytes are damaged.
+    """
+    stored_in = folder_of(folder, group)
+    location = stored_in / group.file.path
+    try:
+        table = location.retrying(lambda: _open(location).read_row_group(group.row_group, columns=columns))
+    except (OSError, ValueError):
+        _open.cache_clear()
+        read_verified(stored_in, group.file)  # damaged bytes are said to be so; others read again
+        table = _open(location).read_row_group(group.row_group, columns=columns)
+    rows = group.rows(first, count)
+    return table if rows is None else table.take(rows) if group.mask else table.slice(first, count)
 
 
 def _by_shard(read: WindowRead, numbers: Iterable[int]) -> list[list[int]]:
@@ -210,9 +228,8 @@ def _by_shard(read: WindowRead, numbers: Iterable[int]) -> list[list[int]]:
 def iter_samples(folder: Location, manifest: Manifest) -> Iterator[Sample]:
     """Yield a dataset's samples in stored order, one row group in memory at a time."""
     for shard in manifest.shards:
-        file = _open(folder / shard.file.path)
-        for row_group in range(file.num_row_groups):
-            yield from map(Sample.from_row, file.read_row_group(row_group).to_pylist())
+        for number in range(len(shard.row_groups)):
+            yield from map(Sample.from_row, read_group(folder, shard.group(number)).to_pylist())
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ def places(config: EvaluateConfig) -> list[int]:
             start += size
     found = []
     for read in _chosen(config, MANIFEST):
-        first, size = starts[read.path, read.row_group]
+        first, size = starts[read.group.file.path, read.group.row_group]
         found += [first + row for row in (range(size) if read.rows is None else read.rows)]
     return found
 

@@ -78,9 +78,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     found = []
     real = pq.ParquetFile.read_row_group
 
-    def read(file: pq.ParquetFile, number: int) -> object:
+    def read(file: pq.ParquetFile, number: int, **options: object) -> object:
         found.append((id(file), number))
-        return real(file, number)
+        return real(file, number, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", read)
     return found

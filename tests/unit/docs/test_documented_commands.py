@@ -83,7 +83,8 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
     own = next(text for text in _YAML.findall((REPOSITORY / "docs" / "own-data.md").read_text()))
     (tmp_path / "birds.yaml").write_text(own)
-    (tmp_path / "my-recipe.yaml").write_text("ingest: {source: webdataset, name: laion-2m, path: s3://raw/laion}\n")
+    blocks = _YAML.findall((REPOSITORY / "docs" / "datasets.md").read_text())
+    (tmp_path / "my-recipe.yaml").write_text(next(text for text in blocks if "curate:" in text))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

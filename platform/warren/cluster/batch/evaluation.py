@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from warren.cluster.capacity import lacks, waiting, wanted
 from warren.config import EvaluateConfig, Resources
-from warren.data.manifest import Manifest, dataset_folder, read_manifest
+from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
 from warren.errors import CorruptDataError, EmptyDatasetError
 from warren.evaluate.identity import Identity
 from warren.evaluate.judge import judge_of, to_table
@@ -124,28 +124,35 @@ def _predict(
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """One read: which rows of which row group of which shard; `rows` is None for all."""
+    """One read: which rows of which stored row group; `rows` is None for all that the dataset has of it."""
 
-    path: str
-    row_group: int
+    group: StoredGroup
     rows: list[int] | None
+
+    @property
+    def stored_rows(self) -> list[int] | None:
+        """The rows by their places in the stored row group."""
+        places = self.group.rows()
+        if places is None:
+            return self.rows
+        return [int(row) for row in (places if self.rows is None else places[self.rows])]
 
 
 def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
     """List what is read, in stored order: everything, or the samples that the limit and the seed choose."""
-    groups = [(shard.file.path, n, size) for shard in manifest.shards for n, size in enumerate(shard.row_groups)]
+    groups = [(shard.group(n), size) for shard in manifest.shards for n, size in enumerate(shard.row_groups)]
     if config.limit_samples is None or config.limit_samples >= manifest.rows:
-        return [_RowGroup(path, n, None) for path, n, _ in groups]
+        return [_RowGroup(group, None) for group, _ in groups]
     places = np.arange(config.limit_samples)
     if config.sample_seed is not None:
         drawn = np.random.default_rng(config.sample_seed).permutation(manifest.rows)
         places = np.sort(drawn[: config.limit_samples])
     found, start = [], 0
-    for path, n, size in groups:
+    for group, size in groups:
         rows = (places[(places >= start) & (places < start + size)] - start).tolist()
         start += size
         if rows:
-            found.append(_RowGroup(path, n, rows))
+            found.append(_RowGroup(group, rows))
     return found
 
 
@@ -157,7 +164,14 @@ def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Datase
     schema = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("rows", pa.list_(pa.int64()))])
     blocks = [
         pa.Table.from_pylist(
-            [{"uri": (folder / read.path).uri, "row_group": read.row_group, "rows": read.rows}], schema=schema
+            [
+                {
+                    "uri": (folder_of(folder, read.group) / read.group.file.path).uri,
+                    "row_group": read.group.row_group,
+                    "rows": read.stored_rows,
+                }
+            ],
+            schema=schema,
         )
         for read in reads
     ]

@@ -1,0 +1,1 @@
+"""Choosing samples: embeddings, clusters, duplicates, rank bands, filters. No Ray here: a runner runs the tasks."""

@@ -1,0 +1,68 @@
+"""The step `rank_band`: the samples whose rank by a score is in a band."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.ranking import band_ranks, keys_in_ranks, rows_of, scores_of, sorted_keys
+from warren.curate.report import Scores
+from warren.curate.rows import RowSet, StoredRows
+from warren.curate.tasks import Runner, Workspace, finish
+from warren.storage import Location
+
+_SHOWN = 1_000_000  # scores in a histogram; of more, every 1,024th
+
+
+def keep_band(
+    run: Runner,
+    work: Workspace,
+    scored: Sequence[Location],
+    column: str,
+    band: tuple[float, float],
+    alive: Location,
+    num_rows: int,
+) -> RowSet:
+    """Return the selected samples whose rank by a score is in a band; those without a score have no rank.
+
+    Args:
+        scored: Files of `row` and the column with the score.
+        alive: The stored set of selected samples.
+        num_rows: Rows of all datasets.
+    """
+    files = finish(run, work / "keys", [_Keys(n, file, column, alive) for n, file in enumerate(scored)])
+    first, end = band_ranks(band, sum(file.rows("keys") for file in files))
+    kept = RowSet.empty(num_rows)
+    for keys in keys_in_ranks(files, first, end):
+        kept.add(rows_of(keys))
+    return kept
+
+
+def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> Scores:
+    """Return the scores that a band was cut out of, from what `keep_band` left in the workspace."""
+    files = [ArrayFile(location) for location in (work / "keys").folder.list()]
+    count = sum(file.rows("keys") for file in files)
+    first, end = band_ranks(band, count)
+    highest, lowest = (np.concatenate(keys_in_ranks(files, rank, rank + 1)) for rank in (first, end - 1))
+    shown = "keys" if count <= _SHOWN else "fences"
+    values = scores_of(np.concatenate([file.read(shown) for file in files]))
+    return Scores(by, values, float(scores_of(lowest)[0]), float(scores_of(highest)[0]))
+
+
+@dataclass(frozen=True)
+class _Keys:
+    number: int
+    scored: Location
+    column: str
+    alive: Location
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+    def compute(self) -> Arrays:
+        file = ArrayFile(self.scored)
+        rows = file.read("row")
+        mask = StoredRows(self.alive).contains(rows)
+        return sorted_keys(file.read(self.column)[mask], rows[mask])

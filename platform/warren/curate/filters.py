@@ -1,0 +1,174 @@
+"""Steps that look at one sample alone: caption, image size, lists of keys, a function of the user's own."""
+
+import importlib
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from warren.config.curate import CaptionStep, FunctionStep, ImageStep, KeysStep
+from warren.curate.arrays import Arrays
+from warren.curate.rows import RowSet, StoredRows
+from warren.curate.samples import SamplePiece
+from warren.curate.tasks import Runner, Workspace, finish
+from warren.data.sample import IMAGE_MARK, Sample
+from warren.errors import ConfigError, DataError
+from warren.storage import Location
+
+FilterStep = CaptionStep | ImageStep | KeysStep | FunctionStep
+Row = dict[str, Any]
+_REPETITION_WORDS = 10
+_COLUMNS: dict[type, list[str] | None] = {
+    CaptionStep: ["turns"],
+    ImageStep: ["images"],
+    KeysStep: ["key"],
+    FunctionStep: None,
+}
+
+
+def keep_filtered(
+    run: Runner, work: Workspace, step: FilterStep, pieces: list[SamplePiece], alive: Location, num_rows: int
+) -> RowSet:
+    """Return the selected samples that a filter takes.
+
+    Args:
+        alive: The stored set of selected samples.
+        num_rows: Rows of all datasets.
+    """
+    predicate(step)  # what cannot be loaded says so before tasks start
+    kept = RowSet.empty(num_rows)
+    for file in finish(run, work / "pieces", [_Filter(piece, alive, step) for piece in pieces]):
+        kept.add(file.read("row").astype(np.int64))
+    return kept
+
+
+@dataclass(frozen=True)
+class _Filter:
+    piece: SamplePiece
+    alive: Location
+    step: FilterStep
+
+    @property
+    def name(self) -> str:
+        return f"{self.piece.number:06d}"
+
+    def compute(self) -> Arrays:
+        takes = predicate(self.step)
+        mask = StoredRows(self.alive).contains(np.arange(self.piece.first, self.piece.stop))
+        kept = []
+        for first, table in self.piece.tables(_COLUMNS[type(self.step)]):
+            wanted = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
+            rows = table.take(wanted).to_pylist()
+            kept += [first + int(place) for place, row in zip(wanted, rows, strict=True) if takes(row)]
+        return {"row": np.array(kept, np.uint32)}
+
+
+def predicate(step: FilterStep) -> Callable[[Row], bool]:
+    """Return what tells of a stored row whether a filter takes it.
+
+    Raises:
+        ConfigError: A list or a function cannot be read.
+    """
+    if isinstance(step, CaptionStep):
+        return _caption(step)
+    if isinstance(step, ImageStep):
+        return _image(step)
+    if isinstance(step, KeysStep):
+        keys = _keys(step.allow or step.deny or "")
+        return lambda row: (row["key"] in keys) == (step.allow is not None)
+    return _function(step)
+
+
+def caption_of(row: Row) -> str:
+    """Return what the assistant says in a sample."""
+    texts = [turn["text"] for turn in row["turns"] if turn["role"] == "assistant"]
+    return " ".join(texts).replace(IMAGE_MARK, "").strip()
+
+
+def _caption(step: CaptionStep) -> Callable[[Row], bool]:
+    pattern = re.compile(step.drop_pattern) if step.drop_pattern else None
+
+    def takes(row: Row) -> bool:
+        text = caption_of(row)
+        words = text.split()
+        if not step.min_characters <= len(text) <= (step.max_characters or len(text)):
+            return False
+        if not step.min_words <= len(words) <= (step.max_words or len(words)):
+            return False
+        if len(words) >= _REPETITION_WORDS:
+            most = Counter(word.lower() for word in words).most_common(1)[0][1]
+            if most > step.max_repetition * len(words):
+                return False
+        if step.scripts and not _is_written_in(text, step.scripts):
+            return False
+        return pattern is None or pattern.search(text) is None
+
+    return takes
+
+
+def _is_written_in(text: str, scripts: tuple[str, ...]) -> bool:
+    """Tell whether at least half of the letters are of some scripts, by their Unicode names."""
+    letters = [character for character in text if character.isalpha()]
+    written = sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters)
+    return bool(letters) and 2 * written >= len(letters)
+
+
+def _image(step: ImageStep) -> Callable[[Row], bool]:
+    def fits(data: bytes) -> bool:
+        width, height = image_size(data)
+        short, long = sorted((width, height))
+        return (
+            short >= step.min_side_px
+            and long <= (step.max_side_px or long)
+            and width * height >= step.min_pixels
+            and long <= (step.max_aspect_ratio or long) * short
+        )
+
+    return lambda row: all(fits(image["bytes"]) for image in row["images"])
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an encoded image, without decoding it."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+@lru_cache(maxsize=4)
+def _keys(path: str) -> frozenset[str]:
+    location = Location.parse(path)
+    if location.name.endswith(".parquet"):
+        table = pq.read_table(location.key, filesystem=location.filesystem)
+        if "key" not in table.column_names:
+            raise ConfigError(f"{location} has no column 'key'; it has {', '.join(table.column_names)}")
+        return frozenset(str(key) for key in table["key"].to_pylist())
+    return frozenset(line for line in location.read_bytes().decode().splitlines() if line)
+
+
+def _function(step: FunctionStep) -> Callable[[Row], bool]:
+    module, _, name = step.call.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"function {step.call!r} cannot be loaded ({error}): every node must be able to import it, for example "
+            "from the working directory of the job"
+        ) from None
+
+    def takes(row: Row) -> bool:
+        try:
+            answer = function(Sample.from_row(row), **step.options)
+        except Exception as error:
+            raise DataError(f"function {step.call!r} failed at the sample {row['key']!r}: {error!r}") from error
+        if not isinstance(answer, bool | np.bool_):
+            raise DataError(f"function {step.call!r} returned {answer!r} for {row['key']!r}: expected True or False")
+        return bool(answer)
+
+    return takes

@@ -1,0 +1,59 @@
+"""What a selection is known by: everything that can change which samples it holds."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from warren.config import CurateConfig
+from warren.config.curate import ClusterStep, KeysStep
+from warren.curate.samples import Parent
+from warren.data.importers.fingerprints import file_fingerprint
+from warren.errors import NotFoundError
+from warren.storage import Location, digest_bytes
+
+CURATE_FORMAT = 1
+"""Counted up when the same datasets, embeddings and options give another selection than before."""
+
+_THREADS = 16
+
+
+def identify(config: CurateConfig, parents: list[Parent], evaluations: list[Parent]) -> str:
+    """Return a digest of the datasets, the embeddings' files, the options and the format of the code.
+
+    Args:
+        evaluations: The evaluation sets that are looked for.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        files = list(pool.map(_fingerprint, _files(config)))
+    facts = {
+        "format": CURATE_FORMAT,
+        "options": config.content_options,
+        "parents": [[parent.reference, parent.manifest.digest] for parent in parents],
+        "files": files,
+        "evaluations": [[each.reference, each.manifest.digest] for each in evaluations],
+    }
+    return digest_bytes(json.dumps(facts, sort_keys=True).encode())
+
+
+def _files(config: CurateConfig) -> list[str]:
+    """Return the files that a configuration reads beside its datasets; of a folder, all in it."""
+    named: list[str | None] = [config.embeddings.path if config.embeddings else None]
+    if config.embeddings and config.embeddings.model and Path(config.embeddings.model).is_dir():
+        named.append(config.embeddings.model)
+    for step in config.steps:
+        if isinstance(step, KeysStep):
+            named += [step.allow, step.deny]
+        elif isinstance(step, ClusterStep):
+            named.append(step.centroids)
+    files: list[str] = []
+    for path in filter(None, named):
+        location = Location.parse(path.partition("*")[0].rpartition("/")[0] if "*" in path else path)
+        files += [found.uri for found in location.list()] or [location.uri]
+    return files
+
+
+def _fingerprint(uri: str) -> list[str]:
+    try:
+        return [uri, file_fingerprint(uri)]
+    except NotFoundError:
+        return [uri, ""]  # whoever reads it says so

@@ -1,0 +1,154 @@
+"""K-means by faiss: flat, or of two levels where clusters are many, so that assignment costs some √k products, not k.
+
+Of two levels, the √k coarse clusters are trained first, then each one's samples are clustered again, into as many
+clusters as its share of the samples asks for. A sample belongs to the nearest of the fine centroids that its 8 nearest
+coarse clusters hold: with the nearest one alone, the borders of coarse clusters would part near duplicates. A few
+iterations over all fine centroids then move them to the means of the samples that they get so.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from warren.curate.arrays import ArrayFile, Arrays
+from warren.errors import DataError
+
+_FLAT_CLUSTERS = 1024  # up to so many, every centroid is compared
+_PROBES = 8  # coarse clusters in which the nearest centroid is looked for
+_REFINEMENTS = 3
+_ROWS = 4096  # that are compared with centroids at a time
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """Trained clusters.
+
+    Attributes:
+        fine: (k, width), as the mean of their samples: not of unit length. Those of one coarse cluster are neighbours.
+        coarse: (c, width).
+        starts: (c + 1,), where each coarse cluster's fine ones begin.
+    """
+
+    fine: np.ndarray
+    coarse: np.ndarray
+    starts: np.ndarray
+
+    def to_arrays(self) -> Arrays:
+        """Return what a file of centroids holds."""
+        return {"fine": self.fine, "coarse": self.coarse, "starts": self.starts}
+
+    @classmethod
+    def read(cls, file: ArrayFile) -> "Centroids":
+        """Read a file of centroids."""
+        return cls(*(file.read(name) for name in ("fine", "coarse", "starts")))
+
+    def assign(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the cluster of each row of unit vectors; of equal distances, the lowest."""
+        if len(self.coarse) == 1:
+            return _nearest(vectors, self.fine)
+        found = [self._probe(vectors[start : start + _ROWS * 8]) for start in range(0, len(vectors), _ROWS * 8)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _probe(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the nearest fine centroid among those of each row's nearest coarse clusters."""
+        scores = vectors @ self.coarse.T - _half_squares(self.coarse)
+        probes = min(_PROBES, len(self.coarse))
+        lowest = np.partition(scores, -probes, axis=1)[:, -probes]
+        best, cluster = np.full(len(vectors), -np.inf, np.float32), np.zeros(len(vectors), np.int64)
+        for number in range(len(self.coarse)):
+            rows = np.flatnonzero(scores[:, number] >= lowest)
+            first, behind = self.starts[number : number + 2]
+            products = vectors[rows] @ self.fine[first:behind].T - _half_squares(self.fine[first:behind])
+            nearest = products.argmax(axis=1)
+            score = products[np.arange(len(rows)), nearest]
+            better = score > best[rows]
+            best[rows[better]], cluster[rows[better]] = score[better], nearest[better] + first
+        return cluster
+
+
+def train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> Centroids:
+    """Train k-means on a sample of unit vectors. The same sample and seed give the same centroids.
+
+    Raises:
+        DataError: There are fewer samples, or fewer different ones, than clusters.
+    """
+    different = len(np.unique(sample, axis=0)) if len(sample) < 50 * num_clusters else len(sample)
+    if different < num_clusters:
+        raise DataError(
+            f"{num_clusters} clusters are asked for, but there are {different} different embeddings in {len(sample)} "
+            f"samples: set the step's num_clusters to {different} at most"
+        )
+    if num_clusters <= _FLAT_CLUSTERS:
+        fine = _train(sample, num_clusters, iterations, seed)
+        return Centroids(fine, fine.mean(axis=0, keepdims=True), np.array([0, num_clusters]))
+    coarse = _train(sample, round(num_clusters**0.5), iterations, seed)
+    nearest = _nearest(sample, coarse)
+    counts = np.bincount(nearest, minlength=len(coarse))
+    shares = _shares(counts, num_clusters)
+    parts = [
+        _train(sample[nearest == number], int(share), iterations, seed + 1 + number)
+        for number, share in enumerate(shares)
+    ]
+    made = Centroids(np.concatenate(parts), coarse, np.r_[0, np.cumsum(shares)])
+    for _ in range(_REFINEMENTS):
+        made = replace(made, fine=_means(sample, made.assign(sample), made.fine))
+    return made
+
+
+def _means(sample: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return the mean of each cluster's samples; one that has none stays where it was."""
+    order = np.argsort(cluster, kind="stable")
+    edges = np.searchsorted(cluster[order], np.arange(len(before) + 1))
+    full = np.flatnonzero(np.diff(edges))
+    means = before.copy()
+    sums = np.add.reduceat(sample[order].astype(np.float64), edges[full], axis=0)
+    means[full] = sums / np.diff(edges)[full, None]
+    return means
+
+
+def _shares(counts: np.ndarray, total: int) -> np.ndarray:
+    """Divide clusters by samples: at least one each, never more than samples, exactly `total` together."""
+    shares = np.minimum(np.maximum(1, counts * total // counts.sum()), np.maximum(1, counts))
+    rest = total - int(shares.sum())
+    order = np.argsort(-counts, kind="stable")
+    while rest:
+        step = 1 if rest > 0 else -1
+        for number in order:
+            able = shares[number] < counts[number] if step > 0 else shares[number] > 1
+            if rest and able:
+                shares[number] += step
+                rest -= step
+    return np.asarray(shares)
+
+
+def _train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> np.ndarray:
+    import faiss
+
+    if len(sample) == 0:
+        raise DataError("a coarse cluster has no samples: raise the step's samples_per_cluster")
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        num_clusters,
+        niter=iterations,
+        seed=seed % 2**31,
+        min_points_per_centroid=1,
+        max_points_per_centroid=2**30 // num_clusters,
+    )
+    kmeans.train(np.ascontiguousarray(sample, np.float32))
+    return np.asarray(kmeans.centroids, np.float32).reshape(num_clusters, -1)
+
+
+def _half_squares(centroids: np.ndarray) -> np.ndarray:
+    """Return what is subtracted from products, so that the highest is of the nearest centroid."""
+    return np.asarray(np.einsum("ij,ij->i", centroids, centroids) / 2)
+
+
+def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Return the nearest centroid of each row by Euclidean distance."""
+    half_squares = _half_squares(centroids)
+    nearest = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), _ROWS):
+        products = vectors[start : start + _ROWS] @ centroids.T
+        products -= half_squares
+        nearest[start : start + _ROWS] = products.argmax(axis=1)
+    return nearest

@@ -1,0 +1,269 @@
+"""The job: the steps of a recipe in their order, then the selection, its record, and the manifest last.
+
+Everything is a task with a result in the workspace, which is named after all that can change a result. So an attempt
+that was killed is gone on with, and one with other options begins anew beside it. The workspace is deleted behind the
+manifest.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from warren import __version__
+from warren.config import CurateConfig
+from warren.config.curate import (
+    BalanceStep,
+    ClusterStep,
+    DecontaminateStep,
+    DuplicatesStep,
+    EmbeddingsConfig,
+    NearDuplicatesStep,
+    RankBandStep,
+    SampleStep,
+    SemDeDupStep,
+    Step,
+)
+from warren.curate import contamination, joining, scored
+from warren.curate.bands import band_scores, keep_band
+from warren.curate.clusters import Clusters, cluster, without
+from warren.curate.duplicates import keep_first
+from warren.curate.embeddings import pieces as embedding_pieces
+from warren.curate.embeddings import width
+from warren.curate.filters import keep_filtered
+from warren.curate.identity import CURATE_FORMAT, identify
+from warren.curate.report import StepReport, write_card, write_report
+from warren.curate.rows import MAX_ROWS, RowSet, StoredRows
+from warren.curate.samples import Parent, SamplePiece, sample_pieces, stored_shards
+from warren.curate.sampling import sample
+from warren.curate.scored import GivenVectors, VectorPiece
+from warren.curate.selection import Layout, write_selection
+from warren.curate.tasks import Runner, Workspace
+from warren.curate.within import keep_within, largest_groups
+from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
+from warren.errors import ConfigError, DataError, EmptyDatasetError, NotFoundError
+from warren.storage import Location, digest_bytes
+
+Embedder = Callable[[EmbeddingsConfig, Workspace, list[SamplePiece]], list[VectorPiece]]
+"""Computes the embeddings of samples with a model."""
+CERTIFICATE = "contamination.json"
+_IO_THREADS = 16
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """What a step took and what it kept."""
+
+    step: str
+    before: int
+    after: int
+
+
+def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | None = None) -> Manifest:
+    """Select samples as a configuration says, and write them as a new dataset version.
+
+    Args:
+        root: The storage root with the datasets.
+        run: Runs tasks.
+        embed: Computes embeddings, where the configuration names a model.
+
+    Raises:
+        DataError: Embeddings are unusable or do not match; or the version exists and was made otherwise.
+        EmptyDatasetError: A step keeps nothing.
+    """
+    folder = dataset_folder(root, f"{config.name}@{config.version}")
+    parents = _parents(root, config.datasets)
+    looked_for = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
+    identity = identify(config, parents, list(chain.from_iterable(looked_for)))
+    present = _present(folder, identity)
+    if present is not None:
+        return present
+    work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")  # it decides the pieces
+    selecting = _Selecting(config, parents, root, run, work)
+    counts = [selecting.take(number, step, embed) for number, step in enumerate(config.steps)]
+    report = f"report-{identity[:8]}"
+    write_report(folder / report, selecting.reports, selecting.pieces)
+    layout = Layout(folder, identity[:8], config.rewrite_below, config.samples_per_shard, config.samples_per_row_group)
+    shards = write_selection(run, work / "selection", layout, selecting.shards, selecting.alive)
+    record: dict[str, Any] = {
+        "code": f"warren {__version__}, curate format {CURATE_FORMAT}",
+        "identity": identity,
+        "parents": {parent.reference: parent.manifest.digest for parent in parents},
+        "options": config.content_options,
+        "counts": [asdict(count) for count in counts],
+    }
+    if selecting.certificates:
+        record["certificate"] = _write_certificate(folder, selecting.certificates)
+    manifest = Manifest(config.name, config.version, shards, _origins(parents), _licences(parents), {}, record)
+    write_about(folder, manifest)
+    write_manifest(root, manifest)
+    write_card(folder, manifest, report)
+    _tidy(folder, manifest)
+    return manifest
+
+
+class _Selecting:
+    """What the steps so far left, and what they may read."""
+
+    def __init__(
+        self, config: CurateConfig, parents: list[Parent], root: Location, run: Runner, work: Workspace
+    ) -> None:
+        self.shards = stored_shards(parents)
+        num_rows = self.shards[-1].stop
+        if num_rows > MAX_ROWS:
+            raise DataError(f"{num_rows} samples are too many for one selection: at most {MAX_ROWS}; select from parts")
+        self._config, self._root, self._run, self._work = config, root, run, work
+        self.reports: list[StepReport] = []
+        self.certificates: list[dict[str, Any]] = []
+        self._memory = config.task_memory_mib << 20
+        self.pieces = sample_pieces(self.shards)
+        self._vectors: list[VectorPiece] | None = None
+        self._scores: list[Location] = []
+        self._clusters: Clusters | None = None
+        self.num_rows = num_rows
+        self.count = num_rows
+        self.alive = self._store("start", RowSet.full(num_rows))
+
+    def take(self, number: int, step: Step, embed: Embedder | None) -> StepCount:
+        """Take a step: what it keeps takes the place of what there was."""
+        work = self._work / f"{number:02d}-{step.step}"
+        before = self.count
+        if self._config.embeddings is not None and isinstance(step, ClusterStep | RankBandStep):
+            self._embeddings(self._config.embeddings, embed)
+        try:
+            kept = StoredRows(work.folder / "kept").load()
+            if isinstance(step, ClusterStep | DecontaminateStep):
+                self._keep(work, step)  # reads the clusters, or the matches, that are there
+        except NotFoundError:
+            kept = self._keep(work, step)
+        self.count = len(kept)
+        if self.count == 0:
+            raise EmptyDatasetError(
+                f"curate.steps.{number} ({step.step}) keeps none of {before} samples: loosen it or leave it out"
+            )
+        taken, self.alive = self.alive, self._store(f"{number:02d}-{step.step}/kept", kept)
+        scores = band_scores(work, step.by, step.band) if isinstance(step, RankBandStep) else None
+        groups = largest_groups(work) if isinstance(step, NearDuplicatesStep) else ()
+        sets = StoredRows(taken), StoredRows(self.alive)
+        self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups))
+        return StepCount(_label(step), before, self.count)
+
+    def _keep(self, work: Workspace, step: Step) -> RowSet:
+        if isinstance(step, ClusterStep):
+            self._clusters = cluster(self._run, work, step, self._vectors or [], self.alive, self.count)
+            return without(self._clusters, step.drop_clusters, StoredRows(self.alive).load())
+        if isinstance(step, NearDuplicatesStep | SemDeDupStep | BalanceStep):
+            assert self._clusters is not None
+            return keep_within(self._run, work, step, self._clusters, self.alive, self.num_rows, self._memory)
+        if isinstance(step, RankBandStep):
+            of_clusters = step.by == "centroid_cosine"
+            files = list(self._clusters.files) if of_clusters and self._clusters else self._scores
+            column = "cosine" if of_clusters else "score"
+            return keep_band(self._run, work, files, column, step.band, self.alive, self.num_rows)
+        if isinstance(step, DecontaminateStep):
+            return self._decontaminate(work, step)
+        if isinstance(step, DuplicatesStep):
+            return keep_first(self._run, work, step, self.pieces, self.alive, self.num_rows, self._memory)
+        if isinstance(step, SampleStep):
+            return sample(StoredRows(self.alive).load(), step.samples, step.seed)
+        return keep_filtered(self._run, work, step, self.pieces, self.alive, self.num_rows)  # type: ignore[arg-type]
+
+    def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
+        """Look for evaluation images, and write down what was found."""
+        evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
+        files, clean = contamination.find(self._run, work, step, evaluations, self.pieces, self.alive)
+        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
+        return clean if step.remove else StoredRows(self.alive).load()
+
+    def _embeddings(self, config: EmbeddingsConfig, embed: Embedder | None) -> None:
+        """Find, match and check the embeddings, once."""
+        if self._vectors is not None:
+            return
+        if config.path is not None:
+            self._vectors = self._given(config)
+        elif embed is None:
+            raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
+        else:
+            self._vectors = embed(config, self._work / "embeddings", self.pieces)
+        files = scored.clip_scores(self._run, self._work / "scores", self._vectors)
+        self._scores = [file.location for file in files]
+
+    def _given(self, config: EmbeddingsConfig) -> list[VectorPiece]:
+        source = embedding_pieces(config, 1)[:1]
+        columns, row_bytes = width(source)
+        rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
+        source = embedding_pieces(config, rows)
+        work = self._work / "keys"
+        placed = joining.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
+        return [GivenVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
+
+    def _store(self, name: str, rows: RowSet) -> Location:
+        location = self._work.folder / name
+        location.put_bytes(rows.to_bytes())
+        return location
+
+
+def _label(step: Step) -> str:
+    return f"{step.step}-{step.by}" if isinstance(step, RankBandStep) else step.step
+
+
+def _parents(root: Location, references: Sequence[str]) -> list[Parent]:
+    return [Parent(name, dataset_folder(root, name), read_manifest(root, name)) for name in references]
+
+
+def _write_certificate(folder: Location, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write what was looked for and found beside the dataset; return what its manifest says of that."""
+    target = folder / CERTIFICATE
+    target.put_json({"steps": steps})
+    evaluations = {each["dataset"]: each["digest"] for step in steps for each in step["evaluations"]}
+    return {
+        "file": CERTIFICATE,
+        "sha256": digest_bytes(target.read_bytes()),
+        "evaluations": evaluations,
+        "samples_matched": sum(step["samples_matched"] for step in steps),
+        "removed": all(step["removed"] for step in steps),
+    }
+
+
+def _present(folder: Location, identity: str) -> Manifest | None:
+    """Return the version if it is finished and was made of the same, with the same options.
+
+    Raises:
+        DataError: It was made otherwise.
+    """
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_json())
+    except NotFoundError:
+        return None
+    if manifest.selection.get("identity") != identity:
+        raise DataError(
+            f"{folder} exists with {manifest.rows} samples and is kept as it is, but it was made of other datasets, "
+            "embeddings or steps: give the new selection another version (--set curate.version=…)"
+        )
+    write_card(folder, manifest, f"report-{identity[:8]}")  # an attempt may have been killed behind its manifest
+    _tidy(folder, manifest)
+    return manifest
+
+
+def _tidy(folder: Location, manifest: Manifest) -> None:
+    """Delete the workspaces, and shards of attempts with other options."""
+    listed = {(folder / shard.file.path).uri for shard in manifest.shards if not shard.dataset}
+    spare = [found for found in folder.list() if found.name.startswith("shard-") and found.uri not in listed]
+    spare += (folder / "curation").list()
+    with ThreadPoolExecutor(_IO_THREADS) as pool:
+        list(pool.map(lambda found: found.store.delete(found.key), spare))
+
+
+def _origins(parents: list[Parent]) -> str:
+    return "; ".join(f"{parent.reference}: {parent.manifest.source}" for parent in parents)
+
+
+def _licences(parents: list[Parent]) -> str:
+    return "; ".join(sorted({parent.manifest.licence for parent in parents}))
+
+
+def describe(manifest: Manifest) -> list[str]:
+    """Say what each step of a finished selection kept, a line each."""
+    counts: list[dict[str, Any]] = manifest.selection["counts"]
+    return [f"{each['step']}: {each['before']} → {each['after']} samples" for each in counts]

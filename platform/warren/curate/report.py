@@ -1,0 +1,198 @@
+"""What a selection was made of, for people: counts, scores with their bands, groups and images of every step.
+
+The images of a step are drawn by a hash of their rows, so the same selection has the same report, byte for byte.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from warren.curate.rows import RowSet, StoredRows
+from warren.curate.samples import SamplePiece, read_row
+from warren.curate.sampling import sample
+from warren.data.images import MAX_PIXELS, decode_image
+from warren.data.manifest import Manifest
+from warren.storage import Location
+
+CARD = "README.md"
+_SHOWN = 16  # images of a contact sheet's half
+_TILE_PX = 96
+_BINS = 60
+Groups = tuple[tuple[int, tuple[int, ...]], ...]
+_GREY, _BLUE = "tab:gray", "tab:blue"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores that a band was cut out of.
+
+    Attributes:
+        values: A part of them, for the histogram.
+        lowest: The lowest score that was kept; so is `highest`.
+    """
+
+    by: str
+    values: np.ndarray
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the report shows of one step.
+
+    Attributes:
+        before: The rows that it took, and how many.
+        after: The rows that it kept, and how many.
+        groups: For near duplicates: size and first rows of the largest groups.
+    """
+
+    name: str
+    before: StoredRows
+    after: StoredRows
+    num_before: int
+    num_after: int
+    scores: Scores | None = None
+    groups: Groups = ()
+
+
+def write_report(folder: Location, steps: Sequence[StepReport], pieces: Sequence[SamplePiece]) -> None:
+    """Write the images of a report into a folder."""
+    (folder / "funnel.png").put_bytes(_funnel(steps))
+    for number, step in enumerate(steps):
+        if step.scores is not None:
+            (folder / f"{number:02d}-{step.name}-scores.png").put_bytes(_histogram(step.scores))
+        sheet = _contact_sheet(step, pieces)
+        if sheet is not None:
+            (folder / f"{number:02d}-{step.name}-images.png").put_bytes(sheet)
+        if step.groups:
+            (folder / f"{number:02d}-{step.name}-groups.png").put_bytes(_groups(step.groups, pieces))
+
+
+def write_card(folder: Location, manifest: Manifest, report: str) -> None:
+    """Write a selection's card, which shows the report.
+
+    Args:
+        report: The report's folder below the dataset's.
+    """
+    record = manifest.selection
+    lines = [
+        f"# {manifest.name}@{manifest.version}",
+        "",
+        f"A selection of {manifest.rows:,} samples. Many are read from the shards of the datasets it came from, so",
+        "give it to Warren (`dataset:` in a recipe) rather than to other tools.",
+        "",
+        "| selected from | digest |",
+        "|---|---|",
+        *(f"| {name} | `{digest}` |" for name, digest in record["parents"].items()),
+        "",
+        "| step | before | after | kept |",
+        "|---|---|---|---|",
+    ]
+    for each in record["counts"]:
+        share = each["after"] / each["before"]
+        lines.append(f"| {each['step']} | {each['before']:,} | {each['after']:,} | {share:.1%} |")
+    if "certificate" in record:
+        found = record["certificate"]
+        fate, sets = "removed" if found["removed"] else "kept", ", ".join(found["evaluations"])
+        lines += ["", f"Contamination: {found['samples_matched']} samples show images of {sets} ({fate});"]
+        lines += [f"`{found['file']}` lists them."]
+    images = [found.name for found in (folder / report).list() if found.name.endswith(".png")]
+    images.sort(key=lambda name: (name != "funnel.png", name))
+    lines += ["", *(f"![{name.removesuffix('.png')}]({report}/{name})" for name in images)]
+    (folder / CARD).put_bytes(("\n".join(lines) + "\n").encode())
+
+
+def _funnel(steps: Sequence[StepReport]) -> bytes:
+    figure, axis = _figure(8.0, 0.5 * len(steps) + 1.6)
+    names = ["start", *(step.name for step in steps)]
+    counts = [steps[0].num_before, *(step.num_after for step in steps)]
+    places = np.arange(len(names))
+    axis.barh(places, counts, color=_BLUE)
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.set(title="samples after each step", xlabel="samples", xlim=(0, max(counts) * 1.25))
+    for place, count in zip(places, counts, strict=True):
+        axis.text(count + max(counts) * 0.01, place, f"{count:,} ({count / max(1, counts[0]):.1%})", va="center")
+    return _png(figure)
+
+
+def _histogram(scores: Scores) -> bytes:
+    figure, axis = _figure(8.0, 3.4)
+    edges = np.histogram_bin_edges(scores.values, _BINS)
+    axis.hist(scores.values, edges, color=_GREY, label="left out")
+    inside = scores.values[(scores.values >= scores.lowest) & (scores.values <= scores.highest)]
+    axis.hist(inside, edges, color=_BLUE, label="kept")
+    for edge in (scores.lowest, scores.highest):
+        axis.axvline(edge, color="black", linewidth=1, linestyle="--")
+    title = f"{scores.by}: kept from {scores.lowest:.3f} to {scores.highest:.3f}"
+    axis.set(title=title, xlabel=scores.by, ylabel="samples")
+    axis.legend()
+    return _png(figure)
+
+
+def _contact_sheet(step: StepReport, pieces: Sequence[SamplePiece]) -> bytes | None:
+    """Draw images that a step kept above images that it left out; None, if the samples have no images."""
+    kept = step.after.load()
+    dropped = RowSet(kept.num_rows, step.before.load().bits & ~kept.bits)
+    halves = [("kept", kept), ("left out", dropped)]
+    drawn = [(f"{name} ({len(rows):,})", _tiles(_rows(sample(rows, _SHOWN, 0)), pieces)) for name, rows in halves]
+    return _sheet([each for each in drawn if each[1]], step.name)
+
+
+def _groups(groups: Groups, pieces: Sequence[SamplePiece]) -> bytes:
+    drawn = [(f"{size:,} alike", _tiles(list(rows[: _SHOWN // 2]), pieces)) for size, rows in groups]
+    return _sheet([each for each in drawn if each[1]], "largest groups", _SHOWN // 2) or b""
+
+
+def _sheet(rows: list[tuple[str, list[Image.Image]]], title: str, along: int = _SHOWN // 2) -> bytes | None:
+    """Draw rows of images, each under its heading."""
+    if not rows:
+        return None
+    heights = [-(-len(tiles) // along) for _, tiles in rows]
+    figure, axis = _figure(along * 1.1, sum(heights) * 1.1 + 0.35 * len(rows) + 0.4)
+    axis.set_axis_off()
+    axis.set_title(title)
+    top = 0.0
+    for (heading, tiles), height in zip(rows, heights, strict=True):
+        axis.text(0, top + 0.25, heading, fontsize=10)
+        top += 0.35
+        for number, tile in enumerate(tiles):
+            line, column = divmod(number, along)
+            axis.imshow(tile, extent=(column, column + 0.95, top + line + 0.95, top + line))
+        top += height
+    axis.set(xlim=(0, along), ylim=(top, 0))
+    return _png(figure)
+
+
+def _rows(rows: RowSet) -> list[int]:
+    return [int(row) for block in rows.blocks() for row in block]
+
+
+def _tiles(rows: list[int], pieces: Sequence[SamplePiece]) -> list[Image.Image]:
+    """Return small images of samples; those without an image are left out."""
+    found = []
+    for row in rows:
+        images = read_row(pieces, row, ["images"])["images"]
+        if images:
+            image = ImageOps.contain(decode_image(images[0]["bytes"], MAX_PIXELS), (_TILE_PX, _TILE_PX))
+            found.append(ImageOps.pad(image, (_TILE_PX, _TILE_PX), color="white"))
+    return found
+
+
+def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _png(figure) -> bytes:  # type: ignore[no-untyped-def]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # the same report gives the same bytes
+    return buffer.getvalue()

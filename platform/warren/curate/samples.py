@@ -1,0 +1,113 @@
+"""The samples that are selected from, in pieces: consecutive shards of the datasets, rows numbered through."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from warren.data.manifest import Manifest, Shard
+from warren.data.stream import read_group
+from warren.storage import Location
+
+ROWS_PER_PIECE = 50_000
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A dataset that is selected from."""
+
+    reference: str
+    folder: Location
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class StoredShard:
+    """A shard among the samples that are selected from.
+
+    Attributes:
+        reference: The dataset whose manifest lists it.
+        folder: Of that dataset.
+        first: The row of its first sample.
+    """
+
+    reference: str
+    folder: Location
+    shard: Shard
+    first: int
+
+    @property
+    def stop(self) -> int:
+        """The row behind its last sample."""
+        return self.first + self.shard.rows
+
+    def group_rows(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the number of each row group, its first row and the one behind its last."""
+        first = self.first
+        for number, rows in enumerate(self.shard.row_groups):
+            yield number, first, first + rows
+            first += rows
+
+
+@dataclass(frozen=True)
+class SamplePiece:
+    """Consecutive shards that one task reads."""
+
+    number: int
+    shards: tuple[StoredShard, ...]
+
+    @property
+    def first(self) -> int:
+        """The row of its first sample."""
+        return self.shards[0].first
+
+    @property
+    def stop(self) -> int:
+        """The row behind its last sample."""
+        return self.shards[-1].stop
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """Yield each row group's first row and its samples, one row group in memory at a time."""
+        for stored in self.shards:
+            for number, first, _ in stored.group_rows():
+                yield first, read_group(stored.folder, stored.shard.group(number), columns=columns)
+
+
+def stored_shards(parents: Sequence[Parent]) -> list[StoredShard]:
+    """Return all shards of the datasets in order."""
+    found, row = [], 0
+    for parent in parents:
+        for shard in parent.manifest.shards:
+            found.append(StoredShard(parent.reference, parent.folder, shard, row))
+            row += shard.rows
+    return found
+
+
+def sample_pieces(shards: Sequence[StoredShard], rows_per_piece: int = ROWS_PER_PIECE) -> list[SamplePiece]:
+    """Cut datasets into pieces of whole shards."""
+    made: list[SamplePiece] = []
+    waiting: list[StoredShard] = []
+    for stored in shards:
+        waiting.append(stored)
+        if stored.stop - waiting[0].first >= rows_per_piece:
+            made.append(SamplePiece(len(made), tuple(waiting)))
+            waiting = []
+    if waiting:
+        made.append(SamplePiece(len(made), tuple(waiting)))
+    return made
+
+
+def key_of(pieces: Sequence[SamplePiece], row: int) -> str:
+    """Return the key of one row, for messages."""
+    return str(read_row(pieces, row, ["key"])["key"])
+
+
+def read_row(pieces: Sequence[SamplePiece], row: int, columns: list[str]) -> dict[str, Any]:
+    """Read one sample's columns; for a few of them."""
+    piece = next(piece for piece in pieces if row < piece.stop)
+    stored = next(stored for stored in piece.shards if row < stored.stop)
+    number, first, _ = next(group for group in stored.group_rows() if row < group[2])
+    table = read_group(stored.folder, stored.shard.group(number), row - first, 1, columns)
+    found: dict[str, Any] = table.to_pylist()[0]
+    return found

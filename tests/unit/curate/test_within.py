@@ -1,0 +1,115 @@
+"""Near duplicates and SemDeDup: a cluster that is cut into blocks gives what it gives as a whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
+from warren.curate import kmeans
+from warren.curate.clusters import Clusters
+from warren.curate.kmeans import train
+from warren.curate.near_duplicates import chosen, components, links
+from warren.curate.rows import RowSet
+from warren.curate.semdedup import beaten, order_of
+from warren.curate.tasks import Workspace, run_here
+from warren.curate.vectors import unit
+from warren.curate.within import WithinStep, keep_within
+from warren.errors import DataError
+from warren.storage import Location
+
+WIDTH = 8
+
+
+def clustered(work: Workspace, image: np.ndarray, cluster: np.ndarray, num_files: int = 3) -> Clusters:
+    """Write samples as files of clusters; rows are spread over the files."""
+    of_file = np.random.default_rng(0).integers(0, num_files, len(image))
+    centroids = np.stack([image[cluster == n].mean(axis=0) for n in range(cluster.max() + 1)])
+    for number in range(num_files):
+        rows = np.flatnonzero(of_file == number)
+        rows = rows[np.lexsort((rows, cluster[rows]))]
+        near = centroids[cluster[rows]]
+        arrays = {"row": rows.astype(np.uint32), "cluster": cluster[rows].astype(np.int32), "image": image[rows]}
+        arrays |= {"distance": np.linalg.norm(image[rows] - near, axis=1), "cosine": (image[rows] * near).sum(axis=1)}
+        work.put(str(number), {**arrays, "starts": np.searchsorted(cluster[rows], np.arange(len(centroids) + 1))})
+    files = tuple(work.file(str(number)).location for number in range(num_files))
+    return Clusters(files, np.bincount(cluster), row_bytes=100)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workspace:
+    return Workspace(Location(str(tmp_path)))
+
+
+def kept(work: Workspace, clusters: Clusters, step: WithinStep, rows: int, memory: int) -> list[int]:
+    alive = RowSet.full(rows)
+    location = work.folder / "alive"
+    location.put_bytes(alive.to_bytes())
+    result = keep_within(run_here, work / f"{step.step}-{memory}", step, clusters, location, rows, memory)
+    return [int(row) for block in result.blocks() for row in block]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        NearDuplicatesStep(step="near_duplicates", threshold=0.9),
+        NearDuplicatesStep(step="near_duplicates", threshold=0.9, keep="farthest"),
+        SemDeDupStep(step="semdedup", threshold=0.9),
+        SemDeDupStep(step="semdedup", threshold=0.9, first="nearest"),
+        BalanceStep(step="balance", samples_per_cluster=9),
+    ],
+)
+def test_no_pair_is_lost_across_the_cut_of_a_large_cluster(work: Workspace, step: WithinStep) -> None:
+    random = np.random.default_rng(1)
+    image = unit(
+        np.repeat(random.standard_normal((60, WIDTH)), 5, axis=0) + 0.25 * random.standard_normal((300, WIDTH))
+    )
+    clusters = clustered(work, image, np.array([0] * 220 + [1] * 30 + [2] * 50))
+    whole = kept(work, clusters, step, 300, memory=1 << 20)
+    assert 0 < len(whole) < 300
+    for memory in (6000, 1500):  # 60 and 15 samples
+        assert kept(work, clusters, step, 300, memory) == whole
+
+
+def test_components_are_transitive_and_the_median_stays() -> None:
+    label = components(6, np.array([4, 1]), np.array([1, 3]))
+    assert label.tolist() == [0, 1, 2, 1, 1, 5]
+    distance = np.array([0.0, 0.3, 0.0, 0.1, 0.2, 0.0])
+    assert chosen(label, distance, "median").tolist() == [0, 2, 4, 5]  # n // 2 of three: the second
+    assert chosen(label, distance, "nearest").tolist() == [0, 2, 3, 5]
+    assert chosen(label, distance, "farthest").tolist() == [0, 1, 2, 5]
+    assert chosen(np.zeros(4, int), np.ones(4), "median").tolist() == [2]  # equal distances: by row
+
+
+def test_thousands_of_equal_images_are_one_component_in_few_pairs() -> None:
+    image = unit(np.ones((3000, WIDTH)))
+    left, right = links(image, None, 0.86)
+    assert len(left) < 5 * 3000
+    assert set(components(3000, left, right)) == {0}
+
+
+def test_semdedup_leaves_out_what_is_close_to_something_before_it() -> None:
+    angles = np.radians([0, 10, 20, 90])
+    image = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    order = order_of(np.array([0.9, 0.8, 0.7, 0.1]), np.arange(4), "farthest")
+    assert order.tolist() == [3, 2, 1, 0]
+    assert beaten(image, order, image, order, np.cos(np.radians(15)))[0].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("num_clusters", [7, 300])
+def test_k_means_repeats_itself_and_finds_planted_groups(num_clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "_FLAT_CLUSTERS", 100)
+    random = np.random.default_rng(2)
+    centres = random.standard_normal((num_clusters, 16))
+    vectors = unit(np.repeat(centres, 20, axis=0) + 0.01 * random.standard_normal((20 * num_clusters, 16)))
+    first, again = (train(vectors, num_clusters, iterations=10, seed=4) for _ in range(2))
+    assert np.array_equal(first.fine, again.fine)
+    assert first.fine.shape == (num_clusters, 16)
+    assert np.diff(first.starts).sum() == num_clusters
+    cluster = first.assign(vectors).reshape(num_clusters, 20)
+    assert (cluster == cluster[:, :1]).mean() > 0.9  # k-means may split a group
+
+
+def test_more_clusters_than_samples_is_a_named_error() -> None:
+    with pytest.raises(DataError, match=r"50 clusters are asked for, but there are 3 different embeddings in 30"):
+        train(unit(np.repeat(np.eye(3, WIDTH), 10, axis=0)), 50, 10, 0)
