@@ -68,6 +68,7 @@ FATES: dict[str, Fate] = {
     r"make (chaos|demo KEEP=1|test-long)": _CHAOS,
     r"python jobs/demo\.py$": Elsewhere("Makefile"),
     r"python jobs/chaos\.py$": _CHAOS,
+    r"python jobs/demo_curate\.py$": NotRun("takes minutes; make demo-curate runs it by hand"),
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe demo$": _WHOLE_WAY,
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe my-recipe\.yaml": _OWN_DATA,
     r"ray job submit --working-dir \. -- python jobs/pretrain\.py --recipe demo --resources laptop --set": _WHOLE_WAY,
