@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FinishReason = Literal["stop", "length"]
+from warren.inference.engine import FinishReason
 
 
 class _Response(BaseModel):

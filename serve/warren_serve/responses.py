@@ -10,6 +10,7 @@ from typing import TypedDict
 from pydantic import BaseModel
 
 from warren.inference import TokenDelta, TokenLogprob, join_deltas
+from warren.inference.engine import FinishReason
 from warren_serve.admission import RateLimitLease
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, deadline_exceeded, internal_error
@@ -20,7 +21,6 @@ from warren_serve.response_models import (
     ChatCompletion,
     ChatCompletionChunk,
     ChoiceLogprobs,
-    FinishReason,
     GeneratedToken,
     MessageDelta,
     ScoredToken,

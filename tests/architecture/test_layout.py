@@ -90,3 +90,28 @@ def test_the_checks_pass(repository: Path, command: list[str]) -> None:
         pytest.skip(f"{command[0]} is not installed here: pip install '.[dev]'")
     found = subprocess.run([program, *command[1:]], cwd=repository, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_public_class_name_stands_for_one_thing(repository: Path) -> None:
+    places: dict[str, list[str]] = {}
+    for root in ("platform/warren", "serve/warren_serve"):
+        for path in (repository / root).rglob("*.py"):
+            for name in _public_types(ast.parse(path.read_text())):
+                places.setdefault(name, []).append(str(path.relative_to(repository)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def _public_types(module: ast.Module) -> set[str]:
+    """Return the names of a module's public classes and type aliases; type variables are no types of their own."""
+    classes = {node.name for node in module.body if isinstance(node, ast.ClassDef)}
+    assigned = [node for node in module.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    aliases = {
+        target.id
+        for node in assigned
+        if isinstance(target := node.targets[0], ast.Name) and not _is_type_variable(node.value)
+    }
+    return {name for name in classes | aliases if name[0].isupper() and not name.isupper()}
+
+
+def _is_type_variable(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar"

@@ -9,7 +9,7 @@ from warren.config.layers import Config
 from warren.config.names import DatasetReference, Name
 
 Band = tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]]
-Score = Literal["clip_score", "centroid_cosine"]
+ScoreName = Literal["clip_score", "centroid_cosine"]
 
 
 class EmbeddingsConfig(Config):
@@ -111,7 +111,7 @@ class RankBandStep(Config):
     """
 
     step: Literal["rank_band"]
-    by: Score
+    by: ScoreName
     band: Band
 
     @field_validator("band")

@@ -7,7 +7,7 @@ import numpy as np
 
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.ranking import band_ranks, keys_in_ranks, rows_of, scores_of, sorted_keys
-from warren.curate.report import Scores
+from warren.curate.report import ScoreTable
 from warren.curate.rows import RowSet, StoredRows
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.storage import Location
@@ -39,7 +39,7 @@ def keep_band(
     return kept
 
 
-def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> Scores:
+def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> ScoreTable:
     """Return the scores that a band was cut out of, from what `keep_band` left in the workspace."""
     files = [ArrayFile(location) for location in (work / "keys").folder.list()]
     count = sum(file.rows("keys") for file in files)
@@ -47,7 +47,7 @@ def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> Scores:
     highest, lowest = (np.concatenate(keys_in_ranks(files, rank, rank + 1)) for rank in (first, end - 1))
     shown = "keys" if count <= _SHOWN else "fences"
     values = scores_of(np.concatenate([file.read(shown) for file in files]))
-    return Scores(by, values, float(scores_of(lowest)[0]), float(scores_of(highest)[0]))
+    return ScoreTable(by, values, float(scores_of(lowest)[0]), float(scores_of(highest)[0]))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationImages:
     """An evaluation set that is looked for, and where its hashes are."""
 
     reference: str
@@ -57,14 +57,14 @@ def boxes() -> Iterator[Box]:
             yield left, top, left + side, top + side
 
 
-def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[Evaluation]:
+def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[EvaluationImages]:
     """Hash evaluation sets."""
     made = []
     for parent in parents:
         pieces = sample_pieces(stored_shards([parent]), _EVALUATION_ROWS_PER_PIECE)
         files = finish(run, work / f"evaluation-{parent.reference}", [_Hash(piece) for piece in pieces])
         locations = tuple(file.location for file in files)
-        made.append(Evaluation(parent.reference, parent.manifest.digest, tuple(pieces), locations))
+        made.append(EvaluationImages(parent.reference, parent.manifest.digest, tuple(pieces), locations))
     return made
 
 
@@ -72,7 +72,7 @@ def find(
     run: Runner,
     work: Workspace,
     step: DecontaminateStep,
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[EvaluationImages],
     pieces: Sequence[SamplePiece],
     alive: Location,
 ) -> tuple[list[ArrayFile], RowSet]:
@@ -91,7 +91,7 @@ def find(
 
 def certificate(
     step: DecontaminateStep,
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[EvaluationImages],
     pieces: Sequence[SamplePiece],
     files: Sequence[ArrayFile],
     checked: int,
@@ -166,7 +166,7 @@ class _Hash:
 @dataclass(frozen=True)
 class _Find:
     piece: SamplePiece
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationImages, ...]
     alive: Location
     max_distance: int
     min_correlation: float

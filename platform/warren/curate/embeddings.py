@@ -35,7 +35,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Piece:
+class EmbeddingPiece:
     """Rows of one file of embeddings, read by one task.
 
     Attributes:
@@ -70,7 +70,7 @@ class Piece:
         return _keys(_table(self, [self.columns.key_column]), self)
 
 
-def pieces(config: EmbeddingsConfig, rows_per_piece: int) -> list[Piece]:
+def pieces(config: EmbeddingsConfig, rows_per_piece: int) -> list[EmbeddingPiece]:
     """Cut a source of embeddings into pieces.
 
     Raises:
@@ -85,23 +85,23 @@ def pieces(config: EmbeddingsConfig, rows_per_piece: int) -> list[Piece]:
         sets = [("npy", _files_of(folder, image, config)) for image in sorted(images, key=_order)]
     else:
         sets = [("parquet", (file,)) for file in find_files(config.path, (".parquet",))]
-    made: list[Piece] = []
+    made: list[EmbeddingPiece] = []
     first = 0
     for kind, files in sets:
         total = _num_rows(files, config)
         for start in range(0, total, rows_per_piece):
             stop = min(start + rows_per_piece, total)
-            made.append(Piece(kind, files, start, stop, first, config))  # type: ignore[arg-type]
+            made.append(EmbeddingPiece(kind, files, start, stop, first, config))  # type: ignore[arg-type]
             first += stop - start
     if not made:
         raise ConfigError(f"embeddings.path {config.path!r}: its files hold no embeddings")
     return made
 
 
-def width(source: Sequence[Piece]) -> tuple[int, int]:
+def width(source: Sequence[EmbeddingPiece]) -> tuple[int, int]:
     """Return length and bytes of one image embedding."""
     piece = source[0]
-    first = Piece(piece.kind, piece.files, piece.start, piece.start + 1, 0, piece.columns).read().image
+    first = EmbeddingPiece(piece.kind, piece.files, piece.start, piece.start + 1, 0, piece.columns).read().image
     return first.shape[1], first.shape[1] * first.dtype.itemsize
 
 
@@ -144,7 +144,7 @@ def _open(file: Location) -> pq.ParquetFile:
     return pq.ParquetFile(file.key, filesystem=file.filesystem)
 
 
-def _table(piece: Piece, columns: list[str]) -> pa.Table:
+def _table(piece: EmbeddingPiece, columns: list[str]) -> pa.Table:
     """Read rows of a Parquet file, of which only the row groups that hold them are read."""
     file = _open(piece.files[0])
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
@@ -155,7 +155,7 @@ def _table(piece: Piece, columns: list[str]) -> pa.Table:
     return table.slice(piece.start - int(ends[first] - sizes[first]), piece.count)
 
 
-def _read_parquet(piece: Piece) -> Embeddings:
+def _read_parquet(piece: EmbeddingPiece) -> Embeddings:
     columns = piece.columns
     names = [columns.key_column, columns.image_column, columns.text_column, columns.cluster_column]
     table = _table(piece, [name for name in names if name is not None])
@@ -164,7 +164,7 @@ def _read_parquet(piece: Piece) -> Embeddings:
     return _checked(piece, _keys(table, piece), image, text, table)
 
 
-def _read_npy(piece: Piece) -> Embeddings:
+def _read_npy(piece: EmbeddingPiece) -> Embeddings:
     columns = piece.columns
     table = _table(piece, [name for name in (columns.key_column, columns.cluster_column) if name is not None])
     image, text = [*(_npy_rows(file, piece.start, piece.stop) for file in piece.files[1:]), None][:2]
@@ -172,7 +172,9 @@ def _read_npy(piece: Piece) -> Embeddings:
     return _checked(piece, _keys(table, piece), image, text, table)
 
 
-def _checked(piece: Piece, keys: list[str], image: np.ndarray, text: np.ndarray | None, table: pa.Table) -> Embeddings:
+def _checked(
+    piece: EmbeddingPiece, keys: list[str], image: np.ndarray, text: np.ndarray | None, table: pa.Table
+) -> Embeddings:
     if text is not None and text.shape != image.shape:
         raise DataError(
             f"{piece.files[-1]}: image embeddings have {image.shape[1]} numbers and text embeddings {text.shape[1]}: "
@@ -190,7 +192,7 @@ def _column(table: pa.Table, name: str, file: Location) -> pa.ChunkedArray:
     return column
 
 
-def _keys(table: pa.Table, piece: Piece) -> list[str]:
+def _keys(table: pa.Table, piece: EmbeddingPiece) -> list[str]:
     """Return keys as text; clip-retrieval has numbers in some versions."""
     keys: list[str] = _column(table, piece.columns.key_column, piece.files[0]).cast(pa.string()).to_pylist()
     return keys

@@ -24,7 +24,7 @@ from warren.errors import ConfigError, DataError
 from warren.storage import Location
 
 FilterStep = CaptionStep | ImageStep | KeysStep | FunctionStep
-Row = dict[str, Any]
+FilterRow = dict[str, Any]
 _REPETITION_WORDS = 10
 _COLUMNS: dict[type, list[str] | None] = {
     CaptionStep: ["turns"],
@@ -71,7 +71,7 @@ class _Filter:
         return {"row": np.array(kept, np.uint32)}
 
 
-def predicate(step: FilterStep) -> Callable[[Row], bool]:
+def predicate(step: FilterStep) -> Callable[[FilterRow], bool]:
     """Return what tells of a stored row whether a filter takes it.
 
     Raises:
@@ -87,16 +87,16 @@ def predicate(step: FilterStep) -> Callable[[Row], bool]:
     return _function(step)
 
 
-def caption_of(row: Row) -> str:
+def caption_of(row: FilterRow) -> str:
     """Return what the assistant says in a sample."""
     texts = [turn["text"] for turn in row["turns"] if turn["role"] == "assistant"]
     return " ".join(texts).replace(IMAGE_MARK, "").strip()
 
 
-def _caption(step: CaptionStep) -> Callable[[Row], bool]:
+def _caption(step: CaptionStep) -> Callable[[FilterRow], bool]:
     pattern = re.compile(step.drop_pattern) if step.drop_pattern else None
 
-    def takes(row: Row) -> bool:
+    def takes(row: FilterRow) -> bool:
         text = caption_of(row)
         words = text.split()
         if not step.min_characters <= len(text) <= (step.max_characters or len(text)):
@@ -121,7 +121,7 @@ def _is_written_in(text: str, scripts: tuple[str, ...]) -> bool:
     return bool(letters) and 2 * written >= len(letters)
 
 
-def _image(step: ImageStep) -> Callable[[Row], bool]:
+def _image(step: ImageStep) -> Callable[[FilterRow], bool]:
     def fits(data: bytes) -> bool:
         width, height = image_size(data)
         short, long = sorted((width, height))
@@ -152,7 +152,7 @@ def _keys(path: str) -> frozenset[str]:
     return frozenset(line for line in location.read_bytes().decode().splitlines() if line)
 
 
-def _function(step: FunctionStep) -> Callable[[Row], bool]:
+def _function(step: FunctionStep) -> Callable[[FilterRow], bool]:
     module, _, name = step.call.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -162,7 +162,7 @@ def _function(step: FunctionStep) -> Callable[[Row], bool]:
             "from the working directory of the job"
         ) from None
 
-    def takes(row: Row) -> bool:
+    def takes(row: FilterRow) -> bool:
         try:
             answer = function(Sample.from_row(row), **step.options)
         except Exception as error:

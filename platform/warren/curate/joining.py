@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from warren.curate.arrays import ArrayFile, Arrays
-from warren.curate.embeddings import Piece
+from warren.curate.embeddings import EmbeddingPiece
 from warren.curate.samples import SamplePiece, key_of
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.errors import DataError
@@ -25,7 +25,7 @@ def place(
     run: Runner,
     work: Workspace,
     samples: Sequence[SamplePiece],
-    embeddings: Sequence[Piece],
+    embeddings: Sequence[EmbeddingPiece],
     memory_bytes: int,
     unmatched: str,
 ) -> list[ArrayFile]:
@@ -79,7 +79,7 @@ class _SampleKeys:
 @dataclass(frozen=True)
 class _EmbeddingKeys:
     number: int
-    piece: Piece
+    piece: EmbeddingPiece
     buckets: int
 
     @property
@@ -157,7 +157,7 @@ class _Rows:
 
 
 def _check(
-    joined: list[ArrayFile], samples: Sequence[SamplePiece], embeddings: Sequence[Piece], unmatched: str
+    joined: list[ArrayFile], samples: Sequence[SamplePiece], embeddings: Sequence[EmbeddingPiece], unmatched: str
 ) -> None:
     def embedding_key(place: int) -> str:
         piece = next(piece for piece in reversed(embeddings) if piece.first <= place)

@@ -26,7 +26,7 @@ _GREY, _BLUE = "tab:gray", "tab:blue"
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreTable:
     """The scores that a band was cut out of.
 
     Attributes:
@@ -55,7 +55,7 @@ class StepReport:
     after: StoredRows
     num_before: int
     num_after: int
-    scores: Scores | None = None
+    scores: ScoreTable | None = None
     groups: Groups = ()
 
 
@@ -120,7 +120,7 @@ def _funnel(steps: Sequence[StepReport]) -> bytes:
     return _png(figure)
 
 
-def _histogram(scores: Scores) -> bytes:
+def _histogram(scores: ScoreTable) -> bytes:
     figure, axis = _figure(8.0, 3.4)
     edges = np.histogram_bin_edges(scores.values, _BINS)
     axis.hist(scores.values, edges, color=_GREY, label="left out")

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from warren.curate.arrays import ArrayFile, Arrays
-from warren.curate.embeddings import Piece
+from warren.curate.embeddings import EmbeddingPiece
 from warren.curate.joining import NO_ROW
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.curate.vectors import cosines, unit, unusable
@@ -43,7 +43,7 @@ class VectorPiece(Protocol):
 class GivenVectors:
     """A piece of embeddings that others computed, and the rows that its keys are of."""
 
-    piece: Piece
+    piece: EmbeddingPiece
     placed: Location
 
     def load(self) -> Vectors:

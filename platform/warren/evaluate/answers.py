@@ -54,7 +54,7 @@ class StoredAnswer:
 
 
 @dataclass(frozen=True)
-class Origin:
+class AnswersOrigin:
     """What a file of answers is of.
 
     Attributes:
@@ -74,7 +74,7 @@ class Origin:
     versions: Mapping[str, str] | None = None
 
 
-def write_answers(location: Location, answers: Iterable[StoredAnswer], origin: Origin) -> None:
+def write_answers(location: Location, answers: Iterable[StoredAnswer], origin: AnswersOrigin) -> None:
     """Write answers; the same answers give the same bytes.
 
     Raises:
@@ -89,7 +89,7 @@ def write_answers(location: Location, answers: Iterable[StoredAnswer], origin: O
     location.put_bytes(sink.getvalue().to_pybytes())
 
 
-def read_stored(location: Location) -> tuple[list[StoredAnswer], Origin]:
+def read_stored(location: Location) -> tuple[list[StoredAnswer], AnswersOrigin]:
     """Read a file that `write_answers` wrote.
 
     Raises:
@@ -109,10 +109,10 @@ def read_stored(location: Location) -> tuple[list[StoredAnswer], Origin]:
     if about.pop("format", _FORMAT) != _FORMAT:
         raise DataError(f"{location}: answers of a newer version of Warren")
     _check(rows, str(location))
-    return rows, Origin(**about)
+    return rows, AnswersOrigin(**about)
 
 
-def load_answers(location: Location) -> tuple[Answers, int, Origin]:
+def load_answers(location: Location) -> tuple[Answers, int, AnswersOrigin]:
     """Read answers for scoring: Warren's Parquet, or JSON lines made elsewhere.
 
     Returns:
@@ -123,7 +123,7 @@ def load_answers(location: Location) -> tuple[Answers, int, Origin]:
     """
     if not location.name.endswith(".parquet"):
         rows, num_broken = read_answers(location)
-        return Answers(_numbered(rows)), num_broken, Origin()
+        return Answers(_numbered(rows)), num_broken, AnswersOrigin()
     stored, origin = read_stored(location)
     answers = Answers(
         Answer(row.key, row.answer, row.question, {"text": row.answer}) for row in stored if row.answer is not None

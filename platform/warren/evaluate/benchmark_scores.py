@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from warren.errors import ConfigError, DataError, QuarantineError
-from warren.evaluate.answers import Origin, load_answers
+from warren.evaluate.answers import AnswersOrigin, load_answers
 from warren.evaluate.benchmarks import Benchmark, all_benchmarks, benchmark_named
 from warren.evaluate.measures import Measure
 from warren.storage import Location
@@ -111,7 +111,7 @@ def _describe(benchmark: Benchmark) -> str:
     return "\n".join(lines)
 
 
-def _check_origin(origin: Origin, benchmark: Benchmark, answers: Location) -> None:
+def _check_origin(origin: AnswersOrigin, benchmark: Benchmark, answers: Location) -> None:
     if origin.benchmark and origin.benchmark != benchmark.name:
         raise DataError(f"{answers}: these are answers of {origin.benchmark}, not of {benchmark.name}")
 

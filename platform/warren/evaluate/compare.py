@@ -13,7 +13,7 @@ _SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One number of both runs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Row:
         return "better" if self.comparison.difference > 0 else "worse"
 
 
-def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
+def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ComparisonRow]:
     """Compare two reports of `score_answers`, number by number, in the order of the first.
 
     Raises:
@@ -60,13 +60,13 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
     comparisons = [measure.compare(other) for measure, other in pairs]
     corrected = iter(holm([found.p_value for found in comparisons if found is not None]))
     return [
-        Row(measure.name, measure.value, other.value, found, next(corrected) if found else None)
+        ComparisonRow(measure.name, measure.value, other.value, found, next(corrected) if found else None)
         for (measure, other), found in zip(pairs, comparisons, strict=True)
     ]
 
 
 def render_comparison(
-    rows: Sequence[Row], first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]
+    rows: Sequence[ComparisonRow], first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]
 ) -> str:
     """Write a comparison as Markdown.
 
@@ -94,7 +94,7 @@ def render_comparison(
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row) -> str:
+def _line(row: ComparisonRow) -> str:
     values = f"| {_cell(row.name)} | {number(row.first)} | {number(row.second)} "
     found = row.comparison
     if found is None or row.corrected is None:

@@ -52,7 +52,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Question:
+class SampleQuestion:
     """What a sample asks: its first question with that question's images, and the answer to compare with."""
 
     key: str
@@ -61,7 +61,7 @@ class Question:
     truth: str
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Question":
+    def of(cls, row: dict[str, Any]) -> "SampleQuestion":
         """Take the first question of a stored sample.
 
         Raises:
@@ -80,11 +80,11 @@ class Question:
 class _Asker(Protocol):
     """How a metric asks. Whatever `prepare` raises is the sample's fault; what `answers` raises is not."""
 
-    def prepare(self, question: Question) -> Any:
+    def prepare(self, question: SampleQuestion) -> Any:
         """Return the question decoded and tokenised; it has `pixels`."""
         ...
 
-    def answers(self, questions: Sequence[Question], prepared: Sequence[Any]) -> "list[tuple[str, int]]":
+    def answers(self, questions: Sequence[SampleQuestion], prepared: Sequence[Any]) -> "list[tuple[str, int]]":
         """Return an answer to each, and how many there were to choose from."""
         ...
 
@@ -101,10 +101,10 @@ class _Writing:
                 "and answer together: lower it"
             )
 
-    def prepare(self, question: Question) -> Any:
+    def prepare(self, question: SampleQuestion) -> Any:
         return self._generator.prepare(question.prompt, self._max_new_tokens)
 
-    def answers(self, questions: Sequence[Question], prepared: Sequence[Any]) -> list[tuple[str, int]]:
+    def answers(self, questions: Sequence[SampleQuestion], prepared: Sequence[Any]) -> list[tuple[str, int]]:
         return [(text, 0) for text in self._generator.answer(prepared)]
 
 
@@ -114,10 +114,10 @@ class _Choosing:
     def __init__(self, folder: Path, config: EvaluateConfig) -> None:
         self._chooser, self._num_choices = MultipleChoice(folder), config.num_choices
 
-    def prepare(self, question: Question) -> Any:
+    def prepare(self, question: SampleQuestion) -> Any:
         return self._chooser.prepare(question.prompt, question.truth)
 
-    def answers(self, questions: Sequence[Question], prepared: Sequence[Any]) -> list[tuple[str, int]]:
+    def answers(self, questions: Sequence[SampleQuestion], prepared: Sequence[Any]) -> list[tuple[str, int]]:
         truths, found = [question.truth for question in questions], []
         for place, shown in enumerate(prepared):
             choices = sorted(list(dict.fromkeys((*truths[place:], *truths[:place])))[: self._num_choices])
@@ -142,7 +142,7 @@ def judge_of(config: EvaluateConfig, folder: Path) -> Judge:
         verdicts: dict[int, Verdict] = {}
         for place, row in enumerate(rows):
             try:
-                question = Question.of(row)
+                question = SampleQuestion.of(row)
                 asked.append(_Asked(place, question, asker.prepare(question)))
             except Exception as error:  # decoding and tokenising read nothing but the sample: it caused what they raise
                 verdicts[place] = _left_out(row, error)
@@ -162,7 +162,7 @@ def judge_of(config: EvaluateConfig, folder: Path) -> Judge:
 @dataclass(frozen=True)
 class _Asked:
     place: int
-    question: Question
+    question: SampleQuestion
     prepared: Any
 
 
@@ -192,7 +192,7 @@ def _storable(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _verdict(question: Question, answer: str, num_choices: int) -> Verdict:
+def _verdict(question: SampleQuestion, answer: str, num_choices: int) -> Verdict:
     text, truth = question.prompt.turns[0].text, question.truth
     right = exact_match(answer, truth)
     return Verdict(question.key, question.source, text, truth, answer.strip(), right, num_choices)

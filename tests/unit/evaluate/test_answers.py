@@ -11,12 +11,12 @@ from test_benchmarks import CASES, ORACLE, approx, at, scored
 
 from warren.cli.score import main
 from warren.errors import DataError, QuarantineError
-from warren.evaluate.answers import Origin, StoredAnswer, load_answers, read_stored, write_answers
+from warren.evaluate.answers import AnswersOrigin, StoredAnswer, load_answers, read_stored, write_answers
 from warren.evaluate.benchmark_scores import score_answers
 from warren.evaluate.benchmarks.reading import read_answers
 from warren.storage import Location
 
-ORIGIN = Origin("pope", "all", "bunny", "run at step 5", {"model": "ab"}, {"warren": "0.1.0"})
+ORIGIN = AnswersOrigin("pope", "all", "bunny", "run at step 5", {"model": "ab"}, {"warren": "0.1.0"})
 
 
 def file(folder: Path, name: str = "answers.parquet") -> Location:
@@ -50,7 +50,7 @@ def test_answers_come_back_and_the_same_answers_are_the_same_bytes(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["mme", "pope", "scienceqa", "seed", "gqa", "textvqa", "vqav2", "vizwiz", "mmbench"])
 def test_stored_answers_score_as_answers_files_do(name: str, tmp_path: Path) -> None:
-    write_answers(file(tmp_path), stored(name), Origin(name))
+    write_answers(file(tmp_path), stored(name), AnswersOrigin(name))
     found = score_answers(name, file(tmp_path), at(CASES[name][1]), "bunny")
     truth = scored(name)
     assert found["scores"] == approx(truth["scores"])
@@ -74,7 +74,7 @@ def test_a_failed_request_ends_scoring_unless_it_is_allowed(tmp_path: Path) -> N
 def test_what_failed_is_in_no_denominator(name: str, tmp_path: Path) -> None:
     rows = stored(name)
     failed = dataclasses.replace(rows[0], answer=None, error="timeout")
-    write_answers(file(tmp_path), [failed, *rows[1:]], Origin(name))
+    write_answers(file(tmp_path), [failed, *rows[1:]], AnswersOrigin(name))
     found = score_answers(name, file(tmp_path), at(CASES[name][1]), max_failed_fraction=0.5)
     whole = scored(name)
     assert found["failed"] == [failed.key]
@@ -105,7 +105,7 @@ def test_files_that_are_no_answers_are_named(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_parquet_and_prints_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_answers(file(tmp_path), stored("mme"), Origin("mme"))
+    write_answers(file(tmp_path), stored("mme"), AnswersOrigin("mme"))
     arguments = [
         "--benchmark",
         "mme",

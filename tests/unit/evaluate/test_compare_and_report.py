@@ -13,7 +13,7 @@ from test_questions import make_pope
 
 from warren.cli.score import run_command
 from warren.errors import DataError
-from warren.evaluate.answers import Origin, StoredAnswer, write_answers
+from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.benchmark_scores import score_answers
 from warren.evaluate.compare import compare_reports, render_comparison
 from warren.evaluate.report_page import NUM_EXAMPLES
@@ -33,7 +33,7 @@ def improved(name: str, share: float) -> list[StoredAnswer]:
 
 def reports(folder: Path, name: str = "pope", share: float = 0.6) -> tuple[dict[str, Any], dict[str, Any]]:
     for number, rows in enumerate((stored(name), improved(name, share))):
-        write_answers(file(folder, f"{number}.parquet"), rows, Origin(name, "", "bunny", f"model {number}"))
+        write_answers(file(folder, f"{number}.parquet"), rows, AnswersOrigin(name, "", "bunny", f"model {number}"))
     first, second = (score_answers(name, file(folder, f"{number}.parquet"), at(CASES[name][1])) for number in (0, 1))
     return json.loads(json.dumps(first)), json.loads(json.dumps(second))
 
@@ -112,7 +112,7 @@ def test_the_report_has_everything_in_one_page(tmp_path: Path) -> None:
     rows = improved("pope", 0.3)
     rows[0] = StoredAnswer(rows[0].key, rows[0].question, "No <script>alert(1)</script> | no", 4, 0.5)
     rows[1] = StoredAnswer(rows[1].key, rows[1].question, error="HTTP 500 <b>")
-    origin = Origin("pope", "all", "bunny", "run <i> at step 5", {"model": "ab12"}, {"ray": "2.60"})
+    origin = AnswersOrigin("pope", "all", "bunny", "run <i> at step 5", {"model": "ab12"}, {"ray": "2.60"})
     write_answers(file(tmp_path), rows, origin)
     command = ["score", "--benchmark", "pope", "--answers", str(tmp_path / "answers.parquet")]
     command += [

@@ -15,7 +15,7 @@ from test_benchmarks import CASES, ORACLE, approx, at
 from test_questions import LETTER, PNG, SHORT, lines, make_mmmu, parquet, put
 
 from warren.errors import ConfigError, DataError
-from warren.evaluate.answers import Origin, StoredAnswer, write_answers
+from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.benchmark_scores import measures_of, score_answers
 from warren.evaluate.benchmarks import all_benchmarks
 from warren.evaluate.questions import prompt_convention, questions
@@ -156,7 +156,7 @@ def test_a_published_table_is_asked_and_scored_as_the_package_does(name: str, tm
     assert asked[0].text == GOLDEN[name]["prompt"]
     assert [len(question.images) for question in asked[:2]] == ([2, 1] if name == "blink" else [1, 1])
     stored = [StoredAnswer(q.key, q.text, case["prediction"]) for q, case in zip(asked, cases, strict=True)]
-    write_answers(location(tmp_path / "answers.parquet"), stored, Origin(name))
+    write_answers(location(tmp_path / "answers.parquet"), stored, AnswersOrigin(name))
     report = score_answers(name, location(tmp_path / "answers.parquet"), location(tmp_path))
     assert report["convention"] == "lmms-eval"
     expected = {question.key: case["score"] for question, case in zip(asked, cases, strict=True)}
@@ -192,7 +192,7 @@ def test_validation_splits_of_vqav2_and_vizwiz_are_scored_here(tmp_path: Path) -
         keys = {str(key): image for key, image in key_of(numbered).items()}
         found = list(questions(name, location(tmp_path), "val", "lmms-eval"))
         stored = [StoredAnswer(question.key, question.text, answers[keys[question.key]]) for question in found]
-        write_answers(location(tmp_path / "answers.parquet"), stored, Origin(name, "val"))
+        write_answers(location(tmp_path / "answers.parquet"), stored, AnswersOrigin(name, "val"))
         report = score_answers(name, location(tmp_path / "answers.parquet"), location(tmp_path), "lmms-eval")
         scores = {keys[key]: row["score"] for key, row in report["per_question"].items()}
         assert scores == approx(GOLDEN[name]["per_question"])

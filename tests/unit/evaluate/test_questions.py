@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from warren.errors import BadSampleError, ConfigError, DataError, WarrenError
-from warren.evaluate.answers import Origin, StoredAnswer, write_answers
+from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.benchmark_scores import score_answers
 from warren.evaluate.benchmarks import Question, all_benchmarks
 from warren.evaluate.questions import questions
@@ -256,7 +256,8 @@ def test_pope_without_a_question_file_is_asked_and_scored_from_its_annotations(t
     (tmp_path / "questions.jsonl").unlink()
     asked = ask("pope", tmp_path)
     assert asked[0].key.startswith("adversarial/")
-    write_answers(at(tmp_path / "a.parquet"), [StoredAnswer(q.key, q.text, "yes") for q in asked], Origin("pope"))
+    answers = [StoredAnswer(q.key, q.text, "yes") for q in asked]
+    write_answers(at(tmp_path / "a.parquet"), answers, AnswersOrigin("pope"))
     found = score_answers("pope", at(tmp_path / "a.parquet"), at(tmp_path))
     assert found["scores"]["splits"]["random"]["recall"] == 1.0
 
@@ -266,7 +267,7 @@ def test_mmmu_is_scored_from_its_parquet_folder(tmp_path: Path) -> None:
     asked = ask("mmmu", tmp_path)
     replies = {"validation_Art_1": "(B)", "validation_Math_2": "so it is 4", "validation_Bio_3": "B"}
     stored = [StoredAnswer(question.key, question.text, replies[question.key]) for question in asked]
-    write_answers(at(tmp_path / "answers.parquet"), stored, Origin("mmmu"))
+    write_answers(at(tmp_path / "answers.parquet"), stored, AnswersOrigin("mmmu"))
     found = score_answers("mmmu", at(tmp_path / "answers.parquet"), at(tmp_path))
     assert [found["per_question"][key]["right"] for key in replies] == [True, True, False]
 

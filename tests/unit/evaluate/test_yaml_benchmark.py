@@ -9,7 +9,7 @@ import pytest
 from test_questions import PNG, ask, put
 
 from warren.errors import ConfigError, DataError
-from warren.evaluate.answers import Origin, StoredAnswer, write_answers
+from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.benchmark_scores import score_answers
 from warren.evaluate.questions import questions
 from warren.evaluate.scorers.texts import chosen_letter, contains, exact, relaxed
@@ -41,7 +41,7 @@ def make(folder: Path, text: str = SIGNS, rows: Any = ROWS) -> str:
 
 def score(benchmark: str, folder: Path, **answers: str) -> dict[str, Any]:
     stored = [StoredAnswer(key.removeprefix("q"), "?", text) for key, text in answers.items()]
-    write_answers(Location.parse(f"{folder}/answers.parquet"), stored, Origin("signs"))
+    write_answers(Location.parse(f"{folder}/answers.parquet"), stored, AnswersOrigin("signs"))
     return score_answers(benchmark, Location.parse(f"{folder}/answers.parquet"))
 
 

@@ -17,7 +17,7 @@ from warren.storage import Location
 _REPEAT = "#"  # between a published id and the number of its repetition
 
 
-class ImageSource(Protocol):
+class QuestionImage(Protocol):
     """Where the bytes of one encoded image are. Sources are small and can be pickled."""
 
     def read(self) -> bytes:
@@ -103,7 +103,7 @@ class Question:
 
     key: str
     text: str
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[QuestionImage, ...] = ()
     group: str = ""
     cluster: str = ""
     fixed_answer: str | None = None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.errors import DataError
-from warren.evaluate.benchmarks.question import ImageBase64, ImageCell, ImageSource
+from warren.evaluate.benchmarks.question import ImageBase64, ImageCell, QuestionImage
 from warren.evaluate.benchmarks.reading import read_json_lines
 from warren.storage import Location
 
@@ -31,7 +31,7 @@ class Record:
 
     values: Mapping[str, Any]
     where: str
-    images: Mapping[str, tuple[ImageSource, ...]] = field(default_factory=dict)
+    images: Mapping[str, tuple[QuestionImage, ...]] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> Any:
         try:
@@ -44,7 +44,7 @@ class Record:
         """Return a value, or None where the table has no such column."""
         return self.values.get(column)
 
-    def image(self, column: str) -> tuple[ImageSource, ...]:
+    def image(self, column: str) -> tuple[QuestionImage, ...]:
         """Return the images of a column, none where the row has none."""
         return self.images.get(column, ())
 
@@ -117,7 +117,7 @@ def _num_images(cell: Any) -> int:
     return len(cell) if pa.types.is_list(cell.type) or pa.types.is_large_list(cell.type) else 1
 
 
-def _cells(file: Location, group: int, row: int, counts: Mapping[str, int]) -> dict[str, tuple[ImageSource, ...]]:
+def _cells(file: Location, group: int, row: int, counts: Mapping[str, int]) -> dict[str, tuple[QuestionImage, ...]]:
     return {
         name: tuple(ImageCell(file, group, row, name, item) for item in range(count))
         for name, count in counts.items()
