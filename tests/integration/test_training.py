@@ -205,7 +205,7 @@ def wait_for_figure(url: str, pattern: str) -> None:
 
 def test_finetune_needs_a_checkpoint_of_pretrain(root: Location) -> None:
     datasets(root)
-    with pytest.raises(CheckpointError, match="run its stage first"):
+    with pytest.raises(CheckpointError, match="train it first"):
         train_stage(tiny_recipe(), "finetune", RESOURCES, root, "ft", parent="never")
     assert (root / "runs").list() == []
 
