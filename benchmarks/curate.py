@@ -24,7 +24,7 @@ from warren.curate.arrays import pack
 from warren.curate.bands import keep_band
 from warren.curate.clusters import cluster
 from warren.curate.ranking import band_ranks
-from warren.curate.rows import RowSet
+from warren.curate.row_mask import RowSet
 from warren.curate.scored import ComputedVectors, clip_scores
 from warren.curate.tasks import Task, Workspace
 from warren.curate.vectors import unit

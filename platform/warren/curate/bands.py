@@ -8,7 +8,7 @@ import numpy as np
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.ranking import band_ranks, keys_in_ranks, rows_of, scores_of, sorted_keys
 from warren.curate.report import ScoreTable
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.storage import Location
 

@@ -13,7 +13,7 @@ import numpy as np
 from warren.config.curate import ClusterStep
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.kmeans import Centroids, train
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.sampling import row_hash
 from warren.curate.scored import VectorPiece, Vectors
 from warren.curate.tasks import Runner, Workspace, finish

@@ -18,7 +18,7 @@ from PIL import Image
 from warren.config.curate import DecontaminateStep
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.perceptual import distance, perceptual_hash
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import Parent, SamplePiece, key_of, sample_pieces, stored_shards
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image

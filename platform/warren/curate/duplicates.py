@@ -17,7 +17,7 @@ from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.filters import caption_of
 from warren.curate.near_duplicates import components
 from warren.curate.perceptual import linked, perceptual_hash
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image

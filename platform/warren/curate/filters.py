@@ -16,7 +16,7 @@ from PIL import Image
 
 from warren.config.curate import CaptionStep, FunctionStep, ImageStep, KeysStep
 from warren.curate.arrays import Arrays
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.sample import IMAGE_MARK, Sample

@@ -34,7 +34,7 @@ from warren.curate.embeddings import width
 from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
 from warren.curate.report import StepReport, write_card, write_report
-from warren.curate.rows import MAX_ROWS, RowSet, StoredRows
+from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
 from warren.curate.samples import Parent, SamplePiece, sample_pieces, stored_shards
 from warren.curate.sampling import sample
 from warren.curate.scored import GivenVectors, VectorPiece

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import SamplePiece, read_row
 from warren.curate.sampling import sample
 from warren.data.images import MAX_PIXELS, decode_image

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from warren.curate.rows import RowSet
+from warren.curate.row_mask import RowSet
 
 
 def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:

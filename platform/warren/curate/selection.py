@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from warren.curate.arrays import Arrays
-from warren.curate.rows import RowSet, StoredRows
+from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import StoredShard
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.manifest import Shard, StoredGroup, write_shard

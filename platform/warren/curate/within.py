@@ -15,7 +15,7 @@ from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.clusters import Bucket, Clusters, Members, read_members
 from warren.curate.near_duplicates import chosen, components, largest, links
 from warren.curate.report import Groups
-from warren.curate.rows import RowSet
+from warren.curate.row_mask import RowSet
 from warren.curate.sampling import lowest_of_each
 from warren.curate.semdedup import beaten, order_of
 from warren.curate.tasks import Runner, Task, Workspace, finish

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from warren.curate import ranking
 from warren.curate.arrays import ArrayFile, pack
-from warren.curate.rows import RowSet
+from warren.curate.row_mask import RowSet
 from warren.curate.sampling import sample
 from warren.storage import Location
 

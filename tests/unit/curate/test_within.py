@@ -10,7 +10,7 @@ from warren.curate import kmeans
 from warren.curate.clusters import Clusters
 from warren.curate.kmeans import train
 from warren.curate.near_duplicates import chosen, components, links
-from warren.curate.rows import RowSet
+from warren.curate.row_mask import RowSet
 from warren.curate.semdedup import beaten, order_of
 from warren.curate.tasks import Workspace, run_here
 from warren.curate.vectors import unit

@@ -12,7 +12,7 @@ from warren.data.importers.files import empty_file, find_files, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record import RecordReader
-from warren.data.importers.rows import SourceRow, array_rows, group
+from warren.data.importers.table_rows import SourceRow, array_rows, group
 from warren.data.printable import shown
 from warren.storage import Location
 
