@@ -42,9 +42,10 @@ test-long: install  ## The kill and soak tests, and the whole way on the tests' 
 chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
 	$(BIN)/python jobs/chaos.py $(ARGS)
 
+# Without a cache: how imports sort depends on which files exist, and a cached result does not see a new file.
 check: install  ## Format, lint, types and import rules
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -4,8 +4,9 @@ import ast
 import subprocess
 from pathlib import Path
 
-import foreign_internals
 import pytest
+
+import foreign_internals
 from foreign_internals import find, find_variables
 
 ROOM = "platform/warren/compat/"

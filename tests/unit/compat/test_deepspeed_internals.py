@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from library_contracts import changed, holds, parameters
 from torch import nn
 
+from library_contracts import changed, holds, parameters
 from warren.compat.deepspeed import (
     convert_to_universal,
     group_settings,

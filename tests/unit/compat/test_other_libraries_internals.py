@@ -11,10 +11,10 @@ import pyarrow.fs
 import pytest
 import tokenizers
 import torch
-from library_contracts import changed, holds
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from library_contracts import changed, holds
 from warren.compat import variables
 from warren.compat.pillow import lift_pixel_limit
 from warren.compat.pyarrow import is_passing

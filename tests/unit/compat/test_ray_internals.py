@@ -15,7 +15,6 @@ import ray._private.worker
 import ray.dashboard.modules.job.cli
 import ray.dashboard.modules.job.job_supervisor
 import ray.scripts.scripts
-from library_contracts import changed, holds, parameters
 from ray._private import ray_constants
 from ray._raylet import JobID, PlacementGroupID
 from ray.data import DataContext
@@ -31,6 +30,7 @@ from ray.train.v2._internal.execution import callback as train_callbacks
 from ray.train.v2._internal.execution.controller import controller, state
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from library_contracts import changed, holds, parameters
 from warren.compat import ray_cli, ray_core, ray_data, ray_train
 from warren.compat.ray_cli import client_variables, is_submission_message, process_title, quiet_submission, ray_command
 from warren.compat.ray_core import job_placement_states, metrics_agents, staying_nodes, submitted_runtime_env

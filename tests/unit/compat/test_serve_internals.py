@@ -3,7 +3,6 @@
 from typing import Any
 
 import ray.serve._private.application_state
-from library_contracts import changed, holds, parameters
 from ray import serve
 from ray._private.runtime_env import packaging
 from ray.dashboard import runtime_env_redaction
@@ -11,6 +10,7 @@ from ray.dashboard.modules.serve import sdk
 from ray.serve._private import constants, replica
 from ray.serve.handle import DeploymentHandle
 
+from library_contracts import changed, holds, parameters
 from warren.compat import ray_serve
 from warren.compat.ray_serve import (
     GRPC_MESSAGE_LIMIT_BYTES,

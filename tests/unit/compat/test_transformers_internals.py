@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from library_contracts import changed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -26,6 +25,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from library_contracts import changed
 from warren.compat import transformers as compat
 from warren.compat.transformers import (
     LLAVA_DISK_NAMES,

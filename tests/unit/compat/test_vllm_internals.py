@@ -1,8 +1,8 @@
 """Contracts with vLLM: what `warren.compat.vllm` takes for granted. Run where the extra is installed."""
 
 import pytest
-from library_contracts import changed, parameters
 
+from library_contracts import changed, parameters
 from warren.compat.vllm import delta_sampling, start_engine
 
 
