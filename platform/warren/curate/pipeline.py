@@ -216,14 +216,19 @@ def _write_certificate(folder: Location, steps: list[dict[str, Any]]) -> dict[st
     """Write what was looked for and found beside the dataset; return what its manifest says of that."""
     target = folder / CERTIFICATE
     target.put_json({"steps": steps})
-    evaluations = {each["dataset"]: each["digest"] for step in steps for each in step["evaluations"]}
+    clean = [step for step in steps if step["removed"] or step["samples_matched"] == 0]
     return {
         "file": CERTIFICATE,
         "sha256": digest_bytes(target.read_bytes()),
-        "evaluations": evaluations,
+        "evaluations": _searched_for(steps),
+        "free_of": _searched_for(clean),
         "samples_matched": sum(step["samples_matched"] for step in steps),
         "removed": all(step["removed"] for step in steps),
     }
+
+
+def _searched_for(steps: list[dict[str, Any]]) -> dict[str, str]:
+    return {each["dataset"]: each["digest"] for step in steps for each in step["evaluations"]}
 
 
 def _present(folder: Location, identity: str) -> Manifest | None:

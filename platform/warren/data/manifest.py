@@ -173,6 +173,11 @@ def dataset_folder(root: Location, reference: str) -> Location:
     return root / "datasets" / name / version
 
 
+def root_of(folder: Location) -> Location:
+    """Return the storage root that a dataset's folder lies below."""
+    return Location(folder.uri.rsplit("/", 3)[0])
+
+
 def folder_of(folder: Location, group: StoredGroup) -> Location:
     """Return the folder of a row group's object.
 
@@ -181,7 +186,7 @@ def folder_of(folder: Location, group: StoredGroup) -> Location:
     """
     if not group.dataset:
         return folder
-    return dataset_folder(Location(folder.uri.rsplit("/", 3)[0]), group.dataset)
+    return dataset_folder(root_of(folder), group.dataset)
 
 
 def read_manifest(root: Location, reference: str) -> Manifest:

@@ -9,15 +9,22 @@ from typing import Any, Literal, TypedDict
 
 from warren.config import Recipe, Resources, fingerprint
 from warren.config.versions import git_revision, package_versions
+from warren.data.decontamination import DecontaminationRecord, decontamination
+from warren.data.manifest import root_of
 from warren.data.stream import DatasetSource
 
 
-class DatasetRecord(TypedDict):
-    """A dataset as an epoch takes it."""
+class DatasetRecord(TypedDict, total=False):
+    """A dataset as an epoch takes it.
+
+    Attributes:
+        decontamination: Which evaluation sets it is free of; records of earlier versions lack it.
+    """
 
     digest: str
     rows: int
     samples_per_epoch: int
+    decontamination: DecontaminationRecord
 
 
 class RecordedChange(TypedDict):
@@ -82,4 +89,9 @@ def describe(
 
 def _dataset(source: DatasetSource) -> DatasetRecord:
     manifest = source.manifest
-    return {"digest": manifest.digest, "rows": manifest.rows, "samples_per_epoch": source.samples_per_epoch}
+    return {
+        "digest": manifest.digest,
+        "rows": manifest.rows,
+        "samples_per_epoch": source.samples_per_epoch,
+        "decontamination": decontamination(root_of(source.folder), manifest),
+    }

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from factories import write_dataset
+from factories import tiny_recipe, tiny_stage, write_dataset
 from selecting import samples_of, select
+from warren.config import Resources
+from warren.data.decontamination import decontamination
 from warren.data.sample import IMAGE_MARK, Sample, Turn
-from warren.storage import Location
+from warren.data.stream import DatasetSource
+from warren.storage import Location, digest_bytes
+from warren.train.run_record import describe
 
 ALTERED, OTHERS = 24, 60
 
@@ -81,3 +85,31 @@ def test_altered_evaluation_images_are_found_listed_and_removed(tmp_path: Path) 
     kept = select(root, None, [{**step, "remove": False}], name="listed")
     assert kept.rows == OTHERS + ALTERED
     assert kept.selection["certificate"]["removed"] is False
+
+
+def test_what_was_searched_for_is_known_of_selections_and_of_runs(tmp_path: Path) -> None:
+    root = Location(str(tmp_path))
+    exams = {}
+    for number, name in enumerate(("first-exam", "second-exam")):
+        exams[f"{name}@v1"] = write_dataset(root, name, [sample(f"{name}-0", encoded(number))]).digest
+    write_dataset(root, "pairs", [sample(f"pair-{seed}", encoded(seed)) for seed in range(1, 6)])
+    write_dataset(root, "others", [sample("other", encoded(77))])
+    remove = {"step": "decontaminate", "datasets": ["first-exam@v1"]}
+    only_list = {"step": "decontaminate", "datasets": ["second-exam@v1"], "remove": False}
+
+    clean = select(root, None, [remove, only_list])  # pair-1 is in the second exam, and stays
+    assert list(decontamination(root, clean)["free_of"]) == ["first-exam@v1"]
+
+    again = select(root, None, [{"step": "sample", "samples": 3}], name="again", datasets=["chosen@v1"])
+    record = decontamination(root, again)
+    assert record["free_of"] == {"first-exam@v1": exams["first-exam@v1"]}
+    certificate = (tmp_path / "datasets/chosen/v1/contamination.json").read_bytes()
+    assert record["certificates"] == {"chosen@v1": digest_bytes(certificate)}
+
+    both = select(root, None, [{"step": "sample", "samples": 4}], name="both", datasets=["again@v1", "others@v1"])
+    assert decontamination(root, both)["free_of"] == {}  # nobody searched the other parent
+
+    source = DatasetSource(root / "datasets/again/v1", again, 3)
+    run = describe(tiny_recipe(finetune=tiny_stage("again@v1")), "finetune", Resources(num_workers=1), [source])
+    assert run["datasets"] is not None
+    assert run["datasets"]["again@v1"]["decontamination"] == record

@@ -1,0 +1,49 @@
+"""Which evaluation sets a dataset was searched for, as its `contamination.json` and those of its parents say.
+
+A selection holds samples of its parents and no others, so it is free of what every one of its parents is free of.
+"""
+
+from typing import TypedDict
+
+from warren.data.manifest import Manifest, read_manifest
+from warren.errors import NotFoundError
+from warren.storage import Location
+
+
+class DecontaminationRecord(TypedDict):
+    """What a run, its checkpoints and its releases keep about one training dataset.
+
+    Attributes:
+        free_of: Digest of each evaluation set of which no image was found, or every one removed, by `name@version`.
+        certificates: SHA-256 of each `contamination.json` that says so, by the dataset beside which it lies.
+    """
+
+    free_of: dict[str, str]
+    certificates: dict[str, str]
+
+
+def decontamination(root: Location, manifest: Manifest) -> DecontaminationRecord:
+    """Return which evaluation sets a dataset is free of; both mappings are empty where nothing was searched for.
+
+    Args:
+        root: The storage root with the dataset and its parents. Nothing is known of a parent that was deleted.
+    """
+    parents = [_of(root, name) for name in manifest.selection.get("parents", {})]
+    free_of = {
+        name: digest
+        for name, digest in (parents[0]["free_of"] if parents else {}).items()
+        if all(parent["free_of"].get(name) == digest for parent in parents)
+    }
+    certificates = {name: digest for parent in parents for name, digest in parent["certificates"].items()}
+    own = manifest.selection.get("certificate")
+    if own:
+        free_of |= own["free_of"]
+        certificates[f"{manifest.name}@{manifest.version}"] = own["sha256"]
+    return {"free_of": dict(sorted(free_of.items())), "certificates": dict(sorted(certificates.items()))}
+
+
+def _of(root: Location, reference: str) -> DecontaminationRecord:
+    try:
+        return decontamination(root, read_manifest(root, reference))
+    except NotFoundError:
+        return {"free_of": {}, "certificates": {}}
