@@ -27,7 +27,10 @@ from warren.storage import Location
 SCALES = {1.0: 1, 0.9: 3, 0.8: 4, 0.7: 5}
 """Crops of an evaluation image: side of the crop, as a fraction, and how many lie along each side."""
 _THUMBNAIL_PX, _COMPARED_PX = 128, 32
-_STEPS = (0.05, 0.025, 0.0125)  # of the search for the crop that fits best, as fractions of the image
+# The search for the crop that fits best: moves as fractions of the image, and how far below `min_correlation` it may
+# stand before them. Of 123 mirrored and cropped scenes, none gained more than 0.40, 0.14 and 0.05 from there on.
+_STEPS = ((0.05, 0.45), (0.025, 0.2), (0.0125, 0.1))
+_SEARCHED = 8  # images of one file; where all images look alike, hundreds have a hash that is near
 _FLAT = 2.0  # standard deviation of brightness below which an image shows nothing that could be recognised
 _EVALUATION_ROWS_PER_PIECE = 2000
 
@@ -55,6 +58,9 @@ def boxes() -> Iterator[Box]:
         places = np.linspace(0, 1 - side, along)
         for left, top in itertools.product(places.tolist(), places.tolist()):
             yield left, top, left + side, top + side
+
+
+_boxes = lru_cache(lambda: tuple(boxes()))
 
 
 def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[EvaluationImages]:
@@ -142,7 +148,7 @@ class _Hash:
         return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
-        every = list(boxes())
+        every = _boxes()
         hashes, rows, thumbnails = [], [], []
         seen: set[bytes] = set()  # many questions are asked about one image
         for row, image in _images(self.piece, None):
@@ -195,25 +201,38 @@ class _Find:
         """Yield the evaluation images of one file that an image is a copy of."""
         file, hashes, rows = _hashes_of(location)
         bits = distance(hashes, wanted)
-        for place in np.unique(np.nonzero(bits <= self.max_distance)[0]).tolist():
-            best = max(self._fits(shown, file, place, bits[place]), default=(0.0, 0))
-            if best[0] >= self.min_correlation:
-                yield int(rows[place]), best[1], best[0]
+        places = np.unique(np.nonzero(bits <= self.max_distance)[0]).tolist()
+        starts = [(*self._start(shown, file, place, bits[place]), place) for place in places]
+        for _, num_bits, image, box, place in sorted(starts, key=lambda start: -start[0])[:_SEARCHED]:
+            best = best_fit(shown, image, box, self.min_correlation)
+            if best >= self.min_correlation:
+                yield int(rows[place]), num_bits, best
 
-    def _fits(self, shown: np.ndarray, file: ArrayFile, place: int, bits: np.ndarray) -> Iterator[tuple[float, int]]:
-        """Yield the correlation with the crops whose hashes are near, and in how many bits those differ."""
-        every = list(boxes())
+    def _start(
+        self, shown: np.ndarray, file: ArrayFile, place: int, bits: np.ndarray
+    ) -> tuple[float, int, Image.Image, Box]:
+        """Return the crop to search from, of those with the nearest hashes: its correlation, bits, image and box."""
         thumbnail = Image.fromarray(file.read("thumbnail", place, place + 1)[0])
         sides = (thumbnail, thumbnail.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-        near = np.argwhere(bits <= self.max_distance)
-        for side, number in sorted(near.tolist(), key=lambda each: int(bits[tuple(each)]))[:4]:
-            yield best_fit(shown, sides[side], every[number]), int(bits[side, number])
+        near = np.argwhere(bits <= self.max_distance).tolist()
+        nearest = sorted(near, key=lambda each: int(bits[tuple(each)]))[:4]
+        every = _boxes()
+        tried = [
+            (_correlation(shown, sides[side], every[number]), int(bits[side, number]), sides[side], every[number])
+            for side, number in nearest
+        ]
+        return max(tried, key=lambda start: start[0])
 
 
-def best_fit(shown: np.ndarray, image: Image.Image, box: Box) -> float:
-    """Return the highest correlation of pixels with a crop of an image, searched for around a box."""
+def best_fit(shown: np.ndarray, image: Image.Image, box: Box, min_correlation: float) -> float:
+    """Return the highest correlation of pixels with a crop of an image, searched for around a box.
+
+    The search ends early where the correlation is too low to reach `min_correlation`.
+    """
     best = _correlation(shown, image, box)
-    for step in _STEPS:
+    for step, may_lack in _STEPS:
+        if best < min_correlation - may_lack:
+            break
         for _ in range(3):
             moves = [(dx, dy, ds) for dx in (-step, 0, step) for dy in (-step, 0, step) for ds in (-step, 0, step)]
             tried = [(_correlation(shown, image, _moved(box, *move)), _moved(box, *move)) for move in moves]
