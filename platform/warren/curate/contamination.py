@@ -6,7 +6,6 @@ hash is near one of these is a candidate; it is a match if its pixels correlate 
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,18 @@ from PIL import Image
 
 from warren.config.curate import DecontaminateStep
 from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.image_matching import (
+    COARSE_PX,
+    COARSE_SCALE,
+    SCALES,
+    THUMBNAIL_PX,
+    Box,
+    best_fit,
+    boxes,
+    coarse_pixels,
+    compared_pixels,
+    stored_coarse_pixels,
+)
 from warren.curate.perceptual import distance, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import Parent, SamplePiece, key_of, sample_pieces, stored_shards
@@ -24,17 +35,8 @@ from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
-SCALES = {1.0: 1, 0.9: 3, 0.8: 4, 0.7: 5}
-"""Crops of an evaluation image: side of the crop, as a fraction, and how many lie along each side."""
-_THUMBNAIL_PX, _COMPARED_PX = 128, 32
-# The search for the crop that fits best: moves as fractions of the image, and how far below `min_correlation` it may
-# stand before them. Of 123 mirrored and cropped scenes, none gained more than 0.40, 0.14 and 0.05 from there on.
-_STEPS = ((0.05, 0.45), (0.025, 0.2), (0.0125, 0.1))
-_SEARCHED = 8  # images of one file; where all images look alike, hundreds have a hash that is near
-_FLAT = 2.0  # standard deviation of brightness below which an image shows nothing that could be recognised
+_SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
 _EVALUATION_ROWS_PER_PIECE = 2000
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,6 @@ class EvaluationImages:
     def num_samples(self) -> int:
         """Number of its samples."""
         return self.pieces[-1].stop
-
-
-def boxes() -> Iterator[Box]:
-    """Yield the crops that are hashed: left, top, right and bottom as fractions."""
-    for side, along in SCALES.items():
-        places = np.linspace(0, 1 - side, along)
-        for left, top in itertools.product(places.tolist(), places.tolist()):
-            yield left, top, left + side, top + side
-
-
-_boxes = lru_cache(lambda: tuple(boxes()))
 
 
 def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[EvaluationImages]:
@@ -148,23 +139,26 @@ class _Hash:
         return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
-        every = _boxes()
-        hashes, rows, thumbnails = [], [], []
+        every = boxes()
+        hashes, coarse, rows, thumbnails = [], [], [], []
         seen: set[bytes] = set()  # many questions are asked about one image
         for row, image in _images(self.piece, None):
             digest = hashlib.sha256(image.tobytes()).digest()
             if digest in seen:
                 continue
             seen.add(digest)
-            small = image.convert("L").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
+            small = image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
             rows.append(row)
             thumbnails.append(np.asarray(small))
             for side in (small, small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-                hashes.append([perceptual_hash(side.crop(_pixels(box))) for box in every])
-        shape = (len(rows), _THUMBNAIL_PX, _THUMBNAIL_PX)
+                crops = [side.crop(_pixels(box)) for box in every]
+                hashes.append([perceptual_hash(crop) for crop in crops])
+                coarse.append([stored_coarse_pixels(crop) for crop in crops])
+        shape = (len(rows), THUMBNAIL_PX, THUMBNAIL_PX)
         return {
             "row": np.array(rows, np.int64),
             "hash": np.array(hashes, np.uint64).reshape(len(rows), 2, len(every)),
+            "coarse": np.array(coarse, np.int8).reshape(len(rows), 2, len(every), COARSE_PX**2),
             "thumbnail": np.array(thumbnails, np.uint8).reshape(shape),
         }
 
@@ -182,90 +176,65 @@ class _Find:
         return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
-        found: list[tuple[int, int, int, int, float]] = []
+        matches: list[tuple[int, int, int, int, float]] = []
         for row, image in _images(self.piece, self.alive):
-            grey = image.convert("L")
-            shown = _normalised(np.asarray(grey.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.LANCZOS)))
-            if shown is None:
-                continue
-            wanted = np.uint64(perceptual_hash(grey))
-            for number, evaluation in enumerate(self.evaluations):
-                for location in evaluation.hashes:
-                    found += [(row, number, *match) for match in self._matches(wanted, shown, location)]
-        columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * 5
+            matches += [(row, *match) for match in self._matches(image.convert("L"))]
+        columns: list[Sequence[Any]] = list(zip(*matches, strict=True)) if matches else [()] * 5
         names = {"row": np.int64, "evaluation": np.int64, "evaluation_row": np.int64, "distance": np.int64}
         made = {name: np.array(column, kind) for (name, kind), column in zip(names.items(), columns, strict=False)}
         return {**made, "correlation": np.array(columns[4], np.float64)}
 
-    def _matches(self, wanted: np.uint64, shown: np.ndarray, location: Location) -> Iterator[tuple[int, int, float]]:
-        """Yield the evaluation images of one file that an image is a copy of."""
-        file, hashes, rows = _hashes_of(location)
-        bits = distance(hashes, wanted)
-        places = np.unique(np.nonzero(bits <= self.max_distance)[0]).tolist()
-        starts = [(*self._start(shown, file, place, bits[place]), place) for place in places]
-        for _, num_bits, image, box, place in sorted(starts, key=lambda start: -start[0])[:_SEARCHED]:
-            best = best_fit(shown, image, box, self.min_correlation)
-            if best >= self.min_correlation:
-                yield int(rows[place]), num_bits, best
-
-    def _start(
-        self, shown: np.ndarray, file: ArrayFile, place: int, bits: np.ndarray
-    ) -> tuple[float, int, Image.Image, Box]:
-        """Return the crop to search from, of those with the nearest hashes: its correlation, bits, image and box."""
-        thumbnail = Image.fromarray(file.read("thumbnail", place, place + 1)[0])
-        sides = (thumbnail, thumbnail.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-        near = np.argwhere(bits <= self.max_distance).tolist()
-        nearest = sorted(near, key=lambda each: int(bits[tuple(each)]))[:4]
-        every = _boxes()
-        tried = [
-            (_correlation(shown, sides[side], every[number]), int(bits[side, number]), sides[side], every[number])
-            for side, number in nearest
+    def _matches(self, grey: Image.Image) -> Iterator[tuple[int, int, int, float]]:
+        """Yield the evaluation images that an image is a copy of: set, row, bits and correlation."""
+        shown, coarse = compared_pixels(grey), coarse_pixels(grey)
+        if shown is None or coarse is None:
+            return
+        perceptual = np.uint64(perceptual_hash(grey))
+        candidates = [
+            candidate
+            for number, evaluation in enumerate(self.evaluations)
+            for location in evaluation.hashes
+            for candidate in self._candidates(perceptual, coarse, number, location)
         ]
-        return max(tried, key=lambda start: start[0])
+        for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
+            file = _hashes_of(each.location)
+            image = Image.fromarray(file.stored.read("thumbnail", each.place, each.place + 1)[0])
+            side = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if each.is_mirrored else image
+            best = best_fit(shown, side, boxes()[each.box], self.min_correlation)
+            if best >= self.min_correlation:
+                yield each.evaluation, int(file.rows[each.place]), each.num_bits, best
+
+    def _candidates(
+        self, perceptual: np.uint64, coarse: np.ndarray, evaluation: int, location: Location
+    ) -> Iterator["_Candidate"]:
+        """Yield the images of one file that have a crop with a near hash, each with the crop that is most alike."""
+        file = _hashes_of(location)
+        bits = distance(file.hashes, perceptual)
+        places, sides, crops = np.nonzero(bits <= self.max_distance)
+        correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse / (COARSE_PX**2 * COARSE_SCALE)
+        order = np.lexsort((-correlations, places))
+        firsts = order[np.unique(places[order], return_index=True)[1]]
+        for n in firsts[np.argsort(-correlations[firsts], kind="stable")][:_SEARCHED].tolist():
+            place, side, crop = int(places[n]), int(sides[n]), int(crops[n])
+            num_bits = int(bits[place, side, crop])
+            yield _Candidate(float(correlations[n]), evaluation, location, place, bool(side), crop, num_bits)
 
 
-def best_fit(shown: np.ndarray, image: Image.Image, box: Box, min_correlation: float) -> float:
-    """Return the highest correlation of pixels with a crop of an image, searched for around a box.
+@dataclass(frozen=True)
+class _Candidate:
+    """An evaluation image with a crop that may be the origin of a training image."""
 
-    The search ends early where the correlation is too low to reach `min_correlation`.
-    """
-    best = _correlation(shown, image, box)
-    for step, may_lack in _STEPS:
-        if best < min_correlation - may_lack:
-            break
-        for _ in range(3):
-            moves = [(dx, dy, ds) for dx in (-step, 0, step) for dy in (-step, 0, step) for ds in (-step, 0, step)]
-            tried = [(_correlation(shown, image, _moved(box, *move)), _moved(box, *move)) for move in moves]
-            correlation, nearer = max(tried)
-            if correlation <= best:
-                break
-            best, box = correlation, nearer
-    return best
-
-
-def _moved(box: Box, dx: float, dy: float, grow: float) -> Box:
-    left, top, right, bottom = box
-    moved = (left + dx - grow / 2, top + dy - grow / 2, right + dx + grow / 2, bottom + dy + grow / 2)
-    return tuple(min(1.0, max(0.0, edge)) for edge in moved)  # type: ignore[return-value]
-
-
-def _correlation(shown: np.ndarray, image: Image.Image, box: Box) -> float:
-    size = (_COMPARED_PX, _COMPARED_PX)
-    left, top, right, bottom = (edge * _THUMBNAIL_PX for edge in box)
-    pixels = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    other = _normalised(np.asarray(pixels))
-    return 0.0 if other is None else float((shown * other).mean())
-
-
-def _normalised(pixels: np.ndarray) -> np.ndarray | None:
-    """Return brightness with mean 0 and standard deviation 1; None, if there is next to nothing to be seen."""
-    values = pixels.astype(np.float64)
-    spread = values.std()
-    return None if spread < _FLAT else np.asarray((values - values.mean()) / spread)
+    correlation: float
+    evaluation: int
+    location: Location
+    place: int
+    is_mirrored: bool
+    box: int
+    num_bits: int
 
 
 def _pixels(box: Box) -> tuple[int, int, int, int]:
-    return tuple(round(edge * _THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
+    return tuple(round(edge * THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
 
 
 def _images(piece: SamplePiece, alive: Location | None) -> Iterator[tuple[int, Image.Image]]:
@@ -279,7 +248,17 @@ def _images(piece: SamplePiece, alive: Location | None) -> Iterator[tuple[int, I
                 yield first + place, decode_image(image["bytes"], MAX_PIXELS)
 
 
-@lru_cache(maxsize=64)
-def _hashes_of(location: Location) -> tuple[ArrayFile, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Hashes:
+    """What `_Hash` stored, all in memory but the thumbnails."""
+
+    stored: ArrayFile
+    rows: np.ndarray
+    hashes: np.ndarray
+    coarse: np.ndarray
+
+
+@lru_cache(maxsize=32)
+def _hashes_of(location: Location) -> _Hashes:
     file = ArrayFile(location)
-    return file, file.read("hash"), file.read("row")
+    return _Hashes(file, file.read("row"), file.read("hash"), file.read("coarse"))
