@@ -73,8 +73,8 @@ def read_document(path: Path, shown: str) -> Tree:
         raise ConfigError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     tree = parse(data, shown)
     if not isinstance(tree, dict):
-        found = "an empty file" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{shown}: a mapping of keys is expected, not {found}")
+        kind = "an empty file" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{shown}: a mapping of keys is expected, not {kind}")
     return tree
 
 

@@ -40,15 +40,15 @@ def storage_deadline_s() -> float:
     Raises:
         ConfigError: `WARREN_STORAGE_DEADLINE_S` is no number of seconds.
     """
-    given = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
-    if not given:
+    text = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
+    if not text:
         return _DEFAULT_DEADLINE_S
     try:
-        deadline_s = float(given)
+        deadline_s = float(text)
     except ValueError:
         deadline_s = -1.0
     if not 0 <= deadline_s < float("inf"):
-        raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={given!r}: expected seconds, for example 120")
+        raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={text!r}: expected seconds, for example 120")
     return deadline_s
 
 

@@ -30,9 +30,9 @@ class ColumnsConfig(Config):
     def _one_text(self) -> "ColumnsConfig":
         if (self.question is None) != (self.answer is None):
             raise ValueError("'question' and 'answer' need each other")
-        given = [name for name in ("caption", "conversations", "question") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of 'caption', 'conversations' and 'question' with 'answer', not {given}")
+        text_columns = [name for name in ("caption", "conversations", "question") if getattr(self, name) is not None]
+        if len(text_columns) > 1:
+            raise ValueError(f"give one of 'caption', 'conversations' and 'question' with 'answer', not {text_columns}")
         return self
 
     @property

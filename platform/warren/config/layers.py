@@ -93,10 +93,10 @@ class Layers:
 
     def inherited(self, node: Path, message: str) -> str:
         """Say which of the keys that a message is about come from a lower layer, and how to unset them."""
-        found = _get(self.values, node)
-        if isinstance(found, dict):
+        value = _get(self.values, node)
+        if isinstance(value, dict):
             words = set(re.findall(r"\w+", message))
-            paths = [(*node, key) for key in found if key in words]
+            paths = [(*node, key) for key in value if key in words]
         else:
             paths = [node] if node else []
         notes = []
@@ -126,19 +126,19 @@ class Layers:
         """Remove what the keys of the next layer take the place of; what it gives of that itself comes back alone."""
         below = _get(self.values, at)
         for key, others in getattr(schema, "replaces", {}).items():
-            given = _get(over, tuple(key.split(".")))
-            if given in _UNSET or given == _get(below, tuple(key.split("."))):
+            new_value = _get(over, tuple(key.split(".")))
+            if new_value in _UNSET or new_value == _get(below, tuple(key.split("."))):
                 continue
             for other in (tuple(name.split(".")) for name in others):
                 if _get(below, other) not in _UNSET:
-                    self._remove((*at, *other), ".".join((*at, key)), told=_gives(over, other))
+                    self._remove((*at, *other), ".".join((*at, key)), is_explicit=_gives(over, other))
         for key, value in over.items():
             child = node_type(schema, key)
             if child is not None and isinstance(value, dict) and isinstance(below.get(key), dict):
                 self._drop_replaced(child, (*at, key), value)
 
-    def _remove(self, path: Path, by: str, told: bool) -> None:
-        if not told:
+    def _remove(self, path: Path, by: str, is_explicit: bool) -> None:
+        if not is_explicit:
             _log.warning("%s replaces %s, inherited from %s", by, ".".join(path), self.origin(path))
         del _get(self.values, path[:-1])[path[-1]]
         self._forget(path)

@@ -33,12 +33,12 @@ class VisionTowerConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_catalog(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("name") is None:
-            return given
-        tower = entry("vision tower", TOWERS, given["name"])
+    def _from_catalog(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") is None:
+            return data
+        tower = entry("vision tower", TOWERS, data["name"])
         known = {"family": tower.family, "pretrained": tower.pretrained}
-        return {**known, **given, "config": _with_catalog(tower.config, given.get("config"))}
+        return {**known, **data, "config": _with_catalog(tower.config, data.get("config"))}
 
     @field_validator("scales_px", mode="before")
     @classmethod
@@ -55,9 +55,9 @@ class VisionTowerConfig(Config):
         return scales
 
 
-def _with_catalog(known: Mapping[str, Any], given: Any) -> Any:
+def _with_catalog(known: Mapping[str, Any], sizes: Any) -> Any:
     """Put the sizes that a recipe gives over those of the catalog."""
-    return {**known, **given} if isinstance(given, dict) else dict(known) if given is None else given
+    return {**known, **sizes} if isinstance(sizes, dict) else dict(known) if sizes is None else sizes
 
 
 class ProjectorConfig(Config):
@@ -90,12 +90,12 @@ class LanguageModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_catalog(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("name") is None:
-            return given
-        backbone = entry("language model", BACKBONES, given["name"])
+    def _from_catalog(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") is None:
+            return data
+        backbone = entry("language model", BACKBONES, data["name"])
         known = {key: getattr(backbone, key) for key in ("pretrained", "model_type", "eos_token", "pad_token")}
-        return {**known, **given, "config": _with_catalog(backbone.config, given.get("config"))}
+        return {**known, **data, "config": _with_catalog(backbone.config, data.get("config"))}
 
     @model_validator(mode="after")
     def _some_source(self) -> "LanguageModelConfig":
@@ -126,10 +126,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _template_of_the_backbone(cls, given: Any) -> Any:
-        backbone = given.get("language_model") if isinstance(given, dict) else None
+    def _template_of_the_backbone(cls, data: Any) -> Any:
+        backbone = data.get("language_model") if isinstance(data, dict) else None
         name = backbone.get("name") if isinstance(backbone, dict) else None
-        return {"template": BACKBONES[name].template, **given} if name in BACKBONES else given
+        return {"template": BACKBONES[name].template, **data} if name in BACKBONES else data
 
     @field_validator("template")
     @classmethod

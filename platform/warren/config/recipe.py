@@ -213,10 +213,10 @@ class Recipe(Config):
         Raises:
             ConfigError: The recipe does not have it.
         """
-        found = getattr(self, section)
-        if found is None:
+        config = getattr(self, section)
+        if config is None:
             raise ConfigError(f"recipe {self.name!r} has no section {section!r}: add one, as jobs/recipes/ show it")
-        return found
+        return config
 
     def check_trainable(self) -> None:
         """Refuse to train a recipe that is the average of two others.

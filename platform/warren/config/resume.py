@@ -55,12 +55,12 @@ def changes(
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [Change(key, old, new, rule)]
-    found: list[Change] = []
+    differences: list[Change] = []
     for name in dict.fromkeys((*old, *new)):
         field = schema.model_fields.get(name) if schema else None
         before, now = (each[name] if name in each else _default(field) for each in (old, new))
-        found += changes(before, now, f"{key}.{name}", _schema(field), _rule(field) or rule)
-    return found
+        differences += changes(before, now, f"{key}.{name}", _schema(field), _rule(field) or rule)
+    return differences
 
 
 def _rule(field: FieldInfo | None) -> OnResume | None:

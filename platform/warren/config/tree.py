@@ -73,10 +73,10 @@ def _find(schema: type[BaseModel], name: str, folders: Sequence[Path]) -> Path:
     """Return the file of a name, or a file by its path: beside the file that extends it, or from here."""
     if Path(name).suffix in (".yaml", ".yml"):
         return next((folder / name for folder in folders if (folder / name).is_file()), Path(name))
-    found = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
-    if found is None:
+    path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+    if path is None:
         raise ConfigError(f"no {schema.__name__.lower()} named {name!r}{_nearest(name, available(folders))}")
-    return found
+    return path
 
 
 def _explain(layers: Layers, error: Any) -> str:
@@ -88,13 +88,13 @@ def _explain(layers: Layers, error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: is required"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    text = repr(given)
-    if isinstance(given, dict | list) or (isinstance(given, str) and text in message):
+    value = error.get("input")
+    text = repr(value)
+    if isinstance(value, dict | list) or (isinstance(value, str) and text in message):
         shown = ""
     else:
         shown = f" (given: {text if len(text) <= 120 else text[:117] + '…'})"
-    if error["type"] == "string_type" and given is not None:
+    if error["type"] == "string_type" and value is not None:
         key = error["loc"][-1]
         shown += f'; text that looks like something else goes in quotes, as in {key}: "…" or {SET} \'{where}="…"\''
     return f"{where}: {message}{shown}{layers.inherited(tuple(str(part) for part in error['loc']), message)}"

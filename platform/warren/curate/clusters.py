@@ -100,9 +100,9 @@ def read_members(
         mask = StoredRows(alive).contains(parts[0])
         return [part[mask] for part in parts]
 
-    wanted = [(file, *each) for file, each in zip(files, ranges, strict=True) if each[0] < each[1]]
+    reads = [(file, *each) for file, each in zip(files, ranges, strict=True) if each[0] < each[1]]
     with ThreadPoolExecutor(_READS) as pool:
-        parts = list(pool.map(lambda each: read(*each), wanted))
+        parts = list(pool.map(lambda each: read(*each), reads))
     if not parts:
         nothing = np.empty(0, np.int64)
         return Members(nothing, nothing, np.empty(0), np.empty(0), np.empty((0, 1), np.float32))
@@ -125,7 +125,7 @@ def cluster(
         DataError: There are fewer than clusters, or given clusters have no centroid.
     """
     if step.assigned:
-        centroids = _given_centroids(run, work, step, pieces, alive)
+        centroids = _assigned_centroids(run, work, step, pieces, alive)
     else:
         num_clusters = step.num_clusters or max(1, count // _SAMPLES_PER_CLUSTER)
         share = min(1.0, num_clusters * step.samples_per_cluster / max(1, count))
@@ -222,21 +222,21 @@ class _Sum:
 
     def compute(self) -> Arrays:
         vectors = _selected(self.piece, self.alive)
-        numbers = _of_given(vectors)
+        numbers = _assigned_clusters(vectors)
         size = int(numbers.max(initial=-1)) + 1
         total = np.zeros((size, vectors.image.shape[1]))
         np.add.at(total, numbers, unit(vectors.image))
         return {"sum": total, "count": np.bincount(numbers, minlength=size)}
 
 
-def _of_given(vectors: Vectors) -> np.ndarray:
+def _assigned_clusters(vectors: Vectors) -> np.ndarray:
     assert vectors.cluster is not None
     if vectors.cluster.min(initial=0) < 0:
         raise DataError(f"{int((vectors.cluster < 0).sum())} given clusters are negative: clusters are numbered from 0")
     return vectors.cluster
 
 
-def _given_centroids(
+def _assigned_centroids(
     run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], alive: Location
 ) -> Location:
     if step.centroids is not None:
@@ -264,7 +264,7 @@ class _Assign:
     piece: VectorPiece
     alive: Location
     centroids: Location
-    given: bool
+    assigned: bool
 
     @property
     def name(self) -> str:
@@ -274,7 +274,7 @@ class _Assign:
         vectors = _selected(self.piece, self.alive)
         centroids = Centroids.read(ArrayFile(self.centroids))
         image = unit(vectors.image) if len(vectors.rows) else np.empty((0, centroids.fine.shape[1]), np.float32)
-        number = _of_given(vectors) if self.given else centroids.assign(image)
+        number = _assigned_clusters(vectors) if self.assigned else centroids.assign(image)
         if number.max(initial=0) >= len(centroids.fine):
             raise DataError(f"cluster {number.max()} has no centroid: there are {len(centroids.fine)} centroids")
         order = np.lexsort((vectors.rows, number))

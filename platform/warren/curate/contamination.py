@@ -176,25 +176,27 @@ class _Find:
         return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
-        found: list[tuple[int, int, int, int, float]] = []
+        matches: list[tuple[int, int, int, int, float]] = []
         for row, image in _images(self.piece, self.alive):
             grey = image.convert("L")
             shown = _normalised(np.asarray(grey.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.LANCZOS)))
             if shown is None:
                 continue
-            wanted = np.uint64(perceptual_hash(grey))
+            image_hash = np.uint64(perceptual_hash(grey))
             for number, evaluation in enumerate(self.evaluations):
                 for location in evaluation.hashes:
-                    found += [(row, number, *match) for match in self._matches(wanted, shown, location)]
-        columns: list[Sequence[Any]] = list(zip(*found, strict=True)) if found else [()] * 5
+                    matches += [(row, number, *match) for match in self._matches(image_hash, shown, location)]
+        columns: list[Sequence[Any]] = list(zip(*matches, strict=True)) if matches else [()] * 5
         names = {"row": np.int64, "evaluation": np.int64, "evaluation_row": np.int64, "distance": np.int64}
         made = {name: np.array(column, kind) for (name, kind), column in zip(names.items(), columns, strict=False)}
         return {**made, "correlation": np.array(columns[4], np.float64)}
 
-    def _matches(self, wanted: np.uint64, shown: np.ndarray, location: Location) -> Iterator[tuple[int, int, float]]:
+    def _matches(
+        self, image_hash: np.uint64, shown: np.ndarray, location: Location
+    ) -> Iterator[tuple[int, int, float]]:
         """Yield the evaluation images of one file that an image is a copy of."""
         file, hashes, rows = _hashes_of(location)
-        bits = distance(hashes, wanted)
+        bits = distance(hashes, image_hash)
         for place in np.unique(np.nonzero(bits <= self.max_distance)[0]).tolist():
             best = max(self._fits(shown, file, place, bits[place]), default=(0.0, 0))
             if best[0] >= self.min_correlation:
@@ -254,8 +256,8 @@ def _images(piece: SamplePiece, alive: Location | None) -> Iterator[tuple[int, I
     every = np.arange(piece.first, piece.stop)
     mask = np.ones(len(every), bool) if alive is None else StoredRows(alive).contains(every)
     for first, table in piece.tables(["images"]):
-        wanted = np.flatnonzero(mask[first - piece.first :][: table.num_rows])
-        for place, row in zip(wanted.tolist(), table.take(wanted).to_pylist(), strict=True):
+        places = np.flatnonzero(mask[first - piece.first :][: table.num_rows])
+        for place, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
             for image in row["images"]:
                 yield first + place, decode_image(image["bytes"], MAX_PIXELS)
 

@@ -64,12 +64,12 @@ def digest_of(step: DuplicatesStep) -> Callable[[dict[str, Any]], bytes]:
     of_images, of_text = step.of in ("image", "pair"), step.of in ("caption", "pair")
 
     def digest(row: dict[str, Any]) -> bytes:
-        found = blake2b(digest_size=16)
+        hasher = blake2b(digest_size=16)
         for image in row["images"] if of_images else ():
-            found.update(blake2b(image["bytes"]).digest())
+            hasher.update(blake2b(image["bytes"]).digest())
         if of_text:
-            found.update(b"\0" + " ".join(caption_of(row).split()).encode("utf-8", "replace"))
-        return found.digest()
+            hasher.update(b"\0" + " ".join(caption_of(row).split()).encode("utf-8", "replace"))
+        return hasher.digest()
 
     return digest
 
@@ -100,8 +100,8 @@ class _Digests:
         rows: list[int] = []
         data: list[bytes] = []
         for first, table in self.piece.tables(_COLUMNS[self.step.of]):
-            wanted = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
-            for place, row in zip(wanted, table.take(wanted).to_pylist(), strict=True):
+            places = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
+            for place, row in zip(places, table.take(places).to_pylist(), strict=True):
                 if self.step.of in ("image", "pixels") and not row["images"]:
                     continue  # two samples without an image do not show the same
                 rows.append(first + int(place))

@@ -128,9 +128,9 @@ def _files_of(folder: Location, image: Location, config: EmbeddingsConfig) -> tu
 def _num_rows(files: tuple[Location, ...], config: EmbeddingsConfig) -> int:
     parquet = _open(files[0])
     names = parquet.schema_arrow.names
-    wanted = [config.key_column, config.cluster_column]
-    wanted += [config.image_column, config.text_column] if len(files) == 1 else []
-    missing = [name for name in wanted if name is not None and name not in names]
+    columns = [config.key_column, config.cluster_column]
+    columns += [config.image_column, config.text_column] if len(files) == 1 else []
+    missing = [name for name in columns if name is not None and name not in names]
     if missing:
         raise ConfigError(f"{files[0]} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}")
     counts = [parquet.metadata.num_rows, *(_npy_shape(file)[0] for file in files[1:])]

@@ -65,9 +65,9 @@ class _Filter:
         mask = StoredRows(self.alive).contains(np.arange(self.piece.first, self.piece.stop))
         kept = []
         for first, table in self.piece.tables(_COLUMNS[type(self.step)]):
-            wanted = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
-            rows = table.take(wanted).to_pylist()
-            kept += [first + int(place) for place, row in zip(wanted, rows, strict=True) if takes(row)]
+            places = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
+            rows = table.take(places).to_pylist()
+            kept += [first + int(place) for place, row in zip(places, rows, strict=True) if takes(row)]
         return {"row": np.array(kept, np.uint32)}
 
 

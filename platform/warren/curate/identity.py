@@ -48,7 +48,7 @@ def _files(config: CurateConfig) -> list[str]:
     files: list[str] = []
     for path in filter(None, named):
         location = Location.parse(path.partition("*")[0].rpartition("/")[0] if "*" in path else path)
-        files += [found.uri for found in location.list()] or [location.uri]
+        files += [file.uri for file in location.list()] or [location.uri]
     return files
 
 

@@ -110,15 +110,15 @@ class _Join:
         order = np.lexsort((np.arange(len(every)), every[:, 1], every[:, 0]))
         follows = (every[order[1:]] == every[order[:-1]]).all(axis=1)
         pair = np.flatnonzero(follows & (order[:-1] < len(left)) & (order[1:] >= len(left)))
-        found_left, found_right = order[pair], order[pair + 1] - len(left)
-        by_place = np.argsort(places[found_right], kind="stable")
-        found = places[found_right][by_place]
-        lonely_left = np.setdiff1d(np.arange(len(left)), np.r_[found_left, same_left], assume_unique=False)
-        lonely_right = np.setdiff1d(np.arange(len(right)), np.r_[found_right, same_right], assume_unique=False)
+        pair_left, pair_right = order[pair], order[pair + 1] - len(left)
+        by_place = np.argsort(places[pair_right], kind="stable")
+        matched_places = places[pair_right][by_place]
+        lonely_left = np.setdiff1d(np.arange(len(left)), np.r_[pair_left, same_left], assume_unique=False)
+        lonely_right = np.setdiff1d(np.arange(len(right)), np.r_[pair_right, same_right], assume_unique=False)
         return {
-            "place": found,
-            "row": rows[found_left][by_place].astype(np.uint32),
-            "starts": np.searchsorted(found, np.r_[self.firsts, np.iinfo(np.int64).max]),
+            "place": matched_places,
+            "row": rows[pair_left][by_place].astype(np.uint32),
+            "starts": np.searchsorted(matched_places, np.r_[self.firsts, np.iinfo(np.int64).max]),
             "repeated_samples": rows[same_left],
             "repeated_embeddings": places[same_right],
             "lonely_samples": rows[lonely_left],

@@ -46,8 +46,8 @@ class Centroids:
         """Return the cluster of each row of unit vectors; of equal distances, the lowest."""
         if len(self.coarse) == 1:
             return _nearest(vectors, self.fine)
-        found = [self._probe(vectors[start : start + _ROWS * 8]) for start in range(0, len(vectors), _ROWS * 8)]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        clusters = [self._probe(vectors[start : start + _ROWS * 8]) for start in range(0, len(vectors), _ROWS * 8)]
+        return np.concatenate(clusters) if clusters else np.empty(0, np.int64)
 
     def _probe(self, vectors: np.ndarray) -> np.ndarray:
         """Return the nearest fine centroid among those of each row's nearest coarse clusters."""

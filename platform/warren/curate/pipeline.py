@@ -181,7 +181,7 @@ class _Selecting:
         if self._vectors is not None:
             return
         if config.path is not None:
-            self._vectors = self._given(config)
+            self._vectors = self._precomputed(config)
         elif embed is None:
             raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
         else:
@@ -189,7 +189,7 @@ class _Selecting:
         files = scored.clip_scores(self._run, self._work / "scores", self._vectors)
         self._scores = [file.location for file in files]
 
-    def _given(self, config: EmbeddingsConfig) -> list[VectorPiece]:
+    def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
         source = embedding_pieces(config, 1)[:1]
         columns, row_bytes = width(source)
         rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
@@ -249,10 +249,10 @@ def _present(folder: Location, identity: str) -> Manifest | None:
 def _tidy(folder: Location, manifest: Manifest) -> None:
     """Delete the workspaces, and shards of attempts with other options."""
     listed = {(folder / shard.file.path).uri for shard in manifest.shards if not shard.dataset}
-    spare = [found for found in folder.list() if found.name.startswith("shard-") and found.uri not in listed]
+    spare = [file for file in folder.list() if file.name.startswith("shard-") and file.uri not in listed]
     spare += (folder / "curation").list()
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda found: found.store.delete(found.key), spare))
+        list(pool.map(lambda file: file.store.delete(file.key), spare))
 
 
 def _origins(parents: list[Parent]) -> str:

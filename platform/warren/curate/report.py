@@ -96,11 +96,11 @@ def write_card(folder: Location, manifest: Manifest, report: str) -> None:
         share = each["after"] / each["before"]
         lines.append(f"| {each['step']} | {each['before']:,} | {each['after']:,} | {share:.1%} |")
     if "certificate" in record:
-        found = record["certificate"]
-        fate, sets = "removed" if found["removed"] else "kept", ", ".join(found["evaluations"])
-        lines += ["", f"Contamination: {found['samples_matched']} samples show images of {sets} ({fate});"]
-        lines += [f"`{found['file']}` lists them."]
-    images = [found.name for found in (folder / report).list() if found.name.endswith(".png")]
+        certificate = record["certificate"]
+        fate, sets = "removed" if certificate["removed"] else "kept", ", ".join(certificate["evaluations"])
+        lines += ["", f"Contamination: {certificate['samples_matched']} samples show images of {sets} ({fate});"]
+        lines += [f"`{certificate['file']}` lists them."]
+    images = [certificate.name for certificate in (folder / report).list() if certificate.name.endswith(".png")]
     images.sort(key=lambda name: (name != "funnel.png", name))
     lines += ["", *(f"![{name.removesuffix('.png')}]({report}/{name})" for name in images)]
     (folder / CARD).put_bytes(("\n".join(lines) + "\n").encode())
@@ -174,13 +174,13 @@ def _rows(rows: RowSet) -> list[int]:
 
 def _tiles(rows: list[int], pieces: Sequence[SamplePiece]) -> list[Image.Image]:
     """Return small images of samples; those without an image are left out."""
-    found = []
+    tiles = []
     for row in rows:
         images = read_row(pieces, row, ["images"])["images"]
         if images:
             image = ImageOps.contain(decode_image(images[0]["bytes"], MAX_PIXELS), (_TILE_PX, _TILE_PX))
-            found.append(ImageOps.pad(image, (_TILE_PX, _TILE_PX), color="white"))
-    return found
+            tiles.append(ImageOps.pad(image, (_TILE_PX, _TILE_PX), color="white"))
+    return tiles
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]

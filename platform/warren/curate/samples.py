@@ -76,12 +76,12 @@ class SamplePiece:
 
 def stored_shards(parents: Sequence[Parent]) -> list[StoredShard]:
     """Return all shards of the datasets in order."""
-    found, row = [], 0
+    stored, row = [], 0
     for parent in parents:
         for shard in parent.manifest.shards:
-            found.append(StoredShard(parent.reference, parent.folder, shard, row))
+            stored.append(StoredShard(parent.reference, parent.folder, shard, row))
             row += shard.rows
-    return found
+    return stored
 
 
 def sample_pieces(shards: Sequence[StoredShard], rows_per_piece: int = ROWS_PER_PIECE) -> list[SamplePiece]:
@@ -109,5 +109,5 @@ def read_row(pieces: Sequence[SamplePiece], row: int, columns: list[str]) -> dic
     stored = next(stored for stored in piece.shards if row < stored.stop)
     number, first, _ = next(group for group in stored.group_rows() if row < group[2])
     table = read_group(stored.folder, stored.shard.group(number), row - first, 1, columns)
-    found: dict[str, Any] = table.to_pylist()[0]
-    return found
+    record: dict[str, Any] = table.to_pylist()[0]
+    return record

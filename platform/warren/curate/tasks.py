@@ -27,7 +27,7 @@ class Workspace:
 
     def present(self) -> set[str]:
         """Return the names of the results that are there."""
-        return {found.uri.removeprefix(f"{self.folder.uri}/") for found in self.folder.list()}
+        return {result.uri.removeprefix(f"{self.folder.uri}/") for result in self.folder.list()}
 
 
 class Task(Protocol):

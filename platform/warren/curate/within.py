@@ -144,8 +144,8 @@ class _Compare:
     def compute(self) -> Arrays:
         own = read_members(self.files, self.blocks[0], self.alive)
         others = (read_members(self.files, block, self.alive) for block in self.blocks[1:])
-        found = [self._pair(own, None), *(self._pair(own, other) for other in others)]
-        left, right = (np.concatenate([part[n] for part in found]) for n in (0, 1))
+        pairs = [self._pair(own, None), *(self._pair(own, other) for other in others)]
+        left, right = (np.concatenate([part[n] for part in pairs]) for n in (0, 1))
         return {"row": own.row, "distance": own.distance, "left": left, "right": right}
 
     def _pair(self, own: Members, other: Members | None) -> tuple[np.ndarray, np.ndarray]:

@@ -60,8 +60,8 @@ def _markdown(manifest: Manifest, statistics: Statistics) -> str:
 
 
 def _table(head: tuple[str, str], rows: object) -> list[str]:
-    found = [(str(left).replace("|", "\\|"), str(right).replace("|", "\\|")) for left, right in rows]  # type: ignore[attr-defined]
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {left} | {right} |" for left, right in found)]
+    cells = [(str(left).replace("|", "\\|"), str(right).replace("|", "\\|")) for left, right in rows]  # type: ignore[attr-defined]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {left} | {right} |" for left, right in cells)]
 
 
 def _counts(statistics: Statistics, name: str) -> list[tuple[str, int]]:

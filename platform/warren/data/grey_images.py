@@ -59,8 +59,8 @@ def _is_inverted(image: Image.Image) -> bool:
 
 def _tag(image: Image.Image, number: int) -> int | None:
     """Return a number that a TIFF states about itself."""
-    found = getattr(image, "tag_v2", {}).get(number)
-    value = found[0] if isinstance(found, tuple) and found else found
+    entry = getattr(image, "tag_v2", {}).get(number)
+    value = entry[0] if isinstance(entry, tuple) and entry else entry
     return value if isinstance(value, int) else None
 
 

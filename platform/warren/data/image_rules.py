@@ -38,10 +38,10 @@ class ImageRules:
             if not blends:
                 image.info.pop("transparency", None)
             image.load()
-            found = ImageOps.exif_transpose(image) if turns else image
-            found = self._on_background(found) if blends else _rgb(found)
+            converted = ImageOps.exif_transpose(image) if turns else image
+            converted = self._on_background(converted) if blends else _rgb(converted)
         buffer = io.BytesIO()
-        found.save(buffer, "PNG")
+        converted.save(buffer, "PNG")
         return buffer.getvalue()
 
     def _on_background(self, image: Image.Image) -> Image.Image:
@@ -53,10 +53,10 @@ class ImageRules:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or it cannot be read."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parsers raise many kinds on broken EXIF data; the image itself may be sound
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

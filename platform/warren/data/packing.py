@@ -97,8 +97,8 @@ def _best_fit(lengths: Sequence[int], capacity: int) -> Sequences:
     sequences: Sequences = []
     room: list[tuple[int, int]] = []  # ascending (free tokens, sequence)
     for index in _longest_first(lengths):
-        found = bisect_left(room, (lengths[index], -1))
-        free, sequence = room.pop(found) if found < len(room) else (capacity, len(sequences))
+        place = bisect_left(room, (lengths[index], -1))
+        free, sequence = room.pop(place) if place < len(room) else (capacity, len(sequences))
         if sequence == len(sequences):
             sequences.append([])
         sequences[sequence].append(index)

@@ -35,11 +35,11 @@ class Provenance:
     def of(cls, config: IngestConfig, files: Sequence[str]) -> "Provenance":
         """Look at the source as it is now."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(file_fingerprint, files))
+            fingerprints = list(pool.map(file_fingerprint, files))
         return cls(
             INGEST_FORMAT,
             config.content_options,
-            {label(file, files): text for file, text in zip(files, found, strict=True)},
+            {label(file, files): text for file, text in zip(files, fingerprints, strict=True)},
         )
 
     @property
@@ -63,8 +63,8 @@ class Provenance:
 
     def changes_since(self, past: "Provenance") -> list[str]:
         """Say what is another now, for people; empty if the same dataset would come of it."""
-        found = [] if self.format == past.format else [f"Warren's ingest format: {past.format} → {self.format}"]
-        found += [
+        differences = [] if self.format == past.format else [f"Warren's ingest format: {past.format} → {self.format}"]
+        differences += [
             f"ingest.{name}: {past.options.get(name, 'default')} → {self.options.get(name, 'default')}"
             for name in sorted(self.options.keys() | past.options.keys())
             if self.options.get(name) != past.options.get(name)
@@ -72,10 +72,10 @@ class Provenance:
         names = sorted(self.files.keys() | past.files.keys())
         files = [_change(name, past.files.get(name), self.files.get(name)) for name in names]
         changed = [text for text in files if text]
-        found += changed[:_NAMED]
+        differences += changed[:_NAMED]
         if len(changed) > _NAMED:
-            found.append(f"and {len(changed) - _NAMED} more source files")
-        return found
+            differences.append(f"and {len(changed) - _NAMED} more source files")
+        return differences
 
 
 def _change(name: str, before: str | None, now: str | None) -> str:

@@ -163,8 +163,8 @@ class BatchReader:
             for rows in read.task.batches(self._global_batch_size):
                 shards = _by_shard(read, dict.fromkeys(row.slice for row in rows if row not in samples))
                 many = pool.map if len(shards) > 1 else map
-                for found in many(lambda numbers: self._read_slices(read, numbers), shards):
-                    samples.update(found)
+                for shard_samples in many(lambda numbers: self._read_slices(read, numbers), shards):
+                    samples.update(shard_samples)
                 yield self._encode([samples.pop(row) for row in rows])
 
     def _encode(self, samples: list[Sample]) -> tuple[list[EncodedSample], list[Quarantined]]:
@@ -182,14 +182,14 @@ class BatchReader:
 
     def _read_slices(self, read: WindowRead, numbers: list[int]) -> dict[RowRef, Sample]:
         """Read slices of one shard, one after the other: an open Parquet file is for one thread at a time."""
-        found: dict[RowRef, Sample] = {}
+        samples: dict[RowRef, Sample] = {}
         for number in numbers:
-            found.update(self._read_slice(number, read.task.slices[number], read.groups[number]))
-        return found
+            samples.update(self._read_slice(number, read.task.slices[number], read.groups[number]))
+        return samples
 
-    def _read_slice(self, number: int, wanted: Slice, group: StoredGroup) -> dict[RowRef, Sample]:
-        table = read_group(self._folders[wanted.dataset], group, wanted.first_row, wanted.num_rows)
-        return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(table.to_pylist())}
+    def _read_slice(self, number: int, slice_: Slice, group: StoredGroup) -> dict[RowRef, Sample]:
+        table = read_group(self._folders[slice_.dataset], group, slice_.first_row, slice_.num_rows)
+        return {RowRef(number, slice_.first_row + i): Sample.from_row(row) for i, row in enumerate(table.to_pylist())}
 
 
 def read_group(
@@ -220,8 +220,8 @@ def _by_shard(read: WindowRead, numbers: Iterable[int]) -> list[list[int]]:
     """Group slices by the shard they are in."""
     shards: dict[tuple[int, int], list[int]] = {}
     for number in numbers:
-        wanted = read.task.slices[number]
-        shards.setdefault((wanted.dataset, wanted.shard), []).append(number)
+        slice_ = read.task.slices[number]
+        shards.setdefault((slice_.dataset, slice_.shard), []).append(number)
     return list(shards.values())
 
 

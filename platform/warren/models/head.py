@@ -58,11 +58,11 @@ def appended_ids(tokenizer: TrainedTokenizer, num_rows: int) -> tuple[int, ...]:
     Those are the image token, a pad and a BOS; other appended tokens, the end of an answer among them, can be learnt.
     """
     special = (tokenizer.image_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
-    found = sorted({token for token in special if token is not None and token >= num_rows})
-    if found in ([], [tokenizer.image_token_id]):
-        return tuple(found)
+    appended = sorted({token for token in special if token is not None and token >= num_rows})
+    if appended in ([], [tokenizer.image_token_id]):
+        return tuple(appended)
     end = Tokenizer.from_str(tokenizer.json).token_to_id(tokenizer.eos_token)
-    return tuple(token for token in found if token != end)
+    return tuple(token for token in appended if token != end)
 
 
 def unsampled_ids(tokenizer: Tokenizer, num_rows: int, image_token_id: int) -> list[int]:

@@ -45,8 +45,8 @@ def download_folder(location: Location, folder: Path) -> None:
     Raises:
         NotFoundError: It holds nothing.
     """
-    found = location.list()
-    if not found:
+    files = location.list()
+    if not files:
         raise NotFoundError(f"{location} holds no files")
-    for entry in found:
-        entry.store.download(entry.key, path_below(folder, entry.uri.removeprefix(f"{location.uri}/")))
+    for file in files:
+        file.store.download(file.key, path_below(folder, file.uri.removeprefix(f"{location.uri}/")))

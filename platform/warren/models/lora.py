@@ -41,8 +41,8 @@ def merged(
         ModelError: The adapter is of another kind, incomplete, or names weights the base does not have.
     """
     config = _config(adapter)
-    found = read_either(adapter, "adapter_model")
-    tensors = {rename(unwrapped(name)): read for name, read in found.items()}
+    adapter_tensors = read_either(adapter, "adapter_model")
+    tensors = {rename(unwrapped(name)): read for name, read in adapter_tensors.items()}
     result = dict(base)
     for name, read in tensors.items():
         if ".lora_A." in name:

@@ -133,13 +133,13 @@ def load_language_model(module: Any, head: nn.Linear, folder: Path, num_rows: in
 def _load(kind: Any, folder: Path, config: Any, what: str) -> Any:
     try:
         with _quiet():
-            model, found = kind.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"the {what} in {folder} does not load: {' '.join(str(error).split())[:400]}") from None
-    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
-    wrong += [f"{n} is {list(disk)}, not {list(own)}" for n, disk, own in sorted(found["mismatched_keys"])]
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    wrong += [f"{n} is {list(disk)}, not {list(own)}" for n, disk, own in sorted(report["mismatched_keys"])]
     if wrong:
         raise ModelError(f"the weights of the {what} in {folder} do not fit its configuration: {', '.join(wrong[:4])}")
     return model
@@ -163,8 +163,8 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     with torch.no_grad():
         for name, own in module.state_dict().items():
             if name not in tensors or tensors[name].shape != own.shape:
-                found = list(tensors[name].shape) if name in tensors else "missing"
-                raise ModelError(f"{what}: {name} is {found} on disk, its configuration says {list(own.shape)}")
+                shape = list(tensors[name].shape) if name in tensors else "missing"
+                raise ModelError(f"{what}: {name} is {shape} on disk, its configuration says {list(own.shape)}")
             own.copy_(tensors[name])
 
 

@@ -140,8 +140,8 @@ def _name_shards(folder: Path, shards: list[Path], written: dict[str, str], tota
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _check_names(found: Set[str], expected: Set[str]) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
+def _check_names(actual: Set[str], expected: Set[str]) -> None:
+    missing, unexpected = sorted(expected - actual), sorted(actual - expected)
     if missing or unexpected:
         parts = [
             f"{len(names)} {what}: {', '.join(names[:4])}"

@@ -102,10 +102,10 @@ def check_named(folder: Path, pad: bool) -> None:
         ModelError: It names none.
     """
     settings = _settings(folder)
-    for wanted in (("eos_token",), ("pad_token", "unk_token")) if pad else (("eos_token",),):
-        if not any(settings.get(key) for key in wanted):
-            given = ", ".join(f"{key} is {settings.get(key)!r}" for key in wanted)
-            raise ModelError(f"the tokenizer in {folder} lacks {wanted[0]} ({given}): name it in tokenizer_config.json")
+    for keys in (("eos_token",), ("pad_token", "unk_token")) if pad else (("eos_token",),):
+        if not any(settings.get(key) for key in keys):
+            values = ", ".join(f"{key} is {settings.get(key)!r}" for key in keys)
+            raise ModelError(f"the tokenizer in {folder} lacks {keys[0]} ({values}): name it in tokenizer_config.json")
 
 
 def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
@@ -146,10 +146,10 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """Return the tokenizer's chat template: a file of its own, or a setting; of several the one called default."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text()
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
-    return found
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
 
 
 def _token_id(folder: Path, tokenizer: Tokenizer, role: str, text: str) -> int:

@@ -113,8 +113,8 @@ def _differing(fields: dict[str, Any], config: PretrainedConfig) -> list[str]:
             wrong.append("do_center_crop")
         cropped = ("crop_size",) if config.model_type != _SIZED[0] else ()
         for key in ("size", *cropped):
-            given = fields.get(key) or config.image_size
-            sides = given.values() if isinstance(given, dict) else (given,)
+            size = fields.get(key) or config.image_size
+            sides = size.values() if isinstance(size, dict) else (size,)
             if any(side != config.image_size for side in sides):
                 wrong.append(key)
     return wrong

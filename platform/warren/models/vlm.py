@@ -256,7 +256,7 @@ def _text_fields(config: LanguageModelConfig) -> tuple[str | None, dict[str, Any
     """Return the decoder's kind and sizes: the recipe's, or those in its pretrained folder."""
     model_type, fields = config.model_type, dict(config.config)
     if config.pretrained and not fields:
-        found = read_config(folder_of(config.pretrained, weights=False))
-        model_type = found.pop("model_type", model_type)
-        fields = {key: value for key, value in found.items() if key not in _NOT_SIZES}
+        saved_config = read_config(folder_of(config.pretrained, weights=False))
+        model_type = saved_config.pop("model_type", model_type)
+        fields = {key: value for key, value in saved_config.items() if key not in _NOT_SIZES}
     return ("granite", granite_fields(fields)) if model_type == "minicpm" else (model_type, fields)

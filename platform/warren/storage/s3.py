@@ -131,9 +131,9 @@ class S3Store:
         bucket, _, folder = prefix.rstrip("/").partition("/")
 
         def keys() -> list[str]:
-            pages = _client().get_paginator("list_objects_v2")
-            found = pages.paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
-            return [f"{bucket}/{entry['Key']}" for page in found for entry in page.get("Contents", ())]
+            paginator = _client().get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
+            return [f"{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ())]
 
         # Servers differ in their order (a tree walk is not UTF-8 order), so sort here.
         return sorted((k for k in _persist(prefix, keys) if not k.endswith("/")), key=str.encode)
@@ -149,10 +149,10 @@ def _fetch(key: str, sink: Callable[[bytes, int], object], start: int = 0, stop:
 
     def rest() -> None:
         nonlocal position, tag
-        wanted: dict[str, str] = {"IfMatch": tag} if tag else {}
+        options: dict[str, str] = {"IfMatch": tag} if tag else {}
         if position or stop is not None:
-            wanted["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
-        answer = _client().get_object(**_split(key), **wanted)
+            options["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
+        answer = _client().get_object(**_split(key), **options)
         tag = answer["ETag"]
         for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
             sink(chunk, position)

@@ -36,8 +36,8 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # in use, or removed meanwhile
-            found = folder.lstat()
-            if found.st_uid != os.getuid() or time.time() - found.st_ctime < _GRACE_S:
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or time.time() - status.st_ctime < _GRACE_S:
                 continue
             with _opened(folder) as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

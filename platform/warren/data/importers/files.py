@@ -30,13 +30,13 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[Location]:
     Raises:
         ConfigError: There are none, or an alternative has none.
     """
-    found: dict[str, Location] = {}
+    by_uri: dict[str, Location] = {}
     for written in [path] if _there(path) else _alternatives(path):
         files = _matching(written, suffixes)
         if not files:
             raise ConfigError(f"ingest.path {written!r}: no files that end in {', '.join(suffixes)} are there")
-        found |= {file.uri: file for file in files}
-    return list(found.values())
+        by_uri |= {file.uri: file for file in files}
+    return list(by_uri.values())
 
 
 def ends_in(location: Location, suffixes: tuple[str, ...]) -> bool:
@@ -132,8 +132,8 @@ def _matching(path: str, suffixes: tuple[str, ...]) -> list[Location]:
     for pattern, wildcards in ((location.uri, _WILDCARDS), (location.uri.replace("[", "[[]"), "*?")):
         first = min((path.index(character) for character in wildcards if character in path), default=len(path))
         folder = Location.parse(path[:first].rpartition("/")[0] or ("/" if path.startswith("/") else "."))
-        if found := [file for file in folder.list() if fnmatch.fnmatchcase(file.uri, pattern)]:
-            return found
+        if matched := [file for file in folder.list() if fnmatch.fnmatchcase(file.uri, pattern)]:
+            return matched
     return []
 
 

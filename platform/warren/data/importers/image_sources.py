@@ -84,10 +84,10 @@ class ImageSources:
 
 def _content(value: Mapping[str, object]) -> object:
     """Return what a mapping says of an image: Hugging Face's `{bytes, path}`, `{url}`, or Base64."""
-    found = value.get("bytes")
-    if isinstance(found, bytes):
-        return found
-    encoded = found if isinstance(found, str) else first_of(value, _BASE64)
+    data = value.get("bytes")
+    if isinstance(data, bytes):
+        return data
+    encoded = data if isinstance(data, str) else first_of(value, _BASE64)
     if isinstance(encoded, str):
         return unpacked(encoded)
     named = first_of(value, _NAMES)
@@ -122,13 +122,13 @@ def _check_place(location: Location) -> None:
             raise BadSampleError(f"the image cannot be read: {shown(location.uri)!r} names no object")
         return
     try:
-        found = Path(location.key).stat()
+        status = Path(location.key).stat()
     except PermissionError:
         return  # reading it gives the storage's error
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise BadSampleError(f"the image cannot be read: {shown(location.uri)}: {reason}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise BadSampleError(f"the image cannot be read: {shown(location.uri)} is no file but a folder or device")
-    if found.st_size > MAX_IMAGE_BYTES:
-        raise BadSampleError(f"the image has {found.st_size} bytes; at most {MAX_IMAGE_BYTES} are read")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise BadSampleError(f"the image has {status.st_size} bytes; at most {MAX_IMAGE_BYTES} are read")

@@ -97,8 +97,8 @@ class Parquet:
         groups = list(range(piece.start, piece.stop))
         try:
             file = _open(location)
-            wanted = [name for name in file.schema_arrow.names if name in self.records.fields]
-            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
+            columns = [name for name in file.schema_arrow.names if name in self.records.fields]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 yield from _values(batch)
         except (OSError, pa.ArrowException) as error:
             raise CorruptDataError(f"{location} is damaged: {error}") from None

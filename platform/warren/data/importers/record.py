@@ -93,14 +93,14 @@ class RecordReader:
 
     def _messages(self, record: Mapping[str, object], listed: Sequence[object]) -> list[RawMessage]:
         names = self._fields()
-        found = {role: first_of(record, names.get(role, ())) for role in names}
-        if found.get("conversations") is not None:
-            return read_messages(_parsed(found["conversations"]))
-        if (caption := _text("caption", found)) is not None:
+        values = {role: first_of(record, names.get(role, ())) for role in names}
+        if values.get("conversations") is not None:
+            return read_messages(_parsed(values["conversations"]))
+        if (caption := _text("caption", values)) is not None:
             if not listed and self.columns.image is not None:
                 raise BadSampleError("it has no image")
             return [RawMessage("user", IMAGE_MARK * len(listed)), RawMessage("assistant", caption)]
-        question, answer = _text("question", found, may_show=True), _text("answer", found)
+        question, answer = _text("question", values, may_show=True), _text("answer", values)
         if question is None or answer is None:
             raise BadSampleError(_NO_TEXT)
         messages = [RawMessage("user", question, (None,) * question.count(IMAGE_MARK)), RawMessage("assistant", answer)]
@@ -149,13 +149,13 @@ def _in_order(messages: Sequence[RawMessage], listed: Sequence[object]) -> list[
     return images + [listed[place] for place in rest]
 
 
-def _text(role: str, found: Mapping[str, object], may_show: bool = False) -> str | None:
+def _text(role: str, values: Mapping[str, object], may_show: bool = False) -> str | None:
     """Return a caption, question or answer, None where there is none; numbers are text, too.
 
     Raises:
         BadSampleError: It is of another type, or an image mark stands where no image can be.
     """
-    value = found.get(role)
+    value = values.get(role)
     if value is None or value != value:  # a missing cell of pandas is not equal to itself
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):

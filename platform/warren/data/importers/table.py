@@ -44,11 +44,11 @@ class Table:
         files = find_files(config.path or "", _SUFFIXES)
         uris = tuple(file.uri for file in files)
         records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
-        found = cls(config.name or "", config.licence, config.origin or str(config.path), uris, records, config.quoted)
+        table = cls(config.name or "", config.licence, config.origin or str(config.path), uris, records, config.quoted)
         for file in files:
-            if _has_header(file) and (names := found._header(file)) is not None:
+            if _has_header(file) and (names := table._header(file)) is not None:
                 records.check_fields(names, file)
-        return found
+        return table
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the tables into ranges of rows."""

@@ -145,15 +145,15 @@ def array_rows(file: IO[bytes], name: object) -> Iterator[SourceRow]:
         DataError: The file is no JSON array, or more than one; the message has the byte.
     """
     text = Utf8(file, name)
-    if (found := text.next_character()) != "[":
-        raise text.error(f"a JSON array of records is expected, it begins with {found!r}")
+    if (character := text.next_character()) != "[":
+        raise text.error(f"a JSON array of records is expected, it begins with {character!r}")
     text.advance(1)
-    found = text.next_character()
-    while found != "]":
+    character = text.next_character()
+    while character != "]":
         yield _value(text)
-        if (found := text.next_character()) not in ("]", ","):
-            raise text.error(f"what follows the record is no JSON: ',' or ']' is expected, found {found!r}")
-        if found == ",":
+        if (character := text.next_character()) not in ("]", ","):
+            raise text.error(f"what follows the record is no JSON: expected ',' or ']', not {character!r}")
+        if character == ",":
             text.advance(1)
             text.next_character()
     text.advance(1)
@@ -170,10 +170,10 @@ def _value(text: Utf8) -> SourceRow:
             if not _may_go_on(error, text.text) or not text.more():
                 raise DataError(f"{text.name}: the record at byte {start} is no JSON: {error.msg}") from None
         except (RecursionError, ValueError) as error:
-            found = _end_of_value(text.text, text.at)
-            if found is None and text.more():
+            value_end = _end_of_value(text.text, text.at)
+            if value_end is None and text.more():
                 continue
-            end, fault = found or len(text.text), f"Python cannot hold its JSON: {error}"
+            end, fault = value_end or len(text.text), f"Python cannot hold its JSON: {error}"
             break
         else:
             if end < len(text.text) or not text.more():  # a number may go on

@@ -106,10 +106,10 @@ def _facts(members: Sequence[Member]) -> dict[str, Any]:
         if member.suffix != "json":
             continue
         try:
-            found = json.loads(member.data.removeprefix(b"\xef\xbb\xbf"))
+            fields = json.loads(member.data.removeprefix(b"\xef\xbb\xbf"))
         except (RecursionError, ValueError):
             raise BadSampleError("its .json is no JSON") from None
-        facts |= found if isinstance(found, dict) else {}
+        facts |= fields if isinstance(fields, dict) else {}
     return facts
 
 

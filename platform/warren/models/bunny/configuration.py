@@ -98,15 +98,16 @@ def llava_config(
 
 
 def _check_width(source: dict[str, Any], width: int, scales: list[int] | None) -> None:
-    given = source.get("mm_hidden_size", width)
-    if given != width:
-        hint = (
-            "; three times the tower's width is S²'s: set use_s2 to true" if not scales and given == 3 * width else ""
-        )
-        raise ModelError(
-            f"config.json: mm_hidden_size is {given}, but use_s2 is {source.get('use_s2')!r} and so the vision tower "
-            f"gives {width} features{hint}"
-        )
+    hidden_size = source.get("mm_hidden_size", width)
+    if hidden_size == width:
+        return
+    hint = (
+        "; three times the tower's width is S²'s: set use_s2 to true" if not scales and hidden_size == 3 * width else ""
+    )
+    raise ModelError(
+        f"config.json: mm_hidden_size is {hidden_size}, but use_s2 is {source.get('use_s2')!r} and so the vision "
+        f"tower gives {width} features{hint}"
+    )
 
 
 def _scales(source: dict[str, Any], vision: PretrainedConfig) -> list[int] | None:

@@ -149,5 +149,5 @@ def _unwrapped(trained: LazyTensors) -> LazyTensors:
 
 def _of_projector(name: str) -> str:
     """Name a tensor of `mm_projector.bin` as in a merged checkpoint; Bunny takes any prefix."""
-    _, found, rest = name.partition("mm_projector.")
-    return f"model.mm_projector.{rest}" if found else name
+    _, separator, rest = name.partition("mm_projector.")
+    return f"model.mm_projector.{rest}" if separator else name
