@@ -1,4 +1,4 @@
-"""Named arrays in one object: written whole, read whole or in ranges of rows. The same arrays give the same bytes."""
+"""A file of named arrays: written as a whole, read as a whole or by ranges of rows. Equal arrays give equal bytes."""
 
 import json
 import struct

@@ -19,7 +19,7 @@ from warren.config.curate import DecontaminateStep
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.perceptual import distance, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import Parent, SamplePiece, key_of, sample_pieces, stored_shards
+from warren.curate.samples import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
@@ -36,7 +36,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """An evaluation set that is looked for, and where its hashes are."""
+    """An evaluation set and the files of its hashes."""
 
     reference: str
     digest: str
@@ -74,16 +74,16 @@ def find(
     step: DecontaminateStep,
     evaluations: Sequence[EvaluationImages],
     pieces: Sequence[SamplePiece],
-    alive: Location,
+    selected: Location,
 ) -> tuple[list[ArrayFile], RowSet]:
     """Look for evaluation images among the selected samples.
 
     Returns:
         The matches (`row`, `evaluation`, `evaluation_row`, `distance`, `correlation`), and the samples without a match.
     """
-    tasks = [_Find(piece, tuple(evaluations), alive, step.max_distance, step.min_correlation) for piece in pieces]
+    tasks = [_Find(piece, tuple(evaluations), selected, step.max_distance, step.min_correlation) for piece in pieces]
     files = finish(run, work / "found", tasks)
-    clean = StoredRows(alive).load()
+    clean = StoredRows(selected).load()
     for file in files:
         clean.remove(file.read("row"))
     return files, clean
@@ -96,7 +96,7 @@ def certificate(
     files: Sequence[ArrayFile],
     checked: int,
 ) -> dict[str, Any]:
-    """Return what was looked for, how, and what was found: the content of a dataset's `contamination.json`."""
+    """Return the content of a dataset's `contamination.json`: the evaluation sets, the method and the matches."""
     matches = []
     for file in files:
         columns = [
@@ -132,14 +132,8 @@ def certificate(
 
 
 @dataclass(frozen=True)
-class _Hash:
+class _Hash(PieceTask):
     """Hashes of evaluation images and their crops, and thumbnails to compare with."""
-
-    piece: SamplePiece
-
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
         every = list(boxes())
@@ -164,20 +158,15 @@ class _Hash:
 
 
 @dataclass(frozen=True)
-class _Find:
-    piece: SamplePiece
+class _Find(PieceTask):
     evaluations: tuple[EvaluationImages, ...]
-    alive: Location
+    selected: Location
     max_distance: int
     min_correlation: float
 
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
-
     def compute(self) -> Arrays:
         matches: list[tuple[int, int, int, int, float]] = []
-        for row, image in _images(self.piece, self.alive):
+        for row, image in _images(self.piece, self.selected):
             grey = image.convert("L")
             shown = _normalised(np.asarray(grey.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.LANCZOS)))
             if shown is None:
@@ -251,15 +240,11 @@ def _pixels(box: Box) -> tuple[int, int, int, int]:
     return tuple(round(edge * _THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
 
 
-def _images(piece: SamplePiece, alive: Location | None) -> Iterator[tuple[int, Image.Image]]:
+def _images(piece: SamplePiece, selected: Location | None) -> Iterator[tuple[int, Image.Image]]:
     """Yield the row and each image of a piece's samples."""
-    every = np.arange(piece.first, piece.stop)
-    mask = np.ones(len(every), bool) if alive is None else StoredRows(alive).contains(every)
-    for first, table in piece.tables(["images"]):
-        places = np.flatnonzero(mask[first - piece.first :][: table.num_rows])
-        for place, row in zip(places.tolist(), table.take(places).to_pylist(), strict=True):
-            for image in row["images"]:
-                yield first + place, decode_image(image["bytes"], MAX_PIXELS)
+    for row, record in piece.records(["images"], selected):
+        for image in record["images"]:
+            yield row, decode_image(image["bytes"], MAX_PIXELS)
 
 
 @lru_cache(maxsize=64)

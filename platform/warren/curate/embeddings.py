@@ -1,4 +1,4 @@
-"""Embeddings that others computed: Parquet, and the folders that clip-retrieval writes. Read in pieces, checked."""
+"""Precomputed embeddings: Parquet files, or folders as clip-retrieval writes them. They are read in checked pieces."""
 
 import re
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class Embeddings:
     """Some samples' embeddings, as they are stored.
 
     Attributes:
-        keys: Of the samples.
+        keys: The samples' keys.
         image: (n, width), float16 or float32.
-        text: The same of the text; None: there are none.
-        cluster: (n,), given clusters; None: there are none.
+        text: Text embeddings of the same shape; None if there are none.
+        cluster: (n,), assigned clusters; None if there are none.
     """
 
     keys: list[str]
@@ -41,8 +41,8 @@ class EmbeddingPiece:
     Attributes:
         first: The number of its first row among all embeddings.
         start: First row in its file.
-        stop: The row behind its last.
-        files: Parquet: the file. clip-retrieval: metadata, image and text embeddings.
+        stop: The row after its last.
+        files: The Parquet file; of clip-retrieval the files of metadata, image and text embeddings.
     """
 
     kind: Literal["parquet", "npy"]
@@ -75,7 +75,7 @@ def pieces(config: EmbeddingsConfig, rows_per_piece: int) -> list[EmbeddingPiece
 
     Raises:
         ConfigError: There are no files, or they lack a column.
-        DataError: Files of different lengths stand for the same samples.
+        DataError: Files that describe the same samples have different lengths.
     """
     if config.path is None:
         raise ConfigError("embeddings.path is not set: it names the files of the embeddings")
@@ -111,7 +111,7 @@ def _order(file: Location) -> tuple[int, str]:
 
 
 def _files_of(folder: Location, image: Location, config: EmbeddingsConfig) -> tuple[Location, ...]:
-    """Return what belongs to `img_emb/img_emb_N.npy`: `metadata/metadata_N.parquet`, `text_emb/text_emb_N.npy`."""
+    """Return the files of `img_emb/img_emb_N.npy`: `metadata/metadata_N.parquet`, itself, `text_emb/text_emb_N.npy`."""
     name = image.name.removesuffix(".npy").replace("img_emb", "{}")
     files = [folder / "metadata" / f"{name.format('metadata')}.parquet", image]
     if config.text_column is not None:

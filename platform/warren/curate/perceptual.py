@@ -32,7 +32,7 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def distance(left: np.ndarray, right: np.ndarray | np.uint64) -> np.ndarray:
-    """Return in how many bits hashes differ."""
+    """Return the number of bits in which hashes differ."""
     return np.asarray(np.bitwise_count(left ^ right))
 
 
