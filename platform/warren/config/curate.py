@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warren.config.layers import Config
+from warren.config.layered_config import Config
 from warren.config.names import DatasetReference, Name
 
 Band = tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]]

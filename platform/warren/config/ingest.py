@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from warren.config.layers import Config, Replaces
+from warren.config.layered_config import Config, Replaces
 from warren.config.names import Name
 
 Source = Literal["easy-vqa", "bunny-json", "webdataset", "parquet", "table"]

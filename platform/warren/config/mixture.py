@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from warren.config.layers import Config, Replaces, alternatives
+from warren.config.layered_config import Config, Replaces, alternatives
 from warren.config.names import DatasetReference
 
 

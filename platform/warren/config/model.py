@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.catalog import BACKBONES, TOWERS, check_template, entry
-from warren.config.layers import Config, Replaces
+from warren.config.layered_config import Config, Replaces
 from warren.config.resume import OnResume
 
 ModelPart = Literal["vision_tower", "projector", "language_model"]

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from warren.config.catalog import check_template
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
-from warren.config.layers import Config, Replaces, alternatives
+from warren.config.layered_config import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, ModelPart
 from warren.config.names import DatasetReference, Name

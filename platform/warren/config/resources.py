@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from warren.config.layers import Config
+from warren.config.layered_config import Config
 from warren.config.resume import OnResume
 
 ZeroStage = Literal[0, 1, 2, 3]

@@ -29,7 +29,6 @@ from warren.train.checkpoint_loader import (
 from warren.train.checkpoint_writer import CheckpointWriter, Snapshot, on_the_host
 from warren.train.engine import TrainingEngine
 from warren.train.flops import FlopsCount
-from warren.train.guards import Guard, gradient_objection
 from warren.train.kernels import choose_attention, compile_layers
 from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
@@ -38,6 +37,7 @@ from warren.train.ranks import Ranks
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
 from warren.train.servable import Servable
+from warren.train.step_guard import Guard, gradient_objection
 from warren.train.step_metrics import CumulativeMetric, OccasionalMetrics, StepMetrics
 from warren.train.validation import Validation
 from warren.train.watchdog import Watchdog
@@ -52,7 +52,7 @@ class TrainingSetup:
 
     Attributes:
         record: The run's record; it goes into every checkpoint.
-        origin: Where the model that the stage started from is.
+        initial_model_uri: URI of the model that the stage started from; None if it was built from the recipe.
         held_out: Reads this rank's share of the samples to validate on.
     """
 
@@ -67,7 +67,7 @@ class TrainingSetup:
     tokenizer_json: str
     record: RunRecord
     held_out: Callable[[], Sequence[BatchPart]] = tuple
-    origin: str | None = None
+    initial_model_uri: str | None = None
 
     def build(
         self,
@@ -116,7 +116,7 @@ class TrainingLoop:
         self.history: list[StepMetrics] = []
         self._setup, self._model, self._start = setup, model, start
         self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
-        self._servable = Servable(model, self.stage, setup.inputs, setup.tokenizer_json, setup.origin)
+        self._servable = Servable(model, self.stage, setup.inputs, setup.tokenizer_json, setup.initial_model_uri)
         self._quarantine = Quarantine(
             self.run.folder / "quarantine", self.stage.max_quarantined_fraction, _QUARANTINE_REMEDY
         )

@@ -33,8 +33,8 @@ class RunRecord(TypedDict, total=False):
 
     Attributes:
         recipe: The recipe's name, and the sections that the stage used.
-        origin: The run or the model folder that the stage started from.
-        origin_step: The step of the origin's checkpoint.
+        origin: The run or the folder of the initial model.
+        origin_step: The step of the initial model's checkpoint.
         frozen: Identifies the frozen weights; checkpoints have it, `run.json` does not.
     """
 

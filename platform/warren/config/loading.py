@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from warren.config.documents import Tree, read_document
-from warren.config.layers import SET, Config, Layers, node_type
+from warren.config.layered_config import SET, Config, Layers, node_type
 from warren.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Config)
