@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures that stand for the whole."""
+    """Return the metrics that stand for the whole."""
     first, last = rows[min(1, len(rows) - 1)], rows[-1]
     compared = [row for row in rows if "plain" in row]
     growth = np.log(last["warren"]["s"] / first["warren"]["s"]) / max(1e-9, np.log(last["samples"] / first["samples"]))

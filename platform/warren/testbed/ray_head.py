@@ -58,7 +58,7 @@ class RayHead:
 
     @property
     def metrics_url(self) -> str:
-        """Where Prometheus finds this node's figures, those of running jobs among them."""
+        """Where Prometheus finds this node's metrics, those of running jobs among them."""
         return f"http://{_LOOPBACK}:{self._other_ports[3]}/metrics"
 
     @property
