@@ -35,10 +35,10 @@ def storage_root() -> str:
 
 
 def storage_deadline_s() -> float:
-    """Return how long storage may be away, in seconds, before what waits for it fails.
+    """Return how long an operation waits for storage that is away, in seconds.
 
     Raises:
-        ConfigError: `WARREN_STORAGE_DEADLINE_S` is no number of seconds.
+        ConfigError: `WARREN_STORAGE_DEADLINE_S` is not a number of seconds.
     """
     text = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
     if not text:

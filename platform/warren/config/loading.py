@@ -1,4 +1,4 @@
-"""Strict configuration trees from YAML: `extends`, `--set a.b=c`, and errors that name the nearest valid key."""
+"""Loading configurations from YAML: `extends`, `--set a.b=c`, and errors that name the nearest valid key."""
 
 import difflib
 import hashlib
@@ -20,9 +20,9 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     """Read one YAML configuration, follow its `extends`, apply `a.b=c` overrides and validate it.
 
     Args:
-        schema: The node the file must be.
+        schema: The type of the configuration.
         name: A path to a YAML file, or the name of one in `folders` (without its ending).
-        folders: Where named files are looked for, first match wins.
+        folders: Where named files are searched for; the first match counts.
         overrides: `dotted.key=value` pairs; values are YAML.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Several datasets as one: how much of each makes an epoch."""
+"""Configuration of a mixture: several datasets, and the share of each in an epoch."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from warren.config.names import DatasetReference
 class MixtureComponent(Config):
     """One dataset of a mixture, and its share of an epoch: passes, samples, or a weight relative to the others.
 
-    Without any of the three it is taken once.
+    Without any of the three, an epoch takes the dataset once.
     """
 
     replaces: ClassVar[Replaces] = alternatives("epochs", "samples", "weight")

@@ -15,8 +15,8 @@ ModelPart = Literal["vision_tower", "projector", "language_model"]
 class VisionTowerConfig(Config):
     """The image encoder: one of the catalog by `name`, or a `family`.
 
-    A family's weights come from `pretrained`, or start random with the sizes in `config`. What is given beside a `name`
-    changes single values of its entry in the catalog.
+    A family's weights come from `pretrained`, or are random with the sizes in `config`. Values beside a `name` override
+    those of its catalog entry.
     """
 
     replaces: ClassVar[Replaces] = {
@@ -43,7 +43,7 @@ class VisionTowerConfig(Config):
     @field_validator("scales_px", mode="before")
     @classmethod
     def _tuple(cls, scales: Any) -> Any:
-        return tuple(scales) if isinstance(scales, list) else scales  # behind a "before" validator a list is no tuple
+        return tuple(scales) if isinstance(scales, list) else scales  # strict mode takes no list after _from_catalog
 
     @field_validator("scales_px")
     @classmethod
@@ -56,7 +56,7 @@ class VisionTowerConfig(Config):
 
 
 def _with_catalog(known: Mapping[str, Any], sizes: Any) -> Any:
-    """Put the sizes that a recipe gives over those of the catalog."""
+    """Merge the sizes that a recipe names over those of the catalog."""
     return {**known, **sizes} if isinstance(sizes, dict) else dict(known) if sizes is None else sizes
 
 
@@ -69,9 +69,9 @@ class ProjectorConfig(Config):
 
 
 class LanguageModelConfig(Config):
-    """The decoder: one of the catalog by `name`, weights from `pretrained`, or a `model_type` to start from nothing.
+    """The decoder: one of the catalog by `name`, weights from `pretrained`, or a `model_type` with random weights.
 
-    `pretrained` is a hub id, a local folder or an S3 folder. Its sizes are read there, unless `config` has them.
+    `pretrained` is a hub id, a local folder or an S3 folder. Sizes are read from there unless `config` has them.
     """
 
     replaces: ClassVar[Replaces] = {

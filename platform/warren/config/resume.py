@@ -1,9 +1,9 @@
-"""What a run that goes on may change: declared on the fields of its configuration, found here.
+"""Which settings a resumed run may change. Marks on the fields of its configuration say so.
 
     seed: int                                      # fixed, as every field without a mark
     keep_checkpoints: Annotated[int, OnResume.FREE]
 
-What changes the loss curve is fixed. A mark on a section holds for all of its fields that have none of their own.
+Settings that change the loss curve are fixed. A mark on a section holds for all of its fields without their own mark.
 """
 
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ def changes(
 
     Args:
         key: Dotted key of both.
-        schema: Its fields carry the marks; None: all values follow `rule`.
-        rule: Of values without a mark.
+        schema: The type whose fields have the marks; None: all values follow `rule`.
+        rule: The rule for values without a mark.
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [Change(key, old, new, rule)]

@@ -1,4 +1,4 @@
-"""Which S3 server, and how long one attempt waits for it; shared by boto3 and pyarrow."""
+"""Endpoint, region and timeouts of S3, for boto3 and pyarrow."""
 
 import os
 
@@ -7,7 +7,7 @@ READ_TIMEOUT_S = 60
 
 
 def endpoint() -> str | None:
-    """Return the server's URL; None is AWS."""
+    """Return the server's URL; None means AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders that do not pile up: each is locked by its process, and the next one removes what nobody holds."""
+"""Temporary folders that are removed even after a crash: each is locked, and the next process removes unlocked ones."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX = "warren."  # of these folders alone: what else begins with the name is not locked and must stay
+_PREFIX = "warren."  # of these folders only: other folders called warren… have no lock and must stay
 _GRACE_S = 60.0  # a folder this young may not be locked yet
 
 

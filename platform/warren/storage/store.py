@@ -1,4 +1,4 @@
-"""What Warren asks of storage beyond streaming: conditional writes, whole-file uploads, listings."""
+"""The interface of storage: conditional writes, transfers of whole files, ranges and listings."""
 
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +62,7 @@ class Store(Protocol):
         """
 
     def stamp(self, key: str) -> tuple[int, str]:
-        """Return an object's size in bytes and what changes when it is written: an ETag or a time.
+        """Return an object's size in bytes, and a text that changes when it is written: an ETag or a time.
 
         Raises:
             NotFoundError: There is no such object.

@@ -1,4 +1,4 @@
-"""Copies whose bytes are checked: up, down, and in one read."""
+"""Uploads, downloads, copies and reads whose bytes are checked."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def upload_verified(source: Path, folder: Location, path: str) -> FileEntry:
 
 @dataclass(frozen=True)
 class StoredFiles:
-    """Files of a manifest together with the folder that their paths are relative to."""
+    """Files of a manifest, and the folder that their paths are relative to."""
 
     folder: Location
     files: tuple[FileEntry, ...]
@@ -42,7 +42,7 @@ class StoredFiles:
 
     @property
     def digest(self) -> str:
-        """Identifies paths and bytes, wherever they are stored."""
+        """Identifies paths and bytes: equal wherever the files are stored."""
         lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
         return digest_bytes("\n".join(lines).encode())
 
