@@ -1,4 +1,4 @@
-"""What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
+"""Configuration: typed, frozen and strict recipes, and the resources and environment that jobs run with."""
 
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig

@@ -301,6 +301,6 @@ class CurateConfig(Config):
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides the selected samples and how they are stored; the name and what only costs are left out."""
+        """Options that decide the selected samples and how they are stored: without the name and options of speed."""
         costs: Any = {"embeddings": {"batch_actors", "gpus_per_actor"}, "task_memory_mib": True}
         return self.model_dump(mode="json", exclude={"name": True, "version": True, **costs})

@@ -98,7 +98,7 @@ def parse(text: str | bytes, shown: str) -> Any:
         raise ConfigError(f"{shown}: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{shown}: not valid YAML: it is nested too deeply, or an anchor holds itself") from None
-    return json.loads(json.dumps(value))  # an alias shares its value with its anchor; here each has its own
+    return json.loads(json.dumps(value))  # copies: in YAML an alias and its anchor are the same object
 
 
 def _check(value: Any, where: str, count: list[int]) -> None:

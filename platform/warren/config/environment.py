@@ -61,7 +61,7 @@ def cache_bytes() -> int:
     """Return how large this machine's cache of models may grow; 0 caches nothing.
 
     Raises:
-        ConfigError: `WARREN_CACHE_BYTES` is no number of bytes.
+        ConfigError: `WARREN_CACHE_BYTES` is not a number of bytes.
     """
     text = os.environ.get(CACHE_BYTES_VARIABLE, "").strip()
     if not text:

@@ -112,6 +112,6 @@ class IngestConfig(Config):
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides which samples the datasets hold; defaults are left out."""
+        """Options that decide the datasets' samples, without those that have their default."""
         described = {"name", "version", "licence", "origin", "max_quarantined_fraction", "download_deadline_s"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=described)

@@ -35,7 +35,7 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     if "name" in schema.model_fields:  # a file that holds one section need not be named inside
         layers.values.setdefault("name", Path(name).stem)
     try:
-        # Through JSON: strict mode then still takes a list for a tuple, but never "3" for 3.
+        # Validated as JSON, because pydantic's strict mode then accepts a list for a tuple, but still not "3" for 3.
         return schema.model_validate_json(json.dumps(layers.settle()))
     except ValidationError as error:
         raise ConfigError(f"{name}: " + "; ".join(_explain(layers, e) for e in error.errors())) from None

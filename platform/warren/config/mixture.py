@@ -29,10 +29,10 @@ class MixtureComponent(Config):
 
 
 def check_mixture(dataset: str | None, datasets: tuple[MixtureComponent, ...]) -> None:
-    """Refuse what is neither one dataset nor a sound mixture.
+    """Check that a stage names one dataset, or a valid mixture.
 
     Raises:
-        ValueError: Both or none are given, a dataset twice, or weights for some of them only.
+        ValueError: It names both or none, a dataset twice, or weights for some datasets only.
     """
     if (dataset is None) == (not datasets):
         raise ValueError("give exactly one of 'dataset' and 'datasets'")

@@ -86,7 +86,7 @@ class LanguageModelConfig(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     eos_token: str | None = None  # None: the tokenizer's own
     pad_token: str | None = None  # None: the tokenizer's own, else its unk, else the eos
-    bos_token: str | None = None  # put in front of every sample; None: only where the tokenizer itself puts one
+    bos_token: str | None = None  # put before every sample; None: only if the tokenizer itself adds one
 
     @model_validator(mode="before")
     @classmethod

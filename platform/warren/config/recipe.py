@@ -50,9 +50,7 @@ class GuardConfig(Config):
     It is part of the recipe, because skipped steps change the loss curve.
     """
 
-    spike_factor: float | None = Field(
-        default=None, gt=1.0
-    )  # skip a step whose loss is over this many times the median
+    spike_factor: float | None = Field(default=None, gt=1.0)  # skip losses over this many times the median
     spike_window_steps: int = Field(default=100, ge=2)  # losses in the median; until there are so many, no spike counts
     max_skips_in_a_row: Annotated[int, OnResume.FREE] = Field(default=3, ge=0)  # one more skipped step ends the run
 
@@ -179,7 +177,7 @@ Section = Literal["model", "ingest", "curate", "pretrain", "finetune", "average"
 
 
 class Recipe(Config):
-    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models.
+    """One model, from raw pairs to a release. A recipe with `average` describes the average of two other models.
 
     Each job needs some of the sections (`require`); a recipe for `jobs/ingest.py` may hold `ingest` alone.
     """

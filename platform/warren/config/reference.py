@@ -80,7 +80,7 @@ def _models_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _type(annotation: Any) -> str:
-    """Return a type as a reader of YAML knows it."""
+    """Return a type in the words of YAML."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}

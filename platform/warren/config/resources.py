@@ -22,7 +22,7 @@ class Resources(Config):
     precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = "fp32"  # fp16 has a dynamic loss scale
     offload: tuple[
         Literal["optimizer", "weights"], ...
-    ] = ()  # kept in host memory; the optimizer from ZeRO 1 on, weights with ZeRO 3
+    ] = ()  # in host memory: optimizer from ZeRO 1, weights in ZeRO 3
     micro_batch_size: int = Field(default=8, gt=0)
     packing: bool = False  # several samples in one sequence; micro_batch_size then counts full-length sequences
     gradient_checkpointing: bool = False
@@ -35,9 +35,7 @@ class Resources(Config):
     max_preemptions: int = Field(default=100, ge=0)  # restarts because nodes are taken away; no failures
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     hang_timeout_s: float = Field(default=1800.0, gt=0)  # a rank without progress for so long is restarted
-    peak_tflops_per_worker: float | None = Field(
-        default=None, gt=0
-    )  # for MFU; None takes the data sheet's peak of known GPUs
+    peak_tflops_per_worker: float | None = Field(default=None, gt=0)  # for MFU; None: the data sheet's, of known GPUs
 
     @model_validator(mode="after")
     def _ascending(self) -> "Resources":
@@ -82,5 +80,5 @@ class Resources(Config):
 
     @property
     def max_workers(self) -> int:
-        """The number of workers when there is room for all."""
+        """The largest number of workers that a run trains with."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers

@@ -42,7 +42,7 @@ class ArrayFile:
     def _header(self) -> tuple[dict[str, Any], int]:
         magic, length = _START.unpack(self.location.read_range(0, _START.size))
         if magic != _MAGIC:
-            raise CorruptDataError(f"{self.location} is no array file: delete it and run the job again")
+            raise CorruptDataError(f"{self.location} is not an array file: delete it and run the job again")
         data = self.location.read_range(_START.size, _START.size + length)
         return json.loads(data), _START.size + length
 

@@ -40,7 +40,7 @@ def keep_band(
 
 
 def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> ScoreTable:
-    """Return the scores that a band was cut out of, from what `keep_band` left in the workspace."""
+    """Return all scores and the limits of a band, from the results of `keep_band` in the workspace."""
     files = [ArrayFile(location) for location in (work / "keys").folder.list()]
     count = sum(file.rows("keys") for file in files)
     first, end = band_ranks(band, count)

@@ -206,7 +206,7 @@ class _Train:
 
 @dataclass(frozen=True)
 class _Sum(NumberedTask):
-    """The sum of a piece's embeddings by given cluster."""
+    """The sum of a piece's embeddings for each assigned cluster."""
 
     piece: VectorPiece
     selected: Location

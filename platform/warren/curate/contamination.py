@@ -230,7 +230,7 @@ def _correlation(shown: np.ndarray, image: Image.Image, box: Box) -> float:
 
 
 def _normalised(pixels: np.ndarray) -> np.ndarray | None:
-    """Return brightness with mean 0 and standard deviation 1; None, if there is next to nothing to be seen."""
+    """Return brightness with mean 0 and standard deviation 1; None for an image of nearly one brightness."""
     values = pixels.astype(np.float64)
     spread = values.std()
     return None if spread < _FLAT else np.asarray((values - values.mean()) / spread)

@@ -118,7 +118,7 @@ def _part(hashes: np.ndarray, part: int, parts: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Repeated:
-    """Pairs of rows of one bucket that are equal enough."""
+    """Pairs of duplicates in one bucket."""
 
     part: int
     bucket: int

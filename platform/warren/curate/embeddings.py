@@ -145,7 +145,7 @@ def _open(file: Location) -> pq.ParquetFile:
 
 
 def _table(piece: EmbeddingPiece, columns: list[str]) -> pa.Table:
-    """Read rows of a Parquet file, of which only the row groups that hold them are read."""
+    """Read a piece's rows of a Parquet file, and no row group that holds none of them."""
     file = _open(piece.files[0])
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     ends = np.cumsum(sizes)

@@ -106,7 +106,7 @@ def _caption(step: CaptionStep) -> Callable[[FilterRow], bool]:
 
 
 def _is_written_in(text: str, scripts: tuple[str, ...]) -> bool:
-    """Tell whether at least half of the letters are of some scripts, by their Unicode names."""
+    """Return whether at least half of the letters belong to one of the scripts, by their Unicode names."""
     letters = [character for character in text if character.isalpha()]
     written = sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters)
     return bool(letters) and 2 * written >= len(letters)

@@ -56,4 +56,4 @@ def _fingerprint(uri: str) -> list[str]:
     try:
         return [uri, file_fingerprint(uri)]
     except NotFoundError:
-        return [uri, ""]  # whoever reads it says so
+        return [uri, ""]  # the step that reads it reports that it is missing

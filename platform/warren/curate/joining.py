@@ -29,7 +29,7 @@ def place(
     memory_bytes: int,
     unmatched: str,
 ) -> list[ArrayFile]:
-    """Return for each piece of embeddings a file with the row of each: `row`, `NO_ROW` where there is none.
+    """Return for each piece of embeddings a file with `row`: the sample of each embedding, or `NO_ROW`.
 
     Args:
         unmatched: `error` or `drop`.

@@ -139,7 +139,7 @@ def _train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) ->
 
 
 def _half_squares(centroids: np.ndarray) -> np.ndarray:
-    """Return what is subtracted from products, so that the highest is of the nearest centroid."""
+    """Return half of each centroid's squared length: the product minus this is highest for the nearest centroid."""
     return np.asarray(np.einsum("ij,ij->i", centroids, centroids) / 2)
 
 

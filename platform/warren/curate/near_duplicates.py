@@ -67,7 +67,7 @@ def largest(label: np.ndarray, rows: np.ndarray) -> Arrays:
     """Return the largest components, for a report.
 
     Returns:
-        `sizes`, and `groups`: the first rows of each, filled up with -1.
+        `sizes`, and `groups`: the first rows of each, padded with -1.
     """
     roots, sizes = np.unique(label, return_counts=True)
     order = np.lexsort((roots, -sizes))[:GROUPS_SHOWN]

@@ -265,6 +265,6 @@ def _licences(parents: list[Parent]) -> str:
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """Say what each step of a finished selection kept, a line each."""
+    """Return one line for each step of a finished selection, with its counts."""
     counts: list[dict[str, Any]] = manifest.selection["counts"]
     return [f"{each['step']}: {each['before']} → {each['after']} samples" for each in counts]

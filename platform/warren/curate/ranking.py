@@ -80,7 +80,7 @@ def _places(files: Sequence[ArrayFile], fences: list[np.ndarray], counts: list[i
 def _bracket(
     every: np.ndarray, fences: list[np.ndarray], counts: list[int], rank: int
 ) -> tuple[np.uint64, np.uint64 | None]:
-    """Return a fence that is not above the key of a rank, and one that is above it; None: there is none."""
+    """Return a fence that is not above the key of a rank, and one that is above it, or None."""
     low, high = 0, len(every)
     while low < high:  # the first fence that may be above the key
         middle = (low + high) // 2

@@ -195,5 +195,5 @@ def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
 
 def _png(figure) -> bytes:  # type: ignore[no-untyped-def]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # the same report gives the same bytes
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # equal plots give equal bytes
     return buffer.getvalue()

@@ -75,7 +75,7 @@ class StoredRows:
         return RowSet(int(file.read("num_rows")[0]), file.read("bits").copy())
 
     def contains(self, rows: np.ndarray) -> np.ndarray:
-        """Tell of each row whether it is in the set."""
+        """Return for each row whether it is in the set."""
         if not len(rows):
             return np.zeros(0, bool)
         first = int(rows.min()) // 8

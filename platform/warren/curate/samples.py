@@ -133,7 +133,7 @@ def key_of(pieces: Sequence[SamplePiece], row: int) -> str:
 
 
 def read_row(pieces: Sequence[SamplePiece], row: int, columns: list[str]) -> dict[str, Any]:
-    """Read one sample's columns; for a few of them."""
+    """Read the columns of one sample; reading many samples this way is slow."""
     piece = next(piece for piece in pieces if row < piece.stop)
     stored = next(stored for stored in piece.shards if row < stored.stop)
     number, first, _ = next(group for group in stored.group_rows() if row < group[2])

@@ -15,7 +15,7 @@ def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sample(selected: RowSet, count: int, seed: int) -> RowSet:
-    """Return the `count` rows of a set with the lowest hashes; all, if there are not so many."""
+    """Return the `count` rows of a set with the lowest hashes, or all rows of a smaller set."""
     rows, hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
     for block in selected.blocks():
         rows, hashes = np.concatenate([rows, block]), np.concatenate([hashes, row_hash(block, seed)])

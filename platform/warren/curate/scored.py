@@ -47,7 +47,7 @@ class PrecomputedVectors:
     placed: Location
 
     def load(self) -> Vectors:
-        """Read it; embeddings of no sample are left out."""
+        """Read it; embeddings without a sample are left out."""
         read = self.piece.read()
         rows = ArrayFile(self.placed).read("row")
         known = rows != NO_ROW

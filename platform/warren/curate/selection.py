@@ -115,7 +115,7 @@ class _Select(NumberedTask):
 
 
 def _taken(stored: StoredShard, groups: list[tuple[StoredGroup, np.ndarray]]) -> Shard:
-    """Return what is taken of one shard; of a selection's shard, in terms of the shard that it selects from."""
+    """Return the selected part of a shard; if that is a selection itself, as a part of the original shard."""
     masks = []
     for group, kept in groups:
         places = group.rows()

@@ -20,7 +20,7 @@ def order_of(cosine: np.ndarray, rows: np.ndarray, first: str) -> np.ndarray:
 def close_to_earlier(
     left: np.ndarray, left_order: np.ndarray, right: np.ndarray, right_order: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the rows of two matrices that are close to a row of the other that comes before them.
+    """Return masks of the rows of two matrices that are close to an earlier row of the other matrix.
 
     A matrix may be compared with itself: a row does not come before itself.
     """

@@ -58,7 +58,7 @@ Runner = Callable[[Workspace, Sequence[Task]], None]
 
 
 def finish(run: Runner, work: Workspace, tasks: Iterable[Task]) -> list[ArrayFile]:
-    """Make sure that every task has its result, and return the results in order."""
+    """Run the tasks that have no result yet, and return all results in order."""
     every = list(tasks)
     present = work.present()
     missing = [task for task in every if task.name not in present]

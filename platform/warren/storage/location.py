@@ -137,7 +137,7 @@ class Location:
                 return self.store.replace(self.key, data, tag)
 
     def put_json(self, value: Any) -> None:
-        """Make sure that the object holds `value` as readable JSON."""
+        """Make the object hold `value` as readable JSON."""
         self.put_bytes(_to_json(value))
 
     def create_json(self, value: Any) -> None:

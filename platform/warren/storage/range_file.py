@@ -24,7 +24,7 @@ class RangeFile(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Every position can be read from."""
+        """Return True: every position can be read."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

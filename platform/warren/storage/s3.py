@@ -150,6 +150,7 @@ def _fetch(key: str, sink: Callable[[bytes, int], object], start: int = 0, stop:
     def rest() -> None:
         nonlocal position, tag
         # A retry asks for the version that it began with: bytes of two versions must not be joined.
+        # A retry asks for the version that it began with: bytes of two versions must not be joined.
         options: dict[str, str] = {"IfMatch": tag} if tag else {}
         if position or stop is not None:
             options["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
@@ -245,7 +246,7 @@ def _split(key: str) -> dict[str, str]:
 
 
 def _is_odd(key: str) -> bool:
-    """Whether some servers refuse a key because they keep objects as files."""
+    """Return whether a server that stores objects as files may refuse a key."""
     return "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/"))
 
 

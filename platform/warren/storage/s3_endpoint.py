@@ -12,5 +12,5 @@ def endpoint() -> str | None:
 
 
 def region() -> str:
-    """Return the region; servers of one's own take any."""
+    """Return the region; self-hosted servers accept any."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

@@ -17,8 +17,8 @@ _GRACE_S = 60.0  # a folder this young may not be locked yet
 def scratch_folder(purpose: str) -> Iterator[Path]:
     """Give an empty temporary folder, and remove it afterwards.
 
-    A process that is killed cannot remove its folder. The kernel takes back its lock, though, so whoever asks for the
-    next one finds the old folder unlocked and removes it.
+    A killed process cannot remove its folder, but the kernel releases its lock. The next call, of any process, removes
+    unlocked folders.
 
     Args:
         purpose: Part of the folder's name; keep it short, Unix sockets may lie below.

@@ -72,4 +72,4 @@ class Store(Protocol):
         """Return every key below the folder `prefix`, sorted by UTF-8 bytes, at any depth."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; removing what is gone is not an error."""
+        """Remove an object; a missing object is no error."""
