@@ -140,6 +140,7 @@ class ModelConfig(Config):
     def _one_tokenizer(self) -> "ModelConfig":
         if (self.language_model.pretrained is None) == (self.tokenizer.train_vocab_size is None):
             raise ValueError(
-                "a language model from nothing needs tokenizer.train_vocab_size, a pretrained one has its own tokenizer"
+                "a language model without 'pretrained' needs tokenizer.train_vocab_size; "
+                "a pretrained one has its own tokenizer"
             )
         return self

@@ -20,9 +20,7 @@ class Resources(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     zero_stage: ZeroStage = 2
     precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = "fp32"  # fp16 has a dynamic loss scale
-    offload: tuple[
-        Literal["optimizer", "weights"], ...
-    ] = ()  # in host memory: optimizer from ZeRO 1, weights in ZeRO 3
+    offload: tuple[Literal["optimizer", "weights"], ...] = ()  # in host memory: optimizer from ZeRO 1, weights at 3
     micro_batch_size: int = Field(default=8, gt=0)
     packing: bool = False  # several samples in one sequence; micro_batch_size then counts full-length sequences
     gradient_checkpointing: bool = False

@@ -1,4 +1,4 @@
-"""From a plan to batch parts: what one Ray Data task does. No Ray here; it is a plain generator."""
+"""The work of one Ray Data task: from a window of the plan to batch parts. It is a plain generator without Ray."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -135,7 +135,7 @@ class BatchReader:
         self._cut = cut
 
     def rows(self, window: dict[str, Any], steps_per_row: int) -> Iterator[pa.Table]:
-        """Yield what travels to the ranks: a row a rank, in their order, for so many steps at a time.
+        """Yield one row for each rank, in the order of the ranks, for `steps_per_row` steps at a time.
 
         Args:
             window: A `WindowRead` as an Arrow row.
@@ -146,7 +146,7 @@ class BatchReader:
                 yield pack_parts([parts[rank] for parts in group])
 
     def read(self, read: WindowRead) -> Iterator[list[BatchPart]]:
-        """Yield each batch of a task as its parts, one a rank.
+        """Yield each batch of a task as its parts, one for each rank.
 
         Raises:
             CorruptDataError: A shard's bytes are damaged.
@@ -199,7 +199,7 @@ def read_group(
 
     Args:
         folder: Of the dataset.
-        columns: What is read of the rows; None: all.
+        columns: The columns to read; None: all.
 
     Raises:
         CorruptDataError: The object's bytes are damaged.
@@ -210,7 +210,7 @@ def read_group(
         table = location.retrying(lambda: _open(location).read_row_group(group.row_group, columns=columns))
     except (OSError, ValueError):
         _open.cache_clear()
-        read_verified(stored_in, group.file)  # damaged bytes are said to be so; others read again
+        read_verified(stored_in, group.file)  # raises if the bytes are damaged; else the read is repeated
         table = _open(location).read_row_group(group.row_group, columns=columns)
     rows = group.rows(first, count)
     return table if rows is None else table.take(rows) if group.mask else table.slice(first, count)

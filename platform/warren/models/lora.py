@@ -71,7 +71,7 @@ def unwrapped(name: str) -> str:
 
 
 def adapted(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return a layer's weight [out, in] with its adapter added, W + scale · B·A, in float32: round it where it ends."""
+    """Return a layer's weight [out, in] with its adapter added, W + scale · B·A, in float32; the caller rounds it."""
     result: Tensor = weight.float() + (b.float() @ a.float()) * scale
     return result
 

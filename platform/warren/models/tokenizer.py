@@ -1,4 +1,4 @@
-"""Tokenizers: a pretrained model's own, and one trained on a dataset's text for models that start from nothing."""
+"""Tokenizers: a pretrained model's own, and one trained on a dataset's text for models with random weights."""
 
 import json
 from collections.abc import Iterable
@@ -92,7 +92,7 @@ def read_tokenizer(
 
 
 def check_named(folder: Path, pad: bool) -> None:
-    """Refuse a tokenizer that does not say what ends and what pads a text.
+    """Refuse a tokenizer that names no eos token or no pad token.
 
     Args:
         folder: As for `read_tokenizer`.
@@ -109,7 +109,7 @@ def check_named(folder: Path, pad: bool) -> None:
 
 
 def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id a tokenizer puts in front of every text. Phi-3's revisions differ, so it is asked."""
+    """Return the id that a tokenizer puts before a text. It is found by encoding one: Phi-3's revisions differ."""
     probe = tokenizer.encode("a", add_special_tokens=False).ids
     added = tokenizer.encode("a").ids
     if added == probe:

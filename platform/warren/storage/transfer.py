@@ -24,7 +24,9 @@ def upload_verified(source: Path, folder: Location, path: str) -> FileEntry:
     target.upload(source)
     stored = target.store.size(target.key)
     if stored != size:
-        raise StorageError(f"{target}: {stored} bytes are stored of {size}; the upload did not arrive whole")
+        raise StorageError(
+            f"{target} holds {stored} of {size} bytes: the upload did not arrive whole, run the job again"
+        )
     return FileEntry(path=path, bytes=size, sha256=sha256)
 
 

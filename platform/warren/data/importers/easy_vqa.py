@@ -94,7 +94,8 @@ def easy_vqa(path: str | None, limit_images: int | None, questions_per_conversat
         path: Its `data` folder; None finds the installed package.
 
     Raises:
-        ConfigError: Neither is there.
+        ConfigError: The folder holds no easy-vqa.
+        NotFoundError: `path` is None and the package is not installed.
     """
     folder = Path(path) if path else _installed()
     if not (folder / "train" / "questions.json").is_file():
@@ -122,7 +123,7 @@ def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, l
 
 
 def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
-    """Write what an image's questions give away of it: `a blue circle`."""
+    """Write captions from what the questions about an image reveal: `a blue circle`."""
     planned: list[_Planned] = []
     for image, asked in questions.items():
         known = {word for question, answer in asked for word in _facts(question, answer)}

@@ -1,4 +1,4 @@
-"""One record of any format becomes one sample: which field holds what, and which forms each may have."""
+"""Samples from records of any format: which fields are read, and which forms each may have."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ class RecordReader:
     """Builds samples of records; every importer has one.
 
     Attributes:
-        columns: Which fields hold image and text. Where it names no text, the usual names are tried.
-        images: Where images are looked for that a record only names.
-        add_image_marks: Put marks in front of the first question of a conversation that shows images and marks none.
+        columns: The fields of images and text. If it names no text, the usual names are tried.
+        images: Finds the images that a record only names.
+        add_image_marks: Put image marks before the first question of a conversation that has images but no marks.
         drop_system: Leave system messages out.
     """
 
@@ -53,16 +53,16 @@ class RecordReader:
         """Every field that may be read."""
         return tuple(dict.fromkeys(name for names in self._fields().values() for name in names))
 
-    def check_fields(self, there: Sequence[str], file: Location) -> None:
+    def check_fields(self, present: Sequence[str], file: Location) -> None:
         """Refuse a table that lacks what the configuration names.
 
         Raises:
             ConfigError: A column is missing.
         """
         for role, names in self._fields().items():
-            if getattr(self.columns, role) is not None and not set(names) & set(there):
+            if getattr(self.columns, role) is not None and not set(names) & set(present):
                 raise ConfigError(
-                    f"ingest.columns.{role} is {getattr(self.columns, role)!r}, but {file} has: {', '.join(there)}"
+                    f"ingest.columns.{role} is {getattr(self.columns, role)!r}, but {file} has: {', '.join(present)}"
                 )
 
     def sample(self, key: str, source: str, record: object) -> Sample:
@@ -133,7 +133,7 @@ def images_of(value: object) -> list[object]:
 
 
 def _in_order(messages: Sequence[RawMessage], listed: Sequence[object]) -> list[object]:
-    """Return a record's images as its messages show them; what no message shows comes last."""
+    """Return a record's images in the order of its messages; images that no message shows come last."""
     rest = list(range(len(listed)))
     images: list[object] = []
     for image in (image for message in messages for image in message.images):
@@ -156,7 +156,7 @@ def _text(role: str, values: Mapping[str, object], may_show: bool = False) -> st
         BadSampleError: It is of another type, or an image mark stands where no image can be.
     """
     value = values.get(role)
-    if value is None or value != value:  # a missing cell of pandas is not equal to itself
+    if value is None or value != value:  # NaN, pandas' missing cell, does not equal itself
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadSampleError(f"its {role} is a {type(value).__name__}, not a text")
