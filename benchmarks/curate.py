@@ -22,13 +22,13 @@ import numpy as np
 from warren.config.curate import ClusterStep, NearDuplicatesStep
 from warren.curate.arrays import pack
 from warren.curate.bands import keep_band
+from warren.curate.cluster_steps import keep_in_clusters
 from warren.curate.clusters import cluster
 from warren.curate.ranking import band_ranks
 from warren.curate.row_mask import RowSet
 from warren.curate.scored import ComputedVectors, clip_scores
 from warren.curate.tasks import Task, Workspace
 from warren.curate.vectors import unit
-from warren.curate.within import keep_within
 from warren.storage import Location
 
 WIDTH = 64
@@ -87,7 +87,7 @@ def warren(folder: Path, samples: int) -> dict[str, Any]:
         step = ClusterStep(step="cluster", num_clusters=max(8, samples // PER_CLUSTER))
         clusters = cluster(run, work / "cluster", step, pieces, alive, samples)
         near = NearDuplicatesStep(step="near_duplicates", threshold=THRESHOLD)
-        kept = first = keep_within(run, work / "near", near, clusters, alive, samples, TASK_BYTES)
+        kept = first = keep_in_clusters(run, work / "near", near, clusters, alive, samples, TASK_BYTES)
         for name, files in (("score", scored), ("cosine", list(clusters.files))):
             stored = work.folder / f"before-{name}"
             stored.put_bytes(kept.to_bytes())
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures that stand for the whole."""
+    """Return the metrics that stand for the whole."""
     first, last = rows[min(1, len(rows) - 1)], rows[-1]
     compared = [row for row in rows if "plain" in row]
     growth = np.log(last["warren"]["s"] / first["warren"]["s"]) / max(1e-9, np.log(last["samples"] / first["samples"]))

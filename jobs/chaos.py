@@ -34,9 +34,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     with scratch_folder("chaos") as folder:
-        figures = Chaos(options.recipe, [*SMALL, *options.set], options.kill, folder).run()
-    print(json.dumps(figures))
-    good = figures["weights_bit_equal"] and not figures["samples_lost"] and not figures["samples_repeated"]
+        result = Chaos(options.recipe, [*SMALL, *options.set], options.kill, folder).run()
+    print(json.dumps(result))
+    good = result["weights_bit_equal"] and not result["samples_lost"] and not result["samples_repeated"]
     if not good:
         sys.exit(1)
 

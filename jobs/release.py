@@ -19,11 +19,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def measuring(given: argparse.Namespace) -> str:
+def measuring(arguments: argparse.Namespace) -> str:
     """Return the command that measures what the gate asks for."""
-    words = ["python", "jobs/evaluate.py", "--recipe", given.recipe, "--resources", given.resources]
-    words += ["--run", given.run] if given.run else []
-    words += [word for override in given.set for word in ("--set", override)]
+    words = ["python", "jobs/evaluate.py", "--recipe", arguments.recipe, "--resources", arguments.resources]
+    words += ["--run", arguments.run] if arguments.run else []
+    words += [word for override in arguments.set for word in ("--set", override)]
     return shlex.join(words)
 
 

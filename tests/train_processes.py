@@ -142,12 +142,12 @@ def train_plainly(task: TrainingTask) -> Run:
 
 def _train_task(rank: int, world_size: int, task: TrainingTask) -> None:
     from warren.cluster.train.worker import stage_model
-    from warren.train.origin import frozen_digest
+    from warren.train.initial_model import frozen_digest
 
     model = stage_model(task)
     record = {**task.record, "frozen": frozen_digest(model)}
-    origin = task.origin.model.uri if task.origin else None
-    _loop(rank, task.run, task.config, task.resources, task.stream, task.held_out, record, model, origin)
+    initial_model_uri = task.initial_model.folder.uri if task.initial_model else None
+    _loop(rank, task.run, task.config, task.resources, task.stream, task.held_out, record, model, initial_model_uri)
 
 
 def _loop(
@@ -159,7 +159,7 @@ def _loop(
     held_out: StreamSpec | None,
     record: dict[str, Any],
     model: Any,
-    origin: str | None = None,
+    initial_model_uri: str | None = None,
     prepare: Callable[[Any, Any, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     from warren.train.loop import TrainingSetup
@@ -179,7 +179,7 @@ def _loop(
         inputs=spec.inputs,
         tokenizer_json=spec.encoding.tokenizer_json,
         record=cast(RunRecord, record),
-        origin=origin,
+        initial_model_uri=initial_model_uri,
         held_out=lambda: read_parts(held_out, cut, rank) if held_out else (),
     )
     loop = setup.build(model, start)

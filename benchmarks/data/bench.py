@@ -167,9 +167,9 @@ def _report(results: dict[str, list[dict[str, float]]], num_pairs: int) -> None:
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in results.items()
     }
-    for name, figures in medians.items():
-        print(f"{name:>12}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items()))
-    peers = [figures for name, figures in medians.items() if not name.startswith("warren")]
+    for name, metrics in medians.items():
+        print(f"{name:>12}: " + ", ".join(f"{key} {value:.2f}" for key, value in metrics.items()))
+    peers = [metrics for name, metrics in medians.items() if not name.startswith("warren")]
     summary: dict[str, object] = {"pairs": num_pairs, "raw": results}
     if peers and "warren" in medians:
         mine = medians["warren"]

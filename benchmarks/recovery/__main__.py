@@ -89,8 +89,8 @@ def main() -> None:
     for phase in ("restart_s", "load_s"):
         for owner, seconds in rounds[-1][phase].items():
             print(f"| {phase.removesuffix('_s')} | {owner} | {seconds:.2f} |")
-    figures = {name: [round(one[name], 3) for one in rounds] for name in ("recovery_s", "own_fraction")}
-    print(json.dumps({**figures, "own_fraction_max": max(figures["own_fraction"])}))
+    measurements = {name: [round(one[name], 3) for one in rounds] for name in ("recovery_s", "own_fraction")}
+    print(json.dumps({**measurements, "own_fraction_max": max(measurements["own_fraction"])}))
 
 
 if __name__ == "__main__":

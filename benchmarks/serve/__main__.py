@@ -1,7 +1,7 @@
 """`make bench-serve`: throughput, latency and goodput of the endpoint, beside what it replaces, on this machine.
 
 Every way of serving gets the same requests at the same times, one way after another, and all that as often as there
-are rounds; the figures are medians over the rounds. The last line printed is one JSON object.
+are rounds; the metrics are medians over the rounds. The last line printed is one JSON object.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.serve.alone import latencies_s
 from benchmarks.serve.cluster import Endpoint, endpoint
-from benchmarks.serve.figures import MetricsText, draw, figures_of, middle, table
 from benchmarks.serve.load import Load, send_all
+from benchmarks.serve.metrics import Metrics, draw, metrics_of, middle, table
 from benchmarks.serve.model import IMAGE_PX, NAME
 from benchmarks.serve.vllm_server import VllmError, VllmServer, why_not
 
@@ -36,7 +36,7 @@ _ALONE_SEED = 1007  # images that no load has sent: their features would be in t
 def main() -> None:
     """Measure, print and draw."""
     options = _options()
-    results: dict[str, dict[int, list[MetricsText]]] = {mode: {} for mode in options.modes}
+    results: dict[str, dict[int, list[Metrics]]] = {mode: {} for mode in options.modes}
     through_and_alone_s: list[tuple[float, float]] = []
     num_tokens = sum(options.new_tokens) // len(options.new_tokens)
     vllm_reason = None if "vllm" in options.modes else why_not() or "not asked for"
@@ -95,7 +95,7 @@ def _load(num_clients: int, options: argparse.Namespace) -> Load:
 
 
 def _measure(
-    served: Endpoint, mode: str, number: int, options: argparse.Namespace, results: dict[int, list[MetricsText]]
+    served: Endpoint, mode: str, number: int, options: argparse.Namespace, results: dict[int, list[Metrics]]
 ) -> None:
     with ExitStack() as stack:
         if mode == "vllm":
@@ -111,20 +111,20 @@ def _measure(
             asyncio.run(send_all(url, NAME, Load(1, 100.0, 2, load.image_px, (4, 4)), seed=_SEED - 1))  # warm
             start = time.perf_counter()
             timelines = asyncio.run(send_all(url, NAME, load, seed=_SEED + number))
-            figures = figures_of(timelines)
-            results.setdefault(clients, []).append(figures)
+            metrics = metrics_of(timelines)
+            results.setdefault(clients, []).append(metrics)
             took_s = time.perf_counter() - start
-            print(f"round {number} {mode}, {clients} clients: {figures['tokens_per_s']:.1f} tokens/s, {took_s:.0f} s")
+            print(f"round {number} {mode}, {clients} clients: {metrics['tokens_per_s']:.1f} tokens/s, {took_s:.0f} s")
             for error in {one.error for one in timelines if one.error}:
                 print(f"  failed: {error}")
 
 
 def _summary(
-    medians: dict[str, dict[int, MetricsText]],
+    medians: dict[str, dict[int, Metrics]],
     through_and_alone_s: list[tuple[float, float]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return the figures by which changes are judged, at 32 clients (or the most that were measured)."""
+    """Return the metrics by which changes are judged, at 32 clients (or the most that were measured)."""
     level = 32 if 32 in options.clients else max(options.clients)
     own = medians.get("warren", {}).get(level)
     through_s, alone_s = np.median(through_and_alone_s, axis=0).tolist() if through_and_alone_s else (None, None)

@@ -25,24 +25,24 @@ from benchmarks.train import workload
 from benchmarks.train.loops import LOOPS, peak_bytes
 from warren.config import Resources
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
 WARREN = {"warren": workload.PACKED, "warren_compiled": workload.PACKED.model_copy(update={"compile": True})}
 NAMES = (*WARREN, *LOOPS)
 
 
-def run_loop(name: str, folder: Path, steps: int) -> Figures:
+def run_loop(name: str, folder: Path, steps: int) -> Metrics:
     """Run one of the loops in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(workload.NUM_THREADS)}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train.loops", name, str(folder), str(steps)]
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    found: Figures = json.loads(done.stdout.splitlines()[-1])
+    found: Metrics = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def run_warren(resources: Resources, folder: Path, steps: int, name: str) -> Figures:
+def run_warren(resources: Resources, folder: Path, steps: int, name: str) -> Metrics:
     """Train through Ray; a step's time is all that passes from the end of the one before."""
     from warren.cluster.train.stage import train_stage
     from warren.train.checkpoint import METRICS_FILE
@@ -81,13 +81,13 @@ def _watch(peaks: list[int], ended: threading.Event) -> None:
                 peaks.append(peak_bytes(pid))
 
 
-def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict[str, Figures]:
+def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict[str, Metrics]:
     """Run these contestants `rounds` times in turn; the first step of each warms up and is not counted."""
     from warren.cluster.session import connect
     from warren.testbed import RayHead
 
     workload.write_samples(workload.root_of(folder))
-    found: dict[str, list[Figures]] = {}
+    found: dict[str, list[Metrics]] = {}
     sources = os.pathsep.join(str(REPOSITORY / name) for name in ("platform", "serve"))
     environment = {"OMP_NUM_THREADS": str(workload.NUM_THREADS), "PYTHONPATH": sources}
     os.environ["PYTHONPATH"] = sources
@@ -106,14 +106,14 @@ def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict
                 print(
                     f"round {number} {name}: {median:.2f} s a step, {time.monotonic() - began:.0f} s in all", flush=True
                 )
-    return {name: _together(figures) for name, figures in found.items()}
+    return {name: _together(metrics) for name, metrics in found.items()}
 
 
-def _together(figures: list[Figures]) -> Figures:
-    seconds = [second for one in figures for second in one["step_s"]]
+def _together(metrics: list[Metrics]) -> Metrics:
+    seconds = [second for one in metrics for second in one["step_s"]]
     mean = statistics.mean(seconds)
-    return {**figures[0], "step_s": mean, "samples_per_s": workload.BATCH / mean} | {
-        "peak_bytes": max(one["peak_bytes"] for one in figures)
+    return {**metrics[0], "step_s": mean, "samples_per_s": workload.BATCH / mean} | {
+        "peak_bytes": max(one["peak_bytes"] for one in metrics)
     }
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     print(json.dumps({key: round(value, 3) for key, value in _summary(found).items()}))
 
 
-def _summary(found: dict[str, Figures]) -> dict[str, float]:
+def _summary(found: dict[str, Metrics]) -> dict[str, float]:
     warren = found["warren"]
     took = {name: one["step_s"] / warren["step_s"] for name, one in found.items()}
     summary = {"padding_fraction": warren["padding_fraction"]}

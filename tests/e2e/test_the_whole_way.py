@@ -33,18 +33,18 @@ def test_raw_pairs_become_a_rest_answer(
     monkeypatch.chdir(repository)
     recipe = load_config(Recipe, "demo", [repository / "jobs" / "recipes"], SLICE)
     demo = Demo(recipe, SLICE, tmp_path, num_questions=4)
-    figures = demo.walk(storage_root, ray_cluster.env, ray_cluster.serve_port)
+    metrics = demo.walk(storage_root, ray_cluster.env, ray_cluster.serve_port)
 
-    assert figures["asked"] == 4
+    assert metrics["asked"] == 4
     exact = [row["answer"].strip().rstrip(".").lower() == row["truth"] for row in predictions(storage_root)]
-    assert (figures["accuracy"], figures["num_questions"]) == (sum(exact) / len(exact), len(exact))
+    assert (metrics["accuracy"], metrics["num_questions"]) == (sum(exact) / len(exact), len(exact))
     assert (tmp_path / "demo.png").stat().st_size > 20_000
     version = read_alias(storage_root, "demo", "stable")
     assert version is not None
     release = fetch_release(release_folder(storage_root, "demo", version).uri, tmp_path / "release")
     assert list(release.lineage["datasets"]) == ["easy-vqa-train@v1"]
     assert release.lineage["stage"] == "finetune"
-    assert release.scores["easy-vqa-test@v1/exact_match"] == figures["accuracy"]
+    assert release.scores["easy-vqa-test@v1/exact_match"] == metrics["accuracy"]
     assert (tmp_path / "release" / "model.safetensors").is_file()
 
 

@@ -120,15 +120,15 @@ def test_a_run_follows_the_nodes_that_come_and_go(nodes: Nodes, tmp_path: Path, 
     wait_until(written_by(run, 2), "a checkpoint of two workers", job)
     node.kill()
     lost_at = wait_until(written_by(run, 1), "a checkpoint of one worker", job).step
-    wait_until(lambda: "ray_warren_train_step" in httpx.get(nodes.head.metrics_url).text, "figures for Prometheus", job)
+    wait_until(lambda: "ray_warren_train_step" in httpx.get(nodes.head.metrics_url).text, "metrics for Prometheus", job)
     node = nodes.add()
     grown_at = wait_until(written_by(run, 2, after=lost_at), "a checkpoint of two workers again", job).step
     node.announce_its_end(deadline_s=600)
     wait_until(written_by(run, 1, after=grown_at), "a checkpoint without the node that is to go", job)
     assert job.wait(400) == 0
 
-    figures = compare(whole, run, [])
-    assert (figures["samples_lost"], figures["samples_repeated"]) == (0, 0)
+    result = compare(whole, run, [])
+    assert (result["samples_lost"], result["samples_repeated"]) == (0, 0)
     expected, found = read_metrics(whole), read_metrics(run)
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
     (recoveries,) = (run.folder / "recoveries").list()

@@ -19,7 +19,7 @@ from warren.errors import ConfigError, TrainingError
 from warren.models import load
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE
-from warren.train.origin import Origin
+from warren.train.initial_model import InitialModel
 from warren.train.run import Run
 
 ONE = Resources(num_workers=1, cpus_per_worker=0.5, data_cpus_per_task=0.5, zero_stage=2, micro_batch_size=8)
@@ -55,7 +55,7 @@ def test_an_imported_bunny_is_tuned_resumed_merged_and_exported(s3_root: Locatio
         train_stage(brief, "finetune", ONE, s3_root, "ft", model=source)
 
     begun = Run(s3_root / "runs" / "ft")
-    run = train_plainly(prepare(recipe, "finetune", ONE, begun, None, Origin.of_folder(source)))
+    run = train_plainly(prepare(recipe, "finetune", ONE, begun, None, InitialModel.of_folder(source)))
     whole = losses(run, 4)
     manifest = run.checkpoints.at(4) / "manifest.json"
     manifest.store.delete(manifest.key)

@@ -196,7 +196,7 @@ def test_a_zero_3_run_goes_on_with_more_workers(s3_root: Location, ray_cluster: 
 
 
 def wait_for_figure(url: str, pattern: str) -> None:
-    """Wait until Prometheus would find a figure; Ray's agents tell it some seconds late."""
+    """Wait until Prometheus would find a metric; Ray's agents tell it some seconds late."""
     deadline = time.monotonic() + 60
     while not re.search(pattern, httpx.get(url, timeout=10).text):
         assert time.monotonic() < deadline, f"{url} has no {pattern}"

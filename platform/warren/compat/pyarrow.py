@@ -16,7 +16,7 @@ _PASSING = {
 }
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tell whether a read failed because the S3 server is away or overloaded.
 
     Why: pyarrow raises an `OSError` for whatever went wrong, and says what only in its text.

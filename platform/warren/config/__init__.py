@@ -1,8 +1,9 @@
-"""What a run is: typed, frozen, strict recipes, and the resources and environment they run with."""
+"""Configuration: typed, frozen and strict recipes, and the resources and environment that jobs run with."""
 
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
-from warren.config.layers import Config
+from warren.config.layered_config import Config
+from warren.config.loading import fingerprint, load_config
 from warren.config.mixture import MixtureComponent
 from warren.config.model import (
     LanguageModelConfig,
@@ -28,7 +29,6 @@ from warren.config.recipe import (
 )
 from warren.config.resources import Resources, ZeroStage
 from warren.config.resume import Change, OnResume, changes
-from warren.config.tree import fingerprint, load_config
 
 __all__ = [
     "AverageConfig",

@@ -1,8 +1,9 @@
-"""The published parts by name: language models, vision towers and datasets. A new one is one short entry.
+"""The catalog: published language models, vision towers and datasets by name. A new one is one short entry.
 
-An entry only fills in what a recipe leaves out; the expanded recipe holds every value, and needs no catalog to be read.
-Sizes are those of each model's published config.json, so that a dry run knows them without a download; where an entry
-has none, they are read from the weights' own folder. Facts about Bunny's models: its scripts and `conversation.py`.
+An entry fills in what a recipe leaves out. The expanded recipe holds every value, so it can be read without the
+catalog. Sizes are those of each model's published config.json, so that a dry run knows them without a download; where
+an entry has none, they are read from the weights' own folder. Values for Bunny's models are from its scripts and
+`conversation.py`.
 """
 
 import difflib

@@ -1,11 +1,11 @@
-"""Which samples of which datasets become a selection: the embeddings, and the steps in their order."""
+"""Configuration of data selection: the datasets, the embeddings, and the steps in order."""
 
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from warren.config.layers import Config
+from warren.config.layered_config import Config
 from warren.config.names import DatasetReference, Name
 
 Band = tuple[Annotated[float, Field(ge=0.0, le=1.0)], Annotated[float, Field(ge=0.0, le=1.0)]]
@@ -19,13 +19,13 @@ class EmbeddingsConfig(Config):
         path: Folder, file or pattern of Parquet files with a key and embeddings, or a folder as clip-retrieval writes
             it: `img_emb/*.npy`, `text_emb/*.npy`, `metadata/*.parquet`.
         model: Hub id or folder of a CLIP or SigLIP model in transformers' layout.
-        key_column: Holds the sample's key, in a Parquet file or in clip-retrieval's metadata.
-        image_column: For Parquet: a list of numbers a row.
-        text_column: The same of the text; None: there are none, so there is no `clip_score`.
+        key_column: Column of the samples' keys, in the Parquet files or in clip-retrieval's metadata.
+        image_column: For Parquet: column of the image embeddings, a list of numbers in each row.
+        text_column: Column of the text embeddings. None: there are none, and therefore no `clip_score`.
         cluster_column: For Parquet: the number of the row's cluster, for `cluster` steps with `assigned: true`.
         unmatched: `error` stops at keys that only one of dataset and embeddings has; `drop` leaves such samples out.
         batch_size: Samples of one forward of `model`.
-        batch_actors: Processes that hold `model`.
+        batch_actors: Processes that each load `model`.
         gpus_per_actor: GPUs of each of them.
     """
 
@@ -52,7 +52,7 @@ class ClusterStep(Config):
 
     Attributes:
         num_clusters: None: one for every 1,000 samples.
-        samples_per_cluster: K-means is trained on so many samples for each cluster, drawn by `seed`.
+        samples_per_cluster: K-means is trained on this many samples for each cluster; `seed` draws them.
         assigned: Take the clusters of `embeddings.cluster_column` instead.
         centroids: With `assigned`: a .npy file of one row a cluster; None takes each cluster's mean.
         drop_clusters: Clusters that are left out, such as one of images that say "no image".
@@ -131,7 +131,7 @@ class SampleStep(Config):
 
 
 class BalanceStep(Config):
-    """At most so many samples of each cluster, drawn by a seed."""
+    """At most `samples_per_cluster` samples of each cluster, drawn by `seed`."""
 
     step: Literal["balance"]
     samples_per_cluster: int = Field(gt=0)
@@ -139,12 +139,12 @@ class BalanceStep(Config):
 
 
 class CaptionStep(Config):
-    """What the assistant's turns of a sample must be, taken together.
+    """Samples whose caption, the text of all assistant turns, fulfils every condition.
 
     Attributes:
-        max_repetition: Largest share that the most frequent word may have, from 10 words on.
-        scripts: Unicode scripts that at least half of the letters must be of, such as `LATIN` or `CJK`.
-        drop_pattern: Regular expression of captions to leave out, such as boilerplate.
+        max_repetition: Largest share that the most frequent word may have, in captions of 10 words or more.
+        scripts: Unicode scripts, such as `LATIN` or `CJK`; at least half of the letters must be of one of them.
+        drop_pattern: Regular expression; captions that match it are left out, such as boilerplate.
     """
 
     step: Literal["caption"]
@@ -167,7 +167,7 @@ class CaptionStep(Config):
 
 
 class ImageStep(Config):
-    """What every image of a sample must be."""
+    """Samples whose images fulfil every condition."""
 
     step: Literal["image"]
     min_side_px: int = Field(default=1, gt=0)
@@ -181,7 +181,7 @@ class DuplicatesStep(Config):
 
     Attributes:
         of: `image` compares the stored bytes, `pixels` a perceptual hash, `caption` the text, `pair` bytes and text.
-        max_distance: For `pixels`: bits of 64 that may differ; whatever is linked so is one group.
+        max_distance: For `pixels`: how many of the 64 bits may differ. Samples linked by such pairs are one group.
     """
 
     step: Literal["duplicates"]
@@ -227,7 +227,7 @@ class DecontaminateStep(Config):
     Attributes:
         datasets: The evaluation sets.
         max_distance: Bits of 64 in which the perceptual hashes of two images may differ for them to be compared.
-        min_correlation: Of their pixels, from which on one is a copy of the other.
+        min_correlation: Correlation of the pixels from which on an image counts as a copy.
         remove: False writes the certificate and keeps what it found.
     """
 
@@ -261,9 +261,9 @@ class CurateConfig(Config):
 
     Attributes:
         datasets: What is selected from, in this order.
-        rewrite_below: Row groups of which a smaller share is kept are written anew, with what is kept of them; others
-            are read from the dataset they are in. 0 never copies, 1 copies every row group that loses a sample.
-        task_memory_mib: What a task holds at most; clusters that are larger are compared in blocks.
+        rewrite_below: Row groups that keep a smaller share of their samples are copied into new shards; others are read
+            where they are. 0 never copies, 1 copies every row group that loses a sample.
+        task_memory_mib: Memory that a task may use; larger clusters are compared in blocks.
     """
 
     name: Name
@@ -301,6 +301,6 @@ class CurateConfig(Config):
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides the selected samples and how they are stored; the name and what only costs are left out."""
+        """Options that decide the selected samples and how they are stored: without the name and options of speed."""
         costs: Any = {"embeddings": {"batch_actors", "gpus_per_actor"}, "task_memory_mib": True}
         return self.model_dump(mode="json", exclude={"name": True, "version": True, **costs})

@@ -1,4 +1,4 @@
-"""YAML as configurations use it: the types of JSON and nothing else, every key once, errors of one line."""
+"""YAML for configurations: the types of JSON and nothing else, no key twice, errors of one line."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _FLOAT = re.compile(
 )
 _MAX_INTEGER = 2**63 - 1
 _QUOTES = "; text with ':', '[', '{', '#' or '@' goes in quotes, as in \"COCO: 2017\""
-_MAX_VALUES = 100_000  # aliases of aliases grow without limit
+_MAX_VALUES = 100_000  # nested aliases can expand to any number of values
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as PyYAML declares it
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that is there twice; PyYAML takes the last."""
+        """Refuse a duplicate key; PyYAML would take the last one."""
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_integer(self, node: Any) -> int:
-        """Read decimal digits; PyYAML reads `010` as eight."""
+        """Read decimal digits; PyYAML would read `010` as eight."""
         return int(self.construct_scalar(node).replace("_", ""))
 
 
@@ -73,8 +73,8 @@ def read_document(path: Path, shown: str) -> Tree:
         raise ConfigError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     tree = parse(data, shown)
     if not isinstance(tree, dict):
-        found = "an empty file" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{shown}: a mapping of keys is expected, not {found}")
+        kind = "an empty file" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{shown}: a mapping of keys is expected, not {kind}")
     return tree
 
 
@@ -98,7 +98,7 @@ def parse(text: str | bytes, shown: str) -> Any:
         raise ConfigError(f"{shown}: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{shown}: not valid YAML: it is nested too deeply, or an anchor holds itself") from None
-    return json.loads(json.dumps(value))  # an alias shares its value with its anchor; here each has its own
+    return json.loads(json.dumps(value))  # copies: in YAML an alias and its anchor are the same object
 
 
 def _check(value: Any, where: str, count: list[int]) -> None:

@@ -35,20 +35,20 @@ def storage_root() -> str:
 
 
 def storage_deadline_s() -> float:
-    """Return how long storage may be away, in seconds, before what waits for it fails.
+    """Return how long an operation waits for storage that is away, in seconds.
 
     Raises:
-        ConfigError: `WARREN_STORAGE_DEADLINE_S` is no number of seconds.
+        ConfigError: `WARREN_STORAGE_DEADLINE_S` is not a number of seconds.
     """
-    given = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
-    if not given:
+    text = os.environ.get(STORAGE_DEADLINE_VARIABLE, "").strip()
+    if not text:
         return _DEFAULT_DEADLINE_S
     try:
-        deadline_s = float(given)
+        deadline_s = float(text)
     except ValueError:
         deadline_s = -1.0
     if not 0 <= deadline_s < float("inf"):
-        raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={given!r}: expected seconds, for example 120")
+        raise ConfigError(f"{STORAGE_DEADLINE_VARIABLE}={text!r}: expected seconds, for example 120")
     return deadline_s
 
 
@@ -61,7 +61,7 @@ def cache_bytes() -> int:
     """Return how large this machine's cache of models may grow; 0 caches nothing.
 
     Raises:
-        ConfigError: `WARREN_CACHE_BYTES` is no number of bytes.
+        ConfigError: `WARREN_CACHE_BYTES` is not a number of bytes.
     """
     text = os.environ.get(CACHE_BYTES_VARIABLE, "").strip()
     if not text:

@@ -1,17 +1,17 @@
-"""Which raw pairs become which datasets."""
+"""Configuration of an ingest: where raw pairs are, and the dataset that they become."""
 
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from warren.config.layers import Config, Replaces
+from warren.config.layered_config import Config, Replaces
 from warren.config.names import Name
 
 Source = Literal["easy-vqa", "bunny-json", "webdataset", "parquet", "table"]
 
 
 class ColumnsConfig(Config):
-    """Which columns of a table, or fields of a JSON record, hold what: one image or several, and one kind of text."""
+    """Columns of a table, or fields of a JSON record, that hold the images and one kind of text."""
 
     replaces: ClassVar[Replaces] = {
         "caption": ("conversations", "question", "answer"),
@@ -30,19 +30,19 @@ class ColumnsConfig(Config):
     def _one_text(self) -> "ColumnsConfig":
         if (self.question is None) != (self.answer is None):
             raise ValueError("'question' and 'answer' need each other")
-        given = [name for name in ("caption", "conversations", "question") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of 'caption', 'conversations' and 'question' with 'answer', not {given}")
+        text_columns = [name for name in ("caption", "conversations", "question") if getattr(self, name) is not None]
+        if len(text_columns) > 1:
+            raise ValueError(f"give one of 'caption', 'conversations' and 'question' with 'answer', not {text_columns}")
         return self
 
     @property
     def names_text(self) -> bool:
-        """Whether a text is named."""
+        """Whether a text column is named."""
         return any((self.caption, self.conversations, self.question))
 
 
 class IngestConfig(Config):
-    """Where raw pairs are, and what is taken of them.
+    """Where raw pairs are, and how they are read.
 
     Attributes:
         source: Format of the raw pairs.
@@ -50,21 +50,22 @@ class IngestConfig(Config):
             takes easy-vqa's own package.
         images: Folder or S3 prefix that relative image paths start from; None takes the folder of `path`.
         name: Name of the dataset; easy-vqa has names of its own.
-        licence: Written into the manifest and the data card; so is `origin`, where the pairs came from.
-        columns: For `parquet` and `table`; for JSON records with fields of other names than the usual ones.
-        quoted: For `table`: whether quotes hold a cell together. None: in .csv they do, in .tsv they do not.
-        add_image_marks: Put marks in front of the first question of a conversation that has images and marks none.
+        licence: Licence of the pairs, for the manifest and the data card.
+        origin: Where the pairs came from, for the manifest and the data card; empty takes `path`.
+        columns: For `parquet` and `table`, and for JSON records whose fields have unusual names.
+        quoted: For `table`: whether cells may be in quotes. None: in .csv they may, in .tsv they may not.
+        add_image_marks: Put image marks before the first question of a conversation that has images but no marks.
         system_turns: `keep` trains with a conversation's system text in place of the template's, `drop` leaves it out.
-        download_deadline_s: What the downloads of one sample may take in all; then it is quarantined.
+        download_deadline_s: Time for all downloads of one sample; a sample that takes longer is quarantined.
         max_pixels: Larger images are quarantined before they are decoded.
         max_characters: Longer conversations are quarantined.
         exif_orientation: `apply` turns images as their EXIF data say; `ignore` takes them as stored, as Bunny does.
         alpha: `white` and `black` put transparent images on that colour; `drop` takes the colours that transparency
             hides, as Bunny does.
-        max_quarantined_fraction: Share of unusable samples above which nothing is published.
+        max_quarantined_fraction: Largest share of unusable samples; with more, no dataset is published.
     """
 
-    # another source's pairs are none of what a lower layer says about its own
+    # what a lower layer says about its source does not hold for another source
     replaces: ClassVar[Replaces] = {
         "source": (
             *("path", "images", "name", "licence", "origin", "columns"),
@@ -111,6 +112,6 @@ class IngestConfig(Config):
 
     @property
     def content_options(self) -> dict[str, Any]:
-        """What decides which samples the datasets hold; defaults are left out."""
+        """Options that decide the datasets' samples, without those that have their default."""
         described = {"name", "version", "licence", "origin", "max_quarantined_fraction", "download_deadline_s"}
         return self.model_dump(mode="json", exclude_defaults=True, exclude=described)

@@ -1,17 +1,17 @@
-"""Several datasets as one: how much of each makes an epoch."""
+"""Configuration of a mixture: several datasets, and the share of each in an epoch."""
 
 from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from warren.config.layers import Config, Replaces, alternatives
+from warren.config.layered_config import Config, Replaces, alternatives
 from warren.config.names import DatasetReference
 
 
 class MixtureComponent(Config):
     """One dataset of a mixture, and its share of an epoch: passes, samples, or a weight relative to the others.
 
-    Without any of the three it is taken once.
+    Without any of the three, an epoch takes the dataset once.
     """
 
     replaces: ClassVar[Replaces] = alternatives("epochs", "samples", "weight")
@@ -29,10 +29,10 @@ class MixtureComponent(Config):
 
 
 def check_mixture(dataset: str | None, datasets: tuple[MixtureComponent, ...]) -> None:
-    """Refuse what is neither one dataset nor a sound mixture.
+    """Check that a stage names one dataset, or a valid mixture.
 
     Raises:
-        ValueError: Both or none are given, a dataset twice, or weights for some of them only.
+        ValueError: It names both or none, a dataset twice, or weights for some datasets only.
     """
     if (dataset is None) == (not datasets):
         raise ValueError("give exactly one of 'dataset' and 'datasets'")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from warren.config.catalog import BACKBONES, TOWERS, check_template, entry
-from warren.config.layers import Config, Replaces
+from warren.config.layered_config import Config, Replaces
 from warren.config.resume import OnResume
 
 ModelPart = Literal["vision_tower", "projector", "language_model"]
@@ -15,8 +15,8 @@ ModelPart = Literal["vision_tower", "projector", "language_model"]
 class VisionTowerConfig(Config):
     """The image encoder: one of the catalog by `name`, or a `family`.
 
-    A family's weights come from `pretrained`, or start random with the sizes in `config`. What is given beside a `name`
-    changes single values of its entry in the catalog.
+    A family's weights come from `pretrained`, or are random with the sizes in `config`. Values beside a `name` override
+    those of its catalog entry.
     """
 
     replaces: ClassVar[Replaces] = {
@@ -33,17 +33,17 @@ class VisionTowerConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_catalog(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("name") is None:
-            return given
-        tower = entry("vision tower", TOWERS, given["name"])
+    def _from_catalog(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") is None:
+            return data
+        tower = entry("vision tower", TOWERS, data["name"])
         known = {"family": tower.family, "pretrained": tower.pretrained}
-        return {**known, **given, "config": _with_catalog(tower.config, given.get("config"))}
+        return {**known, **data, "config": _with_catalog(tower.config, data.get("config"))}
 
     @field_validator("scales_px", mode="before")
     @classmethod
     def _tuple(cls, scales: Any) -> Any:
-        return tuple(scales) if isinstance(scales, list) else scales  # behind a "before" validator a list is no tuple
+        return tuple(scales) if isinstance(scales, list) else scales  # strict mode takes no list after _from_catalog
 
     @field_validator("scales_px")
     @classmethod
@@ -55,9 +55,9 @@ class VisionTowerConfig(Config):
         return scales
 
 
-def _with_catalog(known: Mapping[str, Any], given: Any) -> Any:
-    """Put the sizes that a recipe gives over those of the catalog."""
-    return {**known, **given} if isinstance(given, dict) else dict(known) if given is None else given
+def _with_catalog(known: Mapping[str, Any], sizes: Any) -> Any:
+    """Merge the sizes that a recipe names over those of the catalog."""
+    return {**known, **sizes} if isinstance(sizes, dict) else dict(known) if sizes is None else sizes
 
 
 class ProjectorConfig(Config):
@@ -69,9 +69,9 @@ class ProjectorConfig(Config):
 
 
 class LanguageModelConfig(Config):
-    """The decoder: one of the catalog by `name`, weights from `pretrained`, or a `model_type` to start from nothing.
+    """The decoder: one of the catalog by `name`, weights from `pretrained`, or a `model_type` with random weights.
 
-    `pretrained` is a hub id, a local folder or an S3 folder. Its sizes are read there, unless `config` has them.
+    `pretrained` is a hub id, a local folder or an S3 folder. Sizes are read from there unless `config` has them.
     """
 
     replaces: ClassVar[Replaces] = {
@@ -86,16 +86,16 @@ class LanguageModelConfig(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     eos_token: str | None = None  # None: the tokenizer's own
     pad_token: str | None = None  # None: the tokenizer's own, else its unk, else the eos
-    bos_token: str | None = None  # put in front of every sample; None: only where the tokenizer itself puts one
+    bos_token: str | None = None  # put before every sample; None: only if the tokenizer itself adds one
 
     @model_validator(mode="before")
     @classmethod
-    def _from_catalog(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("name") is None:
-            return given
-        backbone = entry("language model", BACKBONES, given["name"])
+    def _from_catalog(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") is None:
+            return data
+        backbone = entry("language model", BACKBONES, data["name"])
         known = {key: getattr(backbone, key) for key in ("pretrained", "model_type", "eos_token", "pad_token")}
-        return {**known, **given, "config": _with_catalog(backbone.config, given.get("config"))}
+        return {**known, **data, "config": _with_catalog(backbone.config, data.get("config"))}
 
     @model_validator(mode="after")
     def _some_source(self) -> "LanguageModelConfig":
@@ -126,10 +126,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _template_of_the_backbone(cls, given: Any) -> Any:
-        backbone = given.get("language_model") if isinstance(given, dict) else None
+    def _template_of_the_backbone(cls, data: Any) -> Any:
+        backbone = data.get("language_model") if isinstance(data, dict) else None
         name = backbone.get("name") if isinstance(backbone, dict) else None
-        return {"template": BACKBONES[name].template, **given} if name in BACKBONES else given
+        return {"template": BACKBONES[name].template, **data} if name in BACKBONES else data
 
     @field_validator("template")
     @classmethod
@@ -140,6 +140,7 @@ class ModelConfig(Config):
     def _one_tokenizer(self) -> "ModelConfig":
         if (self.language_model.pretrained is None) == (self.tokenizer.train_vocab_size is None):
             raise ValueError(
-                "a language model from nothing needs tokenizer.train_vocab_size, a pretrained one has its own tokenizer"
+                "a language model without 'pretrained' needs tokenizer.train_vocab_size; "
+                "a pretrained one has its own tokenizer"
             )
         return self

@@ -1,4 +1,4 @@
-"""The recipe: what is trained, on what, and what a release of it must reach. Never where, never with whose keys."""
+"""Recipes: the model, its data, its training and its gate. Storage and credentials are never in a recipe."""
 
 from typing import Annotated, Any, ClassVar, Literal, overload
 
@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from warren.config.catalog import check_template
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
-from warren.config.layers import Config, Replaces, alternatives
+from warren.config.layered_config import Config, Replaces, alternatives
 from warren.config.mixture import MixtureComponent, check_mixture
 from warren.config.model import ModelConfig, ModelPart
 from warren.config.names import DatasetReference, Name
@@ -36,7 +36,7 @@ class Duration(Config):
 class LoraConfig(Config):
     """Low-rank adapters (arXiv 2106.09685) on every linear layer of the language model but its head.
 
-    The language model's own weights are frozen; what else the stage names is trained whole.
+    The language model's own weights are frozen; other parts that the stage names train as a whole.
     """
 
     rank: int = PositiveInt
@@ -45,18 +45,18 @@ class LoraConfig(Config):
 
 
 class GuardConfig(Config):
-    """Which steps are left out because they would do harm. A loss or gradient that is not finite always is.
+    """Which steps are skipped because they would do harm; always those whose loss or gradient is not finite.
 
-    Part of the recipe, because what is left out changes the loss curve.
+    It is part of the recipe, because skipped steps change the loss curve.
     """
 
-    spike_factor: float | None = Field(default=None, gt=1.0)  # leave out a loss above this many times the median
-    spike_window_steps: int = Field(default=100, ge=2)  # of the losses of so many steps before it, once there are
-    max_skips_in_a_row: Annotated[int, OnResume.FREE] = Field(default=3, ge=0)  # one more ends the run
+    spike_factor: float | None = Field(default=None, gt=1.0)  # skip losses over this many times the median
+    spike_window_steps: int = Field(default=100, ge=2)  # losses in the median; until there are so many, no spike counts
+    max_skips_in_a_row: Annotated[int, OnResume.FREE] = Field(default=3, ge=0)  # one more skipped step ends the run
 
 
 class ValidationConfig(Config):
-    """What the loss is taken on during training, besides what is trained on."""
+    """A held-out dataset whose loss is computed during training."""
 
     dataset: DatasetReference
     every_steps: int = Field(default=500, gt=0)  # and after the last step
@@ -66,7 +66,7 @@ class ValidationConfig(Config):
 class StageConfig(Config):
     """One training stage, on one dataset or several. Defaults are Bunny's (arXiv 2402.11530, its training scripts).
 
-    A run that goes on may change the fields marked so, and no other.
+    A resumed run may change the fields with an `OnResume` mark, and no others.
     """
 
     replaces: ClassVar[Replaces] = alternatives("dataset", "datasets")
@@ -75,7 +75,7 @@ class StageConfig(Config):
     datasets: tuple[MixtureComponent, ...] = ()
     template: str | None = None  # None: the model's own; "plain" for captions
     trainable: tuple[ModelPart, ...] = ("projector",)
-    lora: LoraConfig | None = None  # None: the parts in `trainable` are trained whole
+    lora: LoraConfig | None = None  # None: all weights of the parts in `trainable` train
     duration: Annotated[Duration, OnResume.SCHEDULE] = Duration(epochs=1)
     global_batch_size: int = PositiveInt
     max_length_tokens: int = Field(default=2048, gt=0)
@@ -132,13 +132,13 @@ class EvaluateConfig(Config):
     """What a checkpoint is measured on.
 
     Attributes:
-        metric: `exact_match` compares what the model writes with the first answer. `choice` asks which of `num_choices`
-            answers the image makes likelier than a blank one, most of all: the true one and those of the samples that
-            follow it in the dataset.
+        metric: `exact_match` compares the model's text with the first answer. `choice` takes `num_choices` answers, the
+            true one and those of the next samples in the dataset, and chooses the one whose probability rises most
+            when the image replaces a blank one.
         shuffled_images: The control: every question is asked about another sample's image.
-        limit_samples: Ask no more than so many: the first ones, or those that `sample_seed` draws.
+        limit_samples: Number of samples to ask at most: the first ones, or those that `sample_seed` draws.
         sample_seed: Draws `limit_samples` samples from the whole dataset; the same seed draws the same.
-        max_quarantined_fraction: Share of the samples that may be left out because they cannot be asked.
+        max_quarantined_fraction: Largest share of samples that may be left out because they are unusable.
     """
 
     dataset: DatasetReference
@@ -177,7 +177,7 @@ Section = Literal["model", "ingest", "curate", "pretrain", "finetune", "average"
 
 
 class Recipe(Config):
-    """One model, from raw pairs to a release. A recipe with `average` is made of two others' models.
+    """One model, from raw pairs to a release. A recipe with `average` describes the average of two other models.
 
     Each job needs some of the sections (`require`); a recipe for `jobs/ingest.py` may hold `ingest` alone.
     """
@@ -213,10 +213,10 @@ class Recipe(Config):
         Raises:
             ConfigError: The recipe does not have it.
         """
-        found = getattr(self, section)
-        if found is None:
+        config = getattr(self, section)
+        if config is None:
             raise ConfigError(f"recipe {self.name!r} has no section {section!r}: add one, as jobs/recipes/ show it")
-        return found
+        return config
 
     def check_trainable(self) -> None:
         """Refuse to train a recipe that is the average of two others.

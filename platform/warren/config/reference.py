@@ -1,6 +1,6 @@
-"""The reference of recipes and resources, made of their schemas: `python -m warren.config.reference`.
+"""The reference page of recipes and resources, generated from their schemas: `python -m warren.config.reference`.
 
-A key's meaning is what its class says of it: the line in the docstring's `Attributes`, or the comment behind the field.
+The meaning of a key is its entry in the `Attributes` of the class's docstring, or the comment behind the field.
 """
 
 import inspect
@@ -36,7 +36,7 @@ def reference() -> str:
 
 
 def _nested(prefix: str, schema: type[BaseModel], shown: set[type]) -> Iterator[str]:
-    """Yield the tables of a schema's sections; a class that several keys share is shown once, under the first."""
+    """Yield the tables of a schema's sections; a class that several keys share has one table, under the first key."""
     for name, field in schema.model_fields.items():
         for section in _models_of(field.annotation):
             if section not in shown:
@@ -61,7 +61,7 @@ def _row(name: str, field: FieldInfo, meaning: str) -> str:
 
 
 def _meanings(schema: type[BaseModel]) -> dict[str, str]:
-    """Return what a class says of its fields, by name."""
+    """Return the meaning of each field of a class."""
     source = inspect.getsource(schema)
     lines = source.splitlines()
     meanings = {}
@@ -80,7 +80,7 @@ def _models_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _type(annotation: Any) -> str:
-    """Return a type as a reader of YAML knows it."""
+    """Return a type in the words of YAML."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "NoneType": "null"}

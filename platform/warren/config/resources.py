@@ -1,10 +1,10 @@
-"""The resources: how many workers, how cut, how fast. All but `precision` leave the loss curve as it is."""
+"""Resources of a job: workers, parallelism and speed. All but `precision` leave the loss curve unchanged."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from warren.config.layers import Config
+from warren.config.layered_config import Config
 from warren.config.resume import OnResume
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -12,30 +12,28 @@ _GROUP_SPARE_S = 60.0
 
 
 class Resources(Config):
-    """What one cluster gives to a job. Numbers are per worker unless named otherwise."""
+    """What a cluster gives to a job. Numbers are for each worker unless their names say otherwise."""
 
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt]  # two: as many as the cluster has room for, from, to
-    elastic_check_s: float = Field(default=60.0, gt=0)  # how often a run with room to grow looks for it
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt]  # a pair [min, max] makes the run elastic
+    elastic_check_s: float = Field(default=60.0, gt=0)  # how often an elastic run looks for room to grow
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)
     zero_stage: ZeroStage = 2
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = (
-        "fp32"  # fp16 with a loss scale that follows its overflows
-    )
-    offload: tuple[Literal["optimizer", "weights"], ...] = ()  # what waits in the host's memory: from ZeRO 1, ZeRO 3
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], OnResume.FIXED] = "fp32"  # fp16 has a dynamic loss scale
+    offload: tuple[Literal["optimizer", "weights"], ...] = ()  # in host memory: optimizer from ZeRO 1, weights at 3
     micro_batch_size: int = Field(default=8, gt=0)
-    packing: bool = False  # several samples in a sequence: a micro-batch is then so many sequences of full length
+    packing: bool = False  # several samples in one sequence; micro_batch_size then counts full-length sequences
     gradient_checkpointing: bool = False
-    compile: bool = False  # by torch.compile: the first step slower, others faster; losses equal to rounding only
+    compile: bool = False  # torch.compile: a slower first step, faster others; losses agree up to rounding
     data_cpus_per_task: float = Field(default=1.0, gt=0)
     num_evaluators: int = Field(default=1, gt=0)
     cpus_per_replica: float = Field(default=1.0, gt=0)
     gpus_per_replica: float = Field(default=0.0, ge=0.0)
     max_failures: int = Field(default=3, ge=0)
-    max_preemptions: int = Field(default=100, ge=0)  # counted apart from failures: nobody's fault
+    max_preemptions: int = Field(default=100, ge=0)  # restarts because nodes are taken away; no failures
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    hang_timeout_s: float = Field(default=1800.0, gt=0)  # a rank that stands still so long is ended and restarted
-    peak_tflops_per_worker: float | None = Field(default=None, gt=0)  # for MFU; None: the data sheet's, for known GPUs
+    hang_timeout_s: float = Field(default=1800.0, gt=0)  # a rank without progress for so long is restarted
+    peak_tflops_per_worker: float | None = Field(default=None, gt=0)  # for MFU; None: the data sheet's, of known GPUs
 
     @model_validator(mode="after")
     def _ascending(self) -> "Resources":
@@ -70,15 +68,15 @@ class Resources(Config):
 
     @property
     def group_timeout_s(self) -> float:
-        """How long a rank waits for the others in a collective: a rank that hangs is ended, and says where, before."""
+        """How long a rank waits in a collective: longer than `hang_timeout_s`, so that a hanging rank reports first."""
         return self.hang_timeout_s + _GROUP_SPARE_S
 
     @property
     def min_workers(self) -> int:
-        """The number of workers that a run cannot do without."""
+        """The smallest number of workers that a run trains with."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
     def max_workers(self) -> int:
-        """The number of workers when there is room for all."""
+        """The largest number of workers that a run trains with."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers

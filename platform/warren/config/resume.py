@@ -1,9 +1,9 @@
-"""What a run that goes on may change: declared on the fields of its configuration, found here.
+"""Which settings a resumed run may change. Marks on the fields of its configuration say so.
 
     seed: int                                      # fixed, as every field without a mark
     keep_checkpoints: Annotated[int, OnResume.FREE]
 
-What changes the loss curve is fixed. A mark on a section holds for all of its fields that have none of their own.
+Settings that change the loss curve are fixed. A mark on a section holds for all of its fields without their own mark.
 """
 
 from dataclasses import dataclass
@@ -50,17 +50,17 @@ def changes(
 
     Args:
         key: Dotted key of both.
-        schema: Its fields carry the marks; None: all values follow `rule`.
-        rule: Of values without a mark.
+        schema: The type whose fields have the marks; None: all values follow `rule`.
+        rule: The rule for values without a mark.
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [Change(key, old, new, rule)]
-    found: list[Change] = []
+    differences: list[Change] = []
     for name in dict.fromkeys((*old, *new)):
         field = schema.model_fields.get(name) if schema else None
         before, now = (each[name] if name in each else _default(field) for each in (old, new))
-        found += changes(before, now, f"{key}.{name}", _schema(field), _rule(field) or rule)
-    return found
+        differences += changes(before, now, f"{key}.{name}", _schema(field), _rule(field) or rule)
+    return differences
 
 
 def _rule(field: FieldInfo | None) -> OnResume | None:

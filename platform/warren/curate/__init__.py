@@ -1,1 +1,1 @@
-"""Choosing samples: embeddings, clusters, duplicates, rank bands, filters. No Ray here: a runner runs the tasks."""
+"""Data selection: embeddings, clusters, duplicates, rank bands, filters. It imports no Ray; a `Runner` runs tasks."""

@@ -1,4 +1,4 @@
-"""Named arrays in one object: written whole, read whole or in ranges of rows. The same arrays give the same bytes."""
+"""A file of named arrays: written as a whole, read as a whole or by ranges of rows. Equal arrays give equal bytes."""
 
 import json
 import struct
@@ -42,7 +42,7 @@ class ArrayFile:
     def _header(self) -> tuple[dict[str, Any], int]:
         magic, length = _START.unpack(self.location.read_range(0, _START.size))
         if magic != _MAGIC:
-            raise CorruptDataError(f"{self.location} is no array file: delete it and run the job again")
+            raise CorruptDataError(f"{self.location} is not an array file: delete it and run the job again")
         data = self.location.read_range(_START.size, _START.size + length)
         return json.loads(data), _START.size + length
 

@@ -9,10 +9,10 @@ from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.ranking import band_ranks, keys_in_ranks, rows_of, scores_of, sorted_keys
 from warren.curate.report import ScoreTable
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.tasks import Runner, Workspace, finish
+from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.storage import Location
 
-_SHOWN = 1_000_000  # scores in a histogram; of more, every 1,024th
+_SHOWN = 1_000_000  # of more scores than this, a histogram shows every 1,024th
 
 
 def keep_band(
@@ -21,17 +21,17 @@ def keep_band(
     scored: Sequence[Location],
     column: str,
     band: tuple[float, float],
-    alive: Location,
+    selected: Location,
     num_rows: int,
 ) -> RowSet:
     """Return the selected samples whose rank by a score is in a band; those without a score have no rank.
 
     Args:
         scored: Files of `row` and the column with the score.
-        alive: The stored set of selected samples.
+        selected: The stored set of selected samples.
         num_rows: Rows of all datasets.
     """
-    files = finish(run, work / "keys", [_Keys(n, file, column, alive) for n, file in enumerate(scored)])
+    files = finish(run, work / "keys", [_Keys(n, file, column, selected) for n, file in enumerate(scored)])
     first, end = band_ranks(band, sum(file.rows("keys") for file in files))
     kept = RowSet.empty(num_rows)
     for keys in keys_in_ranks(files, first, end):
@@ -40,7 +40,7 @@ def keep_band(
 
 
 def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> ScoreTable:
-    """Return the scores that a band was cut out of, from what `keep_band` left in the workspace."""
+    """Return all scores and the limits of a band, from the results of `keep_band` in the workspace."""
     files = [ArrayFile(location) for location in (work / "keys").folder.list()]
     count = sum(file.rows("keys") for file in files)
     first, end = band_ranks(band, count)
@@ -51,18 +51,13 @@ def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> ScoreTab
 
 
 @dataclass(frozen=True)
-class _Keys:
-    number: int
+class _Keys(NumberedTask):
     scored: Location
     column: str
-    alive: Location
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
+    selected: Location
 
     def compute(self) -> Arrays:
         file = ArrayFile(self.scored)
         rows = file.read("row")
-        mask = StoredRows(self.alive).contains(rows)
+        mask = StoredRows(self.selected).contains(rows)
         return sorted_keys(file.read(self.column)[mask], rows[mask])

@@ -1,7 +1,7 @@
-"""Samples by cluster: every piece of the embeddings is written again, sorted by cluster, and read by clusters.
+"""Clusters of samples. Each piece of the embeddings is stored again, sorted by cluster.
 
-Each task of a later step reads a bucket: neighbouring clusters that fit into its memory together, or one cluster that
-does not, which is then read in blocks.
+A task of a later step reads one bucket: neighbouring clusters that fit into its memory together. A cluster that does
+not fit is a bucket of its own, and is read in blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from warren.curate.kmeans import Centroids, train
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.sampling import row_hash
 from warren.curate.scored import VectorPiece, Vectors
-from warren.curate.tasks import Runner, Workspace, finish
+from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.curate.vectors import cosines, unit
 from warren.errors import DataError
 from warren.storage import Location
@@ -27,7 +27,7 @@ _READS = 16
 
 @dataclass(frozen=True)
 class Bucket:
-    """Clusters `first` to `stop - 1`, and where they are in each file."""
+    """Clusters `first` to `stop - 1`, and their rows in each file."""
 
     first: int
     stop: int
@@ -44,10 +44,10 @@ class Clusters:
     """Clustered samples.
 
     Attributes:
-        files: One a piece, with `row`, `cluster`, `cosine` and `distance` to the centroid, `score` (cosine of image and
-            text) and `image`, sorted by cluster and row, and `starts` of each cluster.
-        counts: Samples of each cluster.
-        row_bytes: That a sample takes in memory.
+        files: One for each piece: `row`, `cluster`, `cosine` and `distance` to the centroid, `score` (cosine of image
+            and text) and `image`, all sorted by cluster and row, and `starts` of each cluster.
+        counts: Number of samples of each cluster.
+        row_bytes: Memory that one sample takes.
     """
 
     files: tuple[Location, ...]
@@ -55,7 +55,7 @@ class Clusters:
     row_bytes: int
 
     def buckets(self, memory_bytes: int) -> list[Bucket]:
-        """Cut the clusters into buckets of at most so many bytes, or of one cluster."""
+        """Group clusters into buckets of at most `memory_bytes`; a larger cluster is a bucket of its own."""
         limit = max(1, memory_bytes // self.row_bytes)
         edges, size = [0], 0
         for cluster, count in enumerate(self.counts.tolist()):
@@ -82,27 +82,27 @@ class Members:
     image: np.ndarray
 
     def clusters(self) -> Iterator[slice]:
-        """Yield where each cluster is."""
+        """Yield the slice of each cluster."""
         edges = np.flatnonzero(np.diff(self.cluster)) + 1
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(self.row)], strict=True):
             yield slice(start, stop)
 
 
 def read_members(
-    files: Sequence[Location], ranges: Sequence[tuple[int, int]], alive: Location, images: bool = True
+    files: Sequence[Location], ranges: Sequence[tuple[int, int]], selected: Location, images: bool = True
 ) -> Members:
-    """Read those samples of some ranges of the files that are still selected."""
+    """Read the selected samples in these ranges of the files."""
 
     def read(file: Location, start: int, stop: int) -> list[np.ndarray]:
         array = ArrayFile(file)
         names = ["row", "cluster", "distance", "cosine", *(["image"] if images else [])]
         parts = [array.read(name, start, stop) for name in names]
-        mask = StoredRows(alive).contains(parts[0])
+        mask = StoredRows(selected).contains(parts[0])
         return [part[mask] for part in parts]
 
-    wanted = [(file, *each) for file, each in zip(files, ranges, strict=True) if each[0] < each[1]]
+    reads = [(file, *each) for file, each in zip(files, ranges, strict=True) if each[0] < each[1]]
     with ThreadPoolExecutor(_READS) as pool:
-        parts = list(pool.map(lambda each: read(*each), wanted))
+        parts = list(pool.map(lambda each: read(*each), reads))
     if not parts:
         nothing = np.empty(0, np.int64)
         return Members(nothing, nothing, np.empty(0), np.empty(0), np.empty((0, 1), np.float32))
@@ -113,43 +113,44 @@ def read_members(
 
 
 def cluster(
-    run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], alive: Location, count: int
+    run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], selected: Location, count: int
 ) -> Clusters:
-    """Cluster the samples that are selected.
+    """Cluster the selected samples.
 
     Args:
-        alive: The stored set of them.
-        count: How many they are.
+        selected: The stored set of selected samples.
+        count: Their number.
 
     Raises:
-        DataError: There are fewer than clusters, or given clusters have no centroid.
+        DataError: There are fewer samples than clusters, or an assigned cluster has no centroid.
     """
     if step.assigned:
-        centroids = _given_centroids(run, work, step, pieces, alive)
+        centroids = _assigned_centroids(run, work, step, pieces, selected)
     else:
         num_clusters = step.num_clusters or max(1, count // _SAMPLES_PER_CLUSTER)
         share = min(1.0, num_clusters * step.samples_per_cluster / max(1, count))
-        drawn = finish(run, work / "sample", [_Draw(n, p, alive, share, step.seed) for n, p in enumerate(pieces)])
+        drawn = finish(run, work / "sample", [_Draw(n, p, selected, share, step.seed) for n, p in enumerate(pieces)])
         locations = tuple(file.location for file in drawn)
         trained = finish(run, work / "kmeans", [_Train(locations, num_clusters, step.iterations, step.seed)])
         centroids = trained[0].location
-    assigned = [_Assign(n, piece, alive, centroids, step.assigned) for n, piece in enumerate(pieces)]
+    assigned = [_Assign(n, piece, selected, centroids, step.assigned) for n, piece in enumerate(pieces)]
     files = finish(run, work / "assigned", assigned)
     counts = sum(np.diff(file.read("starts")) for file in files)
-    width = files[0].width("image")
-    return Clusters(tuple(file.location for file in files), np.asarray(counts), width * 4 * 3 + 64)
+    # A task holds an embedding three times in float32 (as read, sorted, of unit length), and the other columns.
+    row_bytes = 3 * 4 * files[0].width("image") + 64
+    return Clusters(tuple(file.location for file in files), np.asarray(counts), row_bytes)
 
 
-def without(clusters: Clusters, dropped: tuple[int, ...], alive: RowSet) -> RowSet:
-    """Return the samples of all clusters but some.
+def without(clusters: Clusters, dropped: tuple[int, ...], selected: RowSet) -> RowSet:
+    """Return the selected samples without those of the `dropped` clusters.
 
     Raises:
-        DataError: There is no cluster of that number.
+        DataError: One of these clusters does not exist.
     """
     unknown = [number for number in dropped if not 0 <= number < len(clusters.counts)]
     if unknown:
         raise DataError(f"drop_clusters: there is no cluster {unknown[0]}; there are 0 to {len(clusters.counts) - 1}")
-    kept = RowSet.empty(alive.num_rows)
+    kept = RowSet.empty(selected.num_rows)
     for location in clusters.files:
         file = ArrayFile(location)
         starts = file.read("starts")
@@ -160,9 +161,9 @@ def without(clusters: Clusters, dropped: tuple[int, ...], alive: RowSet) -> RowS
     return kept
 
 
-def _selected(piece: VectorPiece, alive: Location) -> Vectors:
+def _selected(piece: VectorPiece, selected: Location) -> Vectors:
     vectors = piece.load()
-    mask = StoredRows(alive).contains(vectors.rows)
+    mask = StoredRows(selected).contains(vectors.rows)
     if mask.all():
         return vectors
     parts = (None if part is None else part[mask] for part in (vectors.image, vectors.text, vectors.cluster))
@@ -170,21 +171,16 @@ def _selected(piece: VectorPiece, alive: Location) -> Vectors:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class _Draw(NumberedTask):
     """The part of a piece that k-means is trained on."""
 
-    number: int
     piece: VectorPiece
-    alive: Location
+    selected: Location
     share: float
     seed: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
-
     def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.alive)
+        vectors = _selected(self.piece, self.selected)
         mask = row_hash(vectors.rows, self.seed) <= np.uint64(min(int(self.share * 2**64), 2**64 - 1))
         return {"row": vectors.rows[mask], "image": vectors.image[mask]}
 
@@ -204,47 +200,42 @@ class _Train:
         files = [ArrayFile(location) for location in self.drawn]
         rows = np.concatenate([file.read("row") for file in files])
         images = np.concatenate([file.read("image") for file in files])
-        order = np.argsort(rows, kind="stable")  # as if the embeddings were in one file
+        order = np.argsort(rows, kind="stable")  # so that centroids do not depend on how files are cut into pieces
         return train(unit(images[order]), self.num_clusters, self.iterations, self.seed).to_arrays()
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """The sum of a piece's embeddings by given cluster."""
+class _Sum(NumberedTask):
+    """The sum of a piece's embeddings for each assigned cluster."""
 
-    number: int
     piece: VectorPiece
-    alive: Location
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
+    selected: Location
 
     def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.alive)
-        numbers = _of_given(vectors)
+        vectors = _selected(self.piece, self.selected)
+        numbers = _assigned_clusters(vectors)
         size = int(numbers.max(initial=-1)) + 1
         total = np.zeros((size, vectors.image.shape[1]))
         np.add.at(total, numbers, unit(vectors.image))
         return {"sum": total, "count": np.bincount(numbers, minlength=size)}
 
 
-def _of_given(vectors: Vectors) -> np.ndarray:
+def _assigned_clusters(vectors: Vectors) -> np.ndarray:
     assert vectors.cluster is not None
     if vectors.cluster.min(initial=0) < 0:
         raise DataError(f"{int((vectors.cluster < 0).sum())} given clusters are negative: clusters are numbered from 0")
     return vectors.cluster
 
 
-def _given_centroids(
-    run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], alive: Location
+def _assigned_centroids(
+    run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], selected: Location
 ) -> Location:
     if step.centroids is not None:
         location = Location.parse(step.centroids)
         with location.open() as opened:
             fine = np.load(opened, allow_pickle=False).astype(np.float32)
     else:
-        files = finish(run, work / "sums", [_Sum(n, piece, alive) for n, piece in enumerate(pieces)])
+        files = finish(run, work / "sums", [_Sum(n, piece, selected) for n, piece in enumerate(pieces)])
         size = max(file.rows("sum") for file in files)
         total, count = np.zeros((size, files[0].width("sum"))), np.zeros(size, np.int64)
         for file in files:
@@ -257,24 +248,19 @@ def _given_centroids(
 
 
 @dataclass(frozen=True)
-class _Assign:
+class _Assign(NumberedTask):
     """A piece's samples, sorted by cluster."""
 
-    number: int
     piece: VectorPiece
-    alive: Location
+    selected: Location
     centroids: Location
-    given: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
+    assigned: bool
 
     def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.alive)
+        vectors = _selected(self.piece, self.selected)
         centroids = Centroids.read(ArrayFile(self.centroids))
         image = unit(vectors.image) if len(vectors.rows) else np.empty((0, centroids.fine.shape[1]), np.float32)
-        number = _of_given(vectors) if self.given else centroids.assign(image)
+        number = _assigned_clusters(vectors) if self.assigned else centroids.assign(image)
         if number.max(initial=0) >= len(centroids.fine):
             raise DataError(f"cluster {number.max()} has no centroid: there are {len(centroids.fine)} centroids")
         order = np.lexsort((vectors.rows, number))

@@ -30,7 +30,7 @@ from warren.curate.image_matching import (
 )
 from warren.curate.perceptual import distance, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import Parent, SamplePiece, key_of, sample_pieces, stored_shards
+from warren.curate.samples import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
@@ -41,7 +41,7 @@ _EVALUATION_ROWS_PER_PIECE = 2000
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """An evaluation set that is looked for, and where its hashes are."""
+    """An evaluation set and the files of its hashes."""
 
     reference: str
     digest: str
@@ -71,16 +71,16 @@ def find(
     step: DecontaminateStep,
     evaluations: Sequence[EvaluationImages],
     pieces: Sequence[SamplePiece],
-    alive: Location,
+    selected: Location,
 ) -> tuple[list[ArrayFile], RowSet]:
     """Look for evaluation images among the selected samples.
 
     Returns:
         The matches (`row`, `evaluation`, `evaluation_row`, `distance`, `correlation`), and the samples without a match.
     """
-    tasks = [_Find(piece, tuple(evaluations), alive, step.max_distance, step.min_correlation) for piece in pieces]
+    tasks = [_Find(piece, tuple(evaluations), selected, step.max_distance, step.min_correlation) for piece in pieces]
     files = finish(run, work / "found", tasks)
-    clean = StoredRows(alive).load()
+    clean = StoredRows(selected).load()
     for file in files:
         clean.remove(file.read("row"))
     return files, clean
@@ -93,7 +93,7 @@ def certificate(
     files: Sequence[ArrayFile],
     checked: int,
 ) -> dict[str, Any]:
-    """Return what was looked for, how, and what was found: the content of a dataset's `contamination.json`."""
+    """Return the content of a dataset's `contamination.json`: the evaluation sets, the method and the matches."""
     matches = []
     for file in files:
         columns = [
@@ -129,14 +129,8 @@ def certificate(
 
 
 @dataclass(frozen=True)
-class _Hash:
+class _Hash(PieceTask):
     """Hashes of evaluation images and their crops, and thumbnails to compare with."""
-
-    piece: SamplePiece
-
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
         every = boxes()
@@ -164,20 +158,15 @@ class _Hash:
 
 
 @dataclass(frozen=True)
-class _Find:
-    piece: SamplePiece
+class _Find(PieceTask):
     evaluations: tuple[EvaluationImages, ...]
-    alive: Location
+    selected: Location
     max_distance: int
     min_correlation: float
 
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
-
     def compute(self) -> Arrays:
         matches: list[tuple[int, int, int, int, float]] = []
-        for row, image in _images(self.piece, self.alive):
+        for row, image in _images(self.piece, self.selected):
             matches += [(row, *match) for match in self._matches(image.convert("L"))]
         columns: list[Sequence[Any]] = list(zip(*matches, strict=True)) if matches else [()] * 5
         names = {"row": np.int64, "evaluation": np.int64, "evaluation_row": np.int64, "distance": np.int64}
@@ -189,12 +178,12 @@ class _Find:
         shown, coarse = compared_pixels(grey), coarse_pixels(grey)
         if shown is None or coarse is None:
             return
-        perceptual = np.uint64(perceptual_hash(grey))
+        image_hash = np.uint64(perceptual_hash(grey))
         candidates = [
             candidate
             for number, evaluation in enumerate(self.evaluations)
             for location in evaluation.hashes
-            for candidate in self._candidates(perceptual, coarse, number, location)
+            for candidate in self._candidates(image_hash, coarse, number, location)
         ]
         for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
             file = _hashes_of(each.location)
@@ -205,11 +194,11 @@ class _Find:
                 yield each.evaluation, int(file.rows[each.place]), each.num_bits, best
 
     def _candidates(
-        self, perceptual: np.uint64, coarse: np.ndarray, evaluation: int, location: Location
+        self, image_hash: np.uint64, coarse: np.ndarray, evaluation: int, location: Location
     ) -> Iterator["_Candidate"]:
         """Yield the images of one file that have a crop with a near hash, each with the crop that is most alike."""
         file = _hashes_of(location)
-        bits = distance(file.hashes, perceptual)
+        bits = distance(file.hashes, image_hash)
         places, sides, crops = np.nonzero(bits <= self.max_distance)
         correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse / (COARSE_PX**2 * COARSE_SCALE)
         order = np.lexsort((-correlations, places))
@@ -237,15 +226,11 @@ def _pixels(box: Box) -> tuple[int, int, int, int]:
     return tuple(round(edge * THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
 
 
-def _images(piece: SamplePiece, alive: Location | None) -> Iterator[tuple[int, Image.Image]]:
+def _images(piece: SamplePiece, selected: Location | None) -> Iterator[tuple[int, Image.Image]]:
     """Yield the row and each image of a piece's samples."""
-    every = np.arange(piece.first, piece.stop)
-    mask = np.ones(len(every), bool) if alive is None else StoredRows(alive).contains(every)
-    for first, table in piece.tables(["images"]):
-        wanted = np.flatnonzero(mask[first - piece.first :][: table.num_rows])
-        for place, row in zip(wanted.tolist(), table.take(wanted).to_pylist(), strict=True):
-            for image in row["images"]:
-                yield first + place, decode_image(image["bytes"], MAX_PIXELS)
+    for row, record in piece.records(["images"], selected):
+        for image in record["images"]:
+            yield row, decode_image(image["bytes"], MAX_PIXELS)
 
 
 @dataclass(frozen=True)

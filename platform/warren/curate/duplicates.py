@@ -1,8 +1,9 @@
-"""The step `duplicates`: of samples with equal bytes, captions or nearly equal pixels, the first stays.
+"""The step `duplicates`: keep the first of all samples with equal bytes, equal captions or nearly equal pixels.
 
-Each piece writes a 128-bit digest of every selected sample, cut into buckets, and one task a bucket finds the digests
-that come again. Perceptual hashes that may differ in some bits are cut into buckets once for each part of their bits
-that must be equal; what is linked in any bucket is one group.
+One task for each piece stores a 128-bit digest of every selected sample, sorted into buckets. One task for each bucket
+finds the digests that occur again. Perceptual hashes may differ in `max_distance` bits: their bits are cut into
+`max_distance + 1` parts, one of which must be equal, and they are sorted into buckets by each part. Samples that any
+bucket links are one group.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from warren.curate.filters import caption_of
 from warren.curate.near_duplicates import components
 from warren.curate.perceptual import linked, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import SamplePiece
+from warren.curate.samples import PieceTask, SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
-_ROW_BYTES = 160  # that one sample takes in a bucket's task
+_ROW_BYTES = 160  # memory of one sample in a bucket's task
 _COLUMNS = {"image": ["images"], "pixels": ["images"], "caption": ["turns"], "pair": ["images", "turns"]}
 
 
@@ -32,20 +33,20 @@ def keep_first(
     work: Workspace,
     step: DuplicatesStep,
     pieces: list[SamplePiece],
-    alive: Location,
+    selected: Location,
     num_rows: int,
     memory: int,
 ) -> RowSet:
     """Return the selected samples without those that repeat an earlier one.
 
     Args:
-        alive: The stored set of selected samples.
+        selected: The stored set of selected samples.
         num_rows: Rows of all datasets.
-        memory: Bytes that a task may hold.
+        memory: Bytes that a task may use.
     """
-    kept = StoredRows(alive).load()
+    kept = StoredRows(selected).load()
     buckets = max(1, -(-len(kept) * _ROW_BYTES // memory))
-    digests = finish(run, work / "digests", [_Digests(piece, step, alive, buckets) for piece in pieces])
+    digests = finish(run, work / "digests", [_Digests(piece, step, selected, buckets) for piece in pieces])
     locations = tuple(file.location for file in digests)
     parts = step.max_distance + 1
     tasks = [_Repeated(part, n, locations, step) for part in range(parts) for n in range(buckets)]
@@ -58,18 +59,18 @@ def keep_first(
 
 
 def digest_of(step: DuplicatesStep) -> Callable[[dict[str, Any]], bytes]:
-    """Return what gives the 16 bytes of a stored row that are compared."""
+    """Return the function that computes the digest of a stored row: 16 bytes, equal for duplicates."""
     if step.of == "pixels":
         return _hashes
     of_images, of_text = step.of in ("image", "pair"), step.of in ("caption", "pair")
 
     def digest(row: dict[str, Any]) -> bytes:
-        found = blake2b(digest_size=16)
+        hasher = blake2b(digest_size=16)
         for image in row["images"] if of_images else ():
-            found.update(blake2b(image["bytes"]).digest())
+            hasher.update(blake2b(image["bytes"]).digest())
         if of_text:
-            found.update(b"\0" + " ".join(caption_of(row).split()).encode("utf-8", "replace"))
-        return found.digest()
+            hasher.update(b"\0" + " ".join(caption_of(row).split()).encode("utf-8", "replace"))
+        return hasher.digest()
 
     return digest
 
@@ -82,30 +83,22 @@ def _hashes(row: dict[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Digests:
-    """Digests of a piece, in buckets; once for each part of the bits, if some of them may differ."""
+class _Digests(PieceTask):
+    """Digests of a piece, sorted into buckets by each part of their bits."""
 
-    piece: SamplePiece
     step: DuplicatesStep
-    alive: Location
+    selected: Location
     buckets: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
         digest = digest_of(self.step)
-        mask = StoredRows(self.alive).contains(np.arange(self.piece.first, self.piece.stop))
         rows: list[int] = []
         data: list[bytes] = []
-        for first, table in self.piece.tables(_COLUMNS[self.step.of]):
-            wanted = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
-            for place, row in zip(wanted, table.take(wanted).to_pylist(), strict=True):
-                if self.step.of in ("image", "pixels") and not row["images"]:
-                    continue  # two samples without an image do not show the same
-                rows.append(first + int(place))
-                data.append(digest(row))
+        for row, record in self.piece.records(_COLUMNS[self.step.of], self.selected):
+            if self.step.of in ("image", "pixels") and not record["images"]:
+                continue  # samples without an image are not duplicates of each other
+            rows.append(row)
+            data.append(digest(record))
         digests = np.frombuffer(b"".join(data), "<u8").reshape(-1, 2)
         made: dict[str, np.ndarray] = {"digest": digests, "row": np.array(rows, np.int64)}
         for part in range(self.step.max_distance + 1):
@@ -117,7 +110,7 @@ class _Digests:
 
 
 def _part(hashes: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """Return one of the parts that bits are cut into; mixed, so that buckets fill evenly."""
+    """Return one part of each hash's bits, multiplied by a constant so that buckets fill evenly (Fibonacci hashing)."""
     start, stop = 64 * part // parts, 64 * (part + 1) // parts
     value = hashes >> np.uint64(start) & np.uint64((1 << stop - start) - 1)
     return value * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
@@ -125,7 +118,7 @@ def _part(hashes: np.ndarray, part: int, parts: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Repeated:
-    """Pairs of rows of one bucket that are equal enough."""
+    """Pairs of duplicates in one bucket."""
 
     part: int
     bucket: int

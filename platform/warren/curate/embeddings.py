@@ -1,4 +1,4 @@
-"""Embeddings that others computed: Parquet, and the folders that clip-retrieval writes. Read in pieces, checked."""
+"""Precomputed embeddings: Parquet files, or folders as clip-retrieval writes them. They are read in checked pieces."""
 
 import re
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class Embeddings:
     """Some samples' embeddings, as they are stored.
 
     Attributes:
-        keys: Of the samples.
+        keys: The samples' keys.
         image: (n, width), float16 or float32.
-        text: The same of the text; None: there are none.
-        cluster: (n,), given clusters; None: there are none.
+        text: Text embeddings of the same shape; None if there are none.
+        cluster: (n,), assigned clusters; None if there are none.
     """
 
     keys: list[str]
@@ -41,8 +41,8 @@ class EmbeddingPiece:
     Attributes:
         first: The number of its first row among all embeddings.
         start: First row in its file.
-        stop: The row behind its last.
-        files: Parquet: the file. clip-retrieval: metadata, image and text embeddings.
+        stop: The row after its last.
+        files: The Parquet file; of clip-retrieval the files of metadata, image and text embeddings.
     """
 
     kind: Literal["parquet", "npy"]
@@ -75,7 +75,7 @@ def pieces(config: EmbeddingsConfig, rows_per_piece: int) -> list[EmbeddingPiece
 
     Raises:
         ConfigError: There are no files, or they lack a column.
-        DataError: Files of different lengths stand for the same samples.
+        DataError: Files that describe the same samples have different lengths.
     """
     if config.path is None:
         raise ConfigError("embeddings.path is not set: it names the files of the embeddings")
@@ -111,7 +111,7 @@ def _order(file: Location) -> tuple[int, str]:
 
 
 def _files_of(folder: Location, image: Location, config: EmbeddingsConfig) -> tuple[Location, ...]:
-    """Return what belongs to `img_emb/img_emb_N.npy`: `metadata/metadata_N.parquet`, `text_emb/text_emb_N.npy`."""
+    """Return the files of `img_emb/img_emb_N.npy`: `metadata/metadata_N.parquet`, itself, `text_emb/text_emb_N.npy`."""
     name = image.name.removesuffix(".npy").replace("img_emb", "{}")
     files = [folder / "metadata" / f"{name.format('metadata')}.parquet", image]
     if config.text_column is not None:
@@ -128,9 +128,9 @@ def _files_of(folder: Location, image: Location, config: EmbeddingsConfig) -> tu
 def _num_rows(files: tuple[Location, ...], config: EmbeddingsConfig) -> int:
     parquet = _open(files[0])
     names = parquet.schema_arrow.names
-    wanted = [config.key_column, config.cluster_column]
-    wanted += [config.image_column, config.text_column] if len(files) == 1 else []
-    missing = [name for name in wanted if name is not None and name not in names]
+    columns = [config.key_column, config.cluster_column]
+    columns += [config.image_column, config.text_column] if len(files) == 1 else []
+    missing = [name for name in columns if name is not None and name not in names]
     if missing:
         raise ConfigError(f"{files[0]} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}")
     counts = [parquet.metadata.num_rows, *(_npy_shape(file)[0] for file in files[1:])]
@@ -145,7 +145,7 @@ def _open(file: Location) -> pq.ParquetFile:
 
 
 def _table(piece: EmbeddingPiece, columns: list[str]) -> pa.Table:
-    """Read rows of a Parquet file, of which only the row groups that hold them are read."""
+    """Read a piece's rows of a Parquet file, and no row group that holds none of them."""
     file = _open(piece.files[0])
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     ends = np.cumsum(sizes)

@@ -1,4 +1,4 @@
-"""Steps that look at one sample alone: caption, image size, lists of keys, a function of the user's own."""
+"""Steps that judge each sample by itself: caption, image size, lists of keys, a user's own function."""
 
 import importlib
 import io
@@ -16,8 +16,8 @@ from PIL import Image
 
 from warren.config.curate import CaptionStep, FunctionStep, ImageStep, KeysStep
 from warren.curate.arrays import Arrays
-from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import SamplePiece
+from warren.curate.row_mask import RowSet
+from warren.curate.samples import PieceTask, SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.errors import ConfigError, DataError
@@ -35,44 +35,35 @@ _COLUMNS: dict[type, list[str] | None] = {
 
 
 def keep_filtered(
-    run: Runner, work: Workspace, step: FilterStep, pieces: list[SamplePiece], alive: Location, num_rows: int
+    run: Runner, work: Workspace, step: FilterStep, pieces: list[SamplePiece], selected: Location, num_rows: int
 ) -> RowSet:
-    """Return the selected samples that a filter takes.
+    """Return the selected samples that pass a filter.
 
     Args:
-        alive: The stored set of selected samples.
+        selected: The stored set of selected samples.
         num_rows: Rows of all datasets.
     """
-    predicate(step)  # what cannot be loaded says so before tasks start
+    predicate(step)  # a list or function that cannot be loaded is reported before tasks start
     kept = RowSet.empty(num_rows)
-    for file in finish(run, work / "pieces", [_Filter(piece, alive, step) for piece in pieces]):
+    for file in finish(run, work / "pieces", [_Filter(piece, selected, step) for piece in pieces]):
         kept.add(file.read("row").astype(np.int64))
     return kept
 
 
 @dataclass(frozen=True)
-class _Filter:
-    piece: SamplePiece
-    alive: Location
+class _Filter(PieceTask):
+    selected: Location
     step: FilterStep
-
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
         takes = predicate(self.step)
-        mask = StoredRows(self.alive).contains(np.arange(self.piece.first, self.piece.stop))
-        kept = []
-        for first, table in self.piece.tables(_COLUMNS[type(self.step)]):
-            wanted = np.flatnonzero(mask[first - self.piece.first :][: table.num_rows])
-            rows = table.take(wanted).to_pylist()
-            kept += [first + int(place) for place, row in zip(wanted, rows, strict=True) if takes(row)]
+        records = self.piece.records(_COLUMNS[type(self.step)], self.selected)
+        kept = [row for row, record in records if takes(record)]
         return {"row": np.array(kept, np.uint32)}
 
 
 def predicate(step: FilterStep) -> Callable[[FilterRow], bool]:
-    """Return what tells of a stored row whether a filter takes it.
+    """Return the function that decides whether a stored row passes a filter.
 
     Raises:
         ConfigError: A list or a function cannot be read.
@@ -115,7 +106,7 @@ def _caption(step: CaptionStep) -> Callable[[FilterRow], bool]:
 
 
 def _is_written_in(text: str, scripts: tuple[str, ...]) -> bool:
-    """Tell whether at least half of the letters are of some scripts, by their Unicode names."""
+    """Return whether at least half of the letters belong to one of the scripts, by their Unicode names."""
     letters = [character for character in text if character.isalpha()]
     written = sum(unicodedata.name(letter, "").startswith(scripts) for letter in letters)
     return bool(letters) and 2 * written >= len(letters)

@@ -1,4 +1,4 @@
-"""What a selection is known by: everything that can change which samples it holds."""
+"""The identity of a selection: a digest of everything that can change its samples."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from warren.errors import NotFoundError
 from warren.storage import Location, digest_bytes
 
 CURATE_FORMAT = 1
-"""Counted up when the same datasets, embeddings and options give another selection than before."""
+"""Increased when the code selects other samples from the same datasets, embeddings and options."""
 
 _THREADS = 16
 
@@ -21,7 +21,7 @@ def identify(config: CurateConfig, parents: list[Parent], evaluations: list[Pare
     """Return a digest of the datasets, the embeddings' files, the options and the format of the code.
 
     Args:
-        evaluations: The evaluation sets that are looked for.
+        evaluations: The evaluation sets of all `decontaminate` steps.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         files = list(pool.map(_fingerprint, _files(config)))
@@ -36,7 +36,7 @@ def identify(config: CurateConfig, parents: list[Parent], evaluations: list[Pare
 
 
 def _files(config: CurateConfig) -> list[str]:
-    """Return the files that a configuration reads beside its datasets; of a folder, all in it."""
+    """Return the files that a configuration reads besides its datasets; of a folder, all files in it."""
     named: list[str | None] = [config.embeddings.path if config.embeddings else None]
     if config.embeddings and config.embeddings.model and Path(config.embeddings.model).is_dir():
         named.append(config.embeddings.model)
@@ -48,7 +48,7 @@ def _files(config: CurateConfig) -> list[str]:
     files: list[str] = []
     for path in filter(None, named):
         location = Location.parse(path.partition("*")[0].rpartition("/")[0] if "*" in path else path)
-        files += [found.uri for found in location.list()] or [location.uri]
+        files += [file.uri for file in location.list()] or [location.uri]
     return files
 
 
@@ -56,4 +56,4 @@ def _fingerprint(uri: str) -> list[str]:
     try:
         return [uri, file_fingerprint(uri)]
     except NotFoundError:
-        return [uri, ""]  # whoever reads it says so
+        return [uri, ""]  # the step that reads it reports that it is missing

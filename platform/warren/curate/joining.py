@@ -1,7 +1,7 @@
-"""Which sample an embedding is of: a join by key that holds one bucket of keys at a time.
+"""The join of embeddings and samples by key, one bucket of keys in memory at a time.
 
-Samples and embeddings are cut into buckets by a 128-bit hash of their keys. One task sorts and compares a bucket; its
-result is sorted by the place of the embedding, so that the embeddings' pieces find their rows in it.
+Samples and embeddings are sorted into buckets by a 128-bit hash of their keys. One task joins each bucket. Its result
+is sorted by the embeddings' places, so that each piece of the embeddings can read its own rows from it.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ import numpy as np
 
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.embeddings import EmbeddingPiece
-from warren.curate.samples import SamplePiece, key_of
-from warren.curate.tasks import Runner, Workspace, finish
+from warren.curate.samples import PieceTask, SamplePiece, key_of
+from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.errors import DataError
 from warren.storage import Location
 
 NO_ROW = np.uint32(2**32 - 1)
-_ROW_BYTES = 128  # that one key takes in a task, with what sorting needs
+_ROW_BYTES = 128  # memory of one key in a task, sorting included
 
 
 def place(
@@ -29,7 +29,7 @@ def place(
     memory_bytes: int,
     unmatched: str,
 ) -> list[ArrayFile]:
-    """Return for each piece of embeddings a file with the row of each: `row`, `NO_ROW` where there is none.
+    """Return for each piece of embeddings a file with `row`: the sample of each embedding, or `NO_ROW`.
 
     Args:
         unmatched: `error` or `drop`.
@@ -63,13 +63,8 @@ def _in_buckets(hashes: np.ndarray, places: np.ndarray, buckets: int) -> Arrays:
 
 
 @dataclass(frozen=True)
-class _SampleKeys:
-    piece: SamplePiece
+class _SampleKeys(PieceTask):
     buckets: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.piece.number:06d}"
 
     def compute(self) -> Arrays:
         keys = (key for _, table in self.piece.tables(["key"]) for key in table["key"].to_pylist())
@@ -77,14 +72,9 @@ class _SampleKeys:
 
 
 @dataclass(frozen=True)
-class _EmbeddingKeys:
-    number: int
+class _EmbeddingKeys(NumberedTask):
     piece: EmbeddingPiece
     buckets: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
 
     def compute(self) -> Arrays:
         places = np.arange(self.piece.first, self.piece.first + self.piece.count)
@@ -92,15 +82,10 @@ class _EmbeddingKeys:
 
 
 @dataclass(frozen=True)
-class _Join:
-    bucket: int
+class _Join(NumberedTask):
     samples: tuple[Location, ...]
     embeddings: tuple[Location, ...]
     firsts: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.bucket:06d}"
 
     def compute(self) -> Arrays:
         (left, rows), (right, places) = self._sorted(self.samples), self._sorted(self.embeddings)
@@ -110,15 +95,15 @@ class _Join:
         order = np.lexsort((np.arange(len(every)), every[:, 1], every[:, 0]))
         follows = (every[order[1:]] == every[order[:-1]]).all(axis=1)
         pair = np.flatnonzero(follows & (order[:-1] < len(left)) & (order[1:] >= len(left)))
-        found_left, found_right = order[pair], order[pair + 1] - len(left)
-        by_place = np.argsort(places[found_right], kind="stable")
-        found = places[found_right][by_place]
-        lonely_left = np.setdiff1d(np.arange(len(left)), np.r_[found_left, same_left], assume_unique=False)
-        lonely_right = np.setdiff1d(np.arange(len(right)), np.r_[found_right, same_right], assume_unique=False)
+        pair_left, pair_right = order[pair], order[pair + 1] - len(left)
+        by_place = np.argsort(places[pair_right], kind="stable")
+        matched_places = places[pair_right][by_place]
+        lonely_left = np.setdiff1d(np.arange(len(left)), np.r_[pair_left, same_left], assume_unique=False)
+        lonely_right = np.setdiff1d(np.arange(len(right)), np.r_[pair_right, same_right], assume_unique=False)
         return {
-            "place": found,
-            "row": rows[found_left][by_place].astype(np.uint32),
-            "starts": np.searchsorted(found, np.r_[self.firsts, np.iinfo(np.int64).max]),
+            "place": matched_places,
+            "row": rows[pair_left][by_place].astype(np.uint32),
+            "starts": np.searchsorted(matched_places, np.r_[self.firsts, np.iinfo(np.int64).max]),
             "repeated_samples": rows[same_left],
             "repeated_embeddings": places[same_right],
             "lonely_samples": rows[lonely_left],
@@ -129,7 +114,7 @@ class _Join:
         parts = []
         for location in files:
             file = ArrayFile(location)
-            start, stop = file.read("starts", self.bucket, self.bucket + 2).tolist()
+            start, stop = file.read("starts", self.number, self.number + 2).tolist()
             parts.append((file.read("hash", start, stop), file.read("place", start, stop)))
         hashes, places = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
         order = np.lexsort((places, hashes[:, 1], hashes[:, 0]))
@@ -137,15 +122,10 @@ class _Join:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    number: int
+class _Rows(NumberedTask):
     first: int
     count: int
     buckets: tuple[Location, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
 
     def compute(self) -> Arrays:
         row = np.full(self.count, NO_ROW)

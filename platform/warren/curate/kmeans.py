@@ -1,9 +1,9 @@
-"""K-means by faiss: flat, or of two levels where clusters are many, so that assignment costs some √k products, not k.
+"""K-means with faiss. Many clusters have two levels, so that a sample is compared with about √k centroids instead of k.
 
-Of two levels, the √k coarse clusters are trained first, then each one's samples are clustered again, into as many
-clusters as its share of the samples asks for. A sample belongs to the nearest of the fine centroids that its 8 nearest
-coarse clusters hold: with the nearest one alone, the borders of coarse clusters would part near duplicates. A few
-iterations over all fine centroids then move them to the means of the samples that they get so.
+With two levels, the √k coarse clusters are trained first. The samples of each are then clustered again, into a number
+of clusters in proportion to its samples. A sample belongs to the nearest fine centroid of its 8 nearest coarse
+clusters: with only the nearest one, the borders of coarse clusters would separate near duplicates. A few iterations
+over all fine centroids then move each to the mean of its samples.
 """
 
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ import numpy as np
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.errors import DataError
 
-_FLAT_CLUSTERS = 1024  # up to so many, every centroid is compared
-_PROBES = 8  # coarse clusters in which the nearest centroid is looked for
+_FLAT_CLUSTERS = 1024  # more clusters than this have two levels
+_PROBES = 8  # coarse clusters that are searched for the nearest fine centroid
 _REFINEMENTS = 3
-_ROWS = 4096  # that are compared with centroids at a time
+_ROWS = 4096  # rows that are compared with centroids at a time
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Centroids:
     """Trained clusters.
 
     Attributes:
-        fine: (k, width), as the mean of their samples: not of unit length. Those of one coarse cluster are neighbours.
+        fine: (k, width), the mean of each cluster's samples, not of unit length; grouped by coarse cluster.
         coarse: (c, width).
-        starts: (c + 1,), where each coarse cluster's fine ones begin.
+        starts: (c + 1,), the first fine centroid of each coarse cluster.
     """
 
     fine: np.ndarray
@@ -34,7 +34,7 @@ class Centroids:
     starts: np.ndarray
 
     def to_arrays(self) -> Arrays:
-        """Return what a file of centroids holds."""
+        """Return the arrays of a file of centroids."""
         return {"fine": self.fine, "coarse": self.coarse, "starts": self.starts}
 
     @classmethod
@@ -43,11 +43,11 @@ class Centroids:
         return cls(*(file.read(name) for name in ("fine", "coarse", "starts")))
 
     def assign(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the cluster of each row of unit vectors; of equal distances, the lowest."""
+        """Return the cluster of each row of unit vectors; the lowest of several at the same distance."""
         if len(self.coarse) == 1:
             return _nearest(vectors, self.fine)
-        found = [self._probe(vectors[start : start + _ROWS * 8]) for start in range(0, len(vectors), _ROWS * 8)]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        clusters = [self._probe(vectors[start : start + _ROWS * 8]) for start in range(0, len(vectors), _ROWS * 8)]
+        return np.concatenate(clusters) if clusters else np.empty(0, np.int64)
 
     def _probe(self, vectors: np.ndarray) -> np.ndarray:
         """Return the nearest fine centroid among those of each row's nearest coarse clusters."""
@@ -96,7 +96,7 @@ def train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
 
 
 def _means(sample: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return the mean of each cluster's samples; one that has none stays where it was."""
+    """Return the mean of each cluster's samples; a cluster without samples keeps its centroid."""
     order = np.argsort(cluster, kind="stable")
     edges = np.searchsorted(cluster[order], np.arange(len(before) + 1))
     full = np.flatnonzero(np.diff(edges))
@@ -107,7 +107,7 @@ def _means(sample: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.nd
 
 
 def _shares(counts: np.ndarray, total: int) -> np.ndarray:
-    """Divide clusters by samples: at least one each, never more than samples, exactly `total` together."""
+    """Divide `total` clusters in proportion to samples: at least one each, and never more clusters than samples."""
     shares = np.minimum(np.maximum(1, counts * total // counts.sum()), np.maximum(1, counts))
     rest = total - int(shares.sum())
     order = np.argsort(-counts, kind="stable")
@@ -139,7 +139,7 @@ def _train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) ->
 
 
 def _half_squares(centroids: np.ndarray) -> np.ndarray:
-    """Return what is subtracted from products, so that the highest is of the nearest centroid."""
+    """Return half of each centroid's squared length: the product minus this is highest for the nearest centroid."""
     return np.asarray(np.einsum("ij,ij->i", centroids, centroids) / 2)
 
 

@@ -1,4 +1,4 @@
-"""Near duplicates inside one cluster: components of cosines above a threshold, of which one member stays.
+"""Near duplicates within a cluster: connected components of pairs whose cosine is above a threshold. One member stays.
 
 This is Bunny's rule (arXiv 2402.11530; Dataset-Pruning, LAION/dedup.py): the member whose Euclidean distance to the
 cluster's centroid is the median of its component, index n // 2 of the distances in ascending order. Where distances are
@@ -13,18 +13,19 @@ from warren.curate.arrays import Arrays
 
 Keep = Literal["median", "nearest", "farthest"]
 BLOCK = 2048  # rows of a product
-_GROUPS, _GROUP_MEMBERS = 4, 8  # that a report shows
+GROUPS_SHOWN = 4  # groups that a report shows
+_MEMBERS_SHOWN = 8  # rows of each
 
 
 def links(left: np.ndarray, right: np.ndarray | None, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs that link all rows which are linked by cosines above a threshold; not every such pair.
+    """Return pairs of rows with a cosine above a threshold: not all of them, but with the same connected components.
 
     Args:
         left: (n, width) unit rows.
         right: (m, width) unit rows to compare them with; None compares the rows of `left` with each other.
 
     Returns:
-        The two members of each pair. Rows of `right` are numbered behind those of `left`.
+        The two members of each pair. Rows of `right` are numbered after those of `left`.
     """
     other, behind = (left, 0) if right is None else (right, len(left))
     parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
@@ -40,7 +41,7 @@ def links(left: np.ndarray, right: np.ndarray | None, threshold: float) -> tuple
 
 
 def _fewest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return as few pairs as link the same rows: of n equal images, n - 1 pairs instead of n²."""
+    """Return fewer pairs with the same connected components: for n equal images, n - 1 pairs instead of n²."""
     if len(a) <= BLOCK:
         return a, b
     rows, places = np.unique(np.concatenate([a, b]), return_inverse=True)
@@ -50,7 +51,7 @@ def _fewest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return of each of `count` rows the lowest row that it is linked to, directly or through others."""
+    """Return for each of `count` rows the lowest row of its connected component."""
     label = np.arange(count)
     while True:
         low, high = np.minimum(label[left], label[right]), np.maximum(label[left], label[right])
@@ -66,14 +67,14 @@ def largest(label: np.ndarray, rows: np.ndarray) -> Arrays:
     """Return the largest components, for a report.
 
     Returns:
-        `sizes`, and `groups`: the first rows of each, filled up with -1.
+        `sizes`, and `groups`: the first rows of each, padded with -1.
     """
     roots, sizes = np.unique(label, return_counts=True)
-    order = np.lexsort((roots, -sizes))[:_GROUPS]
+    order = np.lexsort((roots, -sizes))[:GROUPS_SHOWN]
     order = order[sizes[order] > 1]
-    groups = np.full((len(order), _GROUP_MEMBERS), -1, np.int64)
+    groups = np.full((len(order), _MEMBERS_SHOWN), -1, np.int64)
     for place, root in enumerate(roots[order]):
-        members = rows[label == root][:_GROUP_MEMBERS]
+        members = rows[label == root][:_MEMBERS_SHOWN]
         groups[place, : len(members)] = members
     return {"groups": groups, "sizes": sizes[order]}
 

@@ -32,12 +32,12 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def distance(left: np.ndarray, right: np.ndarray | np.uint64) -> np.ndarray:
-    """Return in how many bits hashes differ."""
+    """Return the number of bits in which hashes differ."""
     return np.asarray(np.bitwise_count(left ^ right))
 
 
 def linked(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of places whose hashes differ in at most so many bits.
+    """Return pairs of places whose hashes differ in at most `max_distance` bits.
 
     Hashes that differ in d bits are equal in at least one of d + 1 parts of their bits; so only hashes that share
     a part are compared, and no pair is missed.

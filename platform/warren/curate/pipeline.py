@@ -1,8 +1,8 @@
-"""The job: the steps of a recipe in their order, then the selection, its record, and the manifest last.
+"""The curate job: it runs the steps of a recipe in order, then writes the selection, and the manifest last.
 
-Everything is a task with a result in the workspace, which is named after all that can change a result. So an attempt
-that was killed is gone on with, and one with other options begins anew beside it. The workspace is deleted behind the
-manifest.
+All work is done by tasks, whose results are stored in a workspace. The workspace's name is a digest of everything that
+can change a result. So a killed attempt is resumed, and an attempt with other options has a workspace of its own. All
+workspaces are deleted after the manifest is written.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from warren.config.curate import (
 )
 from warren.curate import contamination, joining, scored
 from warren.curate.bands import band_scores, keep_band
+from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
 from warren.curate.duplicates import keep_first
 from warren.curate.embeddings import pieces as embedding_pieces
@@ -37,10 +38,9 @@ from warren.curate.report import StepReport, write_card, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
 from warren.curate.samples import Parent, SamplePiece, sample_pieces, stored_shards
 from warren.curate.sampling import sample
-from warren.curate.scored import GivenVectors, VectorPiece
+from warren.curate.scored import PrecomputedVectors, VectorPiece
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
-from warren.curate.within import keep_within, largest_groups
 from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
 from warren.errors import ConfigError, DataError, EmptyDatasetError, NotFoundError
 from warren.storage import Location, digest_bytes
@@ -53,7 +53,7 @@ _IO_THREADS = 16
 
 @dataclass(frozen=True)
 class StepCount:
-    """What a step took and what it kept."""
+    """The number of samples before and after a step."""
 
     step: str
     before: int
@@ -69,23 +69,24 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
         embed: Computes embeddings, where the configuration names a model.
 
     Raises:
-        DataError: Embeddings are unusable or do not match; or the version exists and was made otherwise.
+        DataError: Embeddings are unusable or do not match, or the version exists and is another selection.
         EmptyDatasetError: A step keeps nothing.
     """
     folder = dataset_folder(root, f"{config.name}@{config.version}")
     parents = _parents(root, config.datasets)
-    looked_for = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
-    identity = identify(config, parents, list(chain.from_iterable(looked_for)))
+    evaluations = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
+    identity = identify(config, parents, list(chain.from_iterable(evaluations)))
     present = _present(folder, identity)
     if present is not None:
         return present
-    work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")  # it decides the pieces
+    # The memory is part of the name because it decides how the work is cut into tasks.
+    work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")
     selecting = _Selecting(config, parents, root, run, work)
     counts = [selecting.take(number, step, embed) for number, step in enumerate(config.steps)]
     report = f"report-{identity[:8]}"
     write_report(folder / report, selecting.reports, selecting.pieces)
     layout = Layout(folder, identity[:8], config.rewrite_below, config.samples_per_shard, config.samples_per_row_group)
-    shards = write_selection(run, work / "selection", layout, selecting.shards, selecting.alive)
+    shards = write_selection(run, work / "selection", layout, selecting.shards, selecting.selected)
     record: dict[str, Any] = {
         "code": f"warren {__version__}, curate format {CURATE_FORMAT}",
         "identity": identity,
@@ -104,7 +105,7 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
 
 
 class _Selecting:
-    """What the steps so far left, and what they may read."""
+    """The state of a selection: the rows that are still selected, and what steps may read."""
 
     def __init__(
         self, config: CurateConfig, parents: list[Parent], root: Location, run: Runner, work: Workspace
@@ -123,10 +124,10 @@ class _Selecting:
         self._clusters: Clusters | None = None
         self.num_rows = num_rows
         self.count = num_rows
-        self.alive = self._store("start", RowSet.full(num_rows))
+        self.selected = self._store("start", RowSet.full(num_rows))
 
     def take(self, number: int, step: Step, embed: Embedder | None) -> StepCount:
-        """Take a step: what it keeps takes the place of what there was."""
+        """Run a step; the rows that it keeps are the selected rows from then on."""
         work = self._work / f"{number:02d}-{step.step}"
         before = self.count
         if self._config.embeddings is not None and isinstance(step, ClusterStep | RankBandStep):
@@ -134,7 +135,7 @@ class _Selecting:
         try:
             kept = StoredRows(work.folder / "kept").load()
             if isinstance(step, ClusterStep | DecontaminateStep):
-                self._keep(work, step)  # reads the clusters, or the matches, that are there
+                self._keep(work, step)  # restores the clusters or the certificate from stored results
         except NotFoundError:
             kept = self._keep(work, step)
         self.count = len(kept)
@@ -142,46 +143,46 @@ class _Selecting:
             raise EmptyDatasetError(
                 f"curate.steps.{number} ({step.step}) keeps none of {before} samples: loosen it or leave it out"
             )
-        taken, self.alive = self.alive, self._store(f"{number:02d}-{step.step}/kept", kept)
+        taken, self.selected = self.selected, self._store(f"{number:02d}-{step.step}/kept", kept)
         scores = band_scores(work, step.by, step.band) if isinstance(step, RankBandStep) else None
         groups = largest_groups(work) if isinstance(step, NearDuplicatesStep) else ()
-        sets = StoredRows(taken), StoredRows(self.alive)
+        sets = StoredRows(taken), StoredRows(self.selected)
         self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups))
         return StepCount(_label(step), before, self.count)
 
     def _keep(self, work: Workspace, step: Step) -> RowSet:
         if isinstance(step, ClusterStep):
-            self._clusters = cluster(self._run, work, step, self._vectors or [], self.alive, self.count)
-            return without(self._clusters, step.drop_clusters, StoredRows(self.alive).load())
+            self._clusters = cluster(self._run, work, step, self._vectors or [], self.selected, self.count)
+            return without(self._clusters, step.drop_clusters, StoredRows(self.selected).load())
         if isinstance(step, NearDuplicatesStep | SemDeDupStep | BalanceStep):
             assert self._clusters is not None
-            return keep_within(self._run, work, step, self._clusters, self.alive, self.num_rows, self._memory)
+            return keep_in_clusters(self._run, work, step, self._clusters, self.selected, self.num_rows, self._memory)
         if isinstance(step, RankBandStep):
             of_clusters = step.by == "centroid_cosine"
             files = list(self._clusters.files) if of_clusters and self._clusters else self._scores
             column = "cosine" if of_clusters else "score"
-            return keep_band(self._run, work, files, column, step.band, self.alive, self.num_rows)
+            return keep_band(self._run, work, files, column, step.band, self.selected, self.num_rows)
         if isinstance(step, DecontaminateStep):
             return self._decontaminate(work, step)
         if isinstance(step, DuplicatesStep):
-            return keep_first(self._run, work, step, self.pieces, self.alive, self.num_rows, self._memory)
+            return keep_first(self._run, work, step, self.pieces, self.selected, self.num_rows, self._memory)
         if isinstance(step, SampleStep):
-            return sample(StoredRows(self.alive).load(), step.samples, step.seed)
-        return keep_filtered(self._run, work, step, self.pieces, self.alive, self.num_rows)  # type: ignore[arg-type]
+            return sample(StoredRows(self.selected).load(), step.samples, step.seed)
+        return keep_filtered(self._run, work, step, self.pieces, self.selected, self.num_rows)  # type: ignore[arg-type]
 
     def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
-        """Look for evaluation images, and write down what was found."""
+        """Find evaluation images among the selected samples, and record the matches."""
         evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
-        files, clean = contamination.find(self._run, work, step, evaluations, self.pieces, self.alive)
+        files, clean = contamination.find(self._run, work, step, evaluations, self.pieces, self.selected)
         self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
-        return clean if step.remove else StoredRows(self.alive).load()
+        return clean if step.remove else StoredRows(self.selected).load()
 
     def _embeddings(self, config: EmbeddingsConfig, embed: Embedder | None) -> None:
-        """Find, match and check the embeddings, once."""
+        """Read or compute the embeddings, join them with the samples and check them; only the first call does so."""
         if self._vectors is not None:
             return
         if config.path is not None:
-            self._vectors = self._given(config)
+            self._vectors = self._precomputed(config)
         elif embed is None:
             raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
         else:
@@ -189,14 +190,14 @@ class _Selecting:
         files = scored.clip_scores(self._run, self._work / "scores", self._vectors)
         self._scores = [file.location for file in files]
 
-    def _given(self, config: EmbeddingsConfig) -> list[VectorPiece]:
+    def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
         source = embedding_pieces(config, 1)[:1]
         columns, row_bytes = width(source)
         rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
         source = embedding_pieces(config, rows)
         work = self._work / "keys"
         placed = joining.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
-        return [GivenVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
+        return [PrecomputedVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
 
     def _store(self, name: str, rows: RowSet) -> Location:
         location = self._work.folder / name
@@ -213,7 +214,7 @@ def _parents(root: Location, references: Sequence[str]) -> list[Parent]:
 
 
 def _write_certificate(folder: Location, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write what was looked for and found beside the dataset; return what its manifest says of that."""
+    """Write `contamination.json` beside the dataset, and return its summary for the manifest."""
     target = folder / CERTIFICATE
     target.put_json({"steps": steps})
     clean = [step for step in steps if step["removed"] or step["samples_matched"] == 0]
@@ -232,10 +233,10 @@ def _searched_for(steps: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _present(folder: Location, identity: str) -> Manifest | None:
-    """Return the version if it is finished and was made of the same, with the same options.
+    """Return the manifest if this version is complete and is the same selection.
 
     Raises:
-        DataError: It was made otherwise.
+        DataError: It is another selection.
     """
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_json())
@@ -246,7 +247,7 @@ def _present(folder: Location, identity: str) -> Manifest | None:
             f"{folder} exists with {manifest.rows} samples and is kept as it is, but it was made of other datasets, "
             "embeddings or steps: give the new selection another version (--set curate.version=…)"
         )
-    write_card(folder, manifest, f"report-{identity[:8]}")  # an attempt may have been killed behind its manifest
+    write_card(folder, manifest, f"report-{identity[:8]}")  # an attempt may have been killed after its manifest
     _tidy(folder, manifest)
     return manifest
 
@@ -254,10 +255,10 @@ def _present(folder: Location, identity: str) -> Manifest | None:
 def _tidy(folder: Location, manifest: Manifest) -> None:
     """Delete the workspaces, and shards of attempts with other options."""
     listed = {(folder / shard.file.path).uri for shard in manifest.shards if not shard.dataset}
-    spare = [found for found in folder.list() if found.name.startswith("shard-") and found.uri not in listed]
+    spare = [file for file in folder.list() if file.name.startswith("shard-") and file.uri not in listed]
     spare += (folder / "curation").list()
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda found: found.store.delete(found.key), spare))
+        list(pool.map(lambda file: file.store.delete(file.key), spare))
 
 
 def _origins(parents: list[Parent]) -> str:
@@ -269,6 +270,6 @@ def _licences(parents: list[Parent]) -> str:
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """Say what each step of a finished selection kept, a line each."""
+    """Return one line for each step of a finished selection, with its counts."""
     counts: list[dict[str, Any]] = manifest.selection["counts"]
     return [f"{each['step']}: {each['before']} → {each['after']} samples" for each in counts]

@@ -1,8 +1,8 @@
-"""Exact rank bands over scores that lie in many files: no sort of all of them, and no two that tie.
+"""Exact rank bands over scores in many files, without sorting all scores and without ties.
 
-A sample is ordered by its score, the highest first, and where scores are equal by its row, the lowest first. Both fit
-into one 64-bit key, so no two keys are equal. Each file holds its keys sorted, with every 1,024th of them again as a
-fence. The fences tell between which two of them a rank must lie, and only what is between those is read.
+Samples are ordered by score, the highest first, and at equal scores by row, the lowest first. Both fit into one 64-bit
+key, so no two keys are equal. Each file holds its keys sorted, and every 1,024th of them again as a fence. The fences
+show between which two of them a rank lies, and only the keys between those two are read.
 """
 
 from collections.abc import Sequence
@@ -28,31 +28,31 @@ def rank_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def rows_of(keys: np.ndarray) -> np.ndarray:
-    """Return the rows that keys are of."""
+    """Return the rows of keys."""
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def scores_of(keys: np.ndarray) -> np.ndarray:
-    """Return the scores that keys are of."""
+    """Return the scores of keys."""
     ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
     bits = np.where(ascending >> 31 == 1, ascending & np.uint32(0x7FFFFFFF), ~ascending)
     return bits.astype(np.uint32).view(np.float32)
 
 
 def sorted_keys(scores: np.ndarray, rows: np.ndarray) -> Arrays:
-    """Return what a file of keys holds."""
+    """Return the arrays of a file of keys."""
     keys = np.sort(rank_keys(scores, rows))
     return {"keys": keys, "fences": keys[::_FENCE]}
 
 
 def band_ranks(band: tuple[float, float], count: int) -> tuple[int, int]:
-    """Return the first rank of a band and the one behind its last: floor(low · n) and floor(high · n), exactly."""
+    """Return the first rank of a band and the one after its last: floor(low · n) and floor(high · n), exactly."""
     low, high = (Fraction(str(value)) * count for value in band)
     return int(low), int(high)
 
 
 def keys_in_ranks(files: Sequence[ArrayFile], first: int, end: int) -> list[np.ndarray]:
-    """Return of each file the keys that have the ranks `first` to `end - 1` among the keys of all files."""
+    """Return for each file the keys that have the ranks `first` to `end - 1` among the keys of all files."""
     fences = [file.read("fences") for file in files]
     counts = [file.rows("keys") for file in files]
     low = _places(files, fences, counts, first)
@@ -61,7 +61,7 @@ def keys_in_ranks(files: Sequence[ArrayFile], first: int, end: int) -> list[np.n
 
 
 def _places(files: Sequence[ArrayFile], fences: list[np.ndarray], counts: list[int], rank: int) -> list[int]:
-    """Return of each file how many of its keys are below the key of a rank."""
+    """Return for each file how many of its keys are below the key of a rank."""
     if rank <= 0:
         return [0] * len(files)
     if rank >= sum(counts):
@@ -80,7 +80,7 @@ def _places(files: Sequence[ArrayFile], fences: list[np.ndarray], counts: list[i
 def _bracket(
     every: np.ndarray, fences: list[np.ndarray], counts: list[int], rank: int
 ) -> tuple[np.uint64, np.uint64 | None]:
-    """Return a fence that is not above the key of a rank, and one that is above it; None: there is none."""
+    """Return a fence that is not above the key of a rank, and one that is above it, or None."""
     low, high = 0, len(every)
     while low < high:  # the first fence that may be above the key
         middle = (low + high) // 2

@@ -1,6 +1,6 @@
-"""What a selection was made of, for people: counts, scores with their bands, groups and images of every step.
+"""The report of a selection: counts, scores with their bands, groups and images of every step.
 
-The images of a step are drawn by a hash of their rows, so the same selection has the same report, byte for byte.
+A hash of the rows decides which images are shown, so equal selections have equal reports, byte for byte.
 """
 
 import io
@@ -18,7 +18,7 @@ from warren.data.manifest import Manifest
 from warren.storage import Location
 
 CARD = "README.md"
-_SHOWN = 16  # images of a contact sheet's half
+_SHOWN = 16  # images in each half of a contact sheet
 _TILE_PX = 96
 _BINS = 60
 Groups = tuple[tuple[int, tuple[int, ...]], ...]
@@ -27,11 +27,12 @@ _GREY, _BLUE = "tab:gray", "tab:blue"
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores that a band was cut out of.
+    """The scores of a rank band.
 
     Attributes:
-        values: A part of them, for the histogram.
-        lowest: The lowest score that was kept; so is `highest`.
+        values: The scores, or a part of them, for the histogram.
+        lowest: The lowest score that was kept.
+        highest: The highest score that was kept.
     """
 
     by: str
@@ -45,8 +46,8 @@ class StepReport:
     """What the report shows of one step.
 
     Attributes:
-        before: The rows that it took, and how many.
-        after: The rows that it kept, and how many.
+        before: The rows that were selected before it; `num_before` is their number.
+        after: The rows that it kept; `num_after` is their number.
         groups: For near duplicates: size and first rows of the largest groups.
     """
 
@@ -96,11 +97,11 @@ def write_card(folder: Location, manifest: Manifest, report: str) -> None:
         share = each["after"] / each["before"]
         lines.append(f"| {each['step']} | {each['before']:,} | {each['after']:,} | {share:.1%} |")
     if "certificate" in record:
-        found = record["certificate"]
-        fate, sets = "removed" if found["removed"] else "kept", ", ".join(found["evaluations"])
-        lines += ["", f"Contamination: {found['samples_matched']} samples show images of {sets} ({fate});"]
-        lines += [f"`{found['file']}` lists them."]
-    images = [found.name for found in (folder / report).list() if found.name.endswith(".png")]
+        certificate = record["certificate"]
+        fate, sets = "removed" if certificate["removed"] else "kept", ", ".join(certificate["evaluations"])
+        lines += ["", f"Contamination: {certificate['samples_matched']} samples show images of {sets} ({fate});"]
+        lines += [f"`{certificate['file']}` lists them."]
+    images = [certificate.name for certificate in (folder / report).list() if certificate.name.endswith(".png")]
     images.sort(key=lambda name: (name != "funnel.png", name))
     lines += ["", *(f"![{name.removesuffix('.png')}]({report}/{name})" for name in images)]
     (folder / CARD).put_bytes(("\n".join(lines) + "\n").encode())
@@ -135,7 +136,7 @@ def _histogram(scores: ScoreTable) -> bytes:
 
 
 def _contact_sheet(step: StepReport, pieces: Sequence[SamplePiece]) -> bytes | None:
-    """Draw images that a step kept above images that it left out; None, if the samples have no images."""
+    """Draw images that a step kept above images that it left out; None if the samples have no images."""
     kept = step.after.load()
     dropped = RowSet(kept.num_rows, step.before.load().bits & ~kept.bits)
     halves = [("kept", kept), ("left out", dropped)]
@@ -174,13 +175,13 @@ def _rows(rows: RowSet) -> list[int]:
 
 def _tiles(rows: list[int], pieces: Sequence[SamplePiece]) -> list[Image.Image]:
     """Return small images of samples; those without an image are left out."""
-    found = []
+    tiles = []
     for row in rows:
         images = read_row(pieces, row, ["images"])["images"]
         if images:
             image = ImageOps.contain(decode_image(images[0]["bytes"], MAX_PIXELS), (_TILE_PX, _TILE_PX))
-            found.append(ImageOps.pad(image, (_TILE_PX, _TILE_PX), color="white"))
-    return found
+            tiles.append(ImageOps.pad(image, (_TILE_PX, _TILE_PX), color="white"))
+    return tiles
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
@@ -194,5 +195,5 @@ def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
 
 def _png(figure) -> bytes:  # type: ignore[no-untyped-def]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # the same report gives the same bytes
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # equal plots give equal bytes
     return buffer.getvalue()

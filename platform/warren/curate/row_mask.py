@@ -1,4 +1,4 @@
-"""A set of rows, one bit a row. A row numbers a sample through all datasets that are selected from, in stored order."""
+"""A set of rows, one bit for each. A row is a sample's number, counted over all parent datasets in stored order."""
 
 from collections.abc import Iterator
 
@@ -8,15 +8,15 @@ from warren.curate.arrays import ArrayFile, pack
 from warren.storage import Location
 
 MAX_ROWS = 2**32 - 1
-_BLOCK = 1 << 23  # rows that are looked at together; a multiple of 8
+_BLOCK = 1 << 23  # rows that are unpacked at a time; a multiple of 8
 
 
 class RowSet:
     """Rows that are still selected.
 
     Args:
-        num_rows: How many rows there are in all.
-        bits: One bit a row, the lowest of a byte first.
+        num_rows: Number of rows in all, selected or not.
+        bits: One bit for each row, the lowest bit of a byte first.
     """
 
     def __init__(self, num_rows: int, bits: np.ndarray) -> None:
@@ -48,7 +48,7 @@ class RowSet:
         return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
 
     def mask(self, start: int, stop: int) -> np.ndarray:
-        """Tell of each row from `start` to `stop - 1` whether it is in the set."""
+        """Return for each row from `start` to `stop - 1` whether it is in the set."""
         first = start // 8
         unpacked = np.unpackbits(self.bits[first : -(-stop // 8)], bitorder="little")
         return unpacked[start - first * 8 : stop - first * 8].astype(bool)
@@ -75,7 +75,7 @@ class StoredRows:
         return RowSet(int(file.read("num_rows")[0]), file.read("bits").copy())
 
     def contains(self, rows: np.ndarray) -> np.ndarray:
-        """Tell of each row whether it is in the set."""
+        """Return for each row whether it is in the set."""
         if not len(rows):
             return np.zeros(0, bool)
         first = int(rows.min()) // 8

@@ -1,11 +1,13 @@
-"""The samples that are selected from, in pieces: consecutive shards of the datasets, rows numbered through."""
+"""The samples of the parent datasets, in pieces of consecutive shards."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from warren.curate.row_mask import StoredRows
 from warren.data.manifest import Manifest, Shard
 from warren.data.stream import read_group
 from warren.storage import Location
@@ -15,7 +17,7 @@ ROWS_PER_PIECE = 50_000
 
 @dataclass(frozen=True)
 class Parent:
-    """A dataset that is selected from."""
+    """A dataset from which samples are selected."""
 
     reference: str
     folder: Location
@@ -24,11 +26,11 @@ class Parent:
 
 @dataclass(frozen=True)
 class StoredShard:
-    """A shard among the samples that are selected from.
+    """A shard of a parent dataset.
 
     Attributes:
         reference: The dataset whose manifest lists it.
-        folder: Of that dataset.
+        folder: The folder of that dataset.
         first: The row of its first sample.
     """
 
@@ -43,7 +45,7 @@ class StoredShard:
         return self.first + self.shard.rows
 
     def group_rows(self) -> Iterator[tuple[int, int, int]]:
-        """Yield the number of each row group, its first row and the one behind its last."""
+        """Yield the number of each row group, its first row and the row after its last."""
         first = self.first
         for number, rows in enumerate(self.shard.row_groups):
             yield number, first, first + rows
@@ -73,15 +75,42 @@ class SamplePiece:
             for number, first, _ in stored.group_rows():
                 yield first, read_group(stored.folder, stored.shard.group(number), columns=columns)
 
+    def records(
+        self, columns: list[str] | None, selected: Location | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the row and the columns of each sample.
+
+        Args:
+            columns: What is read of a sample; None: everything.
+            selected: The stored set of the rows to yield; None: all rows.
+        """
+        rows = np.arange(self.first, self.stop)
+        mask = np.ones(len(rows), bool) if selected is None else StoredRows(selected).contains(rows)
+        for first, table in self.tables(columns):
+            places = np.flatnonzero(mask[first - self.first :][: table.num_rows])
+            yield from zip((first + places).tolist(), table.take(places).to_pylist(), strict=True)
+
+
+@dataclass(frozen=True)
+class PieceTask:
+    """A task about one piece of the samples; the piece's number names its result."""
+
+    piece: SamplePiece
+
+    @property
+    def name(self) -> str:
+        """The name of its result."""
+        return f"{self.piece.number:06d}"
+
 
 def stored_shards(parents: Sequence[Parent]) -> list[StoredShard]:
     """Return all shards of the datasets in order."""
-    found, row = [], 0
+    stored, row = [], 0
     for parent in parents:
         for shard in parent.manifest.shards:
-            found.append(StoredShard(parent.reference, parent.folder, shard, row))
+            stored.append(StoredShard(parent.reference, parent.folder, shard, row))
             row += shard.rows
-    return found
+    return stored
 
 
 def sample_pieces(shards: Sequence[StoredShard], rows_per_piece: int = ROWS_PER_PIECE) -> list[SamplePiece]:
@@ -104,10 +133,10 @@ def key_of(pieces: Sequence[SamplePiece], row: int) -> str:
 
 
 def read_row(pieces: Sequence[SamplePiece], row: int, columns: list[str]) -> dict[str, Any]:
-    """Read one sample's columns; for a few of them."""
+    """Read the columns of one sample; reading many samples this way is slow."""
     piece = next(piece for piece in pieces if row < piece.stop)
     stored = next(stored for stored in piece.shards if row < stored.stop)
     number, first, _ = next(group for group in stored.group_rows() if row < group[2])
     table = read_group(stored.folder, stored.shard.group(number), row - first, 1, columns)
-    found: dict[str, Any] = table.to_pylist()[0]
-    return found
+    record: dict[str, Any] = table.to_pylist()[0]
+    return record

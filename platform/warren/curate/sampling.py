@@ -1,4 +1,4 @@
-"""Random choices that are a pure function of seed and row, however the rows are cut into pieces."""
+"""Random samples as a pure function of seed and row, however the rows are cut into pieces."""
 
 import numpy as np
 
@@ -14,15 +14,15 @@ def row_hash(rows: np.ndarray, seed: int) -> np.ndarray:
         return value ^ (value >> np.uint64(31))
 
 
-def sample(alive: RowSet, count: int, seed: int) -> RowSet:
-    """Return the `count` rows of a set with the lowest hashes; all, if there are not so many."""
+def sample(selected: RowSet, count: int, seed: int) -> RowSet:
+    """Return the `count` rows of a set with the lowest hashes, or all rows of a smaller set."""
     rows, hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
-    for block in alive.blocks():
+    for block in selected.blocks():
         rows, hashes = np.concatenate([rows, block]), np.concatenate([hashes, row_hash(block, seed)])
         if len(rows) > count:
             best = np.lexsort((rows, hashes))[:count]
             rows, hashes = rows[best], hashes[best]
-    kept = RowSet.empty(alive.num_rows)
+    kept = RowSet.empty(selected.num_rows)
     kept.add(rows)
     return kept
 

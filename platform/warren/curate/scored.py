@@ -1,4 +1,4 @@
-"""Embeddings with the rows they are of, checked once: what all steps read, whether embeddings are given or computed."""
+"""Embeddings with the rows of their samples, precomputed or computed here, checked once; all steps read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from warren.curate.arrays import ArrayFile, Arrays
 from warren.curate.embeddings import EmbeddingPiece
 from warren.curate.joining import NO_ROW
-from warren.curate.tasks import Runner, Workspace, finish
+from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.curate.vectors import cosines, unit, unusable
 from warren.errors import DataError
 from warren.storage import Location
@@ -20,10 +20,10 @@ class Vectors:
     """Embeddings of some samples.
 
     Attributes:
-        rows: (n,) of the samples.
+        rows: (n,), the samples' rows.
         image: (n, width), as stored.
-        text: The same of the texts, if there are any.
-        cluster: (n,), given clusters, if there are any.
+        text: Text embeddings of the same shape, if there are any.
+        cluster: (n,), assigned clusters, if there are any.
     """
 
     rows: np.ndarray
@@ -40,14 +40,14 @@ class VectorPiece(Protocol):
 
 
 @dataclass(frozen=True)
-class GivenVectors:
-    """A piece of embeddings that others computed, and the rows that its keys are of."""
+class PrecomputedVectors:
+    """A piece of precomputed embeddings, joined with the rows of its samples."""
 
     piece: EmbeddingPiece
     placed: Location
 
     def load(self) -> Vectors:
-        """Read it; embeddings of no sample are left out."""
+        """Read it; embeddings without a sample are left out."""
         read = self.piece.read()
         rows = ArrayFile(self.placed).read("row")
         known = rows != NO_ROW
@@ -71,13 +71,8 @@ class ComputedVectors:
 
 
 @dataclass(frozen=True)
-class _Score:
-    number: int
+class _Score(NumberedTask):
     piece: VectorPiece
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
 
     def compute(self) -> Arrays:
         vectors = self.piece.load()

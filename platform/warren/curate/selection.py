@@ -1,7 +1,7 @@
-"""The selected rows as a dataset: row groups of the parents' shards, with masks, and new shards for sparse ones.
+"""A selection as a dataset: row groups of the parents' shards with masks, and new shards for sparse row groups.
 
-A row group of which much is kept is read where it is, with a mask over its rows. One of which little is kept would cost
-training more reading than it gives, so what is kept of it is written anew.
+A row group that keeps many of its rows is read where it is, with a mask over its rows. Of a row group that keeps few,
+training would read far more than it uses, so those rows are copied into new shards.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from warren.curate.arrays import Arrays
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import StoredShard
-from warren.curate.tasks import Runner, Workspace, finish
+from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.data.manifest import Shard, StoredGroup, write_shard
 from warren.data.sample import Sample
 from warren.data.stream import read_group
@@ -25,9 +25,9 @@ class Layout:
     """How a selection is stored.
 
     Attributes:
-        folder: Of the new dataset.
-        label: Part of the new shards' names, so that jobs with other options do not write the same ones.
-        rewrite_below: Row groups of which a smaller share is kept are written anew.
+        folder: The folder of the new dataset.
+        label: Part of the new shards' names, so that jobs with other options write other files.
+        rewrite_below: Row groups that keep a smaller share of their rows are copied into new shards.
     """
 
     folder: Location
@@ -38,18 +38,18 @@ class Layout:
 
 
 def write_selection(
-    run: Runner, work: Workspace, layout: Layout, shards: Sequence[StoredShard], alive: Location
+    run: Runner, work: Workspace, layout: Layout, shards: Sequence[StoredShard], selected: Location
 ) -> tuple[Shard, ...]:
-    """Write what has to be written anew, and return the shards of the selection, in order."""
-    kept = StoredRows(alive).load()
+    """Write the new shards, and return all shards of the selection, in order."""
+    kept = StoredRows(selected).load()
     groups = _groups(shards, kept, layout.samples_per_shard)
-    files = finish(run, work, [_Select(number, group, layout, alive) for number, group in enumerate(groups)])
+    files = finish(run, work, [_Select(number, group, layout, selected) for number, group in enumerate(groups)])
     values = (json.loads(file.read("shards").tobytes()) for file in files)
     return tuple(Shard.from_json(value) for each in values for value in each)
 
 
 def _groups(shards: Sequence[StoredShard], kept: RowSet, samples_per_shard: int) -> Iterator[tuple[StoredShard, ...]]:
-    """Group consecutive shards, so that what is kept of a group fills a new shard."""
+    """Group consecutive shards, so that the rows that a group keeps would fill a new shard."""
     group: list[StoredShard] = []
     count = 0
     for stored in shards:
@@ -66,24 +66,19 @@ def _groups(shards: Sequence[StoredShard], kept: RowSet, samples_per_shard: int)
 
 
 @dataclass(frozen=True)
-class _Select:
-    """Selects of consecutive shards."""
+class _Select(NumberedTask):
+    """The selection of some consecutive shards."""
 
-    number: int
     shards: tuple[StoredShard, ...]
     layout: Layout
-    alive: Location
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
+    selected: Location
 
     def compute(self) -> Arrays:
         selected: list[Shard] = []
         copied: list[tuple[StoredShard, int, np.ndarray]] = []
         for stored in self.shards:
             rows = np.arange(stored.first, stored.stop)
-            mask = StoredRows(self.alive).contains(rows)
+            mask = StoredRows(self.selected).contains(rows)
             taken = []
             for number, first, stop in stored.group_rows():
                 kept = mask[first - stored.first : stop - stored.first]
@@ -100,7 +95,7 @@ class _Select:
         return {"shards": np.frombuffer(text.encode(), np.uint8)}
 
     def _write(self, copied: list[tuple[StoredShard, int, np.ndarray]]) -> list[Shard]:
-        """Write what is kept of sparse row groups into as few shards as hold it."""
+        """Copy the kept rows of sparse row groups into as few new shards as possible."""
         made: list[Shard] = []
         waiting: list[Sample] = []
 
@@ -120,7 +115,7 @@ class _Select:
 
 
 def _taken(stored: StoredShard, groups: list[tuple[StoredGroup, np.ndarray]]) -> Shard:
-    """Return what is taken of one shard; of a selection's shard, in terms of the shard that it selects from."""
+    """Return the selected part of a shard; if that is a selection itself, as a part of the original shard."""
     masks = []
     for group, kept in groups:
         places = group.rows()

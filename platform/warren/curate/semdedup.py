@@ -1,4 +1,4 @@
-"""SemDeDup (arXiv 2303.09540): in the order of a cluster, whatever is close to something before it is left out."""
+"""SemDeDup (arXiv 2303.09540): drop each sample that is close to a sample before it in the cluster's order."""
 
 import numpy as np
 
@@ -17,10 +17,10 @@ def order_of(cosine: np.ndarray, rows: np.ndarray, first: str) -> np.ndarray:
     return place
 
 
-def beaten(
+def close_to_earlier(
     left: np.ndarray, left_order: np.ndarray, right: np.ndarray, right_order: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the rows of two matrices that are close to a row of the other that comes before them.
+    """Return masks of the rows of two matrices that are close to an earlier row of the other matrix.
 
     A matrix may be compared with itself: a row does not come before itself.
     """

@@ -1,4 +1,4 @@
-"""Work in pieces, each with a result in storage: what has a result is not done again, in whatever attempt."""
+"""Tasks with stored results: a task that has its result is never run again, whichever attempt ran it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from warren.storage import Location
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder of results, each under a name; a result is there as a whole or not at all."""
+    """A folder of named results; a result is complete or does not exist."""
 
     folder: Location
 
@@ -26,12 +26,12 @@ class Workspace:
         return ArrayFile(self.folder / name)
 
     def present(self) -> set[str]:
-        """Return the names of the results that are there."""
-        return {found.uri.removeprefix(f"{self.folder.uri}/") for found in self.folder.list()}
+        """Return the names of all results."""
+        return {result.uri.removeprefix(f"{self.folder.uri}/") for result in self.folder.list()}
 
 
 class Task(Protocol):
-    """A pure function of stored things. It pickles, and can be killed and started again anywhere."""
+    """A pure function of stored data. It pickles, and a killed task may start again on any machine."""
 
     @property
     def name(self) -> str:
@@ -41,12 +41,24 @@ class Task(Protocol):
         """Return the result."""
 
 
+@dataclass(frozen=True)
+class NumberedTask:
+    """A task whose result is named by its number."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The name of its result."""
+        return f"{self.number:06d}"
+
+
 Runner = Callable[[Workspace, Sequence[Task]], None]
 """Runs tasks in any order, on any machine, and writes their results; returns when all are written."""
 
 
 def finish(run: Runner, work: Workspace, tasks: Iterable[Task]) -> list[ArrayFile]:
-    """Make sure that every task has its result, and return the results in order."""
+    """Run the tasks that have no result yet, and return all results in order."""
     every = list(tasks)
     present = work.present()
     missing = [task for task in every if task.name not in present]

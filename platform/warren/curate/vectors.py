@@ -1,10 +1,10 @@
-"""What every step asks of embeddings: unit length, cosines, and products in blocks."""
+"""Arithmetic on embeddings that several steps share: unit length, unusable rows, cosines."""
 
 import numpy as np
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return rows of length 1 in float32; they are finite and not zero."""
+    """Return rows of length 1 in float32; `vectors` must be finite and not zero."""
     single = np.ascontiguousarray(vectors, dtype=np.float32)
     norms = np.sqrt(np.einsum("ij,ij->i", single, single, dtype=np.float64)).astype(np.float32)
     return np.asarray(single / norms[:, None])

@@ -1,4 +1,4 @@
-"""A global batch, cut into parts for the ranks and micro-batches; no loss depends on how."""
+"""A global batch, cut into parts for ranks and micro-batches. The loss does not depend on the cut."""
 
 import itertools
 import json
@@ -67,9 +67,9 @@ class BatchPart:
         num_samples: Of the whole global batch, quarantined ones included.
         num_tokens: Of the whole global batch.
         num_slots: Places for tokens in the whole global batch as it is cut; what is not a token is padding.
-        num_cut_samples: Samples of the whole global batch that lost supervised tokens to `max_length_tokens`, also all.
+        num_cut_samples: Samples of the whole global batch that lost supervised tokens to `max_length_tokens`.
         num_cut_tokens: The supervised tokens that they lost.
-        keys: Samples of this share.
+        keys: Keys of this share's samples.
         quarantined: Samples of the whole global batch that could not be used, listed in every share.
     """
 
@@ -113,8 +113,8 @@ def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
     """Pack one rank's shares of consecutive steps into one Arrow row; the pixels of a single share are not copied.
 
     Returns:
-        `headers`: JSON, with the tensors' shapes. `tokens`: the int32 tensors of a share, one behind the other.
-        `pixels`: the same of the images.
+        `headers`: JSON with the counts and the tensors' shapes. `tokens`: the int32 tensors of a share, one after the
+        other. `pixels`: the images of a share, likewise.
     """
     headers = pa.array([[part._header() for part in parts]], pa.list_(pa.string()))
     tokens = pa.array([[part._tokens() for part in parts]], pa.list_(pa.large_binary()))
@@ -124,7 +124,7 @@ def pack_parts(parts: Sequence[BatchPart]) -> pa.Table:
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the bytes of arrays as one array: a view where they follow each other in one, as those of a share do."""
+    """Return arrays as one flat array, without a copy if they are all parts of one array, as those of a share are."""
     arrays = [array for array in arrays if array.size]
     if not arrays:
         return np.zeros(0, np.uint8)
@@ -185,13 +185,13 @@ def cut_global_batch(
     pad_token_id: int,
     image_size_px: int,
 ) -> list[BatchPart]:
-    """Deal a global batch out so that ranks and micro-batches carry like amounts of tokens."""
+    """Cut a global batch so that ranks and micro-batches have similar numbers of tokens."""
     layout = lay_out([len(sample.input_ids) for sample in samples], cut)
 
     def share(mine: list[Sequences]) -> tuple[MicroBatch, ...]:
         groups = [[[samples[i] for i in sequence] for sequence in group] for group in mine]
         counts = [sum(len(s.images) for sequence in group for s in sequence) for group in groups]
-        # One array for all images of a share: it is what travels, so nothing is copied on the way to Arrow.
+        # One array for all images of a share, so that Arrow can take it without a copy.
         pixels = np.empty((sum(counts), 3, image_size_px, image_size_px), dtype=np.uint8)
         ends = itertools.accumulate(counts)
         return tuple(
@@ -223,7 +223,7 @@ def cut_global_batch(
 
 
 def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, pixels: np.ndarray) -> MicroBatch:
-    """Lay sequences out as tensors; `pixels` is the place for their images."""
+    """Lay sequences out as tensors; their images are written into `pixels`."""
     length = max((sum(len(sample.input_ids) for sample in sequence) for sequence in sequences), default=0)
     input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int32)
     labels = np.full((len(sequences), length), IGNORED, dtype=np.int32)
@@ -233,7 +233,7 @@ def _collate(sequences: Sequence[Sequence[EncodedSample]], pad_token_id: int, pi
         for sample in sequence:
             end = start + len(sample.input_ids)
             input_ids[number, start:end] = sample.input_ids
-            labels[number, start + 1 : end] = sample.labels[1:]  # nothing predicts the first
+            labels[number, start + 1 : end] = sample.labels[1:]  # no token predicts the first
             start = end
             samples.append(sample)
             numbers.append(number)

@@ -1,7 +1,7 @@
-"""The data card: what a dataset holds, for people, as Markdown with plots beside its manifest.
+"""The data card: a Markdown page with plots beside a dataset's manifest, for people.
 
-Its first lines are for the Hugging Face `datasets` library, which takes them for the folder's description: shards are
-the data, and the other Parquet files are not.
+Its first lines are for the Hugging Face `datasets` library: they name the shards as the data, because the folder holds
+other Parquet files too.
 """
 
 import io
@@ -60,8 +60,8 @@ def _markdown(manifest: Manifest, statistics: Statistics) -> str:
 
 
 def _table(head: tuple[str, str], rows: object) -> list[str]:
-    found = [(str(left).replace("|", "\\|"), str(right).replace("|", "\\|")) for left, right in rows]  # type: ignore[attr-defined]
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {left} | {right} |" for left, right in found)]
+    cells = [(str(left).replace("|", "\\|"), str(right).replace("|", "\\|")) for left, right in rows]  # type: ignore[attr-defined]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {left} | {right} |" for left, right in cells)]
 
 
 def _counts(statistics: Statistics, name: str) -> list[tuple[str, int]]:
@@ -85,5 +85,5 @@ def _plots(statistics: Statistics) -> bytes:
         axis.tick_params(axis="x", rotation=60)
         axis.grid(axis="y", alpha=0.3)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # the same counts give the same bytes
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # equal counts give equal bytes
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""Grey images of more than 8 bits, as scanners, microscopes and depth cameras write them, brought to 8 bits.
+"""Grey images of more than 8 bits, as scanners, microscopes and depth cameras write them, scaled to 8 bits.
 
-Pillow's own conversion clips: every value above 255 would become white. Formats rarely say how many of the bits are
-used, so the values tell: the scale is the smallest of 8, 12 and 16 bits that holds the largest value, unless a TIFF
-names its bits.
+Pillow's own conversion clips: every value above 255 would become white. Formats rarely say how many bits are used, so
+the values decide: the scale is the smallest of 8, 12 and 16 bits that holds the largest value, unless a TIFF states its
+bits.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     255 are taken as they are.
 
     Raises:
-        BadSampleError: Values are outside these ranges: nothing says how bright they are.
+        BadSampleError: Values are outside these ranges, so their scale is unknown.
     """
     values = np.asarray(image)
     if values.size == 0 or not np.isfinite(values).all():
@@ -59,8 +59,8 @@ def _is_inverted(image: Image.Image) -> bool:
 
 def _tag(image: Image.Image, number: int) -> int | None:
     """Return a number that a TIFF states about itself."""
-    found = getattr(image, "tag_v2", {}).get(number)
-    value = found[0] if isinstance(found, tuple) and found else found
+    entry = getattr(image, "tag_v2", {}).get(number)
+    value = entry[0] if isinstance(entry, tuple) and entry else entry
     return value if isinstance(value, int) else None
 
 

@@ -1,4 +1,4 @@
-"""Images that ingest changes because its options say so: turned upright, put on a background. All others stay bytes."""
+"""Changes to images at ingest: EXIF orientation and a background for transparency. Other images keep their bytes."""
 
 import io
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from warren.data.sample import Sample
 
 @dataclass(frozen=True)
 class ImageRules:
-    """What is done once, at ingest, so that every later reader sees the same image.
+    """Changes that ingest makes once, so that every later reader sees the same image.
 
     Attributes:
         exif_orientation: `apply` turns images as EXIF says.
@@ -29,7 +29,7 @@ class ImageRules:
         return replace(sample, images=tuple(self.rewritten(image) for image in sample.images))
 
     def rewritten(self, data: bytes) -> bytes:
-        """Return the same bytes, or a PNG of what the rules make of the image."""
+        """Return the same bytes, or a PNG of the changed image."""
         with Image.open(io.BytesIO(data)) as image:
             turns = self.exif_orientation == "apply" and _orientation(image) != 1
             blends = self.alpha != "drop" and image.has_transparency_data and image.mode not in DEEP_MODES
@@ -38,10 +38,10 @@ class ImageRules:
             if not blends:
                 image.info.pop("transparency", None)
             image.load()
-            found = ImageOps.exif_transpose(image) if turns else image
-            found = self._on_background(found) if blends else _rgb(found)
+            converted = ImageOps.exif_transpose(image) if turns else image
+            converted = self._on_background(converted) if blends else _rgb(converted)
         buffer = io.BytesIO()
-        found.save(buffer, "PNG")
+        converted.save(buffer, "PNG")
         return buffer.getvalue()
 
     def _on_background(self, image: Image.Image) -> Image.Image:
@@ -53,10 +53,10 @@ class ImageRules:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or it cannot be read."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parsers raise many kinds on broken EXIF data; the image itself may be sound
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

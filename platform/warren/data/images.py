@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels: bounded, checked, and as the vision tower was trained to see them."""
+"""From encoded images to pixels: checked, limited in size, and prepared as the vision tower was trained."""
 
 import io
 import re
@@ -21,7 +21,7 @@ MAX_SIDE_PX = 65_535
 """Longer images are refused, too: it is JPEG's limit, and the square around a longer line is gigapixels."""
 
 MAX_JPEG_SCANS = 100
-"""JPEGs with more are refused: encoders write about ten, and one of no bytes costs as much as one of a megabyte."""
+"""JPEGs with more are refused: encoders write about ten, and an empty scan takes as long to decode as a full one."""
 
 _JPEG_START, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 # Of a run of fill bytes (0xff) only the last begins a match: tried from each of them, a run would take quadratic time.
@@ -112,7 +112,7 @@ def decode_image(
 
 
 def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG of very many scans before it is decoded, which takes a time in proportion to scans times pixels."""
+    """Refuse a JPEG of very many scans: decoding takes time in proportion to scans times pixels."""
     if data[:3] != _JPEG_START or data.count(_JPEG_SCAN) <= MAX_JPEG_SCANS:
         return
     # The two bytes also occur by chance, in thumbnails, and in what phones append. So go from segment to segment.

@@ -30,8 +30,8 @@ class StoredGroup:
     Attributes:
         file: The Parquet object.
         row_group: Its number in that object.
-        dataset: The dataset in whose folder the object is; empty: the dataset's own.
-        mask: One bit a row in hex, the lowest of a byte first; empty: every row.
+        dataset: The dataset in whose folder the object is; empty: the one whose manifest lists it.
+        mask: One bit for each row, in hex, the lowest bit of a byte first; empty: every row.
     """
 
     file: FileEntry
@@ -49,7 +49,7 @@ class StoredGroup:
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet object, or what a selection takes of one; `row_groups` are the row counts, in order.
+    """One Parquet object, or the part of one that a selection takes; `row_groups` are the row counts, in order.
 
     Attributes:
         dataset: For a selection: the `name@version` in whose folder the object is.
@@ -70,7 +70,7 @@ class Shard:
 
     @property
     def digest(self) -> str:
-        """What identifies the samples: the object's digest, and what is taken of it."""
+        """Identifies the samples: the object's digest, and the rows that are taken."""
         taken = digest_bytes(repr((self.stored, self.masks)).encode()) if self.dataset else ""
         return f"{self.file.sha256}{taken}"
 
@@ -209,7 +209,7 @@ def read_manifest(root: Location, reference: str) -> Manifest:
 
 
 def described(folder: Location, manifest: Manifest) -> Manifest:
-    """Return a manifest with the licence and origin that `about.json` has; datasets of before it have none."""
+    """Return a manifest with the licence and origin of `about.json`; old datasets have no such file."""
     try:
         about = (folder / ABOUT).read_json()
     except NotFoundError:
@@ -218,7 +218,7 @@ def described(folder: Location, manifest: Manifest) -> Manifest:
 
 
 def write_about(folder: Location, manifest: Manifest) -> None:
-    """Write licence and origin where they can be corrected: they are no part of the content."""
+    """Write licence and origin to a file that may be corrected later: they are not part of the content."""
     (folder / ABOUT).put_json({"source": manifest.source, "licence": manifest.licence})
 
 

@@ -1,4 +1,4 @@
-"""What an epoch is made of: so many samples of each dataset, exactly, and none of it held in memory.
+"""The samples of an epoch: an exact number from each dataset, without a list of them in memory.
 
 A dataset's samples form an endless stream of passes; an epoch takes the next `samples_per_epoch` of it. So a dataset
 that gives half of its samples to an epoch has given each of them once after two, and one that gives two passes gives
@@ -19,7 +19,7 @@ _PASS = 2  # domain separation from the order's random streams
 
 
 class RowGroups:
-    """The row groups of several datasets, numbered through: 4 bytes a row group, 8 a shard."""
+    """The row groups of several datasets under consecutive numbers; 4 bytes for each row group, 8 for each shard."""
 
     def __init__(self, datasets: Sequence[Sequence[Sequence[int]]]) -> None:
         counts = [len(shard) for shards in datasets for shard in shards]
@@ -62,7 +62,7 @@ class Mixture:
 
     Args:
         datasets: Per dataset and shard, the row counts of the row groups.
-        seed: Names which rows are taken when an epoch takes a part of a pass.
+        seed: Decides which rows are taken when an epoch takes a part of a pass.
         samples_per_epoch: Per dataset; None takes each dataset once.
 
     Raises:
@@ -111,7 +111,7 @@ class Mixture:
 
 
 def samples_per_epoch(components: Sequence[MixtureComponent], rows: Sequence[int]) -> list[int]:
-    """Turn what a recipe says about its datasets into samples of each in an epoch.
+    """Return how many samples of each dataset an epoch takes, by the shares in a recipe.
 
     `weight`s are kept exactly (to one sample): the dataset that would run out first is seen once, the others in
     proportion. `epochs` may be fractions; `samples` may be more than the dataset has.
@@ -137,6 +137,6 @@ def samples_per_epoch(components: Sequence[MixtureComponent], rows: Sequence[int
 
 
 def _passes(begin: int, end: int, rows: int) -> list[tuple[int, int, int]]:
-    """Cut positions of an endless stream into passes: (number, begin within it, end within it)."""
+    """Cut a range of an endless stream into passes: (number, begin within it, end within it)."""
     passes = range(begin // rows, -(-end // rows))
     return [(p, max(0, begin - p * rows), min(rows, end - p * rows)) for p in passes]

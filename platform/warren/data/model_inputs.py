@@ -1,4 +1,4 @@
-"""What the model expects at its inputs, as one value that travels with every checkpoint and release."""
+"""What a model expects at its inputs, as one value that is saved with every checkpoint and release."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +71,9 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Prompt template, special tokens, image token count and image preprocessing of one model (invariant 12).
+    """Prompt template, special tokens, image token count and image preprocessing of one model.
+
+    Training, evaluation and serving use the same value, so that they cannot disagree.
 
     Raises:
         ConfigError: The template is unknown, or made for another eos than the tokens'.
@@ -109,7 +111,7 @@ class Inputs:
         Raises:
             BadSampleError: The conversation or an image is unusable.
         """
-        sample.check(allow_empty_answers=True)  # ingestion refuses them; what is stored follows the one rule
+        sample.check(allow_empty_answers=True)  # ingest refuses them; of a stored one only the eos trains
         segments = self.prompts.training(sample.turns, self.tokens.eos_token, sample.system)
         ids, labels = encode(segments, tokenizer, self.tokens)
         kept_ids, kept_labels = truncate(ids, labels, self.tokens, max_length_tokens)
@@ -195,7 +197,7 @@ def _pixels(images: tuple[Image.Image, ...], size_px: int) -> np.ndarray:
 def tokenizer_from_json(text: str) -> Tokenizer:
     """Build a tokenizer from the text of its `tokenizer.json`, once per process.
 
-    Cutting and padding that the file asks for are switched off: both are Warren's.
+    Truncation and padding that the file configures are switched off, because Warren does both itself.
     """
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_truncation()

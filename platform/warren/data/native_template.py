@@ -1,8 +1,8 @@
-"""A language model's own chat template, as another way to write a conversation: template `native`.
+"""The template `native`: the chat template of the language model's own tokenizer.
 
-Bunny trains every backbone on one prompt of its own. Who starts from a chat model and wants to keep its manners trains
-on the Jinja template that its tokenizer carries. The text is rendered turn by turn, so what an answer adds is known as
-text, and its labels follow the same rule as everywhere: the answer and the eos behind it are supervised, nothing else.
+Bunny trains every backbone on one prompt of its own. To keep the style of a chat model, train on the Jinja template of
+its tokenizer instead. The text is rendered turn by turn, so the text that an answer adds is known. Labels follow the
+same rule as with other templates: the answer and the eos after it are supervised, nothing else.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class NativeTemplate:
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
-            # The BOS is an id that stands once in front of everything, so the template must not write it.
+            # `encode` puts the BOS id in front, so the template must not write the token as text.
             return render_chat_template(self.source, messages, open_answer, bos_token="", date=_A_DATE)
         except TemplateError as error:
             raise ConfigError(f"the model's chat template cannot be rendered: {error}") from None

@@ -7,7 +7,7 @@ requests, and holds one window in memory, while a window's samples come from all
 A global batch never spans two windows: a window is a whole number of global batches; so one window is the unit of work
 that Ray Data hands out, and resuming is leaving out the windows (and batches) already trained on.
 
-Who plans an epoch holds some 16 bytes a row group; who reads a window holds what is in the window (`make bench-order`).
+Planning an epoch takes about 16 bytes for each row group, reading a window takes the window (`make bench-order`).
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ class Order:
     """Sample order of a mixture of datasets.
 
     Args:
-        mixture: What an epoch is made of; its seed names the order.
-        window_samples: Samples shuffled together; memory of a reader, and quality of mixing, grow with it.
+        mixture: The samples of an epoch; its seed decides the order.
+        window_samples: Samples shuffled together. A larger window mixes better and takes more memory of a reader.
     """
 
     def __init__(self, mixture: Mixture, window_samples: int) -> None:
@@ -89,10 +89,10 @@ class Order:
 
 @dataclass(frozen=True)
 class WindowTask:
-    """The part of one window that a reader turns into global batches. It is all that the reader must know.
+    """The part of one window that a reader turns into global batches. The reader needs nothing else.
 
     Attributes:
-        seed: Names the order within the window.
+        seed: Decides the order within the window.
         epoch: Which pass over the mixture.
         window: Which window of that epoch.
         first_step: Global step of the first batch to produce.

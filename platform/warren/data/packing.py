@@ -1,7 +1,7 @@
 """How the samples of a global batch are laid out in sequences, micro-batches and ranks: by length alone.
 
-Without packing a sequence holds one sample. With packing it holds as many as fit, and the fewest micro-batches are
-used that hold the batch. Either way all ranks get as many micro-batches, and like amounts of tokens.
+Without packing a sequence holds one sample. With packing it holds as many as fit, and as few micro-batches are used as
+possible. Either way all ranks get the same number of micro-batches, and similar numbers of tokens.
 """
 
 import heapq
@@ -21,7 +21,7 @@ computes attention for every pair of a sequence's tokens, also of different samp
 
 @dataclass(frozen=True)
 class Packing:
-    """Room of a micro-batch: so many sequences of so many tokens, or more of them that are shorter."""
+    """Room of a micro-batch: `num_sequences` sequences of `sequence_tokens` tokens, or more shorter ones."""
 
     num_sequences: int
     sequence_tokens: int
@@ -29,11 +29,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a global batch is cut: a matter of speed and memory, never of the gradient.
+    """How a global batch is cut. It changes speed and memory, but not the gradient.
 
     Attributes:
-        num_micro_batches: Of each rank; with packing, at most.
-        packing: None puts one sample in a sequence.
+        num_micro_batches: Micro-batches of each rank; with packing, the largest number.
+        packing: None puts one sample into each sequence.
     """
 
     world_size: int
@@ -61,7 +61,7 @@ def lay_out(lengths: Sequence[int], cut: Cut) -> BatchLayout:
 
 
 def _one_a_sequence(lengths: Sequence[int], cut: Cut) -> BatchLayout:
-    """Deal samples out longest first, each to the lightest micro-batch that has room (ties to the first)."""
+    """Assign samples, longest first, each to the lightest micro-batch that has room (ties to the first)."""
     num_bins = cut.world_size * cut.num_micro_batches
     capacity = -(-len(lengths) // num_bins)
     bins: list[Sequences] = [[] for _ in range(num_bins)]
@@ -83,7 +83,7 @@ def _packed(lengths: Sequence[int], world_size: int, packing: Packing) -> BatchL
     num_sequences = -(-len(tight) // (world_size * num_micro_batches))
     total = world_size * num_micro_batches * num_sequences
     sequences = _balanced(lengths, total, capacity) or tight + [[]] * (total - len(tight))
-    sequences.sort(key=lambda sequence: -sum(lengths[i] for i in sequence))  # like lengths pad each other little
+    sequences.sort(key=lambda sequence: -sum(lengths[i] for i in sequence))  # similar lengths need little padding
     layout: BatchLayout = [[] for _ in range(world_size)]
     for number in range(num_micro_batches):
         together = sequences[number * world_size * num_sequences :][: world_size * num_sequences]
@@ -97,8 +97,8 @@ def _best_fit(lengths: Sequence[int], capacity: int) -> Sequences:
     sequences: Sequences = []
     room: list[tuple[int, int]] = []  # ascending (free tokens, sequence)
     for index in _longest_first(lengths):
-        found = bisect_left(room, (lengths[index], -1))
-        free, sequence = room.pop(found) if found < len(room) else (capacity, len(sequences))
+        place = bisect_left(room, (lengths[index], -1))
+        free, sequence = room.pop(place) if place < len(room) else (capacity, len(sequences))
         if sequence == len(sequences):
             sequences.append([])
         sequences[sequence].append(index)

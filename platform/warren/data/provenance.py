@@ -1,4 +1,4 @@
-"""What a dataset was made of: the ingest's format, its options and its source files, so that a change is noticed."""
+"""The provenance of a dataset: the ingest's format, options and source files, so that changes are noticed."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from warren.storage import Location, digest_bytes
 
 PROVENANCE = "provenance.json"
 INGEST_FORMAT = 2
-"""Counted up when the same source and options give other samples or shards than before."""
+"""Increased when the code makes other samples or shards from the same source and options."""
 
 _THREADS = 16
 _NAMED = 3  # changes that a message names; it counts the others
@@ -19,7 +19,7 @@ _NAMED = 3  # changes that a message names; it counts the others
 
 @dataclass(frozen=True)
 class Provenance:
-    """What decides the samples of a dataset.
+    """Everything that decides the samples of a dataset.
 
     Attributes:
         format: `INGEST_FORMAT` of the code that made it.
@@ -33,13 +33,13 @@ class Provenance:
 
     @classmethod
     def of(cls, config: IngestConfig, files: Sequence[str]) -> "Provenance":
-        """Look at the source as it is now."""
+        """Return the provenance of a source as it is now."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(file_fingerprint, files))
+            fingerprints = list(pool.map(file_fingerprint, files))
         return cls(
             INGEST_FORMAT,
             config.content_options,
-            {label(file, files): text for file, text in zip(files, found, strict=True)},
+            {label(file, files): text for file, text in zip(files, fingerprints, strict=True)},
         )
 
     @property
@@ -53,7 +53,7 @@ class Provenance:
 
     @classmethod
     def read(cls, folder: Location) -> "Provenance":
-        """Read a dataset's.
+        """Read the provenance of a stored dataset.
 
         Raises:
             NotFoundError: It was made before format 2.
@@ -62,9 +62,9 @@ class Provenance:
         return cls(value["format"], value["options"], value["files"])
 
     def changes_since(self, past: "Provenance") -> list[str]:
-        """Say what is another now, for people; empty if the same dataset would come of it."""
-        found = [] if self.format == past.format else [f"Warren's ingest format: {past.format} → {self.format}"]
-        found += [
+        """Return the differences, one line each; none if the source would give the same dataset."""
+        differences = [] if self.format == past.format else [f"Warren's ingest format: {past.format} → {self.format}"]
+        differences += [
             f"ingest.{name}: {past.options.get(name, 'default')} → {self.options.get(name, 'default')}"
             for name in sorted(self.options.keys() | past.options.keys())
             if self.options.get(name) != past.options.get(name)
@@ -72,10 +72,10 @@ class Provenance:
         names = sorted(self.files.keys() | past.files.keys())
         files = [_change(name, past.files.get(name), self.files.get(name)) for name in names]
         changed = [text for text in files if text]
-        found += changed[:_NAMED]
+        differences += changed[:_NAMED]
         if len(changed) > _NAMED:
-            found.append(f"and {len(changed) - _NAMED} more source files")
-        return found
+            differences.append(f"and {len(changed) - _NAMED} more source files")
+        return differences
 
 
 def _change(name: str, before: str | None, now: str | None) -> str:

@@ -29,7 +29,7 @@ class Quarantine:
     _seen: dict[str, str] = field(default_factory=dict)
 
     def add(self, step: int, samples: Sequence[Quarantined], num_samples: int) -> None:
-        """Take note of samples of one step.
+        """Record the unusable samples of one step.
 
         Raises:
             QuarantineError: There are more than `max_fraction` of `num_samples` by now.
@@ -45,7 +45,7 @@ class Quarantine:
             )
 
     def write(self, step: int) -> None:
-        """Write what is pending as one Parquet file, named by the step that it was written at."""
+        """Write the samples recorded since the last call as one Parquet file, named by the current step."""
         if not self._pending:
             return
         rows = [{"step": s, "key": q.key, "source": q.source, "reason": q.reason} for s, q in self._pending]

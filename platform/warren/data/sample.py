@@ -70,7 +70,7 @@ class Sample:
         """Return the sample if its conversation is sound.
 
         Args:
-            allow_empty_answers: Take a conversation in which no answer says anything; only its ends can be learnt.
+            allow_empty_answers: Accept a conversation whose answers are all empty.
 
         Raises:
             BadSampleError: Roles do not alternate, every answer is empty, marks and images differ in number, or a text

@@ -1,11 +1,11 @@
-"""One piece of a source becomes shards. No Ray here: it is a plain generator that can be killed anywhere.
+"""Shards from one piece of a source. It is a plain generator without Ray, and can be killed at any point.
 
-Here is the border between a sample's errors and everybody else's. Building and checking a sample is a function of its
-record, so whatever that raises quarantines the sample, foreseen or not. What storage raises (a `StorageError`), a wrong
-option (any other `WarrenError`) and a machine without memory or a module end the job.
+This module decides whose fault an error is. Building and checking a sample depends on its record alone, so any error
+there quarantines the sample, expected or not. Errors of storage (`StorageError`), wrong options (any other
+`WarrenError`), missing memory and missing modules end the job.
 
-A shard is finished when its receipt exists, and the receipt is written behind the shard. A piece that is started again
-passes over what has receipts without loading it, so nothing is done twice, and writes the rest as it would have been.
+A shard is finished when its receipt exists, and the receipt is written after the shard. A piece that is started again
+skips the samples that have receipts without loading them, and writes the rest as the first attempt would have.
 """
 
 import itertools
@@ -36,13 +36,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of one run of a piece's samples.
+    """The result of some consecutive samples of a piece.
 
     Attributes:
         shard: None if none of them can be used.
-        bad: Those that cannot be used.
-        is_last: The piece ends here.
-        piece: Identifies the piece by what it reads and by what is made of it.
+        bad: The samples that cannot be used.
+        is_last: Whether the piece ends here.
+        piece: Identity of the piece: what it reads, with which code and options.
     """
 
     shard: Shard | None
@@ -75,7 +75,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """What makes a sample unusable, beyond being broken."""
+    """Limits beyond which an intact sample is unusable."""
 
     max_pixels: int
     max_characters: int
@@ -98,10 +98,10 @@ class ShardMaker:
     """Reads, checks and writes pieces.
 
     Attributes:
-        folder: Of the dataset.
-        samples_per_shard: Candidates a shard is made of; it holds those that can be used.
-        rules: What is done to images.
-        options: Identifies the code and the options that shards are made with.
+        folder: The dataset's folder.
+        samples_per_shard: Samples that a shard is made of, before unusable ones are left out.
+        rules: Changes to images.
+        options: Identifies the code and the options that make the shards.
     """
 
     importer: Importer
@@ -115,8 +115,8 @@ class ShardMaker:
     def make(self, number: int, piece: Piece) -> Iterator[Receipt]:
         """Finish piece `number`: yield the receipts of all its shards, old and new, in order.
 
-        Old are those of an earlier attempt with the same options, whose piece read the same. Its number may have been
-        another: files may have come or gone since.
+        Old receipts are those of an earlier attempt whose piece read the same with the same options. Its number may
+        differ, because files may have been added or removed since.
         """
         identity = self._identity(piece)
         for part in itertools.count():
@@ -184,7 +184,7 @@ def receipts_folder(folder: Location) -> Location:
 
 
 def _load_ahead(pool: ThreadPoolExecutor, raws: Iterator[Raw]) -> Iterator[tuple[Raw, Sample | str]]:
-    """Load samples in order, some at a time: images may be far away. A reason stands for a sample that is bad."""
+    """Load several samples at a time, because images may be far away; yield them in order, or why one is unusable."""
     waiting: list[tuple[Raw, Future[Sample | str]]] = []
     for raw in raws:
         waiting.append((raw, pool.submit(_load, raw)))
@@ -210,11 +210,11 @@ def reason_of(error: Exception, raw: Raw) -> str:
         raw: The sample.
 
     Raises:
-        Exception: `error` itself, if it is not the sample's.
+        Exception: `error` itself, if it is not the sample's fault.
     """
     if isinstance(error, BadSampleError):
         return str(error)
     if isinstance(error, _NOT_THE_SAMPLES):
         raise error
-    _LOG.warning("%s cannot be read: an error that nothing foresaw", storable(raw.source), exc_info=error)
+    _LOG.warning("%s cannot be read because of an unexpected error", storable(raw.source), exc_info=error)
     return f"it cannot be read: {type(error).__name__}: {error}"

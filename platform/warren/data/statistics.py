@@ -1,4 +1,4 @@
-"""What a dataset is made of, counted: small, mergeable, and the same whoever counts it in whatever order."""
+"""Counts of a dataset's samples. They are small, and the parts of a dataset can be merged in any order."""
 
 import bisect
 import re
@@ -24,7 +24,7 @@ class Statistics:
         longer_side_px: Images by the upper bound of their longer side.
         characters: Samples by the upper bound of their text's length.
         questions: Samples by the number of user turns.
-        reasons: Quarantined samples by what was wrong, numbers and names left out.
+        reasons: Quarantined samples by reason, without the numbers and names in it.
     """
 
     totals: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Statistics:
             getattr(self, name).update(getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the value as JSON types, in an order of their own."""
+        """Return the value as JSON types, sorted by bound."""
         return {name: dict(sorted(getattr(self, name).items(), key=_by_bound)) for name in self.__dataclass_fields__}
 
     @classmethod

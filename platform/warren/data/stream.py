@@ -1,4 +1,4 @@
-"""From a plan to batch parts: what one Ray Data task does. No Ray here; it is a plain generator."""
+"""The work of one Ray Data task: from a window of the plan to batch parts. It is a plain generator without Ray."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -135,7 +135,7 @@ class BatchReader:
         self._cut = cut
 
     def rows(self, window: dict[str, Any], steps_per_row: int) -> Iterator[pa.Table]:
-        """Yield what travels to the ranks: a row a rank, in their order, for so many steps at a time.
+        """Yield one row for each rank, in the order of the ranks, for `steps_per_row` steps at a time.
 
         Args:
             window: A `WindowRead` as an Arrow row.
@@ -146,7 +146,7 @@ class BatchReader:
                 yield pack_parts([parts[rank] for parts in group])
 
     def read(self, read: WindowRead) -> Iterator[list[BatchPart]]:
-        """Yield each batch of a task as its parts, one a rank.
+        """Yield each batch of a task as its parts, one for each rank.
 
         Raises:
             CorruptDataError: A shard's bytes are damaged.
@@ -163,8 +163,8 @@ class BatchReader:
             for rows in read.task.batches(self._global_batch_size):
                 shards = _by_shard(read, dict.fromkeys(row.slice for row in rows if row not in samples))
                 many = pool.map if len(shards) > 1 else map
-                for found in many(lambda numbers: self._read_slices(read, numbers), shards):
-                    samples.update(found)
+                for shard_samples in many(lambda numbers: self._read_slices(read, numbers), shards):
+                    samples.update(shard_samples)
                 yield self._encode([samples.pop(row) for row in rows])
 
     def _encode(self, samples: list[Sample]) -> tuple[list[EncodedSample], list[Quarantined]]:
@@ -182,14 +182,14 @@ class BatchReader:
 
     def _read_slices(self, read: WindowRead, numbers: list[int]) -> dict[RowRef, Sample]:
         """Read slices of one shard, one after the other: an open Parquet file is for one thread at a time."""
-        found: dict[RowRef, Sample] = {}
+        samples: dict[RowRef, Sample] = {}
         for number in numbers:
-            found.update(self._read_slice(number, read.task.slices[number], read.groups[number]))
-        return found
+            samples.update(self._read_slice(number, read.task.slices[number], read.groups[number]))
+        return samples
 
-    def _read_slice(self, number: int, wanted: Slice, group: StoredGroup) -> dict[RowRef, Sample]:
-        table = read_group(self._folders[wanted.dataset], group, wanted.first_row, wanted.num_rows)
-        return {RowRef(number, wanted.first_row + i): Sample.from_row(row) for i, row in enumerate(table.to_pylist())}
+    def _read_slice(self, number: int, slice_: Slice, group: StoredGroup) -> dict[RowRef, Sample]:
+        table = read_group(self._folders[slice_.dataset], group, slice_.first_row, slice_.num_rows)
+        return {RowRef(number, slice_.first_row + i): Sample.from_row(row) for i, row in enumerate(table.to_pylist())}
 
 
 def read_group(
@@ -199,7 +199,7 @@ def read_group(
 
     Args:
         folder: Of the dataset.
-        columns: What is read of the rows; None: all.
+        columns: The columns to read; None: all.
 
     Raises:
         CorruptDataError: The object's bytes are damaged.
@@ -210,7 +210,7 @@ def read_group(
         table = location.retrying(lambda: _open(location).read_row_group(group.row_group, columns=columns))
     except (OSError, ValueError):
         _open.cache_clear()
-        read_verified(stored_in, group.file)  # damaged bytes are said to be so; others read again
+        read_verified(stored_in, group.file)  # raises if the bytes are damaged; else the read is repeated
         table = _open(location).read_row_group(group.row_group, columns=columns)
     rows = group.rows(first, count)
     return table if rows is None else table.take(rows) if group.mask else table.slice(first, count)
@@ -220,8 +220,8 @@ def _by_shard(read: WindowRead, numbers: Iterable[int]) -> list[list[int]]:
     """Group slices by the shard they are in."""
     shards: dict[tuple[int, int], list[int]] = {}
     for number in numbers:
-        wanted = read.task.slices[number]
-        shards.setdefault((wanted.dataset, wanted.shard), []).append(number)
+        slice_ = read.task.slices[number]
+        shards.setdefault((slice_.dataset, slice_.shard), []).append(number)
     return list(shards.values())
 
 

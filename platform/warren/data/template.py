@@ -105,7 +105,7 @@ _TEMPLATES = {
         Template("minicpm", _BUNNY_SYSTEM, eos_token="</s>"),
         Template("llama", _BUNNY_SYSTEM, eos_token="<|end_of_text|>"),
         Template("plain", captions_only=True),
-        Template("brief"),  # bunny's turns without its system text: short prompts for tiny models
+        Template("brief"),  # the turns of `bunny` without its system text: short prompts for tiny models
     )
 }
 _TEMPLATES["default"] = _TEMPLATES["bunny"]

@@ -1,4 +1,4 @@
-"""LoRA adapters of a model in training: put in, told apart from the rest, taken out again merged or alone.
+"""LoRA adapters of a model in training: added, recognised by name, and saved merged or alone.
 
 PEFT injects them in place, so names in memory change in one way only: an adapted layer `X` holds `X.base_layer.weight`,
 `X.lora_A.default.weight` and `X.lora_B.default.weight`. `merged_state` and `save_adapter` are the two ways back.
@@ -26,15 +26,15 @@ _A, _B = ".lora_A.default.", ".lora_B.default."
 def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> None:
     """Put adapters on every linear layer of the language model but its head, in place.
 
-    They start as zero, so the model computes what it did before. The layers are named by one regular expression over
-    whole module names: names such as `q_proj` alone would find the vision tower's layers as well, as Bunny's
-    continuous training does.
+    They start at zero, so the model's output does not change. The layers are named by one regular expression over whole
+    module names: names such as `q_proj` alone would match the vision tower's layers too, as in Bunny's continuous
+    training.
 
     Args:
-        model: With the weights it starts from; only what is trained after is the adapters'.
+        model: The model with its initial weights.
         seed: The same on every rank.
     """
-    from peft import LoraConfig as PeftLoraConfig  # here: a second of every worker's start, and few train adapters
+    from peft import LoraConfig as PeftLoraConfig  # here, because it takes a second and few runs train adapters
     from peft import inject_adapter_in_model
 
     torch.manual_seed(seed)
@@ -60,11 +60,11 @@ def is_adapter(parameter_name: str) -> bool:
 
 
 def merged_state(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """Return a model's state with its adapters added to the layers they adapt, by the names of a model without any.
+    """Return a model's state with its adapters merged, under the names of a model without adapters.
 
     Args:
-        state: Of a model with adapters.
-        config: What they were made with.
+        state: The state of a model with adapters.
+        config: The configuration that the adapters were added with.
     """
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Models from folder to folder: into and out of Bunny's layout, adapters merged, two models averaged."""
+"""Conversions from folder to folder: into and out of Bunny's layout, merging adapters, averaging two models."""
 
 import json
 import shutil
@@ -92,7 +92,7 @@ def _rewritten(tensors: LazyTensors, like: Path, target: Path, dtype: torch.dtyp
 
 
 def _name_dtype(file: Path, dtype: str) -> None:
-    """Say in a config.json what the weights are now: loaders go by it."""
+    """Write the weights' new type into a config.json, because loaders follow it."""
 
     def changed(value: Any) -> Any:
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What transformers' LLaVA cannot express: several scales, other projectors, EVA-CLIP.
+"""LLaVA with what transformers' class lacks: several image scales, other projectors, EVA-CLIP.
 
 `ExtendedLlava` is LLaVA with another image path and nothing else; generation, loss and the decoder are inherited.
 Everything that plain LLaVA expresses is saved as plain LLaVA, which needs no Warren to load.
@@ -25,9 +25,9 @@ PLAIN_PROJECTOR = "mlp2x_gelu"
 
 
 class ExtendedLlavaConfig(LlavaConfig):
-    """LLaVA's configuration, and what of it is Warren's.
+    """LLaVA's configuration with Warren's projector and scales.
 
-    `vision_scales` are S²'s, ascending, in pixels; None or one scale is the tower as it is.
+    `vision_scales` are S²'s, ascending, in pixels; with None or one scale the tower is used as it is.
     """
 
     model_type = "warren_llava"

@@ -1,9 +1,9 @@
 """The language model's head: which tokens it can predict, and the form in which its own checkpoint trained it.
 
-On disk the head is a matrix of its own with every factor in it, which transformers' LLaVA and vLLM take as it is. A
-checkpoint that shares this matrix with its embeddings, or divides its logits (MiniCPM, Granite), trains otherwise, as
-Adam's steps do not scale with the weights. So a stage unfolds the head before it trains, and folds it for what it
-writes.
+On disk the head is a separate matrix that includes every factor, as transformers' LLaVA and vLLM expect it. A
+checkpoint that ties its head to its embeddings, or divides its logits (MiniCPM, Granite), has to train in that form,
+because Adam's steps do not scale with the weights. So a stage unfolds the head before it trains, and folds it again
+when it saves the model.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class Head:
     """What a model's config.json says of its head.
 
     Attributes:
-        unpredicted_ids: Tokens that the language model was extended by and that no text holds (`<image>`). They are
-            outside the softmax of every loss.
-        tied: In training the head is the embeddings.
-        divisor: Of the logits in training; on disk the head is divided by it.
+        unpredicted_ids: Tokens added to the language model that no text contains (`<image>`). The softmax of every loss
+            leaves them out.
+        tied: Whether head and embeddings are one matrix in training.
+        divisor: Divides the logits in training; on disk the head is divided by it instead.
     """
 
     unpredicted_ids: tuple[int, ...] = ()
@@ -53,20 +53,20 @@ class Head:
 
 
 def appended_ids(tokenizer: TrainedTokenizer, num_rows: int) -> tuple[int, ...]:
-    """Return the ids that a language model with `num_rows` embeddings was extended by and that are never predicted.
+    """Return the ids added to a language model with `num_rows` embeddings that are never predicted.
 
-    Those are the image token, a pad and a BOS; other appended tokens, the end of an answer among them, can be learnt.
+    Those are the image token, a pad and a BOS. Other added tokens can be learnt, such as the end of an answer.
     """
     special = (tokenizer.image_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
-    found = sorted({token for token in special if token is not None and token >= num_rows})
-    if found in ([], [tokenizer.image_token_id]):
-        return tuple(found)
+    appended = sorted({token for token in special if token is not None and token >= num_rows})
+    if appended in ([], [tokenizer.image_token_id]):
+        return tuple(appended)
     end = Tokenizer.from_str(tokenizer.json).token_to_id(tokenizer.eos_token)
-    return tuple(token for token in found if token != end)
+    return tuple(token for token in appended if token != end)
 
 
 def unsampled_ids(tokenizer: Tokenizer, num_rows: int, image_token_id: int) -> list[int]:
-    """Return the ids that an answer never holds: the image token's, and rows of the head that no token belongs to.
+    """Return the ids that no answer contains: the image token's, and rows of the head without a token.
 
     Language models have spare rows for speed; Bunny cuts them off when it loads a checkpoint.
     """

@@ -26,6 +26,6 @@ class ImageNormalizer(nn.Module):
     def forward(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `dtype` (images, 3, height, width) for pixels uint8 (images, 3, height, width).
 
-        It is computed in float32, whatever the model's type is.
+        The computation is in float32, whatever the model's type is.
         """
         return ((pixels.float() / 255.0 - self.mean) / self.std).to(dtype)

@@ -1,4 +1,4 @@
-"""Model folders on S3 for code that works on local ones: down before, up after."""
+"""Model folders on S3 for code that works on local folders: downloaded before, uploaded after."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from warren.storage.scratch import scratch_folder
 def with_local_folders(work: Callable[..., None], sources: Sequence[str | None], target: str) -> None:
     """Call `work(*source folders, target folder)` with local folders; what is on S3 is copied around the call.
 
-    A target on S3 gets config.json last, so that nobody takes a half-uploaded folder for a model.
+    config.json is uploaded last, so that a half-uploaded folder is not mistaken for a model.
 
     Raises:
         NotFoundError: A source on S3 holds nothing.
@@ -45,8 +45,8 @@ def download_folder(location: Location, folder: Path) -> None:
     Raises:
         NotFoundError: It holds nothing.
     """
-    found = location.list()
-    if not found:
+    files = location.list()
+    if not files:
         raise NotFoundError(f"{location} holds no files")
-    for entry in found:
-        entry.store.download(entry.key, path_below(folder, entry.uri.removeprefix(f"{location.uri}/")))
+    for file in files:
+        file.store.download(file.key, path_below(folder, file.uri.removeprefix(f"{location.uri}/")))

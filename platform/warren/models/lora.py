@@ -41,8 +41,8 @@ def merged(
         ModelError: The adapter is of another kind, incomplete, or names weights the base does not have.
     """
     config = _config(adapter)
-    found = read_either(adapter, "adapter_model")
-    tensors = {rename(unwrapped(name)): read for name, read in found.items()}
+    adapter_tensors = read_either(adapter, "adapter_model")
+    tensors = {rename(unwrapped(name)): read for name, read in adapter_tensors.items()}
     result = dict(base)
     for name, read in tensors.items():
         if ".lora_A." in name:
@@ -71,7 +71,7 @@ def unwrapped(name: str) -> str:
 
 
 def adapted(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return a layer's weight [out, in] with its adapter added, W + scale · B·A, in float32: round it where it ends."""
+    """Return a layer's weight [out, in] with its adapter added, W + scale · B·A, in float32; the caller rounds it."""
     result: Tensor = weight.float() + (b.float() @ a.float()) * scale
     return result
 

@@ -18,7 +18,7 @@ _MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multip
 
 
 def check_minicpm(config: Any) -> None:
-    """Refuse a MiniCPM that an earlier version of Warren imported as a Llama: it would train otherwise.
+    """Refuse a MiniCPM that an earlier version of Warren imported as a Llama: it would train differently.
 
     Raises:
         ModelError: It is one.

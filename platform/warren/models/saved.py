@@ -120,7 +120,7 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     """Load a model, its inputs and the text of its tokenizer, and check that they fit each other.
 
     Raises:
-        ReleaseError: A file is missing, or the parts contradict each other (invariant 12).
+        ReleaseError: A file is missing, or the parts contradict each other.
     """
     inputs = Inputs.load(folder)
     try:
@@ -190,7 +190,7 @@ def _patch_px(config: Any) -> int:
 
 
 def _image_processor(spec: ImageSpec) -> LlavaImageProcessorPil:
-    """Return the processor that makes of an image what `to_pixels` makes of it."""
+    """Return the image processor that does what `to_pixels` does."""
     square = {"height": spec.size_px, "width": spec.size_px}
     crops = not spec.padding and spec.resize != "stretch"
     return LlavaImageProcessorPil(

@@ -140,8 +140,8 @@ def _name_shards(folder: Path, shards: list[Path], written: dict[str, str], tota
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _check_names(found: Set[str], expected: Set[str]) -> None:
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
+def _check_names(actual: Set[str], expected: Set[str]) -> None:
+    missing, unexpected = sorted(expected - actual), sorted(actual - expected)
     if missing or unexpected:
         parts = [
             f"{len(names)} {what}: {', '.join(names[:4])}"
@@ -180,7 +180,7 @@ def _from_pickle(file: Path, name: str) -> Tensor:
 
 @lru_cache(maxsize=2)  # two, because a merge and an average read from two files in turn
 def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """Load a pickle of tensors. All but torch's oldest format are mapped, so only what is used is ever in memory."""
+    """Load a pickle of tensors: memory-mapped, so that unused ones take no memory, but for torch's oldest format."""
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:

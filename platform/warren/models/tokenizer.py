@@ -1,4 +1,4 @@
-"""Tokenizers: a pretrained model's own, and one trained on a dataset's text for models that start from nothing."""
+"""Tokenizers: a pretrained model's own, and one trained on a dataset's text for models with random weights."""
 
 import json
 from collections.abc import Iterable
@@ -92,7 +92,7 @@ def read_tokenizer(
 
 
 def check_named(folder: Path, pad: bool) -> None:
-    """Refuse a tokenizer that does not say what ends and what pads a text.
+    """Refuse a tokenizer that names no eos token or no pad token.
 
     Args:
         folder: As for `read_tokenizer`.
@@ -102,14 +102,14 @@ def check_named(folder: Path, pad: bool) -> None:
         ModelError: It names none.
     """
     settings = _settings(folder)
-    for wanted in (("eos_token",), ("pad_token", "unk_token")) if pad else (("eos_token",),):
-        if not any(settings.get(key) for key in wanted):
-            given = ", ".join(f"{key} is {settings.get(key)!r}" for key in wanted)
-            raise ModelError(f"the tokenizer in {folder} lacks {wanted[0]} ({given}): name it in tokenizer_config.json")
+    for keys in (("eos_token",), ("pad_token", "unk_token")) if pad else (("eos_token",),):
+        if not any(settings.get(key) for key in keys):
+            values = ", ".join(f"{key} is {settings.get(key)!r}" for key in keys)
+            raise ModelError(f"the tokenizer in {folder} lacks {keys[0]} ({values}): name it in tokenizer_config.json")
 
 
 def _bos_id(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id a tokenizer puts in front of every text. Phi-3's revisions differ, so it is asked."""
+    """Return the id that a tokenizer puts before a text. It is found by encoding one: Phi-3's revisions differ."""
     probe = tokenizer.encode("a", add_special_tokens=False).ids
     added = tokenizer.encode("a").ids
     if added == probe:
@@ -146,10 +146,10 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """Return the tokenizer's chat template: a file of its own, or a setting; of several the one called default."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text()
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
-    return found
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
 
 
 def _token_id(folder: Path, tokenizer: Tokenizer, role: str, text: str) -> int:

@@ -77,10 +77,10 @@ def tower_config(place: Path) -> PretrainedConfig:
 
 
 def normalisation(place: Path, config: PretrainedConfig) -> Normalisation | None:
-    """Return what the processor in a tower's folder normalises images with; None: it has none, or EVA-CLIP's.
+    """Return mean and standard deviation of the processor in a tower's folder; None without one, and for EVA-CLIP.
 
     Raises:
-        ModelError: It prepares images in a way that Warren does not.
+        ModelError: The processor prepares images in a way that Warren does not support.
     """
     file = (place if place.is_dir() else place.parent) / PROCESSOR_FILE
     if not file.is_file() or isinstance(config, EvaClipVisionConfig):  # Bunny's EVA-CLIP reads no file
@@ -113,8 +113,8 @@ def _differing(fields: dict[str, Any], config: PretrainedConfig) -> list[str]:
             wrong.append("do_center_crop")
         cropped = ("crop_size",) if config.model_type != _SIZED[0] else ()
         for key in ("size", *cropped):
-            given = fields.get(key) or config.image_size
-            sides = given.values() if isinstance(given, dict) else (given,)
+            size = fields.get(key) or config.image_size
+            sides = size.values() if isinstance(size, dict) else (size,)
             if any(side != config.image_size for side in sides):
                 wrong.append(key)
     return wrong
@@ -160,7 +160,7 @@ def known_config(fields: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def tower_tensors(tensors: LazyTensors) -> LazyTensors:
-    """Names below the tower's own prefix; a text tower beside it is left behind."""
+    """Return the tower's tensors without its prefix, and without those of a text tower beside it."""
     for prefix in ("vision_model.", "visual.", "model."):  # transformers 4; EVA-CLIP's file; EVA-CLIP in a checkpoint
         inner = {k.removeprefix(prefix): read for k, read in tensors.items() if k.startswith(prefix)}
         if inner:

@@ -142,9 +142,9 @@ def inputs_of(config: ModelConfig, tokenizer: TrainedTokenizer) -> Inputs:
 def freeze_all_but(model: nn.Module, trainable: Iterable[ModelPart]) -> tuple[int, int]:
     """Let only the named parts train.
 
-    Blocks of the tower behind the feature layer are never used, so they never train: an optimizer would hold state
-    for them, and no gradient would come. Of a language model with adapters only these train. Where padding and the end
-    of an answer are one token, torch would never train its embedding; here it is trained, as Bunny's is.
+    Blocks of the tower after the feature layer are never used, so they stay frozen: the optimizer would keep state for
+    them, and they would get no gradient. Of a language model with adapters only the adapters train. If padding and the
+    end of an answer are one token, torch would not train its embedding; here it is trained, as in Bunny.
 
     Returns:
         Trainable and total parameter counts.
@@ -164,10 +164,10 @@ def freeze_all_but(model: nn.Module, trainable: Iterable[ModelPart]) -> tuple[in
 
 
 def recompute_activations(model: Any) -> None:
-    """Trade time for memory: blocks that train run again in the backward pass instead of keeping what they computed.
+    """Turn on gradient checkpointing: blocks run again in the backward pass instead of storing their activations.
 
-    transformers also makes every embedding ask for a gradient, which only the reentrant kind needs: it would give a
-    frozen vision tower a graph, and run it twice for nothing.
+    transformers also makes every embedding require a gradient, which only reentrant checkpointing needs. That is undone
+    here: a frozen vision tower would get a graph, and run twice for nothing.
     """
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.disable_input_require_grads()
@@ -219,7 +219,7 @@ def _normalisation(config: VisionTowerConfig, vision: PretrainedConfig) -> Norma
     """Return what images are normalised with: by the processor in the tower's folder, else as its family was."""
     usual = _NORMALISATION[config.family]
     if not config.pretrained or (config.config and not Path(os.path.expandvars(config.pretrained)).exists()):
-        return usual  # nothing is downloaded for a published tower, whose sizes the recipe has
+        return usual  # a published tower whose sizes are in the recipe: nothing needs to be downloaded
     try:
         return normalisation(folder_of(config.pretrained, weights=False), vision) or usual
     except ModelError as error:
@@ -256,7 +256,7 @@ def _text_fields(config: LanguageModelConfig) -> tuple[str | None, dict[str, Any
     """Return the decoder's kind and sizes: the recipe's, or those in its pretrained folder."""
     model_type, fields = config.model_type, dict(config.config)
     if config.pretrained and not fields:
-        found = read_config(folder_of(config.pretrained, weights=False))
-        model_type = found.pop("model_type", model_type)
-        fields = {key: value for key, value in found.items() if key not in _NOT_SIZES}
+        saved_config = read_config(folder_of(config.pretrained, weights=False))
+        model_type = saved_config.pop("model_type", model_type)
+        fields = {key: value for key, value in saved_config.items() if key not in _NOT_SIZES}
     return ("granite", granite_fields(fields)) if model_type == "minicpm" else (model_type, fields)

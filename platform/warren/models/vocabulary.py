@@ -1,4 +1,4 @@
-"""The rows of a vocabulary: embeddings and head cut, grown and untied, by their names in the LLaVA layout."""
+"""The vocabulary of a checkpoint: embeddings and head are cut, extended and untied, by their LLaVA names."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,12 +30,18 @@ def num_rows(tensors: LazyTensors, name: str = EMBEDDINGS) -> int:
 
 
 def with_vocabulary(tensors: LazyTensors, kept: int, vocab_size: int) -> LazyTensors:
-    """Keep the first rows of the vocabulary, and append rows for new tokens.
-
-    The new rows are the mean of the others, so the head never prefers a new token to all old ones.
-    """
+    """Keep the first `kept` rows of the vocabulary, and append rows for new tokens (`with_rows`)."""
     change = partial(_resize, kept, vocab_size)
     return changed(tensors, dict.fromkeys((EMBEDDINGS, HEAD), change))
+
+
+def with_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    """Append rows up to `num_rows`: the mean of the others, so that the head prefers no new token to all old ones."""
+    new = num_rows - len(tensor)
+    if new <= 0:
+        return tensor
+    mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(new, -1)])
 
 
 def scaled_head(tensors: LazyTensors, factor: float, keep_dtype: bool = False) -> LazyTensors:
@@ -59,12 +65,7 @@ def _resize(kept: int, vocab_size: int, tensor: Tensor) -> Tensor:
     rows = tensor.shape[0]
     if rows < kept:
         raise ModelError(f"the vocabulary does not fit: {rows} rows of embeddings, {kept} tokens")
-    tensor = tensor[:kept]
-    new = vocab_size - kept
-    if new <= 0:
-        return tensor[:vocab_size]
-    mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-    return torch.cat([tensor, mean.expand(new, -1)])
+    return with_rows(tensor[:kept], vocab_size)[:vocab_size]
 
 
 def _scale(factor: float, keep_dtype: bool, tensor: Tensor) -> Tensor:

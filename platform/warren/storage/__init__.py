@@ -1,4 +1,4 @@
-"""One place that turns a URI into storage: `s3://`, `file://` and plain paths behave alike."""
+"""Storage by URI: `s3://`, `file://` and plain paths behave alike."""
 
 from warren.storage.digests import FileEntry, check_relative, digest_bytes, digest_file
 from warren.storage.files import apply_umask

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import pyarrow.fs
 
-from warren.compat.pyarrow import is_passing
+from warren.compat.pyarrow import is_transient
 from warren.config.environment import storage_deadline_s
 from warren.storage.retry import RetryPolicy, retrying
 from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
@@ -49,7 +49,7 @@ def read_retrying(uri: str, read: Callable[[], ResultT]) -> ResultT:
     Raises:
         StorageError: The deadline has passed.
     """
-    return retrying(RetryPolicy(uri, endpoint() or "AWS"), read, is_passing)
+    return retrying(RetryPolicy(uri, endpoint() or "AWS"), read, is_transient)
 
 
 def _attempts(deadline_s: float) -> int:

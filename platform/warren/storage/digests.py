@@ -1,4 +1,4 @@
-"""Digests and the entries of manifests: a file counts as written when its bytes are known."""
+"""SHA-256 digests, and the entries of a manifest: path, size and digest of each file."""
 
 import hashlib
 from dataclasses import asdict, dataclass

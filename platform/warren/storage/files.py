@@ -70,13 +70,13 @@ class FileStore:
 
     def stamp(self, key: str) -> tuple[int, str]:
         with _errors(key):
-            found = Path(key).stat()
-        return found.st_size, str(found.st_mtime_ns)
+            status = Path(key).stat()
+        return status.st_size, str(status.st_mtime_ns)
 
     def list(self, prefix: str) -> list[str]:
         with _errors(prefix):
-            found = (p for p in Path(prefix).rglob("*") if p.is_file() and not p.name.startswith(_HIDDEN_PREFIX))
-            return sorted((str(path) for path in found), key=str.encode)
+            files = (p for p in Path(prefix).rglob("*") if p.is_file() and not p.name.startswith(_HIDDEN_PREFIX))
+            return sorted((str(path) for path in files), key=str.encode)
 
     def delete(self, key: str) -> None:
         with _errors(key):

@@ -1,4 +1,4 @@
-"""A URI that knows its storage. It holds only text, so it pickles, prints and compares as what it is."""
+"""A location in storage, named by a URI. It holds only text, so it pickles and compares by value."""
 
 import io
 import json
@@ -83,7 +83,7 @@ class Location:
         """The store that holds `key`."""
         if not self.is_s3:
             return FileStore()
-        from warren.storage.s3 import S3Store  # boto3 takes long to import, and a reading task does without
+        from warren.storage.s3 import S3Store  # here, because boto3 takes seconds to import and some tasks only read
 
         return S3Store()
 
@@ -125,7 +125,7 @@ class Location:
         self.store.create(self.key, data)
 
     def put_bytes(self, data: bytes) -> None:
-        """Make sure that the object holds `data`: written only if it does not, atomically, whatever was there."""
+        """Make the object hold `data`, whatever it held before: atomically, and without a write if it does already."""
         while True:
             try:
                 return self.create_bytes(data)
@@ -133,11 +133,11 @@ class Location:
                 present, tag = self.store.read(self.key)
                 if present == data:
                     return None
-            with suppress(ConflictError):  # somebody else was faster: look again
+            with suppress(ConflictError):  # another writer was faster: read again
                 return self.store.replace(self.key, data, tag)
 
     def put_json(self, value: Any) -> None:
-        """Make sure that the object holds `value` as readable JSON."""
+        """Make the object hold `value` as readable JSON."""
         self.put_bytes(_to_json(value))
 
     def create_json(self, value: Any) -> None:

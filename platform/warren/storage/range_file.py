@@ -1,4 +1,4 @@
-"""A storage object as a seekable file: read in ranges, each of which is waited for on its own."""
+"""A storage object as a seekable file. Each read is one request for a byte range, with its own retries."""
 
 import io
 from typing import Any
@@ -10,8 +10,8 @@ class RangeFile(io.RawIOBase):
     """Reads byte ranges on demand; wrap it in a `BufferedReader`, whose buffer is the size of one request.
 
     Args:
-        store: Holds the object.
-        key: Which one.
+        store: The store that holds the object.
+        key: The object's key.
     """
 
     def __init__(self, store: Store, key: str) -> None:
@@ -20,11 +20,11 @@ class RangeFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Files of this kind are for reading."""
+        """Return True: the file is for reading."""
         return True
 
     def seekable(self) -> bool:
-        """Every position can be read from."""
+        """Return True: every position can be read."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

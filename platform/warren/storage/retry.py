@@ -1,4 +1,7 @@
-"""Waiting for storage that is away: try again with growing pauses, and give up after a deadline without progress."""
+"""Retries with exponential backoff, until a deadline has passed without progress.
+
+Why not tenacity: docs/adr/0007-storage-is-boto3-and-pyarrow-for-now.md.
+"""
 
 import logging
 import random
@@ -12,16 +15,16 @@ from warren.errors import StorageError
 ResultT = TypeVar("ResultT")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
-_SILENT_ATTEMPTS = 3  # a single broken connection is not news
+_SILENT_ATTEMPTS = 3  # failures before the warning: single broken connections are normal
 _LOG = logging.getLogger(__name__)
 
 
 class RetryPolicy:
-    """Counts how long one operation has been in trouble. Progress makes it forget.
+    """The retries of one operation: failed attempts, and the time since the last progress.
 
     Args:
         where: URI of the object, for the error.
-        server: What does not answer, for the error.
+        server: URL of the server, for the error.
     """
 
     def __init__(self, where: str, server: str) -> None:
@@ -30,17 +33,17 @@ class RetryPolicy:
         self._since: float | None = None
         self._attempts = 0
         self.was_tried = False
-        """Whether an attempt failed ever: what it wrote may have arrived although its answer did not."""
+        """Whether any attempt failed: its write may have arrived although its response was lost."""
 
     def progressed(self) -> None:
-        """Start counting anew: bytes came."""
+        """Reset the deadline and the pauses, because bytes arrived."""
         self._since, self._attempts = None, 0
 
     def wait(self, error: Exception) -> None:
         """Pause before the next attempt.
 
         Raises:
-            StorageError: The deadline has passed since the trouble began.
+            StorageError: The deadline has passed since the last progress.
         """
         now = time.monotonic()
         self._since = now if self._since is None else self._since
@@ -58,13 +61,13 @@ class RetryPolicy:
         time.sleep(pause)
 
 
-def retrying(patience: RetryPolicy, action: Callable[[], ResultT], is_passing: Callable[[Exception], bool]) -> ResultT:
+def retrying(policy: RetryPolicy, action: Callable[[], ResultT], is_transient: Callable[[Exception], bool]) -> ResultT:
     """Run an action until it succeeds or fails for good.
 
     Args:
-        patience: Its deadline holds.
+        policy: Its deadline holds.
         action: Safe to repeat.
-        is_passing: Tells an error that may pass (the server is away, the connection broke) from one that will not.
+        is_transient: Tells an error that may pass (the server is away, the connection broke) from one that will not.
 
     Raises:
         StorageError: The deadline has passed.
@@ -73,6 +76,6 @@ def retrying(patience: RetryPolicy, action: Callable[[], ResultT], is_passing: C
         try:
             return action()
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
-            patience.wait(error)
+            policy.wait(error)

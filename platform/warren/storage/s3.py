@@ -3,9 +3,9 @@
 boto3 does what pyarrow cannot: conditional puts, and uploads that never publish a truncated object (pyarrow
 completes a multipart upload when its stream is dropped). pyarrow reads ranges and Parquet (`arrow_s3`).
 
-A server that is away, answers 5xx or cuts a connection is waited for: every operation is repeated until the deadline
-of `RetryPolicy`, and a read goes on at the byte where it broke. boto3's own retries are too short for that, and do not
-cover an answer's body.
+Every operation is retried while the server is away, answers 5xx or breaks connections, until the deadline of
+`RetryPolicy`. A read continues at the byte where it broke. boto3's own retries end sooner and do not cover the body of
+a response.
 """
 
 import base64
@@ -36,7 +36,7 @@ from warren.storage.retry import RetryPolicy, retrying
 from warren.storage.s3_endpoint import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, endpoint, region
 
 ResultT = TypeVar("ResultT")
-_UPLOAD_ATTEMPTS = 10  # of one part: a broken connection need not start a large file anew
+_UPLOAD_ATTEMPTS = 10  # of one part, so that a broken connection does not restart the upload of a large file
 _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 16 << 20
 _PARALLEL_PARTS = 4
@@ -66,12 +66,12 @@ class S3Store:
         self._put(key, data, IfMatch=tag)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        patience = _retry_policy(key)
+        policy = _retry_policy(key)
         try:
-            _persist(key, lambda: _client().put_object(**_split(key), Body=data, **condition), patience)
+            _persist(key, lambda: _client().put_object(**_split(key), Body=data, **condition), policy)
         except ConflictError:
-            # An attempt whose answer was lost may have written the object: then the condition failed on our own bytes.
-            if not (patience.was_tried and self.read(key)[0] == data):
+            # An attempt whose response was lost may have written the object: then our own bytes are the conflict.
+            if not (policy.was_tried and self.read(key)[0] == data):
                 raise
 
     def upload(self, source: Path, key: str) -> None:
@@ -95,9 +95,9 @@ class S3Store:
     def copy(self, source: str, target: str) -> None:
         bucket, name = target.split("/", 1)
         config = TransferConfig(max_concurrency=_PARALLEL_PARTS)
-        # The server copies: one request, or one a part for a large object. Its checksum spares `sha256` the reading.
+        # The server copies: in one request, or one for each part. With a stored checksum, `sha256` need not read.
         extra = {"ChecksumAlgorithm": "SHA256"}
-        self._head(source)  # says what is missing, as the copy's own error does not
+        self._head(source)  # its error names what is missing; the copy's does not
         _persist(
             source,
             lambda: _client(_UPLOAD_ATTEMPTS).copy(_split(source), bucket, name, ExtraArgs=extra, Config=config),
@@ -123,7 +123,7 @@ class S3Store:
         try:
             return _persist(key, lambda: _client().head_object(**_split(key), **options))
         except NotFoundError:
-            bucket = _split(key)["Bucket"]  # the answer to HEAD has no body that could say what is missing
+            bucket = _split(key)["Bucket"]  # HEAD has no body to say what is missing; listing fails without a bucket
             _persist(key, lambda: _client().list_objects_v2(Bucket=bucket, MaxKeys=1))
             raise
 
@@ -131,9 +131,9 @@ class S3Store:
         bucket, _, folder = prefix.rstrip("/").partition("/")
 
         def keys() -> list[str]:
-            pages = _client().get_paginator("list_objects_v2")
-            found = pages.paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
-            return [f"{bucket}/{entry['Key']}" for page in found for entry in page.get("Contents", ())]
+            paginator = _client().get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=bucket, Prefix=f"{folder}/" if folder else "")
+            return [f"{bucket}/{entry['Key']}" for page in pages for entry in page.get("Contents", ())]
 
         # Servers differ in their order (a tree walk is not UTF-8 order), so sort here.
         return sorted((k for k in _persist(prefix, keys) if not k.endswith("/")), key=str.encode)
@@ -144,27 +144,29 @@ class S3Store:
 
 def _fetch(key: str, sink: Callable[[bytes, int], object], start: int = 0, stop: int | None = None) -> str:
     """Pass bytes `start` … `stop - 1` of an object to `sink(chunk, position)`, each once, and return its tag."""
-    patience = _retry_policy(key)
+    policy = _retry_policy(key)
     position, tag = start, ""
 
     def rest() -> None:
         nonlocal position, tag
-        wanted: dict[str, str] = {"IfMatch": tag} if tag else {}
+        # A retry asks for the version that it began with: bytes of two versions must not be joined.
+        # A retry asks for the version that it began with: bytes of two versions must not be joined.
+        options: dict[str, str] = {"IfMatch": tag} if tag else {}
         if position or stop is not None:
-            wanted["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
-        answer = _client().get_object(**_split(key), **wanted)
-        tag = answer["ETag"]
-        for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
+            options["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
+        response = _client().get_object(**_split(key), **options)
+        tag = response["ETag"]
+        for chunk in response["Body"].iter_chunks(_CHUNK_BYTES):
             sink(chunk, position)
             position += len(chunk)
-            patience.progressed()
+            policy.progressed()
 
-    _persist(key, rest, patience)
+    _persist(key, rest, policy)
     return tag
 
 
 def ensure_bucket(bucket: str) -> None:
-    """Create a bucket if it is not there (for local servers and tests; production buckets are made by people)."""
+    """Create a bucket unless it exists: for local servers and tests. Production buckets are created by people."""
     with _errors(bucket):
         try:
             _client(_UPLOAD_ATTEMPTS).create_bucket(Bucket=bucket)
@@ -174,7 +176,7 @@ def ensure_bucket(bucket: str) -> None:
 
 
 def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
-    """Tell whether a server takes an object and gives it back: it is ready when it does, not when its port is open."""
+    """Return whether a server stores and returns an object; an open port does not mean that it is ready."""
     client = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -188,15 +190,15 @@ def round_trip(endpoint: str, access_key: str, secret_key: str) -> bool:
         with suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=key, Body=b"ready")
-        answer: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        data: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
         client.delete_object(Bucket=bucket, Key=key)
     except (BotoCoreError, ClientError):
         return False
-    return answer == b"ready"
+    return data == b"ready"
 
 
 def _client(attempts: int = 1) -> Any:
-    # Keyed by what may change between tests, so a new server is seen at once.
+    # What tests change is in the cache's key, so that they reach a new server at once.
     keys = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     return _cached_client(endpoint(), *keys, attempts)
 
@@ -220,20 +222,19 @@ def _retry_policy(key: str) -> RetryPolicy:
     return RetryPolicy(f"s3://{key}", endpoint() or "AWS")
 
 
-def _persist(key: str, action: Callable[[], ResultT], patience: RetryPolicy | None = None) -> ResultT:
+def _persist(key: str, action: Callable[[], ResultT], policy: RetryPolicy | None = None) -> ResultT:
     with _errors(key):
-        return retrying(patience or _retry_policy(key), action, _is_passing)
+        return retrying(policy or _retry_policy(key), action, _is_transient)
 
 
-def _is_passing(error: Exception) -> bool:
-    """Tell what a server that is away, overloaded or cut off raises from what it means."""
+def _is_transient(error: Exception) -> bool:
+    """Return whether an error means that the server is away or overloaded, or that a connection broke."""
     if isinstance(error, boto3.exceptions.Boto3Error):
         cause = error.__cause__ or error.__context__
-        return isinstance(cause, Exception) and _is_passing(cause)
+        return isinstance(cause, Exception) and _is_transient(cause)
     if isinstance(error, ClientError):
-        answer = error.response
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429 or answer.get("Error", {}).get("Code") in _BROKEN_BODY
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429 or error.response.get("Error", {}).get("Code") in _BROKEN_BODY
     if isinstance(error, SSLError):
         return False
     return isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError)
@@ -245,7 +246,7 @@ def _split(key: str) -> dict[str, str]:
 
 
 def _is_odd(key: str) -> bool:
-    """Whether some servers refuse a key because they keep objects as files."""
+    """Return whether a server that stores objects as files may refuse a key."""
     return "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/"))
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders that do not pile up: each is locked by its process, and the next one removes what nobody holds."""
+"""Temporary folders that are removed even after a crash: each is locked, and the next process removes unlocked ones."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX = "warren."  # of these folders alone: what else begins with the name is not locked and must stay
+_PREFIX = "warren."  # of these folders only: other folders called warren… have no lock and must stay
 _GRACE_S = 60.0  # a folder this young may not be locked yet
 
 
@@ -17,8 +17,8 @@ _GRACE_S = 60.0  # a folder this young may not be locked yet
 def scratch_folder(purpose: str) -> Iterator[Path]:
     """Give an empty temporary folder, and remove it afterwards.
 
-    A process that is killed cannot remove its folder. The kernel takes back its lock, though, so whoever asks for the
-    next one finds the old folder unlocked and removes it.
+    A killed process cannot remove its folder, but the kernel releases its lock. The next call, of any process, removes
+    unlocked folders.
 
     Args:
         purpose: Part of the folder's name; keep it short, Unix sockets may lie below.
@@ -36,8 +36,8 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # in use, or removed meanwhile
-            found = folder.lstat()
-            if found.st_uid != os.getuid() or time.time() - found.st_ctime < _GRACE_S:
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or time.time() - status.st_ctime < _GRACE_S:
                 continue
             with _opened(folder) as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What Warren asks of storage beyond streaming: conditional writes, whole-file uploads, listings."""
+"""The interface of storage: conditional writes, transfers of whole files, ranges and listings."""
 
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +62,7 @@ class Store(Protocol):
         """
 
     def stamp(self, key: str) -> tuple[int, str]:
-        """Return an object's size in bytes and what changes when it is written: an ETag or a time.
+        """Return an object's size in bytes, and a text that changes when it is written: an ETag or a time.
 
         Raises:
             NotFoundError: There is no such object.
@@ -72,4 +72,4 @@ class Store(Protocol):
         """Return every key below the folder `prefix`, sorted by UTF-8 bytes, at any depth."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; removing what is gone is not an error."""
+        """Remove an object; a missing object is no error."""

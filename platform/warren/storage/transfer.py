@@ -1,4 +1,4 @@
-"""Copies whose bytes are checked: up, down, and in one read."""
+"""Uploads, downloads, copies and reads whose bytes are checked."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +24,15 @@ def upload_verified(source: Path, folder: Location, path: str) -> FileEntry:
     target.upload(source)
     stored = target.store.size(target.key)
     if stored != size:
-        raise StorageError(f"{target}: {stored} bytes are stored of {size}; the upload did not arrive whole")
+        raise StorageError(
+            f"{target} holds {stored} of {size} bytes: the upload did not arrive whole, run the job again"
+        )
     return FileEntry(path=path, bytes=size, sha256=sha256)
 
 
 @dataclass(frozen=True)
 class StoredFiles:
-    """Files of a manifest together with the folder that their paths are relative to."""
+    """Files of a manifest, and the folder that their paths are relative to."""
 
     folder: Location
     files: tuple[FileEntry, ...]
@@ -42,7 +44,7 @@ class StoredFiles:
 
     @property
     def digest(self) -> str:
-        """Identifies paths and bytes, wherever they are stored."""
+        """Identifies paths and bytes: equal wherever the files are stored."""
         lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
         return digest_bytes("\n".join(lines).encode())
 

@@ -74,7 +74,7 @@ class Demo:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        """Run it and return its figures.
+        """Run it and return its metrics.
 
         Raises:
             ServiceError: A job failed; its own error is printed above.
@@ -94,11 +94,11 @@ class Demo:
                     RayHead(scratch / "ray", _CPUS, self._environment(server, root), token=secrets.token_hex(32))
                 )
             port = int(head.environment[PORT_VARIABLE])
-            figures = self.walk(root, head.environment, port, began)
+            metrics = self.walk(root, head.environment, port, began)
             if self.keep:
                 self._wait(root, head, port)
         print(f"\nEverything made is in {store}. To use it, start the services again: make demo KEEP=1")
-        return figures
+        return metrics
 
     def walk(
         self, root: Location, environment: dict[str, str], port: int, began: float | None = None
@@ -119,9 +119,9 @@ class Demo:
             answers = list(self._ask(root, port))
         with self._timed("draw"):
             image = self._draw(root, answers)
-        figures = self._summary(root, time.monotonic() - began, answers)
-        print(f"\n{image}\n{json.dumps(figures)}", flush=True)
-        return figures
+        metrics = self._summary(root, time.monotonic() - began, answers)
+        print(f"\n{image}\n{json.dumps(metrics)}", flush=True)
+        return metrics
 
     @property
     def _named(self) -> str:
@@ -194,7 +194,7 @@ class Demo:
 
     def _summary(self, root: Location, total_s: float, answers: list[DemoAnswer]) -> dict[str, Any]:
         measured = self._measured(root)
-        figures = {
+        metrics = {
             "accuracy": measured.value,
             "num_questions": measured.score["num_samples"],
             "asked": len(answers),
@@ -202,8 +202,8 @@ class Demo:
             "total_s": round(total_s, 1),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        (self.output / f"{self.recipe.name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-        return figures
+        (self.output / f"{self.recipe.name}.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        return metrics
 
     def _measured(self, root: Location) -> Evaluation:
         """Return the evaluation that the recipe describes, of the checkpoint that was released."""

@@ -15,7 +15,7 @@ import psutil
 
 from warren.compat.ray_cli import ADDRESS_VARIABLE, client_variables, ray_command
 from warren.errors import ServiceError
-from warren.testbed.parent import ending_with_parent
+from warren.testbed.parent_death import ending_with_parent
 from warren.testbed.ports import free_port
 
 _READY_TIMEOUT_S = 120.0
@@ -58,7 +58,7 @@ class RayHead:
 
     @property
     def metrics_url(self) -> str:
-        """Where Prometheus finds this node's figures, those of running jobs among them."""
+        """Where Prometheus finds this node's metrics, those of running jobs among them."""
         return f"http://{_LOOPBACK}:{self._other_ports[3]}/metrics"
 
     @property

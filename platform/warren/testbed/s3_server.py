@@ -12,7 +12,7 @@ from typing import IO
 
 from warren.errors import ServiceError
 from warren.storage import s3
-from warren.testbed.parent import ending_with_parent
+from warren.testbed.parent_death import ending_with_parent
 from warren.testbed.ports import free_port
 
 _ADMIN_GRPC_OFFSET = 10_000  # fixed in SeaweedFS

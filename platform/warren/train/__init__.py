@@ -1,1 +1,1 @@
-"""Training: the DeepSpeed engine, the step, checkpoints and what a run writes down. No Ray here."""
+"""Training: the DeepSpeed engine, the training loop, checkpoints and the run record. It imports no Ray."""

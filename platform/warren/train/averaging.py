@@ -27,7 +27,7 @@ def average_runs(recipe: Recipe, root: Location, target: str, first: str, second
     Raises:
         WarrenError: A run has no complete checkpoint, or they are models of different shape.
     """
-    from warren.models import average_models  # here: who only asks whether a recipe trains needs no models
+    from warren.models import average_models  # here, because it imports transformers
 
     config: AverageConfig = recipe.require("average")
     runs = [Run.of(root, name) for name in (first, second)]

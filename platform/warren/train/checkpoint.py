@@ -33,7 +33,7 @@ class CheckpointManifest:
         world_size: Ranks that wrote it.
         zero_stage: How DeepSpeed partitioned the state.
         files: Every file, relative to the checkpoint's folder.
-        run: The run's record (invariant 7).
+        run: The run's record.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""What resuming reads: a checkpoint's state on the local disk, fitted to this number of ranks, and random states."""
+"""Loading a checkpoint: its state on the local disk, converted to this number of ranks, and random-number states."""
 
 import random
 import tempfile
@@ -15,12 +15,12 @@ from warren.train.step_metrics import StepMetrics, from_json_lines
 
 
 def resizes(checkpoint: CheckpointManifest | None, world_size: int, zero_stage: int) -> bool:
-    """Return whether the optimizer state must be partitioned anew; without ZeRO every rank has all of it."""
+    """Return whether the optimizer state must be repartitioned; without ZeRO every rank has all of it."""
     return checkpoint is not None and zero_stage > 0 and checkpoint.world_size != world_size
 
 
 def fetch(checkpoints: Checkpoints, start: CheckpointManifest, ranks: Ranks, zero_stage: int, attempt: str) -> Path:
-    """Download a checkpoint's state once a node, for all ranks of the node, and fit it to the number of ranks.
+    """Download a checkpoint's state once on each node, and convert it to the number of ranks.
 
     Returns:
         The folder, the same for all ranks of a node.
@@ -70,7 +70,7 @@ def write_random_state(path: Path) -> None:
 
 
 def read_random_state(path: Path) -> None:
-    """Go on with the random numbers of `path`; a rank that did not exist then keeps its own."""
+    """Restore the random-number state from `path`; a rank that did not exist then keeps its own."""
     if not path.is_file():
         return
     state = torch.load(path, weights_only=False)

@@ -2,9 +2,9 @@
 
     idle ──begin──▶ uploading ──all ranks done──▶ committing (rank 0) ──done──▶ idle
 
-No collective runs in the thread. Every step sums over the ranks how many of them are busy. When none is, all ranks see
-it at the same step, exchange their results, and go on to the next state together. So an error of one rank's upload is
-raised on all ranks at the same step.
+No collective runs in the thread. Every step counts the busy ranks in its all-reduce. When there are none, all ranks
+learn it at the same step, exchange their results, and enter the next state together. So an error of one rank's upload
+is raised on all ranks at the same step.
 """
 
 import shutil

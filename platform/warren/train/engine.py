@@ -30,11 +30,11 @@ from warren.errors import TrainingError
 from warren.train.optimization import cosine_schedule, optimizer
 
 STATE_TAG = "state"
-_OPTIMIZER_BYTES = 12  # a parameter: a master copy and two moments, in float32
+_OPTIMIZER_BYTES = 12  # of one parameter: a master copy and two moments, in float32
 _NEVER = 10**9
 _BUCKET_ELEMENTS = 1 << 24
-"""Gradients that are added up over the ranks at once: 32 MiB in bf16, about as torch's DDP does. A buffer or two of
-this size are held; DeepSpeed's own 5e8 would be a gigabyte each."""
+"""Gradients that one all-reduce adds up: 32 MiB in bf16, about as much as in torch's DDP. One or two buffers of this
+size are in memory; with DeepSpeed's default of 5e8, each would take a gigabyte."""
 _DEEPSPEEDS_NAMES = {"optimizer": "optimizer", "weights": "param"}
 # The loss scale halves with every gradient that overflows, and doubles after a thousand steps without.
 _FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
@@ -67,16 +67,16 @@ def deepspeed_config(stage: StageConfig, resources: Resources, cut: Cut) -> dict
 
 
 class TrainingEngine:
-    """One rank's DeepSpeed engine, in Warren's words: micro-batches in, one optimizer step out.
+    """One rank's DeepSpeed engine: it takes micro-batches and makes one optimizer step of them.
 
     Args:
-        objective: What is trained: its forward is the loss.
+        objective: The module to train; its forward returns the loss.
         cut: How the global batch is cut.
         num_steps: Length of the schedule.
-        universal: `load` will be given what `to_universal` wrote.
+        universal: Whether `load` reads a state that `to_universal` wrote.
 
     Attributes:
-        forward_done: When the last forward ended, by `time.perf_counter`; what follows waits for the other ranks.
+        forward_done: When the last forward ended, by `time.perf_counter`; later times include waiting for other ranks.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class TrainingEngine:
         over the whole global batch, however it is cut.
 
         Args:
-            is_last: Whether it is the global batch's last on this rank; a packed one needs fewer than others.
+            is_last: Whether it is this rank's last one of the global batch; with packing, batches differ in number.
 
         Returns:
             The micro-batch's summed loss divided by the global token count, detached.
@@ -134,7 +134,7 @@ class TrainingEngine:
         return share.detach()
 
     def evaluate(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return a micro-batch's summed loss and leave no trace; every rank must call it as often as the others."""
+        """Return a micro-batch's summed loss without changing anything; every rank must call it equally often."""
         self._engine.eval()
         with torch.no_grad():
             loss: torch.Tensor = self._engine(**batch)
@@ -142,16 +142,16 @@ class TrainingEngine:
         return loss
 
     def step(self, skip: bool = False) -> tuple[float, float]:
-        """Take the optimizer step, or let it pass by; the schedule goes on either way.
+        """Take the optimizer step, or skip it; the schedule advances in both cases.
 
-        A gradient that is not finite is never applied: ZeRO finds one by the norm over all ranks, and without ZeRO
-        every rank holds the whole gradient and finds it alike.
+        A gradient that is not finite is never applied. ZeRO notices one by the norm over all ranks; without ZeRO every
+        rank has the whole gradient and notices it itself.
 
         Args:
             skip: Drop the gradient instead.
 
         Returns:
-            The gradient norm before clipping, NaN or infinite if the step was not taken for it, and the largest
+            The gradient norm before clipping (NaN or infinite if the step was skipped because of it), and the largest
             learning rate of the step.
         """
         learning_rate = float(max(self._engine.get_lr()))
@@ -160,13 +160,13 @@ class TrainingEngine:
         self._step()
         self._gate.closed = False
         if has_overflowed(self._engine):
-            self._schedule.step()  # DeepSpeed leaves it behind, and the rate would no longer follow from the step
+            self._schedule.step()  # DeepSpeed does not after an overflow, but the rate must depend on the step alone
             norm = math.inf
         return float(self._engine.get_global_grad_norm()) if norm is None else norm, learning_rate
 
     @property
     def loss_scale(self) -> float | None:
-        """What fp16's losses are multiplied by, so that small gradients do not vanish; None in other precisions."""
+        """The factor of the loss in fp16, so that small gradients do not vanish; None in other precisions."""
         return loss_scale(self._engine)
 
     def _step(self) -> None:
@@ -201,7 +201,7 @@ class TrainingEngine:
     def save(self, folder: Path) -> None:
         """Write this rank's share of what trains, optimizer and schedule below `folder`; every rank must call it.
 
-        Frozen weights are left out: they are those the stage started from, however it goes on.
+        Frozen weights are left out, because a resumed stage takes them from the model that it started from.
         """
         self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=True)
 
@@ -215,7 +215,7 @@ class TrainingEngine:
 
 
 def to_universal(folder: Path) -> None:
-    """Turn the state in `folder`, of any number of ranks, into one that every number of ranks can load, in place.
+    """Convert the state in `folder` in place, so that any number of ranks can load it.
 
     DeepSpeed refuses to load ZeRO's partitioned optimizer state at another world size; its universal layout has one
     file a parameter instead.

@@ -1,4 +1,4 @@
-"""The fastest kernels that the device has: they change speed and memory, and round as bf16 does anyway."""
+"""The fastest kernels of a device. They change speed and memory; results differ within bf16's rounding."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from warren.train import packed_attention
 
 
 def choose_attention(model: Any, resources: Resources) -> str:
-    """Let the language model compute pairs of tokens within a sample only.
+    """Choose an attention kernel that computes only pairs of tokens of the same sample, where there is one.
 
-    A bf16 GPU does so by flash attention where its package is installed, which CI, without a GPU, has not run; a CPU by
-    one call a sample, unless a window limits what a token sees. Other GPUs keep SDPA with a mask:
-    whether so many small kernels pay there was not measured.
+    In bf16 on a GPU that is flash attention, if its package is installed; CI has no GPU and has not run it. On a CPU it
+    is one call for each sample, unless a window limits the attention. Other GPUs keep SDPA with a mask: whether many
+    small kernels are faster there was not measured.
 
     Returns:
         The language model's attention implementation.
@@ -29,9 +29,9 @@ def choose_attention(model: Any, resources: Resources) -> str:
 
 
 def compile_layers(model: Any) -> None:
-    """Fuse what stands between a decoder layer's products, by torch.compile; all layers share one compilation.
+    """Compile the decoder's layers with torch.compile; all layers share one compilation.
 
-    The vision tower is left alone: on a CPU it gained nothing. On a GPU this was not run.
+    The vision tower is not compiled: on a CPU that gained nothing. None of this was run on a GPU.
     """
     keep_attention_uncompiled(packed_attention.NAME, packed_attention.attend)
     for layer in model.model.language_model.layers:
@@ -39,5 +39,5 @@ def compile_layers(model: Any) -> None:
 
 
 def has_fused_optimizer() -> bool:
-    """Whether AdamW runs as one kernel. On CPU torch's plain loop stays: another one rounds differently."""
+    """Return whether AdamW runs as one kernel. On a CPU it does not, because the fused kernel rounds differently."""
     return torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""The training loop of one rank: batch parts in, steps, metrics and checkpoints out. It knows nothing of Ray."""
+"""The training loop of one rank: it turns batch parts into steps, metrics and checkpoints. It imports no Ray."""
 
 import shutil
 import time
@@ -29,7 +29,6 @@ from warren.train.checkpoint_loader import (
 from warren.train.checkpoint_writer import CheckpointWriter, Snapshot, on_the_host
 from warren.train.engine import TrainingEngine
 from warren.train.flops import FlopsCount
-from warren.train.guards import Guard, gradient_objection
 from warren.train.kernels import choose_attention, compile_layers
 from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
@@ -38,6 +37,7 @@ from warren.train.ranks import Ranks
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
 from warren.train.servable import Servable
+from warren.train.step_guard import Guard, gradient_objection
 from warren.train.step_metrics import CumulativeMetric, OccasionalMetrics, StepMetrics
 from warren.train.validation import Validation
 from warren.train.watchdog import Watchdog
@@ -48,11 +48,11 @@ _QUARANTINE_REMEDY = "raise max_quarantined_fraction to go on, or mend the datas
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What one rank trains, on what and with what; `build` makes the loop.
+    """Everything that one rank needs for training; `build` makes the loop.
 
     Attributes:
         record: The run's record; it goes into every checkpoint.
-        origin: Where the model that the stage started from is.
+        initial_model_uri: URI of the model that the stage started from; None if it was built from the recipe.
         held_out: Reads this rank's share of the samples to validate on.
     """
 
@@ -67,7 +67,7 @@ class TrainingSetup:
     tokenizer_json: str
     record: RunRecord
     held_out: Callable[[], Sequence[BatchPart]] = tuple
-    origin: str | None = None
+    initial_model_uri: str | None = None
 
     def build(
         self,
@@ -80,11 +80,11 @@ class TrainingSetup:
         """Build the loop; every rank must call it at once.
 
         Args:
-            model: As the stage began with it.
-            start: The checkpoint to go on from; None starts from the beginning.
+            model: The model that the stage started from, for a resumed run too.
+            start: The checkpoint to resume from; None starts from the beginning.
             on_step: Called on rank 0 with each step's metrics; must not block.
             on_ready: Called on rank 0 when the checkpoint is loaded, before the first step.
-            must_stop: Returns whether to stop for now; called on all ranks at once, every few seconds.
+            must_stop: Returns whether to write a checkpoint and stop; called on all ranks at once, every few seconds.
         """
         return TrainingLoop(self, model, start, on_step, on_ready, must_stop)
 
@@ -116,7 +116,7 @@ class TrainingLoop:
         self.history: list[StepMetrics] = []
         self._setup, self._model, self._start = setup, model, start
         self._attempt = self.ranks.same_everywhere(uuid.uuid4().hex[:8])
-        self._servable = Servable(model, self.stage, setup.inputs, setup.tokenizer_json, setup.origin)
+        self._servable = Servable(model, self.stage, setup.inputs, setup.tokenizer_json, setup.initial_model_uri)
         self._quarantine = Quarantine(
             self.run.folder / "quarantine", self.stage.max_quarantined_fraction, _QUARANTINE_REMEDY
         )
@@ -134,7 +134,7 @@ class TrainingLoop:
     def train(self, batches: Iterator[BatchPart]) -> None:
         """Train from the start to the last step, and commit the final checkpoint.
 
-        When `must_stop` says so, it commits a checkpoint of the step that it has reached and returns early.
+        If `must_stop` returns true, it commits a checkpoint of the current step and returns early.
 
         Args:
             batches: This rank's parts from the first step on.
@@ -163,7 +163,7 @@ class TrainingLoop:
 
     @cached_property
     def _engine(self) -> TrainingEngine:
-        """The engine. Building it takes long and meets the other ranks, so it begins once the watchdog watches."""
+        """The engine. Building it is slow and waits for other ranks, so it is built after the watchdog has started."""
         if self.resources.gradient_checkpointing:
             recompute_activations(self._model)
         seed_everything(self.stage.seed + self.ranks.rank)
@@ -175,7 +175,7 @@ class TrainingLoop:
         return TrainingEngine(objective, self.stage, self.resources, self._setup.cut, self._setup.num_steps, universal)
 
     def _fetch(self) -> Path | None:
-        """Download the state to go on from; None at the run's beginning."""
+        """Download the state to resume from; None at the run's beginning."""
         if self._start is None:
             return None
         return fetch(self.run.checkpoints, self._start, self.ranks, self.resources.zero_stage, self._attempt)
@@ -257,7 +257,7 @@ class TrainingLoop:
         return metrics
 
     def _watch(self, step: int, row: StepMetrics, part: BatchPart) -> None:
-        """Stop a run that cannot go well. The metrics are the same on all ranks, so all stop at the same step."""
+        """End a run with too many skipped steps or unusable samples. All ranks have the same metrics, so all end it."""
         keys: list[str] = []
         if row["skipped"]:
             keys = [key for keys in self.ranks.together(lambda: part.keys) for key in keys]
@@ -283,7 +283,7 @@ class TrainingLoop:
 
     def _checkpoint(self, step: int) -> None:
         """Take the checkpoint of `step` and start its upload."""
-        model_state = self._engine.model_state()  # every rank is in it
+        model_state = self._engine.model_state()  # a collective: every rank must call it
         snapshot = None
         if self.ranks.rank == 0:
             self._quarantine.write(step)

@@ -1,7 +1,7 @@
-"""What a step did and how long it took: tokens, waits, stalls, and how far the ranks are apart.
+"""The metrics of a step: tokens, times, waits for data, stalls for checkpoints, and the skew between ranks.
 
-A step's time runs from the end of the step before it to its own end, so nothing falls between two steps: waiting for
-data, training, and holding for a checkpoint are its parts.
+A step's time runs from the end of the step before it to its own end, so that no time is lost between two steps. Its
+parts are waiting for data, training, and stalling for a checkpoint.
 """
 
 import time
@@ -43,7 +43,7 @@ class StepMeter:
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
-        """Count the time inside as holding for a checkpoint; it belongs to the step that follows."""
+        """Count the time inside as a stall for a checkpoint; it belongs to the next step."""
         began = time.perf_counter()
         yield
         self._stall_s += time.perf_counter() - began
@@ -58,7 +58,7 @@ class StepMeter:
         self._arrived_s = forward_done - self._ended
 
     def counts(self) -> list[float]:
-        """Return this rank's counts; each rank's times have their own places, so that a sum over ranks gathers them."""
+        """Return this rank's counts. Each rank has its own places for times, so that a sum over ranks gathers them."""
         waits, arrivals = ([0.0] * self._ranks.world_size for _ in range(2))
         waits[self._ranks.rank], arrivals[self._ranks.rank] = self._wait_s, self._arrived_s
         return [self._tokens, self._attended, self._images, self._keys_sum, self._stall_s, *waits, *arrivals]

@@ -20,9 +20,9 @@ from warren.models.image_normalizer import ImageNormalizer
 from warren.train import packed_attention
 
 _MAX_LOGITS = 1 << 23
-"""More logits than this (32 MiB in float32, which caches hold) are not in memory at once …"""
+"""Logits that are in memory at once: 32 MiB in float32, which fit into caches."""
 _MIN_ROWS = 256
-"""… but so many tokens are taken together anyway: a product of fewer rows is slow."""
+"""Tokens that are computed together even if they give more logits: products of fewer rows are slow."""
 
 
 class Objective(nn.Module):
@@ -36,7 +36,7 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.model: Any = model
-        # Under ZeRO-3 the head's matrix is whole only while the head itself runs, so the loss is taken inside it.
+        # Under ZeRO-3 the head's matrix is whole only while the head itself runs, so the loss is computed inside it.
         head: Any = self.model.lm_head
         replace_forward(head, partial(_head, head, Head.of(self.model.config).divisor))
         self._pad_token_id = inputs.tokens.pad_token_id
@@ -99,7 +99,7 @@ class Objective(nn.Module):
         return loss
 
     def _embed(self, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """Return embeddings with visual features in place; without images a blank one goes through for nothing."""
+        """Return embeddings with the visual features in place. Without images, a blank one runs with weight zero."""
         embeddings = self.model.get_input_embeddings()(input_ids)
         if len(pixels) == 0:
             blank = pixels.new_zeros((1, 3, self._image_size_px, self._image_size_px))
@@ -125,15 +125,15 @@ class Objective(nn.Module):
 
     @property
     def _is_flat(self) -> bool:
-        """Whether samples lie one behind the other, without padding, as kernels for different lengths want them."""
+        """Whether samples follow each other without padding, as kernels for different lengths need them."""
         return self._attention == packed_attention.NAME or self._attention.startswith("flash")
 
 
 def to_tensors(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
     """Move a micro-batch to the training device as `Objective.forward`'s arguments.
 
-    Where the supervised tokens and the samples' borders are is worked out here, on the host: a device that has to tell
-    the host how many there are makes it wait for everything before.
+    The places of supervised tokens and samples are computed here, on the host: if a device had to report how many there
+    are, the host would wait for all earlier work of the device.
     """
     send: Callable[[np.ndarray], torch.Tensor] = partial(_send, device=device)
     positions, is_token = _positions(micro_batch)
@@ -164,7 +164,7 @@ def _positions(micro_batch: MicroBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = tensor_of(array)  # what came through the object store is read-only
+    tensor = tensor_of(array)  # arrays from Ray's object store are read-only
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

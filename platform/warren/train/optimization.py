@@ -38,7 +38,7 @@ class GatedAdamW(torch.optim.AdamW):
     """AdamW that can skip a step: weights and moments stay as they are.
 
     Attributes:
-        closed: While true, `step` does nothing. DeepSpeed still empties its buffers around it.
+        closed: While true, `step` does nothing. DeepSpeed still clears its gradient buffers.
     """
 
     closed = False

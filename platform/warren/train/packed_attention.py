@@ -1,7 +1,8 @@
-"""Attention over samples that lie one behind the other: pairs of tokens from two samples are not computed.
+"""Attention over packed samples that computes no pairs of tokens from different samples.
 
-With a mask SDPA computes every pair of a sequence, packed samples' as well as padding's, and throws most away. Flash
-attention's kernel for samples of different lengths does not, but needs a GPU; here each sample is a call of its own.
+With a mask, SDPA computes every pair of a sequence, also those of different samples and of padding, and discards most.
+Flash attention's kernel for samples of different lengths does not, but needs a GPU. Here each sample is a call of its
+own.
 """
 
 from typing import Any
@@ -13,11 +14,11 @@ from torch.nn import functional
 from warren.compat.transformers import handed_to_layers, plain_attention, register_attention, repeat_heads
 
 NAME = "warren_samples"
-"""What transformers knows it by. With any other mask than `lengths_mask`'s it is transformers' own SDPA."""
+"""Its name in transformers' registry. With any mask but one of `lengths_mask` it is transformers' own SDPA."""
 
 
 def lengths_mask(lengths: tuple[int, ...]) -> Tensor:
-    """Return the samples' lengths as what transformers hands on to every layer unchanged: a mask of 4 dimensions."""
+    """Return the samples' lengths as a mask of 4 dimensions, which transformers passes to every layer unchanged."""
     return handed_to_layers(torch.tensor(lengths, dtype=torch.int32))
 
 

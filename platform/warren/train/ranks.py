@@ -1,4 +1,4 @@
-"""This process among the ranks of a run, and collectives outside a step."""
+"""The rank of this process, and the collectives that Warren itself calls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Ranks:
         return box[0]
 
     def total(self, values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
-        """Return the sum of each value over the ranks, with one collective: a step's only wait for the device."""
+        """Return the sum of each value over the ranks, in one collective; in a step, the host waits here only."""
         sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
         dist.all_reduce(sums)
         return sums.tolist()  # type: ignore[no-any-return]

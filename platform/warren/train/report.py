@@ -76,7 +76,7 @@ def summary(rows: Sequence[StepMetrics]) -> dict[str, float]:
 
 
 def losses_of_data(name: str, row: StepMetrics) -> list[str]:
-    """Return one sentence for each loss of training data, from the metrics of a run's last step."""
+    """Return a sentence for each kind of training data that was not used, from the metrics of a run's last step."""
     sentences = []
     if row.get("samples_quarantined"):
         sentences.append(

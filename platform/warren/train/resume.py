@@ -17,7 +17,7 @@ from warren.train.run_record import RecordedChange, RunRecord
 
 _FIXED = ("stage", "datasets", "origin")
 _NOTED = ("packages", "git_revision")  # not known to change the loss curve beyond rounding
-_STALE = ("quarantine", "skipped")  # written by steps that a run which begins anew takes again
+_STALE = ("quarantine", "skipped")  # folders of earlier attempts, deleted if the run starts from the beginning
 
 
 def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> RunRecord:
@@ -78,7 +78,7 @@ def check_duration(run: Run, stage: StageConfig, latest: CheckpointManifest | No
     now = stream.plan().num_steps
     if now == before:
         return
-    from warren.train.optimization import cosine_schedule  # here: it imports models, and most runs do not get here
+    from warren.train.optimization import cosine_schedule  # here, because it imports models and few runs need it
 
     old, new = (cosine_schedule(num_steps, stage.warmup_fraction) for num_steps in (before, now))
     if now < latest.step or any(old(step) != new(step) for step in range(latest.step + 1)):

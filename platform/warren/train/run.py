@@ -14,7 +14,7 @@ RECORD = "run.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. The same storage and the same name mean the same run: it goes on where it stopped."""
+    """A run's folder. The same name in the same storage is the same run, which resumes where it stopped."""
 
     folder: Location
 

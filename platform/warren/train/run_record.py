@@ -1,4 +1,4 @@
-"""The record of a run: configuration, packages, revision, datasets, and what changed since it began (invariant 7).
+"""The record of a run: configuration, packages, revision, datasets, and what changed since it began.
 
 It is JSON: `run.json` beside the run, in every checkpoint's manifest, and in the lineage of every release.
 """
@@ -36,12 +36,12 @@ class RecordedChange(TypedDict):
 
 
 class RunRecord(TypedDict, total=False):
-    """What a run was. Records of earlier versions may lack any key; the average of two runs has `parents` instead.
+    """The record of a run. Records of earlier versions may lack any key; the average of two runs has `parents` instead.
 
     Attributes:
         recipe: The recipe's name, and the sections that the stage used.
-        origin: The run or the model folder that the stage started from.
-        origin_step: The step of the origin's checkpoint.
+        origin: The run or the folder of the initial model.
+        origin_step: The step of the initial model's checkpoint.
         frozen: Identifies the frozen weights; checkpoints have it, `run.json` does not.
     """
 

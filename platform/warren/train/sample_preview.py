@@ -21,13 +21,13 @@ from warren.storage.scratch import scratch_folder
 from warren.train.sample_page import PreviewedSample, shown_sample, write_page
 
 _SHOWN = 10
-_NAMED = 5  # unusable samples that the terminal names; the page has more
+_NAMED = 5  # unusable samples that are listed in the terminal; the page lists more
 _STAND_IN_VOCAB = 1000
 _ANY_LENGTH = 1 << 30
 
 
 @dataclass
-class Look:
+class DatasetPreview:
     """The preview of one dataset.
 
     Attributes:
@@ -81,25 +81,29 @@ def preview_samples(recipe: Recipe, limit: int, report: Location) -> str:
     if limit < 1:
         raise ConfigError(f"--limit {limit}: at least 1 sample is read")
     config = recipe.require("ingest")
-    looks = []
+    previews = []
     for importer in importers(config):
         with scratch_folder("preview") as scratch:
-            looks.append(_look(recipe, config, importer, limit, Location(str(scratch))))
-    write_page(report / "index.html", [(look.lines(), look.shown, look.bad) for look in looks])
-    return "\n".join([line for look in looks for line in look.lines()] + [f"samples are shown in {report}/index.html"])
+            previews.append(_preview_dataset(recipe, config, importer, limit, Location(str(scratch))))
+    write_page(report / "index.html", [(preview.lines(), preview.shown, preview.bad) for preview in previews])
+    return "\n".join(
+        [line for preview in previews for line in preview.lines()] + [f"samples are shown in {report}/index.html"]
+    )
 
 
-def _look(recipe: Recipe, config: IngestConfig, importer: Importer, limit: int, scratch: Location) -> Look:
-    look = Look(f"{importer.name}@{config.version}")
-    receipts = list(_first(config, importer, limit, scratch, look.notes))
+def _preview_dataset(
+    recipe: Recipe, config: IngestConfig, importer: Importer, limit: int, scratch: Location
+) -> DatasetPreview:
+    preview = DatasetPreview(f"{importer.name}@{config.version}")
+    receipts = list(_first(config, importer, limit, scratch, preview.notes))
     for receipt in receipts:
-        look.statistics.merge(receipt.statistics)
-        look.bad += [(bad.source, bad.reason) for bad in receipt.bad]
+        preview.statistics.merge(receipt.statistics)
+        preview.bad += [(bad.source, bad.reason) for bad in receipt.bad]
     shards = tuple(receipt.shard for receipt in receipts if receipt.shard)
     manifest = Manifest(importer.name, config.version, shards, importer.origin, importer.licence)
     if manifest.rows:
-        _encode(recipe, scratch, manifest, look)
-    return look
+        _encode(recipe, scratch, manifest, preview)
+    return preview
 
 
 def _first(
@@ -121,22 +125,22 @@ def _first(
             return
 
 
-def _encode(recipe: Recipe, folder: Location, manifest: Manifest, look: Look) -> None:
-    stage = _stage(recipe, look.name)
-    encoding = _encoding(recipe, stage, _texts(folder, manifest), look.notes)
+def _encode(recipe: Recipe, folder: Location, manifest: Manifest, preview: DatasetPreview) -> None:
+    stage = _stage(recipe, preview.name)
+    encoding = _encoding(recipe, stage, _texts(folder, manifest), preview.notes)
     tokenizer = tokenizer_from_json(encoding.tokenizer_json)
-    look.max_length_tokens = encoding.max_length_tokens
+    preview.max_length_tokens = encoding.max_length_tokens
     step = max(1, manifest.rows // _SHOWN)
     for number, sample in enumerate(iter_samples(folder, manifest)):
         try:
             whole = encoding.inputs.encode_sample(sample, tokenizer, _ANY_LENGTH)
             encoded = encoding.inputs.encode_sample(sample, tokenizer, encoding.max_length_tokens)
         except BadSampleError as error:
-            look.refused[str(error)] += 1
+            preview.refused[str(error)] += 1
             continue
-        look.cut += len(encoded.input_ids) < len(whole.input_ids)
-        if number % step == 0 and len(look.shown) < _SHOWN:
-            look.shown.append(shown_sample(sample, encoded, encoding.inputs, tokenizer))
+        preview.cut += len(encoded.input_ids) < len(whole.input_ids)
+        if number % step == 0 and len(preview.shown) < _SHOWN:
+            preview.shown.append(shown_sample(sample, encoded, encoding.inputs, tokenizer))
 
 
 def _stage(recipe: Recipe, dataset: str) -> StageConfig:

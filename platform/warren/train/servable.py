@@ -21,14 +21,14 @@ class Servable:
 
     Attributes:
         model: Only its configuration and its adapters' settings are read; `write` takes the weights.
-        origin: The URI of the model that the stage started from; None if it was built from the recipe.
+        initial_model_uri: URI of the model that the stage started from; None if it was built from the recipe.
     """
 
     model: nn.Module
     stage: StageConfig
     inputs: Inputs
     tokenizer_json: str
-    origin: str | None = None
+    initial_model_uri: str | None = None
 
     def write(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write the model with its adapters merged, and the adapters beside it.
@@ -41,7 +41,7 @@ class Servable:
         plain = dict(state)
         if self.stage.lora is not None:
             (folder / ADAPTER_FOLDER).mkdir()
-            save_adapter(state, self.model, self.stage.trainable, self.origin, folder / ADAPTER_FOLDER)
+            save_adapter(state, self.model, self.stage.trainable, self.initial_model_uri, folder / ADAPTER_FOLDER)
             plain = merged_state(state, self.stage.lora)
         (folder / MODEL_FOLDER).mkdir()
         save_model(folded_state(plain, config), config, self.inputs, self.tokenizer_json, folder / MODEL_FOLDER)

@@ -1,4 +1,4 @@
-"""What a stage reads before it trains: the manifests of its datasets, and the tokenizer of its run."""
+"""The inputs of a stage: the manifests of its datasets, and the tokenizer of its run."""
 
 import itertools
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _first_tokenizer(recipe: Recipe, root: Location) -> TrainedTokenizer:
         return read_tokenizer(folder, source.eos_token, source.pad_token, source.bos_token)[0]
     vocab_size = model.tokenizer.train_vocab_size
     if vocab_size is None:
-        raise ConfigError("model.tokenizer.train_vocab_size is required to start a language model from nothing")
+        raise ConfigError("model.tokenizer.train_vocab_size is required for a language model without 'pretrained'")
     return train_tokenizer(_texts(recipe, root), vocab_size)
 
 

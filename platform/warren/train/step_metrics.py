@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 
 class SpeedMetrics(TypedDict):
-    """What a step cost, over all ranks. The optional ones need a device whose peak is known."""
+    """Throughput and times of a step, over all ranks. MFU needs a device whose peak is known."""
 
     tokens: int
     images: int
@@ -59,7 +59,7 @@ class StepMetrics(SpeedMetrics, OccasionalMetrics):
 
 
 def numbers(row: StepMetrics) -> dict[str, float]:
-    """Return the metrics that can be drawn over the step."""
+    """Return the metrics that can be plotted over the steps."""
     values: Mapping[str, Any] = row
     return {
         name: float(value)

@@ -16,7 +16,7 @@ _UPLOAD_EVERY_S = 60.0
 
 
 class Tracker(Protocol):
-    """Takes the metrics of steps in order; a step comes again if it is trained again after a failure."""
+    """Takes the metrics of steps in order; a step that is trained again after a failure comes twice."""
 
     def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""

@@ -1,4 +1,4 @@
-"""The loss on held-out samples: a fixed set, cut like a global batch and read while the first steps are trained."""
+"""The loss on held-out samples: a fixed set, cut like global batches and read during the first steps."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from warren.train.ranks import Ranks
 
 
 class Validation:
-    """One rank's share of the held-out samples. Every rank holds as many micro-batches as the others.
+    """One rank's share of the held-out samples. All ranks have the same number of micro-batches.
 
     Args:
         read: Reads this rank's parts; called in a thread, so that training does not wait for it.

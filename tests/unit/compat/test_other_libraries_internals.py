@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from library_contracts import changed, holds
 from warren.compat import variables
 from warren.compat.pillow import lift_pixel_limit
-from warren.compat.pyarrow import is_passing
+from warren.compat.pyarrow import is_transient
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def _error_of(address: str) -> OSError:
 def test_an_overloaded_or_absent_server_is_recognised(overloaded_server: str) -> None:
     for address in (overloaded_server, "127.0.0.1:9"):
         error = _error_of(address)
-        assert is_passing(error), changed(is_passing, f"pyarrow says {error} now")
+        assert is_transient(error), changed(is_transient, f"pyarrow says {error} now")
 
 
 def test_pillow_opens_images_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

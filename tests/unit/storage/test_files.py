@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from store_contract import StoreContract
-from warren.compat.pyarrow import is_passing
+from warren.compat.pyarrow import is_transient
 from warren.errors import AccessDeniedError, ConfigError, StorageError, UnsafePathError
 from warren.storage import Location, apply_umask, path_below
 
@@ -100,7 +100,7 @@ def test_the_s3_filesystem_keeps_its_retries_when_pickled(monkeypatch: pytest.Mo
     ],
 )
 def test_the_name_of_an_object_does_not_decide_whether_an_error_passes(text: str, passing: bool) -> None:
-    assert is_passing(OSError(text)) is passing
+    assert is_transient(OSError(text)) is passing
 
 
 @pytest.mark.parametrize("key", ["/etc/x", "../x", "a/../../x"])

@@ -1,4 +1,4 @@
-"""The dry run's figures are the published ones, where there are any, and follow the ZeRO paper's formulas."""
+"""The dry run's numbers are the published ones, where there are any, and follow the ZeRO paper's formulas."""
 
 from pathlib import Path
 

@@ -18,13 +18,13 @@ from warren.train.trackers import open_trackers
 
 
 def row(step: int, **changes: Any) -> Any:
-    figures = {
+    metrics = {
         "step": step, "time": 1e9 + step, "loss": 2.0 / (step + 1), "grad_norm": 1.0, "learning_rate": 1e-3,
         "supervised_tokens": 9, "samples": 8, "tokens": 400, "skipped": "", "step_s": 2.0, "data_wait_s": 0.5,
         "checkpoint_stall_s": 0.1,
         "rank_skew_s": 0.2, "tokens_per_s": 200.0, "tflops_per_s": 3.0, "tflops_per_s_text": 2.0,
     }  # fmt: skip
-    return {**figures, **changes}
+    return {**metrics, **changes}
 
 
 @pytest.fixture

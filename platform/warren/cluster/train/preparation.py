@@ -10,7 +10,7 @@ from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.errors import CheckpointError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.origin import Origin
+from warren.train.initial_model import InitialModel
 from warren.train.resume import begin, check_duration, go_on
 from warren.train.run import Run
 from warren.train.run_record import RunRecord, describe
@@ -24,7 +24,7 @@ class TrainingTask:
     """Everything a worker needs; it travels to every rank.
 
     Attributes:
-        origin: The model that the stage starts from; None builds it from the recipe, for `tokenizer`.
+        initial_model: The model that the stage starts from; None builds it from the recipe, for `tokenizer`.
         record: The run's record with what changed since it began; not written yet.
     """
 
@@ -34,7 +34,7 @@ class TrainingTask:
     resources: Resources
     stream: StreamSpec
     held_out: StreamSpec | None
-    origin: Origin | None
+    initial_model: InitialModel | None
     tokenizer: TrainedTokenizer | None
     record: RunRecord
 
@@ -56,13 +56,13 @@ def prepare(
     resources: Resources,
     run: Run,
     latest: CheckpointManifest | None,
-    origin: Origin | None,
+    initial_model: InitialModel | None,
 ) -> TrainingTask:
     """Read and check what a stage needs; nothing is written.
 
     Args:
         latest: The run's newest complete checkpoint.
-        origin: The model the stage starts from.
+        initial_model: The model that the stage starts from; None builds one from the recipe.
 
     Raises:
         WarrenError: The run cannot start or go on; the message says why.
@@ -71,17 +71,18 @@ def prepare(
     root = Location(run.folder.uri.rsplit("/", 2)[0])
     sources = sources_of(config, root)
     template = config.template or recipe.require("model").template
-    if origin is not None:
-        origin.check_template(template)
-    began = describe(recipe, stage, resources, sources, *((origin.record, origin.step) if origin else ()))
+    if initial_model is not None:
+        initial_model.check_template(template)
+    began_from = (initial_model.record, initial_model.step) if initial_model else ()
+    began = describe(recipe, stage, resources, sources, *began_from)
     record = go_on(run, began, latest)
     _check_zero_stage(latest, resources)
-    if origin is None:
+    if initial_model is None:
         tokenizer, inputs = make_tokenizer(recipe, run, root, goes_on=latest is not None)
         tokenizer_json = tokenizer.json
     else:
-        origin = _as_begun(origin, record, root)
-        tokenizer, inputs, tokenizer_json = None, origin.inputs(), origin.tokenizer_json()
+        initial_model = _as_begun(initial_model, record, root)
+        tokenizer, inputs, tokenizer_json = None, initial_model.inputs(), initial_model.tokenizer_json()
     stream = StreamSpec(
         sources=sources,
         encoding=Encoding(
@@ -95,7 +96,7 @@ def prepare(
     )
     check_duration(run, config, latest, stream)
     held_out = _held_out(config, root, stream)
-    return TrainingTask(run, recipe, stage, resources, stream, held_out, origin, tokenizer, record)
+    return TrainingTask(run, recipe, stage, resources, stream, held_out, initial_model, tokenizer, record)
 
 
 def _check_zero_stage(latest: CheckpointManifest | None, resources: Resources) -> None:
@@ -117,9 +118,9 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
     return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
 
 
-def _as_begun(origin: Origin, record: RunRecord, root: Location) -> Origin:
-    """Return the origin at the step that the run's first attempt took; the origin's run may have gone on since."""
+def _as_begun(initial_model: InitialModel, record: RunRecord, root: Location) -> InitialModel:
+    """Return the initial model at the step that the first attempt took; its run may have gone on since."""
     step = record["origin_step"]
-    if step == origin.step:
-        return origin
-    return Origin.of_run(Run.of(root, origin.record["run"]), step)
+    if step == initial_model.step:
+        return initial_model
+    return InitialModel.of_run(Run.of(root, initial_model.record["run"]), step)

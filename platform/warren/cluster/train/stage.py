@@ -24,7 +24,7 @@ from warren.config import Recipe, Resources
 from warren.errors import DamagedCheckpointError
 from warren.storage import Location
 from warren.train.damaged_checkpoints import newest_intact
-from warren.train.origin import Origin
+from warren.train.initial_model import InitialModel
 from warren.train.recovery import write_recoveries
 from warren.train.report import losses_of_data, read_metrics, write_report
 from warren.train.run import Run
@@ -57,11 +57,11 @@ def train_stage(
     """
     recipe.check_trainable()
     run = Run.of(root, name)
-    origin = Origin.of_folder(model) if model else None
+    initial_model = InitialModel.of_folder(model) if model else None
     if parent is not None:
-        origin = Origin.of_run(Run.of(root, parent))
+        initial_model = InitialModel.of_run(Run.of(root, parent))
     latest = newest_intact(run)
-    task = prepare(recipe, stage, resources, run, latest, origin)
+    task = prepare(recipe, stage, resources, run, latest, initial_model)
     num_steps = task.stream.plan().num_steps
     if latest is not None and latest.step >= num_steps:
         return run

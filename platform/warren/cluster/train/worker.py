@@ -14,7 +14,7 @@ from warren.cluster.train.run_dataset import DATASET, batch_parts
 from warren.data.batch import Cut
 from warren.errors import CheckpointError, ServiceError, WarrenError, root_cause
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.origin import frozen_digest
+from warren.train.initial_model import frozen_digest
 from warren.train.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _setup(task: TrainingTask, ranks: "Ranks", cut: Cut, frozen: str) -> "Traini
         inputs=task.stream.inputs,
         tokenizer_json=task.stream.encoding.tokenizer_json,
         record={**task.record, "frozen": frozen},
-        origin=task.origin.model.uri if task.origin else None,
+        initial_model_uri=task.initial_model.folder.uri if task.initial_model else None,
         held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
     )
 
@@ -99,10 +99,10 @@ def stage_model(task: TrainingTask) -> Any:
     """Build the model that the stage began with, for a resumed run too: checkpoints hold no frozen weights."""
     from warren.models import add_adapters, build_model, freeze_all_but, unfold_head
 
-    if task.origin is not None:
-        model: Any = task.origin.load()
+    if task.initial_model is not None:
+        model: Any = task.initial_model.load()
     else:
-        assert task.tokenizer is not None, "a stage without an origin has a tokenizer"
+        assert task.tokenizer is not None, "a stage without an initial model has a tokenizer"
         model = build_model(task.recipe.require("model"), task.tokenizer, task.config.seed)
     unfold_head(model)
     if task.config.lora is not None:

@@ -1,4 +1,4 @@
-"""Readers of other people's formats. A format is one class behind `Importer`, and one entry here."""
+"""Importers of raw pairs. A format is one class that implements `Importer`, and one entry here."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,10 +21,10 @@ _FORMATS: dict[Source, Callable[[IngestConfig], Sequence[Importer]]] = {
 
 
 def importers(config: IngestConfig) -> Sequence[Importer]:
-    """Return the datasets that a configuration describes.
+    """Return one importer for each dataset of a configuration.
 
     Raises:
-        ConfigError: Its files are not there, or lack what it names.
+        ConfigError: Its files do not exist, or lack a column that it names.
     """
     return _FORMATS[config.source](config)
 

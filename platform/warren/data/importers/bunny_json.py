@@ -7,41 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from warren.config import IngestConfig
-from warren.data.importers.files import empty_file, find_files, is_whole, opened
+from warren.data.importers.files import empty_file, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
-from warren.data.importers.record import RecordReader
+from warren.data.importers.record_files import RecordFiles
 from warren.data.importers.table_rows import SourceRow, array_rows, group
 from warren.data.printable import shown
 from warren.storage import Location
 
-_SUFFIXES = (".json", ".json.gz")
 _SUFFIX = re.compile(r"\.json(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class BunnyJson:
-    """Conversations of JSON files. The driver passes over them once to cut them; tasks read their own bytes only.
+class BunnyJson(RecordFiles):
+    """Conversations of JSON files. The driver reads them once to cut them; each task reads only its own bytes."""
 
-    Attributes:
-        files: URIs of the JSON files.
-        records: Makes samples of records.
-    """
-
-    name: str
-    licence: str
-    origin: str
-    files: tuple[str, ...]
-    records: RecordReader
-
-    @classmethod
-    def of(cls, config: IngestConfig) -> "BunnyJson":
-        """Find the files of a configuration."""
-        files = find_files(config.path or "", _SUFFIXES)
-        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
-        uris = tuple(file.uri for file in files)
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
+    SUFFIXES = (".json", ".json.gz")
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the arrays into ranges of records."""
@@ -62,7 +43,7 @@ class BunnyJson:
         location = Location(piece.path)
         name = _SUFFIX.sub("", label(piece.path, self.files))
         for number, row in enumerate(self._rows(location, piece)):
-            # Ids are not unique in LLaVA's files, so a record's place is its key.
+            # The key is the record's place, because ids are not unique in LLaVA's files.
             key = f"{name}-{piece.start:012d}-{number:05d}"
             if isinstance(row, Raw):
                 yield row
@@ -91,5 +72,5 @@ def _source(location: Location, record: Any) -> str:
 
 
 def _label(value: object) -> str:
-    """Return a text as it is, so that the sample's check sees it, unless it is long; anything else for people."""
+    """Return a short text unchanged, so that the sample's check sees it, and anything else as messages show it."""
     return value if isinstance(value, str) and len(value) <= 300 else shown(value)

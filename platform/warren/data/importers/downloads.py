@@ -33,12 +33,12 @@ def download(url: str, stop_s: float, deadline_s: float, max_bytes: int) -> byte
 
     Args:
         url: http or https.
-        stop_s: When it must be here, by `time.monotonic()`.
-        deadline_s: What was given for it in all; for the message.
-        max_bytes: More is refused.
+        stop_s: Latest time of arrival, by `time.monotonic()`.
+        deadline_s: The time allowed in all, for the error message.
+        max_bytes: Larger files are refused.
 
     Raises:
-        BadSampleError: The server has it not, is away, or is too slow.
+        BadSampleError: The server does not have it, is away, or is too slow.
     """
     loop, session = _client(os.getpid())
     fetching = _fetch(session, url, stop_s, max_bytes)
@@ -59,16 +59,16 @@ async def _fetch(session: aiohttp.ClientSession, url: str, stop_s: float, max_by
             pause_s = _FIRST_PAUSE_S * 2**attempt
             is_last = attempt == _ATTEMPTS - 1
             try:
-                async with session.get(url, max_redirects=_MAX_REDIRECTS, timeout=_TIMEOUT) as answer:
-                    if answer.status == 200:
-                        return await _body(answer, max_bytes)
-                    wish_s = _retry_after_s(answer)
-                    if is_last or answer.status not in _PASSING or wish_s > stop_s - time.monotonic():
-                        asked = f", try again in {wish_s:g} s" if wish_s else ""
+                async with session.get(url, max_redirects=_MAX_REDIRECTS, timeout=_TIMEOUT) as response:
+                    if response.status == 200:
+                        return await _body(response, max_bytes)
+                    retry_after_s = _retry_after_s(response)
+                    if is_last or response.status not in _PASSING or retry_after_s > stop_s - time.monotonic():
+                        hint = f", try again in {retry_after_s:g} s" if retry_after_s else ""
                         raise BadSampleError(
-                            f"the image at {shown(url)!r} cannot be fetched: HTTP {answer.status}{asked}"
+                            f"the image at {shown(url)!r} cannot be fetched: HTTP {response.status}{hint}"
                         )
-                    pause_s = max(pause_s, wish_s)
+                    pause_s = max(pause_s, retry_after_s)
             except (
                 aiohttp.InvalidURL,
                 aiohttp.TooManyRedirects,
@@ -83,18 +83,18 @@ async def _fetch(session: aiohttp.ClientSession, url: str, stop_s: float, max_by
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _body(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     data = bytearray()
-    async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         data += chunk
         if len(data) > max_bytes:
             raise BadSampleError(f"the image has more than {max_bytes} bytes")
     return bytes(data)
 
 
-def _retry_after_s(answer: aiohttp.ClientResponse) -> float:
+def _retry_after_s(response: aiohttp.ClientResponse) -> float:
     """Return the seconds that a server asks to wait, 0 if it asks for nothing or nonsense."""
-    text = answer.headers.get("retry-after", "").strip()
+    text = response.headers.get("retry-after", "").strip()
     if text.isdigit():
         return float(text[:9])
     try:
@@ -105,7 +105,7 @@ def _retry_after_s(answer: aiohttp.ClientResponse) -> float:
 
 @lru_cache(maxsize=1)
 def _client(_process: int) -> tuple[asyncio.AbstractEventLoop, aiohttp.ClientSession]:
-    """Start this process's event loop in a thread of its own; loading threads wait for what runs there."""
+    """Start this process's event loop in a thread of its own; the threads that load samples wait for its results."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="downloads", daemon=True).start()
 

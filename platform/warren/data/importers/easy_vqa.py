@@ -94,7 +94,8 @@ def easy_vqa(path: str | None, limit_images: int | None, questions_per_conversat
         path: Its `data` folder; None finds the installed package.
 
     Raises:
-        ConfigError: Neither is there.
+        ConfigError: The folder holds no easy-vqa.
+        NotFoundError: `path` is None and the package is not installed.
     """
     folder = Path(path) if path else _installed()
     if not (folder / "train" / "questions.json").is_file():
@@ -104,10 +105,10 @@ def easy_vqa(path: str | None, limit_images: int | None, questions_per_conversat
 
 
 def _installed() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
         raise NotFoundError("the easy-vqa package is not installed: pip install --no-deps easy-vqa, or set ingest.path")
-    return Path(found.origin).parent / "data"
+    return Path(spec.origin).parent / "data"
 
 
 @lru_cache(maxsize=4)
@@ -122,15 +123,15 @@ def _questions(folder: str, split: str, limit_images: int | None) -> dict[int, l
 
 
 def _captions(questions: dict[int, list[tuple[str, str]]]) -> list[_Planned]:
-    """Write what an image's questions give away of it: `a blue circle`."""
-    found: list[_Planned] = []
+    """Write captions from what the questions about an image reveal: `a blue circle`."""
+    planned: list[_Planned] = []
     for image, asked in questions.items():
         known = {word for question, answer in asked for word in _facts(question, answer)}
         colour, shape = known & _COLOURS, known & _SHAPES
         if colour and shape:  # a caption that names only one of them would be noise
             turns = (Turn("user", IMAGE_MARK), Turn("assistant", " ".join(["a", *colour, *shape])))
-            found.append((f"train-{image:05d}-caption", image, turns))
-    return found
+            planned.append((f"train-{image:05d}-caption", image, turns))
+    return planned
 
 
 def _facts(question: str, answer: str) -> set[str]:
@@ -143,12 +144,12 @@ def _facts(question: str, answer: str) -> set[str]:
 
 
 def _conversations(split: str, questions: dict[int, list[tuple[str, str]]], group: int) -> list[_Planned]:
-    found: list[_Planned] = []
+    planned: list[_Planned] = []
     for image, asked in questions.items():
         for first in range(0, len(asked), group):
             turns: list[Turn] = []
             for question, answer in asked[first : first + group]:
                 mark = "" if turns else f"{IMAGE_MARK}\n"
                 turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
-            found.append((f"{split}-{image:05d}-{first:02d}", image, tuple(turns)))
-    return found
+            planned.append((f"{split}-{image:05d}-{first:02d}", image, tuple(turns)))
+    return planned

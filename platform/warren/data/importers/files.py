@@ -1,4 +1,4 @@
-"""Which files a path means, and how they are opened: folders, patterns with `*` and `{a,b}`, S3 keys, `.gz`."""
+"""The files that a path names, and how they are opened: folders, patterns with `*` and `{a,b}`, S3 keys, `.gz`."""
 
 import fnmatch
 import gzip
@@ -22,21 +22,21 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def find_files(path: str, suffixes: tuple[str, ...]) -> list[Location]:
-    """Return the files that a path means, sorted: one file, a folder's, or those that fit a pattern.
+    """Return the files that a path names, sorted: one file, those of a folder, or those that match a pattern.
 
-    A path that is there is taken as it is, whatever characters it has. Otherwise `{a,b}` and `{000..099}` stand for
-    each of their alternatives, and `*`, `?` and `[…]` for what they match. Names may end in upper case.
+    An existing path is used as it is, whatever characters it has. Otherwise `{a,b}` and `{000..099}` stand for each of
+    their alternatives, and `*`, `?` and `[…]` for what they match. The case of suffixes does not matter.
 
     Raises:
         ConfigError: There are none, or an alternative has none.
     """
-    found: dict[str, Location] = {}
-    for written in [path] if _there(path) else _alternatives(path):
+    by_uri: dict[str, Location] = {}
+    for written in [path] if _exists(path) else _alternatives(path):
         files = _matching(written, suffixes)
         if not files:
             raise ConfigError(f"ingest.path {written!r}: no files that end in {', '.join(suffixes)} are there")
-        found |= {file.uri: file for file in files}
-    return list(found.values())
+        by_uri |= {file.uri: file for file in files}
+    return list(by_uri.values())
 
 
 def ends_in(location: Location, suffixes: tuple[str, ...]) -> bool:
@@ -45,7 +45,7 @@ def ends_in(location: Location, suffixes: tuple[str, ...]) -> bool:
 
 
 def is_packed(location: Location) -> bool:
-    """Whether a file is compressed, so that no part of it can be read without what is in front."""
+    """Whether a file is compressed, so that it can only be read from its start."""
     return ends_in(location, (_PACKED,))
 
 
@@ -56,7 +56,12 @@ def unpacked_name(location: Location) -> str:
 
 def is_whole(location: Location) -> bool:
     """Whether a file is read as one piece: it is empty, or compressed."""
-    return is_packed(location) or location.store.size(location.key) == 0
+    return is_packed(location) or is_empty(location)
+
+
+def is_empty(location: Location) -> bool:
+    """Return whether a file has no bytes."""
+    return location.store.size(location.key) == 0
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def opened(location: Location) -> Iterator[IO[bytes]]:
     """Open a text file for reading from its start, unpacked.
 
     Raises:
-        CorruptDataError: What is compressed is damaged.
+        CorruptDataError: A compressed file is damaged.
     """
     with location.open() as file:
         if not is_packed(location):
@@ -78,7 +83,7 @@ def opened(location: Location) -> Iterator[IO[bytes]]:
 
 
 def start_of_text(file: IO[bytes], name: object) -> int:
-    """Move behind a byte order mark, and return the position.
+    """Skip a byte order mark, and return the position after it.
 
     Raises:
         CorruptDataError: The file is UTF-16.
@@ -93,19 +98,15 @@ def start_of_text(file: IO[bytes], name: object) -> int:
 
 
 def empty_file(location: Location, key: str) -> Raw:
-    """Stand for a file without a byte: it is counted and named, and the other files are read."""
+    """Return an unusable sample that stands for an empty file, so that the file is counted and named."""
     return Raw.unusable(key, location.uri, f"the file {location.name!r} is empty (0 bytes)")
 
 
-def _there(path: str) -> bool:
+def _exists(path: str) -> bool:
     location = Location.parse(path)
     if not any(character in path for character in f"{_WILDCARDS}{{"):
-        return True  # nothing in it to expand
-    try:
-        location.store.size(location.key)
-    except NotFoundError:
-        return bool(location.list())
-    return True
+        return True  # without a pattern the path is used as it is
+    return _is_file(location) or bool(location.list())
 
 
 def _alternatives(path: str) -> list[str]:
@@ -132,8 +133,8 @@ def _matching(path: str, suffixes: tuple[str, ...]) -> list[Location]:
     for pattern, wildcards in ((location.uri, _WILDCARDS), (location.uri.replace("[", "[[]"), "*?")):
         first = min((path.index(character) for character in wildcards if character in path), default=len(path))
         folder = Location.parse(path[:first].rpartition("/")[0] or ("/" if path.startswith("/") else "."))
-        if found := [file for file in folder.list() if fnmatch.fnmatchcase(file.uri, pattern)]:
-            return found
+        if matched := [file for file in folder.list() if fnmatch.fnmatchcase(file.uri, pattern)]:
+            return matched
     return []
 
 

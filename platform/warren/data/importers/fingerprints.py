@@ -1,4 +1,4 @@
-"""What a piece of a source is called and how it is recognised, whatever other files the source has."""
+"""Labels and fingerprints of source files: they name a piece, and show whether it changed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _HASHED_BYTES = 8 << 20
 
 
 def label(path: str, files: Sequence[str]) -> str:
-    """Return what a file is called among a source's files: its path below the folder that holds them all."""
+    """Return a file's label: its path below the folder that holds all files of the source."""
     parents = [file.split("/")[:-1] for file in files]
     shared = 0
     while all(len(parent) > shared and parent[shared] == parents[0][shared] for parent in parents):
@@ -23,7 +23,7 @@ def file_fingerprint(path: str) -> str:
     location = Location(path)
     size, tag = location.store.stamp(location.key)
     if not location.is_s3 and size <= _HASHED_BYTES:
-        tag = _digest(path, tag)  # copied again or installed again, a file is the same
+        tag = _digest(path, tag)  # a file that was only copied or installed again counts as unchanged
     return f"{size}-{tag}"
 
 

@@ -23,11 +23,11 @@ _BASE64 = ("base64", "b64_json", "data")
 
 @dataclass(frozen=True)
 class ImageSources:
-    """Finds an image by what a raw pair calls it.
+    """Finds an image by its name in a raw pair.
 
     Attributes:
         folder: URI that relative paths start from.
-        deadline_s: What the downloads of one sample may take in all.
+        deadline_s: Time for all downloads of one sample.
     """
 
     folder: str
@@ -37,7 +37,7 @@ class ImageSources:
         """Return the bytes of one sample's images; all downloads of it share one deadline.
 
         Raises:
-            BadSampleError: One cannot be had.
+            BadSampleError: One of them cannot be read.
         """
         stop_s = time.monotonic() + self.deadline_s
         return tuple(self._fetch(value, stop_s) for value in values)
@@ -50,7 +50,7 @@ class ImageSources:
                 themselves, or a mapping that holds one of these (`bytes`, `path`, `url`, `base64`).
 
         Raises:
-            BadSampleError: There is no such image, or it cannot be had.
+            BadSampleError: There is no such image, or it cannot be read.
         """
         return self._fetch(name, time.monotonic() + self.deadline_s)
 
@@ -75,7 +75,7 @@ class ImageSources:
             _check_place(location)
             return location.read_bytes()
         except BucketNotFoundError as error:
-            if not absolute:  # the images' own bucket is missing: no image will be found
+            if not absolute:  # the bucket of all images is missing: the job must end, not quarantine every sample
                 raise
             raise BadSampleError(f"the image cannot be read: {error}") from None
         except (NotFoundError, ConfigError) as error:
@@ -83,11 +83,11 @@ class ImageSources:
 
 
 def _content(value: Mapping[str, object]) -> object:
-    """Return what a mapping says of an image: Hugging Face's `{bytes, path}`, `{url}`, or Base64."""
-    found = value.get("bytes")
-    if isinstance(found, bytes):
-        return found
-    encoded = found if isinstance(found, str) else first_of(value, _BASE64)
+    """Return the bytes or the name of an image in a mapping: Hugging Face's `{bytes, path}`, `{url}`, or Base64."""
+    data = value.get("bytes")
+    if isinstance(data, bytes):
+        return data
+    encoded = data if isinstance(data, str) else first_of(value, _BASE64)
     if isinstance(encoded, str):
         return unpacked(encoded)
     named = first_of(value, _NAMES)
@@ -98,7 +98,7 @@ def _check_name(name: str) -> None:
     """Refuse names that no storage can hold, or that lead elsewhere.
 
     Raises:
-        BadSampleError: The name is such a one.
+        BadSampleError: It is such a name.
     """
     if "\0" in name or not is_unicode(name):
         raise BadSampleError(f"{shown(name)!r} is no path: it holds a NUL or half of a surrogate pair")
@@ -112,7 +112,7 @@ def _without_dots(name: str) -> str:
 
 
 def _check_place(location: Location) -> None:
-    """Refuse what a record names and storage would take for an error of its own.
+    """Refuse a name that storage would report as its own error, although the record is at fault.
 
     Raises:
         BadSampleError: It is no regular file of an image's size, or no possible S3 key.
@@ -122,13 +122,13 @@ def _check_place(location: Location) -> None:
             raise BadSampleError(f"the image cannot be read: {shown(location.uri)!r} names no object")
         return
     try:
-        found = Path(location.key).stat()
+        status = Path(location.key).stat()
     except PermissionError:
         return  # reading it gives the storage's error
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise BadSampleError(f"the image cannot be read: {shown(location.uri)}: {reason}") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise BadSampleError(f"the image cannot be read: {shown(location.uri)} is no file but a folder or device")
-    if found.st_size > MAX_IMAGE_BYTES:
-        raise BadSampleError(f"the image has {found.st_size} bytes; at most {MAX_IMAGE_BYTES} are read")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise BadSampleError(f"the image has {status.st_size} bytes; at most {MAX_IMAGE_BYTES} are read")

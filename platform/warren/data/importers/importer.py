@@ -1,4 +1,4 @@
-"""What an importer is: a source cut into pieces, each of which any node can read on its own."""
+"""The interface of importers: a source is cut into pieces, and any node can read a piece by itself."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Raw:
-    """A sample to be.
+    """A sample that is not loaded yet.
 
     Attributes:
         key: Unique within the dataset, and the same in every attempt.
         source: Where it comes from, for people.
-        load: Fetches its images and builds it; raises `BadSampleError` if that cannot be. Any other error that is
-            not a `WarrenError` counts as the sample's, too (`warren.data.shards`).
+        load: Fetches its images and builds it; raises `BadSampleError` if that is impossible. Any other error that is
+            not a `WarrenError` also counts as the sample's fault (`warren.data.shards`).
     """
 
     key: str
@@ -43,12 +43,12 @@ class Raw:
 
     @classmethod
     def unusable(cls, key: str, source: str, reason: str) -> "Raw":
-        """Stand for what cannot be read at all, so that it is counted and named."""
+        """Return a sample that stands for unreadable data, so that it is counted and named."""
         return cls(key, source, partial(_refuse, reason))
 
 
 class Importer(Protocol):
-    """One dataset to be. Importers pickle: they are made on the driver and read on any node."""
+    """The source of one dataset. Importers pickle: the driver makes them, and any node reads with them."""
 
     @property
     def name(self) -> str:
@@ -64,10 +64,10 @@ class Importer(Protocol):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """URIs of its source files. A dataset is made anew, as another version, when one of them changes."""
+        """URIs of its source files. When one of them changes, the dataset needs another version."""
 
     def fingerprint(self, piece: Piece) -> str:
-        """Identify what a piece reads: another text when its samples may be others, though not when others change."""
+        """Return a text that changes when the samples of this piece may have changed, and only then."""
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the source, the same way every time, without holding it in memory.

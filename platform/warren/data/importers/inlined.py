@@ -1,4 +1,4 @@
-"""Images that are written into a text: `data:` URIs (RFC 2397) and bare Base64."""
+"""Images inside a text: `data:` URIs (RFC 2397) and bare Base64."""
 
 import base64
 import binascii
@@ -8,20 +8,20 @@ from urllib.parse import unquote_to_bytes
 from warren.data.printable import shown
 from warren.errors import BadSampleError
 
-# The Base64 of the first bytes of JPEG, PNG, GIF, WebP and TIFF. A path can begin so, too, but not be of these
-# characters alone: it has a dot.
+# The Base64 of the first bytes of JPEG, PNG, GIF, WebP and TIFF. A path can begin like this too, but it has a dot,
+# which Base64 has not.
 _BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 _MIN_CHARACTERS = 64
-_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*={0,2}")  # no white space at the end, or long runs take quadratic time
+_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]*={0,2}")  # no \s at the end: runs of it take quadratic time
 _SPACE = re.compile(r"\s+")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def inlined(text: str) -> bytes | None:
-    """Return the bytes of an image that is written out, None for a text that only names one.
+    """Return the bytes of an image that a text contains, or None for a text that only names one.
 
     Raises:
-        BadSampleError: It is written out, but wrongly.
+        BadSampleError: The text contains an image in a wrong encoding.
     """
     text = text.strip()
     if text[:5].lower() == "data:":

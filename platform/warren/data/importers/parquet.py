@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.config import IngestConfig
-from warren.data.importers.files import empty_file, find_files
+from warren.data.importers.files import empty_file, is_empty
 from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.importer import Piece, Raw
-from warren.data.importers.record import RecordReader
+from warren.data.importers.record_files import RecordFiles
 from warren.errors import CorruptDataError
 from warren.storage import Location
 
@@ -20,35 +21,24 @@ _STREAM_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Parquet:
-    """Rows of Parquet files.
+class Parquet(RecordFiles):
+    """Rows of Parquet files."""
 
-    Attributes:
-        files: URIs of the files.
-        records: Makes samples of rows.
-    """
-
-    name: str
-    licence: str
-    origin: str
-    files: tuple[str, ...]
-    records: RecordReader
+    SUFFIXES = (".parquet",)
 
     @classmethod
-    def of(cls, config: IngestConfig) -> "Parquet":
+    def of(cls, config: IngestConfig) -> Self:
         """Find the files of a configuration and check their columns.
 
         Raises:
-            ConfigError: A column is not there.
+            ConfigError: There are none, or the first lacks a column.
         """
-        files = find_files(config.path or "", (".parquet",))
-        uris = tuple(file.uri for file in files)
-        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
-        for file in files:
-            if not _is_empty(file):
-                records.check_fields(_open(file).schema_arrow.names, file)
-                break
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
+        parquet = super().of(config)
+        for file in map(Location, parquet.files):
+            if not is_empty(file):
+                parquet.records.check_fields(_open(file).schema_arrow.names, file)
+                break  # the others are checked when they are cut into pieces
+        return parquet
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Join row groups to pieces of about a shard.
@@ -57,7 +47,7 @@ class Parquet:
             ConfigError: A file lacks a column.
         """
         for uri in self.files:
-            if _is_empty(Location(uri)):
+            if is_empty(Location(uri)):
                 yield Piece(uri, rows=1)
                 continue
             file = _open(Location(uri))
@@ -97,15 +87,15 @@ class Parquet:
         groups = list(range(piece.start, piece.stop))
         try:
             file = _open(location)
-            wanted = [name for name in file.schema_arrow.names if name in self.records.fields]
-            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
+            columns = [name for name in file.schema_arrow.names if name in self.records.fields]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns):
                 yield from _values(batch)
         except (OSError, pa.ArrowException) as error:
             raise CorruptDataError(f"{location} is damaged: {error}") from None
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | str]:
-    """Turn a batch into Python values; a row that has none (text that is not UTF-8, a date of year 20000) into why."""
+    """Yield rows as Python values, or why a row has none: text that is not UTF-8, a date in the year 20000."""
     try:
         yield from batch.to_pylist()
         return
@@ -116,10 +106,6 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | str]:
             yield from batch.slice(place, 1).to_pylist()
         except (ValueError, OverflowError) as error:
             yield f"the row cannot be read: {error}"
-
-
-def _is_empty(location: Location) -> bool:
-    return location.store.size(location.key) == 0
 
 
 def _open(location: Location) -> pq.ParquetFile:

@@ -1,4 +1,4 @@
-"""One record of any format becomes one sample: which field holds what, and which forms each may have."""
+"""Samples from records of any format: which fields are read, and which forms each may have."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ class RecordReader:
     """Builds samples of records; every importer has one.
 
     Attributes:
-        columns: Which fields hold image and text. Where it names no text, the usual names are tried.
-        images: Where images are looked for that a record only names.
-        add_image_marks: Put marks in front of the first question of a conversation that shows images and marks none.
+        columns: The fields of images and text. If it names no text, the usual names are tried.
+        images: Finds the images that a record only names.
+        add_image_marks: Put image marks before the first question of a conversation that has images but no marks.
         drop_system: Leave system messages out.
     """
 
@@ -53,16 +53,16 @@ class RecordReader:
         """Every field that may be read."""
         return tuple(dict.fromkeys(name for names in self._fields().values() for name in names))
 
-    def check_fields(self, there: Sequence[str], file: Location) -> None:
+    def check_fields(self, present: Sequence[str], file: Location) -> None:
         """Refuse a table that lacks what the configuration names.
 
         Raises:
             ConfigError: A column is missing.
         """
         for role, names in self._fields().items():
-            if getattr(self.columns, role) is not None and not set(names) & set(there):
+            if getattr(self.columns, role) is not None and not set(names) & set(present):
                 raise ConfigError(
-                    f"ingest.columns.{role} is {getattr(self.columns, role)!r}, but {file} has: {', '.join(there)}"
+                    f"ingest.columns.{role} is {getattr(self.columns, role)!r}, but {file} has: {', '.join(present)}"
                 )
 
     def sample(self, key: str, source: str, record: object) -> Sample:
@@ -93,14 +93,14 @@ class RecordReader:
 
     def _messages(self, record: Mapping[str, object], listed: Sequence[object]) -> list[RawMessage]:
         names = self._fields()
-        found = {role: first_of(record, names.get(role, ())) for role in names}
-        if found.get("conversations") is not None:
-            return read_messages(_parsed(found["conversations"]))
-        if (caption := _text("caption", found)) is not None:
+        values = {role: first_of(record, names.get(role, ())) for role in names}
+        if values.get("conversations") is not None:
+            return read_messages(_parsed(values["conversations"]))
+        if (caption := _text("caption", values)) is not None:
             if not listed and self.columns.image is not None:
                 raise BadSampleError("it has no image")
             return [RawMessage("user", IMAGE_MARK * len(listed)), RawMessage("assistant", caption)]
-        question, answer = _text("question", found, may_show=True), _text("answer", found)
+        question, answer = _text("question", values, may_show=True), _text("answer", values)
         if question is None or answer is None:
             raise BadSampleError(_NO_TEXT)
         messages = [RawMessage("user", question, (None,) * question.count(IMAGE_MARK)), RawMessage("assistant", answer)]
@@ -133,7 +133,7 @@ def images_of(value: object) -> list[object]:
 
 
 def _in_order(messages: Sequence[RawMessage], listed: Sequence[object]) -> list[object]:
-    """Return a record's images as its messages show them; what no message shows comes last."""
+    """Return a record's images in the order of its messages; images that no message shows come last."""
     rest = list(range(len(listed)))
     images: list[object] = []
     for image in (image for message in messages for image in message.images):
@@ -149,14 +149,14 @@ def _in_order(messages: Sequence[RawMessage], listed: Sequence[object]) -> list[
     return images + [listed[place] for place in rest]
 
 
-def _text(role: str, found: Mapping[str, object], may_show: bool = False) -> str | None:
+def _text(role: str, values: Mapping[str, object], may_show: bool = False) -> str | None:
     """Return a caption, question or answer, None where there is none; numbers are text, too.
 
     Raises:
         BadSampleError: It is of another type, or an image mark stands where no image can be.
     """
-    value = found.get(role)
-    if value is None or value != value:  # a missing cell of pandas is not equal to itself
+    value = values.get(role)
+    if value is None or value != value:  # NaN, pandas' missing cell, does not equal itself
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadSampleError(f"its {role} is a {type(value).__name__}, not a text")

@@ -3,52 +3,43 @@
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import IO
+from typing import IO, Self
 
 from warren.config import IngestConfig
-from warren.data.importers.files import empty_file, find_files, is_whole, opened, unpacked_name
+from warren.data.importers.files import empty_file, is_whole, opened, unpacked_name
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
-from warren.data.importers.record import RecordReader
+from warren.data.importers.record_files import RecordFiles
 from warren.data.importers.table_rows import SourceRow, csv_rows, delimited_rows, group, line_rows
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
 from warren.storage import Location
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
-_SUFFIXES = (*_ENDINGS, *(f"{ending}.gz" for ending in _ENDINGS))
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(RecordFiles):
     """Rows of text tables; the first line of a CSV or TSV names its columns.
 
     Attributes:
-        files: URIs of the tables.
-        records: Makes samples of rows.
-        quoted: Whether quotes hold a cell together; None takes the usual: in a CSV they do, in a TSV they do not.
+        quoted: Whether cells may be in quotes; None: in a CSV they may, in a TSV they may not.
     """
 
-    name: str
-    licence: str
-    origin: str
-    files: tuple[str, ...]
-    records: RecordReader
+    SUFFIXES = (*_ENDINGS, *(f"{ending}.gz" for ending in _ENDINGS))
+
     quoted: bool | None = None
 
     @classmethod
-    def of(cls, config: IngestConfig) -> "Table":
+    def of(cls, config: IngestConfig) -> Self:
         """Find the tables of a configuration and check their columns."""
-        files = find_files(config.path or "", _SUFFIXES)
-        uris = tuple(file.uri for file in files)
-        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
-        found = cls(config.name or "", config.licence, config.origin or str(config.path), uris, records, config.quoted)
-        for file in files:
-            if _has_header(file) and (names := found._header(file)) is not None:
-                records.check_fields(names, file)
-        return found
+        table = replace(super().of(config), quoted=config.quoted)
+        for file in map(Location, table.files):
+            if _has_header(file) and (names := table._header(file)) is not None:
+                table.records.check_fields(names, file)
+        return table
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Cut the tables into ranges of rows."""

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from warren.data.importers.files import start_of_text
-from warren.data.importers.text import Utf8
+from warren.data.importers.utf8_reader import Utf8Reader
 from warren.errors import DataError
 
 _MAX_FIELD_CHARACTERS = 64 << 20
-csv.field_size_limit(_MAX_FIELD_CHARACTERS)  # of the whole process; Python's 131,072 ends a file at one long caption
+csv.field_size_limit(_MAX_FIELD_CHARACTERS)  # of the process; Python's 131,072 fails at one long caption
 
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(r'[^\s,\[\]{}"]+')
-_LONGEST_LITERAL = len("-Infinity") + 1  # an error stands at the start of a literal that was cut
+_LONGEST_LITERAL = len("-Infinity") + 1  # the error of a cut literal is at its start
 _DECODER = json.JSONDecoder()
 
 
@@ -102,7 +102,7 @@ def line_rows(file: IO[bytes], name: object, is_start: bool = True) -> Iterator[
 
 
 class _Lines:
-    """Lines for Python's CSV reader, which tells how far it has read. Latin-1 has a character for every byte."""
+    """Lines for Python's CSV reader, and the position so far. In Latin-1 every byte is one character."""
 
     def __init__(self, file: IO[bytes], position: int) -> None:
         self.position = position
@@ -122,7 +122,7 @@ class _Lines:
 
 
 class _Open(io.RawIOBase):
-    """Reads from a file that somebody else closes: a text wrapper closes what it wraps."""
+    """A file that stays open when its text wrapper is closed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -144,16 +144,16 @@ def array_rows(file: IO[bytes], name: object) -> Iterator[SourceRow]:
     Raises:
         DataError: The file is no JSON array, or more than one; the message has the byte.
     """
-    text = Utf8(file, name)
-    if (found := text.next_character()) != "[":
-        raise text.error(f"a JSON array of records is expected, it begins with {found!r}")
+    text = Utf8Reader(file, name)
+    if (character := text.next_character()) != "[":
+        raise text.error(f"a JSON array of records is expected, it begins with {character!r}")
     text.advance(1)
-    found = text.next_character()
-    while found != "]":
+    character = text.next_character()
+    while character != "]":
         yield _value(text)
-        if (found := text.next_character()) not in ("]", ","):
-            raise text.error(f"what follows the record is no JSON: ',' or ']' is expected, found {found!r}")
-        if found == ",":
+        if (character := text.next_character()) not in ("]", ","):
+            raise text.error(f"what follows the record is no JSON: expected ',' or ']', not {character!r}")
+        if character == ",":
             text.advance(1)
             text.next_character()
     text.advance(1)
@@ -161,7 +161,7 @@ def array_rows(file: IO[bytes], name: object) -> Iterator[SourceRow]:
         raise text.error(f"there is more behind the array, it begins with {more!r}; one file holds one array")
 
 
-def _value(text: Utf8) -> SourceRow:
+def _value(text: Utf8Reader) -> SourceRow:
     start, fault, value = text.position, "", None
     while True:
         try:
@@ -170,10 +170,10 @@ def _value(text: Utf8) -> SourceRow:
             if not _may_go_on(error, text.text) or not text.more():
                 raise DataError(f"{text.name}: the record at byte {start} is no JSON: {error.msg}") from None
         except (RecursionError, ValueError) as error:
-            found = _end_of_value(text.text, text.at)
-            if found is None and text.more():
+            value_end = _end_of_value(text.text, text.at)
+            if value_end is None and text.more():
                 continue
-            end, fault = found or len(text.text), f"Python cannot hold its JSON: {error}"
+            end, fault = value_end or len(text.text), f"Python cannot hold its JSON: {error}"
             break
         else:
             if end < len(text.text) or not text.more():  # a number may go on

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from warren.config import IngestConfig
-from warren.data.importers.files import empty_file, find_files
+from warren.data.importers.files import empty_file, is_empty
 from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.image_sources import MAX_IMAGE_BYTES
 from warren.data.importers.importer import Piece, Raw
-from warren.data.importers.members import IMAGES, Member, group_members
-from warren.data.importers.record import RecordReader
+from warren.data.importers.record_files import RecordFiles
+from warren.data.importers.tar_samples import IMAGES, Member, group_members
 from warren.data.printable import shown
 from warren.data.sample import Sample
 from warren.errors import BadSampleError, CorruptDataError
@@ -25,27 +24,10 @@ _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class WebDataset:
-    """Image-caption pairs of tar files; a `.json` with `conversations` is taken for the text.
+class WebDataset(RecordFiles):
+    """Image-caption pairs of tar files; a `.json` with `conversations` counts as the text. One pass reads a tar."""
 
-    Attributes:
-        files: URIs of the tars; each is one piece, and is read in one pass.
-        records: Makes samples of what belongs together.
-    """
-
-    name: str
-    licence: str
-    origin: str
-    files: tuple[str, ...]
-    records: RecordReader
-
-    @classmethod
-    def of(cls, config: IngestConfig) -> "WebDataset":
-        """Find the tars of a configuration."""
-        files = find_files(config.path or "", (".tar", ".tar.gz", ".tgz"))
-        uris = tuple(file.uri for file in files)
-        records = RecordReader.of(config, files[0].uri.rpartition("/")[0])
-        return cls(config.name or "", config.licence, config.origin or str(config.path), uris, records)
+    SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
     def pieces(self, samples_per_shard: int) -> Iterator[Piece]:
         """Take every tar for a piece; it may become several shards."""
@@ -62,7 +44,7 @@ class WebDataset:
             CorruptDataError: The tar is damaged or ends early.
         """
         tar, location = label(piece.path, self.files), Location(piece.path)
-        if location.store.size(location.key) == 0:
+        if is_empty(location):
             yield empty_file(location, tar)
             return
         for place, (name, members) in enumerate(group_members(_members(location))):
@@ -106,10 +88,10 @@ def _facts(members: Sequence[Member]) -> dict[str, Any]:
         if member.suffix != "json":
             continue
         try:
-            found = json.loads(member.data.removeprefix(b"\xef\xbb\xbf"))
+            fields = json.loads(member.data.removeprefix(b"\xef\xbb\xbf"))
         except (RecursionError, ValueError):
             raise BadSampleError("its .json is no JSON") from None
-        facts |= found if isinstance(found, dict) else {}
+        facts |= fields if isinstance(fields, dict) else {}
     return facts
 
 

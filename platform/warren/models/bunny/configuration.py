@@ -1,4 +1,4 @@
-"""Bunny's config.json to a `LlavaConfig`, and what its model expects at the inputs."""
+"""From Bunny's config.json to a `LlavaConfig` and to the model's inputs."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP
 
 SIGLIP = "siglip_vision_model"
 
+# Fields that are not the decoder's own: Bunny adds them, or they depend on the versions of libraries.
 _NOT_THE_DECODERS = {
     "architectures",
     "auto_map",
@@ -98,15 +99,16 @@ def llava_config(
 
 
 def _check_width(source: dict[str, Any], width: int, scales: list[int] | None) -> None:
-    given = source.get("mm_hidden_size", width)
-    if given != width:
-        hint = (
-            "; three times the tower's width is S²'s: set use_s2 to true" if not scales and given == 3 * width else ""
-        )
-        raise ModelError(
-            f"config.json: mm_hidden_size is {given}, but use_s2 is {source.get('use_s2')!r} and so the vision tower "
-            f"gives {width} features{hint}"
-        )
+    hidden_size = source.get("mm_hidden_size", width)
+    if hidden_size == width:
+        return
+    hint = (
+        "; three times the tower's width is S²'s: set use_s2 to true" if not scales and hidden_size == 3 * width else ""
+    )
+    raise ModelError(
+        f"config.json: mm_hidden_size is {hidden_size}, but use_s2 is {source.get('use_s2')!r} and so the vision "
+        f"tower gives {width} features{hint}"
+    )
 
 
 def _scales(source: dict[str, Any], vision: PretrainedConfig) -> list[int] | None:
@@ -122,7 +124,7 @@ def _scales(source: dict[str, Any], vision: PretrainedConfig) -> list[int] | Non
 
 
 def _spp_version(projector: str) -> int | None:
-    """Bunny takes any name that starts with `spp` and holds v1, v2 or v3."""
+    """Return an SPP projector's version; Bunny accepts any name that starts with `spp` and contains v1, v2 or v3."""
     if not projector.startswith("spp"):
         return None
     return next((version for version in (1, 2, 3) if f"v{version}" in projector), None)

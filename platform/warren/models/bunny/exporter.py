@@ -1,6 +1,5 @@
 """A model in the Hugging Face LLaVA layout back to Bunny's layout."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from warren.errors import ModelError
 from warren.models.bunny.families import FAMILIES, PROMPT_KEY
 from warren.models.bunny.names import to_bunny
 from warren.models.bunny.tokenizer import in_old_format, without_image_token
-from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_tower
+from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_json, write_tower
 from warren.models.extended_llava import PLAIN_PROJECTOR
 from warren.models.head import Head
 from warren.models.minicpm import check_minicpm, minicpm_fields
@@ -23,7 +22,7 @@ from warren.models.vocabulary import HEAD, num_rows, scaled_head, with_vocabular
 
 _TOWER = "vision_tower.vision_model."
 _MAX_LENGTH = "tokenizer_model_max_length"
-_NAMES = {"granite": "bunny-minicpm"}  # what a MiniCPM trains as
+_NAMES = {"granite": "bunny-minicpm"}  # a MiniCPM trains as a Granite (`models/minicpm.py`)
 _CLASS_NAMES = {
     "bunny-phi": "Phi",
     "bunny-phi3": "Phi3",
@@ -70,8 +69,8 @@ def export_bunny(
     text_tokenizer = in_old_format(without_image_token(tokenizer_json))
     with new_folder(target) as folder:
         write_tensors(to_bunny(tensors, config), folder, dtype, max_shard_bytes=max_shard_bytes)
-        _write_json(folder / "config.json", fields)
-        _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+        write_json(folder / "config.json", fields)
+        write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
         (folder / TOKENIZER_FILE).write_text(text_tokenizer)
         _write_tokenizer_settings(inputs, text_tokenizer, fields, folder)
         write_tower(vision, tower, inputs.image, folder, dtype)
@@ -101,7 +100,8 @@ def _bunny_config(config: Any, inputs: Inputs) -> dict[str, Any]:
     if original:
         check_minicpm(config)
         fields = {**original, "unfreeze_vision_tower": True, "tie_word_embeddings": head.tied}
-        if (original.get("image_aspect_ratio") == "pad") != inputs.image.padding:  # trained further, in another way
+        # A model that was trained further may pad its images, unlike the original.
+        if (original.get("image_aspect_ratio") == "pad") != inputs.image.padding:
             fields["image_aspect_ratio"] = _aspect(inputs)
         return fields
     text = config.text_config
@@ -156,7 +156,7 @@ def _flat(text: PretrainedConfig) -> dict[str, Any]:
 def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, fields: dict[str, Any], folder: Path) -> None:
     tokens, vocabulary = inputs.tokens, Tokenizer.from_str(tokenizer_json)
     begin = None if tokens.bos_token_id is None else vocabulary.id_to_token(tokens.bos_token_id)
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -169,7 +169,3 @@ def _write_tokenizer_settings(inputs: Inputs, tokenizer_json: str, fields: dict[
             **({"model_max_length": fields[_MAX_LENGTH]} if _MAX_LENGTH in fields else {}),
         },
     )
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,6 +1,6 @@
 """The Bunny families: one entry each. Another backbone of transformers is one more entry.
 
-Facts: the published configurations and `bunny/conversation.py` at BAAI-DCAI/Bunny 08273ac.
+Sources: the published configurations, and `bunny/conversation.py` at BAAI-DCAI/Bunny 08273ac.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class Family:
         template: Warren's prompt template.
         end_of_answer: Text that ends every answer.
         renamed: Configuration fields that Bunny spells differently, to transformers' spelling.
-        tied: Whether the head is the embeddings where config.json does not say; files leave out a class's own default.
-        pad_is_eos: Padding is the end of an answer, whatever the tokenizer says.
-        unused: Tensors of the published language model that Bunny's class has no place for.
+        tied: Whether head and embeddings are one matrix if config.json does not say: it omits its class's default.
+        pad_is_eos: Whether the pad token is the eos token, whatever the tokenizer says.
+        unused: Tensors of the published language model that Bunny's class does not have.
         window_slack: How many tokens more than config.json's `sliding_window` a position attends to.
-        scaled: The decoder scales embeddings, residuals and logits (MiniCPM).
+        scaled: Whether the decoder scales embeddings, residuals and logits (MiniCPM).
     """
 
     model_type: str
@@ -50,7 +50,7 @@ FAMILIES: dict[str, Family] = {
 
 
 PROMPT_KEY = "warren_prompt"
-"""Where Warren's export says in config.json which template and end of answer a model was trained with."""
+"""Key of config.json under which Warren's export stores the template and the end of answer of a model."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

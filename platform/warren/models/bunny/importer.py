@@ -1,4 +1,4 @@
-"""A published Bunny checkpoint to the Hugging Face LLaVA layout, tensor by tensor."""
+"""From a published Bunny checkpoint to the Hugging Face LLaVA layout, tensor by tensor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ class Checkpoint:
         config: Its config.json.
         tensors: By the names of a merged checkpoint.
         tokenizer: The folder that holds its tokenizer.
-        is_lora: Bunny trains it further only when it is merged, and merging cuts the vocabulary to the tokenizer's.
-        has_tower_adapters: Its adapters change the vision tower too.
+        is_lora: Whether it has adapters. Bunny merges them and then cuts the vocabulary to the tokenizer's.
+        has_tower_adapters: Whether its adapters change the vision tower too.
     """
 
     config: dict[str, Any]
@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
-    """Read a checkpoint; its files tell its kind: LoRA (`adapter_config.json`), stage 1 (`mm_projector`) or whole.
+    """Read a checkpoint. Its files show its kind: LoRA (`adapter_config.json`), stage 1 (`mm_projector`) or whole.
 
     A whole checkpoint may have an `mm_projector` beside its weights; its own projector counts, as in Bunny.
 
@@ -54,7 +54,7 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
         base: The language model (or Bunny) that a LoRA or stage-1 checkpoint was trained from.
 
     Raises:
-        ModelError: A file is missing or damaged, or `base` is missing or too much.
+        ModelError: A file is missing or damaged, or `base` is missing or not needed.
     """
     if not source.is_dir():
         raise ModelError(f"{source} is no folder")
@@ -74,7 +74,7 @@ def read_checkpoint(source: Path, base: Path | None = None) -> Checkpoint:
         projector = read_either(source, "mm_projector")
         return Checkpoint(config, {**tensors, **{_of_projector(n): read for n, read in projector.items()}}, tokenizer)
     trained = read_either(source, "non_lora_trainables")
-    # With `lora_bias: all` the adapter lists the biases of a frozen tower too, which are its folder's.
+    # With `lora_bias: all` the adapter also lists the biases of a frozen tower, which equal those in its folder.
     tensors = merged({**tensors, **_unwrapped(trained)}, source, ignored=(_COPY,))
     in_tower = any(_COPY in name and ".lora_A." in name for name in read_either(source, "adapter_model"))
     return Checkpoint(config, tensors, tokenizer, True, in_tower)
@@ -125,7 +125,7 @@ def import_bunny(
 
 
 def _head(config: dict[str, Any], family: Family, tensors: LazyTensors, unpredicted_ids: tuple[int, ...]) -> Head:
-    """Return how the checkpoint's head trains in Bunny. One that the checkpoint holds itself counts for itself."""
+    """Return how the head trains in Bunny. A head in the checkpoint counts as tied only if it equals the embeddings."""
     tied = bool(config.get("tie_word_embeddings", family.tied))
     if tied and _HEAD in tensors:
         tied = torch.equal(tensors[_HEAD](), tensors[_EMBEDDINGS]())
@@ -149,5 +149,5 @@ def _unwrapped(trained: LazyTensors) -> LazyTensors:
 
 def _of_projector(name: str) -> str:
     """Name a tensor of `mm_projector.bin` as in a merged checkpoint; Bunny takes any prefix."""
-    _, found, rest = name.partition("mm_projector.")
-    return f"model.mm_projector.{rest}" if found else name
+    _, separator, rest = name.partition("mm_projector.")
+    return f"model.mm_projector.{rest}" if separator else name

@@ -1,4 +1,4 @@
-"""Which vision tower a Bunny checkpoint means: its configuration, its weights, and where they come from.
+"""The vision tower of a Bunny checkpoint: its configuration, its weights, and where they are read from.
 
 Bunny ignores the tower inside a checkpoint unless it was trained (`unfreeze_vision_tower`) or is to be trained further
 (`continuous_training`), and reads the folder or the hub id in `mm_vision_tower` instead. Images are prepared by that
@@ -26,22 +26,22 @@ _COPY = "model.vision_tower.vision_tower."  # of the tower, in a checkpoint
 
 
 def read_tower(
-    source: Path, config: dict[str, Any], checkpoint: LazyTensors, given: Path | None, adapted: bool = False
+    source: Path, config: dict[str, Any], checkpoint: LazyTensors, override: Path | None, adapted: bool = False
 ) -> TowerFolder:
     """Return the tower that Bunny would use.
 
     Args:
-        source: The checkpoint's folder; relative tower names are looked for in it and above it.
+        source: The checkpoint's folder; relative tower names are searched for in it and above it.
         config: The checkpoint's config.json.
         checkpoint: Its tensors, by Bunny's names.
-        given: A tower folder to use instead of the one the configuration names.
-        adapted: The checkpoint's copy was changed by adapters, so it counts.
+        override: A tower folder to use instead of the one that the configuration names.
+        adapted: Whether adapters changed the checkpoint's copy, so that it must be used.
 
     Raises:
-        ModelError: The tower is nowhere to be found, or of an unknown kind.
+        ModelError: The tower cannot be found, or is of an unknown kind.
     """
     name = str(config.get("mm_vision_tower"))
-    folder = given or _find(source, name)
+    folder = override or _find(source, name)
     copy = {k.removeprefix(_COPY): read for k, read in checkpoint.items() if k.startswith(_COPY)}
     if folder is None:
         published = next((tower for tower in TOWERS.values() if tower.pretrained == name), None)

@@ -45,11 +45,11 @@ def write_tower(
         place.parent.mkdir()
         write_tensors(tensors, place.parent, dtype, max_shard_bytes=1 << 62)
         _to_pickle(place)
-        _write_json(place.parent / "eva_config.json", _eva_fields(vision))
+        write_json(place.parent / "eva_config.json", _eva_fields(vision))
         return
     place.mkdir(parents=True)
     vision.save_pretrained(place)
-    _write_json(place / "preprocessor_config.json", _processor(vision, image))
+    write_json(place / "preprocessor_config.json", _processor(vision, image))
     write_tensors({f"vision_model.{name}": read for name, read in tensors.items()}, place, dtype)
 
 
@@ -120,5 +120,6 @@ def _processor(vision: PretrainedConfig, image: ImageSpec) -> dict[str, Any]:
     }
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Write a configuration file; equal values give equal bytes."""
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

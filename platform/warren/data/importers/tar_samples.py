@@ -1,12 +1,12 @@
-"""Which files of a tar make one sample. None of them is left out in silence.
+"""How files of a tar are grouped into samples. No file is left out silently.
 
 WebDataset's rule: neighbours that share their name up to the first dot of its last part. The rest of the name is the
 field: `0.jpg` and `0.txt` are fields `jpg` and `txt` of sample `0`. Files whose own names have dots break that rule
 (`page.0.jpg`, `page.0.txt`, `page.1.jpg`, …), so what shares its first part is looked at once more:
 
 * An image and a text with equal names up to the last dot are a sample (`page.0`).
-* What is left is one sample (`0.input.jpg`, `0.outputs.txt`), except that a number is part of the name: `page.1.jpg`
-  alone is a sample without a text.
+* The other files are one sample (`0.input.jpg`, `0.outputs.txt`), but a number is part of the name: `page.1.jpg` alone
+  is a sample without a text.
 * Fields of other kinds (`0.cls`, `0.seg.png` beside `0.jpg` and `0.txt`) belong to the sample and are not read.
 """
 
@@ -67,7 +67,7 @@ class Member:
 
 
 def group_members(members: Iterable[Member]) -> Iterator[Group]:
-    """Yield the samples of a tar as (name, members); every file is in one, but those of macOS."""
+    """Yield the samples of a tar as (name, members); every file is in one, except those that macOS adds."""
     held: list[Member] = []
     for member in members:
         if member.name.rpartition("/")[2].startswith(_SYSTEM_FILES):
@@ -83,7 +83,7 @@ def _begins_anew(held: list[Member], member: Member) -> bool:
     last = held[-1]
     if last.first_part != member.first_part or any(other.name.lower() == member.name.lower() for other in held):
         return True
-    # A numbered page that is over, or a name that very many files share: nothing more is to come for what is held.
+    # A numbered page is complete, or very many files share a name: the held files get no further members.
     is_over = _is_numbered(last) and _is_whole([other for other in held if other.stem == last.stem])
     return last.stem != member.stem and (is_over or len(held) >= _MAX_HELD)
 

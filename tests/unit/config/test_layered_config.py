@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from warren.config import Recipe, Section, load_config
-from warren.config.layers import Config, node_type
+from warren.config.layered_config import Config, node_type
 from warren.errors import ConfigError
 
 FOLDERS = [Path(__file__).parents[3] / "jobs" / "recipes"]

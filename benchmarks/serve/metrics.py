@@ -1,4 +1,4 @@
-"""From timelines to figures, a table and an image."""
+"""From timelines to metrics, a table and an image."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ _COLUMNS = {
     "num_failed": "failed",
 }
 
-MetricsText = dict[str, float]
+Metrics = dict[str, float]
 
 
-def figures_of(timelines: Sequence[Timeline]) -> MetricsText:
+def metrics_of(timelines: Sequence[Timeline]) -> Metrics:
     """Sum up one load."""
     done = [one for one in timelines if one.error is None]
     start = min(one.sent_s for one in timelines)
@@ -45,25 +45,25 @@ def figures_of(timelines: Sequence[Timeline]) -> MetricsText:
     }
 
 
-def middle(rounds: Sequence[MetricsText]) -> MetricsText:
-    """Return the median of each figure over the rounds."""
-    return {name: float(np.median([figures[name] for figures in rounds])) for name in rounds[0]}
+def middle(rounds: Sequence[Metrics]) -> Metrics:
+    """Return the median of each metric over the rounds."""
+    return {name: float(np.median([metrics[name] for metrics in rounds])) for name in rounds[0]}
 
 
-def table(results: Mapping[str, Mapping[int, MetricsText]]) -> str:
-    """Write the figures as a Markdown table."""
+def table(results: Mapping[str, Mapping[int, Metrics]]) -> str:
+    """Write the metrics as a Markdown table."""
     lines = [
         f"| engine | clients | {' | '.join(_COLUMNS.values())} |",
         f"|---|{'---|' * (len(_COLUMNS) + 1)}",
     ]
     for mode, by_clients in results.items():
-        for clients, figures in by_clients.items():
-            cells = [f"{figures[name]:.3g}" for name in _COLUMNS]
+        for clients, metrics in by_clients.items():
+            cells = [f"{metrics[name]:.3g}" for name in _COLUMNS]
             lines.append(f"| {mode} | {clients} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(results: Mapping[str, Mapping[int, MetricsText]], path: Path) -> None:
+def draw(results: Mapping[str, Mapping[int, Metrics]], path: Path) -> None:
     """Draw throughput, time to first token and gaps over the number of clients."""
     panels: Any = (
         ("tokens_per_s", "output tokens/s", "linear"),
@@ -73,7 +73,7 @@ def draw(results: Mapping[str, Mapping[int, MetricsText]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), layout="constrained")
     for axis, (name, title, scale) in zip(axes, panels, strict=True):
         for mode, by_clients in results.items():
-            axis.plot(list(by_clients), [figures[name] for figures in by_clients.values()], marker="o", label=mode)
+            axis.plot(list(by_clients), [metrics[name] for metrics in by_clients.values()], marker="o", label=mode)
         axis.set(title=title, xlabel="clients", xscale="log", yscale=scale, xticks=list(next(iter(results.values()))))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.minorticks_off()

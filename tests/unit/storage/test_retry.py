@@ -7,7 +7,7 @@ from warren.errors import ConfigError, StorageError
 from warren.storage.retry import RetryPolicy, retrying
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     return isinstance(error, TimeoutError)
 
 
@@ -22,7 +22,7 @@ def run(script: list[Exception | str]) -> str:
             raise step
         return step
 
-    return retrying(RetryPolicy("s3://b/k", "http://server"), action, is_passing)
+    return retrying(RetryPolicy("s3://b/k", "http://server"), action, is_transient)
 
 
 @pytest.fixture(autouse=True)

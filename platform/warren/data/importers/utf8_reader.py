@@ -12,8 +12,8 @@ _MAX_AHEAD_CHARACTERS = 512 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class Utf8:
-    """A cursor in a file.
+class Utf8Reader:
+    """Reads a UTF-8 file from front to back, and knows its position in bytes.
 
     Args:
         file: Opened at its start.
@@ -22,7 +22,7 @@ class Utf8:
     Attributes:
         name: Of the file.
         position: Of the next character, in bytes.
-        text: What has been read and not passed, from `at` on.
+        text: Characters that have been read; the next one is at `at`.
     """
 
     def __init__(self, file: IO[bytes], name: object) -> None:
@@ -32,7 +32,7 @@ class Utf8:
         self.text, self.at = "", 0
 
     def next_character(self) -> str:
-        """Pass over white space; return the character behind it without passing it, "" at the end."""
+        """Skip white space, and return the next character without skipping it; "" at the end."""
         while True:
             self.advance(_SPACE.match(self.text, self.at).end() - self.at)  # type: ignore[union-attr]  # matches always
             if self.at < len(self.text):
@@ -41,13 +41,13 @@ class Utf8:
                 return ""
 
     def advance(self, num_characters: int) -> None:
-        """Pass over characters that are in `text`."""
+        """Skip characters that are in `text`."""
         end = self.at + num_characters
         self.position += len(self.text[self.at : end].encode())
         self.at = end
 
     def more(self) -> bool:
-        """Read on; return whether there was anything. Doubles what is held, so a long value is not scanned often.
+        """Read more, and return whether there was more. It doubles `text`, so that a long value is not scanned often.
 
         Raises:
             DataError: It is not UTF-8, or longer than a record can be.

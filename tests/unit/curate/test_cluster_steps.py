@@ -7,14 +7,14 @@ import pytest
 
 from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
 from warren.curate import kmeans
+from warren.curate.cluster_steps import ClusterwiseStep, keep_in_clusters
 from warren.curate.clusters import Clusters
 from warren.curate.kmeans import train
 from warren.curate.near_duplicates import chosen, components, links
 from warren.curate.row_mask import RowSet
-from warren.curate.semdedup import beaten, order_of
+from warren.curate.semdedup import close_to_earlier, order_of
 from warren.curate.tasks import Workspace, run_here
 from warren.curate.vectors import unit
-from warren.curate.within import WithinStep, keep_within
 from warren.errors import DataError
 from warren.storage import Location
 
@@ -41,11 +41,11 @@ def work(tmp_path: Path) -> Workspace:
     return Workspace(Location(str(tmp_path)))
 
 
-def kept(work: Workspace, clusters: Clusters, step: WithinStep, rows: int, memory: int) -> list[int]:
+def kept(work: Workspace, clusters: Clusters, step: ClusterwiseStep, rows: int, memory: int) -> list[int]:
     alive = RowSet.full(rows)
     location = work.folder / "alive"
     location.put_bytes(alive.to_bytes())
-    result = keep_within(run_here, work / f"{step.step}-{memory}", step, clusters, location, rows, memory)
+    result = keep_in_clusters(run_here, work / f"{step.step}-{memory}", step, clusters, location, rows, memory)
     return [int(row) for block in result.blocks() for row in block]
 
 
@@ -59,7 +59,7 @@ def kept(work: Workspace, clusters: Clusters, step: WithinStep, rows: int, memor
         BalanceStep(step="balance", samples_per_cluster=9),
     ],
 )
-def test_no_pair_is_lost_across_the_cut_of_a_large_cluster(work: Workspace, step: WithinStep) -> None:
+def test_no_pair_is_lost_across_the_cut_of_a_large_cluster(work: Workspace, step: ClusterwiseStep) -> None:
     random = np.random.default_rng(1)
     image = unit(
         np.repeat(random.standard_normal((60, WIDTH)), 5, axis=0) + 0.25 * random.standard_normal((300, WIDTH))
@@ -93,7 +93,12 @@ def test_semdedup_leaves_out_what_is_close_to_something_before_it() -> None:
     image = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     order = order_of(np.array([0.9, 0.8, 0.7, 0.1]), np.arange(4), "farthest")
     assert order.tolist() == [3, 2, 1, 0]
-    assert beaten(image, order, image, order, np.cos(np.radians(15)))[0].tolist() == [True, True, False, False]
+    assert close_to_earlier(image, order, image, order, np.cos(np.radians(15)))[0].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("num_clusters", [7, 300])

@@ -1,7 +1,7 @@
-"""Configurations in layers: a file over the one it extends, `--set` over both, and which layer each value is from.
+"""Layered configurations: a file over the file that it extends, `--set` over both, and the layer of each value.
 
-A layer's mappings are merged into those below. Keys that exclude each other are no mappings to merge: `Config.replaces`
-says which inherited keys a key takes the place of.
+Mappings of a layer are merged into those of the layers below. Some keys exclude each other and must not be merged:
+`Config.replaces` lists the inherited keys that a key replaces.
 """
 
 import logging
@@ -26,8 +26,8 @@ class Config(BaseModel):
     """Base of every configuration node: frozen, no unknown keys, no silent conversions.
 
     Attributes:
-        replaces: For a key, the keys of lower layers that go when a layer gives it another value. Keys of nodes below
-            are dotted.
+        replaces: For a key, the keys of lower layers that are removed when a layer changes its value. Keys of nested
+            sections are dotted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -35,13 +35,13 @@ class Config(BaseModel):
 
 
 def alternatives(*keys: str) -> Replaces:
-    """Say that of these keys each takes the place of the others."""
+    """Return `replaces` for keys of which each replaces all others."""
     return {key: tuple(other for other in keys if other != key) for key in keys}
 
 
 @dataclass
 class Layers:
-    """What the layers so far say together.
+    """The layers of a configuration so far, merged.
 
     Attributes:
         schema: The type of the whole tree.
@@ -55,13 +55,13 @@ class Layers:
     _origins: dict[Path, str] = field(default_factory=dict)
 
     def add(self, name: str, tree: Tree) -> None:
-        """Put a file over what there is."""
+        """Add a file as the highest layer."""
         self.names.append(name)
         self._drop_replaced(self.schema, (), tree)
         self._merge((), tree)
 
     def add_overrides(self, overrides: Sequence[str]) -> None:
-        """Put `a.b=c` overrides over what there is: each takes the place of the whole value it names.
+        """Add `a.b=c` overrides as the highest layer; each replaces the whole value of its key.
 
         Raises:
             ConfigError: One is not of that form.
@@ -80,11 +80,11 @@ class Layers:
             self._origins[path] = SET
 
     def settle(self) -> Tree:
-        """Return the tree; a null where none is allowed unsets what lower layers say, and leaves the default."""
+        """Return the merged tree. A null that the schema does not allow unsets an inherited value, for the default."""
         return _without_nulls(self.schema, self.values)
 
     def origin(self, path: Path) -> str | None:
-        """Return the layer that a value is from; None: it is a default."""
+        """Return the layer that a value is from, or None for a default."""
         while path:
             if path in self._origins:
                 return self._origins[path]
@@ -92,11 +92,11 @@ class Layers:
         return None
 
     def inherited(self, node: Path, message: str) -> str:
-        """Say which of the keys that a message is about come from a lower layer, and how to unset them."""
-        found = _get(self.values, node)
-        if isinstance(found, dict):
+        """Return a hint for an error message: which of its keys are inherited, and how to unset them."""
+        value = _get(self.values, node)
+        if isinstance(value, dict):
             words = set(re.findall(r"\w+", message))
-            paths = [(*node, key) for key in found if key in words]
+            paths = [(*node, key) for key in value if key in words]
         else:
             paths = [node] if node else []
         notes = []
@@ -123,22 +123,22 @@ class Layers:
             self._origins[path] = self.names[-1]
 
     def _drop_replaced(self, schema: type[BaseModel], at: Path, over: Tree) -> None:
-        """Remove what the keys of the next layer take the place of; what it gives of that itself comes back alone."""
+        """Remove the inherited keys that the next layer's keys replace, before its own values are merged."""
         below = _get(self.values, at)
         for key, others in getattr(schema, "replaces", {}).items():
-            given = _get(over, tuple(key.split(".")))
-            if given in _UNSET or given == _get(below, tuple(key.split("."))):
+            new_value = _get(over, tuple(key.split(".")))
+            if new_value in _UNSET or new_value == _get(below, tuple(key.split("."))):
                 continue
             for other in (tuple(name.split(".")) for name in others):
                 if _get(below, other) not in _UNSET:
-                    self._remove((*at, *other), ".".join((*at, key)), told=_gives(over, other))
+                    self._remove((*at, *other), ".".join((*at, key)), is_explicit=_sets(over, other))
         for key, value in over.items():
             child = node_type(schema, key)
             if child is not None and isinstance(value, dict) and isinstance(below.get(key), dict):
                 self._drop_replaced(child, (*at, key), value)
 
-    def _remove(self, path: Path, by: str, told: bool) -> None:
-        if not told:
+    def _remove(self, path: Path, by: str, is_explicit: bool) -> None:
+        if not is_explicit:
             _log.warning("%s replaces %s, inherited from %s", by, ".".join(path), self.origin(path))
         del _get(self.values, path[:-1])[path[-1]]
         self._forget(path)
@@ -169,8 +169,8 @@ def _without_nulls(schema: type[BaseModel], tree: Tree) -> Tree:
     return settled
 
 
-def _gives(tree: Any, path: Path) -> bool:
-    """Tell whether a layer says anything of a key, be it null."""
+def _sets(tree: Any, path: Path) -> bool:
+    """Return whether a layer sets a key, also to null."""
     node = _get(tree, path[:-1])
     return isinstance(node, dict) and path[-1] in node
 

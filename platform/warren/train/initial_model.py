@@ -1,4 +1,4 @@
-"""The model that a stage starts from: another run's checkpoint or a model folder in the LLaVA layout."""
+"""The model that a stage starts from: another run's checkpoint, or a model folder in the LLaVA layout."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import MODEL_FOLDER
 from warren.train.run import Run
 
-_PROBES = 64  # values of each frozen tensor that identify it
+_PROBES = 64  # values of each frozen tensor that go into the digest
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialModel:
     """A saved model that a stage starts from, with its weights, tokenizer, template and preprocessing.
 
     Attributes:
-        model: The folder of its files.
+        folder: The folder of its files.
         files: The files with their digests, where a checkpoint's manifest lists them.
-        record: What the run's record says about it; equal records mean the same origin.
+        record: Its entry `origin` in the run's record; equal entries mean the same model.
         step: The checkpoint's step, if it is one.
     """
 
-    model: Location
+    folder: Location
     record: dict[str, str]
     files: tuple[FileEntry, ...] = ()
     step: int | None = None
 
     @classmethod
-    def of_run(cls, run: Run, step: int | None = None) -> "Origin":
-        """Start from a run's checkpoint; None: its newest.
+    def of_run(cls, run: Run, step: int | None = None) -> "InitialModel":
+        """Start from the checkpoint of a run at `step`, or from its newest.
 
         Raises:
             CheckpointError: There is none.
@@ -46,40 +46,40 @@ class Origin:
         return cls(model.folder, {"run": run.name}, model.files, manifest.step)
 
     @classmethod
-    def of_folder(cls, folder: Location) -> "Origin":
+    def of_folder(cls, folder: Location) -> "InitialModel":
         """Start from a model folder.
 
         Raises:
-            ModelError: It is none that Warren wrote.
+            ModelError: Warren did not write it.
         """
-        origin = cls(folder, {"model": folder.uri})
+        initial_model = cls(folder, {"model": folder.uri})
         try:
-            origin.inputs()
+            initial_model.inputs()
         except NotFoundError:
             raise ModelError(
                 f"{folder} has no {INPUTS_FILE}: a stage starts from what jobs/convert.py import or merge wrote, "
                 "or from a release"
             ) from None
-        return origin
+        return initial_model
 
     def inputs(self) -> Inputs:
         """Return what the model expects at its inputs."""
-        return Inputs.from_json((self.model / INPUTS_FILE).read_json())
+        return Inputs.from_json((self.folder / INPUTS_FILE).read_json())
 
     def tokenizer_json(self) -> str:
         """Return the text of its tokenizer."""
-        return (self.model / TOKENIZER_FILE).read_bytes().decode()
+        return (self.folder / TOKENIZER_FILE).read_bytes().decode()
 
     def check_template(self, template: str) -> None:
         """Check that a recipe's template is the one that the model was trained on.
 
         Raises:
-            ConfigError: It is another. A model of stage 1 has learnt no template and takes any.
+            ConfigError: It is another one. A model of stage 1 has learnt no template, so it takes any.
         """
         own = get_template(self.inputs().template)
         if not own.captions_only and get_template(template) != own:
             raise ConfigError(
-                f"the recipe's template is {template!r}, but {self.model} was trained on {own.name!r}: "
+                f"the recipe's template is {template!r}, but {self.folder} was trained on {own.name!r}: "
                 f"remove finetune.template, and say --set model.template={own.name}"
             )
 
@@ -89,12 +89,12 @@ class Origin:
         Raises:
             WarrenError: A file is missing or damaged, or the parts contradict each other.
         """
-        # Here: drivers and Ray Train's controller only name an origin.
+        # Imported here, because drivers and Ray Train's controller load no model.
         from warren.models import folder_of, load_bundle
         from warren.models.minicpm import check_minicpm
 
-        with scratch_folder("origin") as scratch:
-            folder = StoredFiles(self.model, self.files).fetch(scratch) if self.files else folder_of(self.model.uri)
+        with scratch_folder("initial") as scratch:
+            folder = StoredFiles(self.folder, self.files).fetch(scratch) if self.files else folder_of(self.folder.uri)
             model = load_bundle(folder)[0].float()
         check_minicpm(model.config)
         for config in (model.config, model.config.text_config, model.config.vision_config):

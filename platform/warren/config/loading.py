@@ -1,4 +1,4 @@
-"""Strict configuration trees from YAML: `extends`, `--set a.b=c`, and errors that name the nearest valid key."""
+"""Loading configurations from YAML: `extends`, `--set a.b=c`, and errors that name the nearest valid key."""
 
 import difflib
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from warren.config.documents import Tree, read_document
-from warren.config.layers import SET, Config, Layers, node_type
+from warren.config.layered_config import SET, Config, Layers, node_type
 from warren.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -20,9 +20,9 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     """Read one YAML configuration, follow its `extends`, apply `a.b=c` overrides and validate it.
 
     Args:
-        schema: The node the file must be.
+        schema: The type of the configuration.
         name: A path to a YAML file, or the name of one in `folders` (without its ending).
-        folders: Where named files are looked for, first match wins.
+        folders: Where named files are searched for; the first match counts.
         overrides: `dotted.key=value` pairs; values are YAML.
 
     Raises:
@@ -35,7 +35,7 @@ def load_config(schema: type[ConfigT], name: str, folders: Sequence[Path], overr
     if "name" in schema.model_fields:  # a file that holds one section need not be named inside
         layers.values.setdefault("name", Path(name).stem)
     try:
-        # Through JSON: strict mode then still takes a list for a tuple, but never "3" for 3.
+        # Validated as JSON, because pydantic's strict mode then accepts a list for a tuple, but still not "3" for 3.
         return schema.model_validate_json(json.dumps(layers.settle()))
     except ValidationError as error:
         raise ConfigError(f"{name}: " + "; ".join(_explain(layers, e) for e in error.errors())) from None
@@ -73,10 +73,10 @@ def _find(schema: type[BaseModel], name: str, folders: Sequence[Path]) -> Path:
     """Return the file of a name, or a file by its path: beside the file that extends it, or from here."""
     if Path(name).suffix in (".yaml", ".yml"):
         return next((folder / name for folder in folders if (folder / name).is_file()), Path(name))
-    found = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
-    if found is None:
+    path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+    if path is None:
         raise ConfigError(f"no {schema.__name__.lower()} named {name!r}{_nearest(name, available(folders))}")
-    return found
+    return path
 
 
 def _explain(layers: Layers, error: Any) -> str:
@@ -88,13 +88,13 @@ def _explain(layers: Layers, error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: is required"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    text = repr(given)
-    if isinstance(given, dict | list) or (isinstance(given, str) and text in message):
+    value = error.get("input")
+    text = repr(value)
+    if isinstance(value, dict | list) or (isinstance(value, str) and text in message):
         shown = ""
     else:
         shown = f" (given: {text if len(text) <= 120 else text[:117] + '…'})"
-    if error["type"] == "string_type" and given is not None:
+    if error["type"] == "string_type" and value is not None:
         key = error["loc"][-1]
         shown += f'; text that looks like something else goes in quotes, as in {key}: "…" or {SET} \'{where}="…"\''
     return f"{where}: {message}{shown}{layers.inherited(tuple(str(part) for part in error['loc']), message)}"

@@ -12,7 +12,7 @@ from warren.errors import CheckpointError, ConfigError, CorruptDataError, ModelE
 from warren.models import build_model, freeze_all_but, save_model, train_tokenizer
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.origin import Origin, frozen_digest
+from warren.train.initial_model import InitialModel, frozen_digest
 from warren.train.run import Run
 
 
@@ -31,9 +31,9 @@ def commit(run: Run, step: int, local: Path) -> None:
 
 def test_a_folder_gives_its_model_inputs_and_tokenizer(tmp_path: Path, tiny_inputs: tuple[Inputs, str]) -> None:
     folder = save(tmp_path / "m", *tiny_inputs)
-    origin = Origin.of_folder(Location.parse(str(folder)))
-    assert (origin.inputs(), origin.tokenizer_json()) == tiny_inputs
-    model = origin.load()
+    initial_model = InitialModel.of_folder(Location.parse(str(folder)))
+    assert (initial_model.inputs(), initial_model.tokenizer_json()) == tiny_inputs
+    model = initial_model.load()
     file = folder / "model.safetensors"
     assert torch.equal(model.get_parameter("lm_head.weight"), load_file(file)["language_model.lm_head.weight"])
     before = file.read_bytes()
@@ -47,24 +47,24 @@ def test_a_half_precision_model_is_trained_in_float32(tmp_path: Path, tiny_input
     folder = save(tmp_path / "m", *tiny_inputs)
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v.bfloat16() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    model = Origin.of_folder(Location.parse(str(folder))).load()
+    model = InitialModel.of_folder(Location.parse(str(folder))).load()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.dtype == torch.float32
 
 
 def test_a_folder_that_warren_did_not_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing has no warren_inputs.json.*convert.py import"):
-        Origin.of_folder(Location.parse(str(tmp_path / "nothing")))
+        InitialModel.of_folder(Location.parse(str(tmp_path / "nothing")))
 
 
 def test_another_template_than_the_models_is_refused(tmp_path: Path, tiny_inputs: tuple[Inputs, str]) -> None:
     inputs, tokenizer_json = tiny_inputs
-    origin = Origin.of_folder(Location.parse(str(save(tmp_path / "m", inputs, tokenizer_json))))
-    origin.check_template(inputs.template)
+    initial_model = InitialModel.of_folder(Location.parse(str(save(tmp_path / "m", inputs, tokenizer_json))))
+    initial_model.check_template(inputs.template)
     with pytest.raises(ConfigError, match=r"the recipe's template is 'bunny', but .* was trained on 'brief'"):
-        origin.check_template("bunny")
+        initial_model.check_template("bunny")
     stage_1 = save(tmp_path / "s", inputs.with_template("plain"), tokenizer_json)
-    Origin.of_folder(Location.parse(str(stage_1))).check_template("bunny")
+    InitialModel.of_folder(Location.parse(str(stage_1))).check_template("bunny")
 
 
 def test_padding_is_the_models_unless_the_recipe_says_otherwise(tiny_inputs: tuple[Inputs, str]) -> None:
@@ -78,19 +78,19 @@ def test_a_run_gives_its_newest_checkpoint_or_the_one_asked_for(
 ) -> None:
     run = Run(Location.parse(str(tmp_path / "runs/r")))
     with pytest.raises(CheckpointError, match="has no complete checkpoint: train it first"):
-        Origin.of_run(run)
+        InitialModel.of_run(run)
     for step in (2, 4):
         save(tmp_path / str(step) / "model", *tiny_inputs, seed=step)
         commit(run, step, tmp_path / str(step))
-    assert Origin.of_run(run).step == 4
-    origin = Origin.of_run(run, step=2)
-    assert origin.model.uri.endswith("checkpoints/00000002/a1/model")
+    assert InitialModel.of_run(run).step == 4
+    initial_model = InitialModel.of_run(run, step=2)
+    assert initial_model.folder.uri.endswith("checkpoints/00000002/a1/model")
     expected = load_file(tmp_path / "2/model/model.safetensors")["language_model.lm_head.weight"]
-    assert torch.equal(origin.load().get_parameter("lm_head.weight"), expected)
-    weights = Path(origin.model.uri) / "model.safetensors"
+    assert torch.equal(initial_model.load().get_parameter("lm_head.weight"), expected)
+    weights = Path(initial_model.folder.uri) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CorruptDataError):
-        origin.load()
+        initial_model.load()
 
 
 def test_the_digest_of_what_is_frozen_follows_it_and_nothing_else() -> None:

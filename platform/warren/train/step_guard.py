@@ -1,7 +1,7 @@
-"""Which steps are left out because they would harm the model, and when a run that leaves out too many ends.
+"""Skipped steps: which steps would harm the model and are left out, and how many in a row end the run.
 
-Everything is decided from metrics that are the same on all ranks and from the run's history. So all ranks decide alike,
-and a resumed run decides as an unbroken one does.
+Decisions depend only on metrics that are the same on all ranks and on the run's history. So all ranks decide alike, and
+a resumed run decides like an uninterrupted one.
 """
 
 import math
@@ -20,11 +20,11 @@ _SHOWN_KEYS = 8
 
 
 def gradient_objection(grad_norm: float, loss_scale: float | None) -> str:
-    """Return why a step with this gradient is left out; empty if it is not.
+    """Return why a step with this gradient is left out, or an empty text.
 
     Args:
-        grad_norm: Before clipping.
-        loss_scale: In fp16.
+        grad_norm: The gradient's norm before clipping.
+        loss_scale: The loss scale in fp16, else None.
     """
     if math.isfinite(grad_norm):
         return ""
@@ -35,10 +35,10 @@ def gradient_objection(grad_norm: float, loss_scale: float | None) -> str:
 
 @dataclass
 class Guard:
-    """Watches a run's losses.
+    """Decides which steps of a run are left out, by the losses so far.
 
     Attributes:
-        folder: Where the samples of the steps that were left out are written, beside the run.
+        folder: Where the keys of the samples of skipped steps are written.
     """
 
     config: GuardConfig
@@ -50,12 +50,12 @@ class Guard:
         self._losses = deque(maxlen=self.config.spike_window_steps)
 
     def follow(self, history: Iterable[StepMetrics]) -> None:
-        """Take the steps that were trained before this attempt."""
+        """Add the steps of earlier attempts."""
         for row in history:
             self._count(row)
 
     def objection(self, loss: float) -> str:
-        """Return why a step with this loss must be left out; empty if it must not."""
+        """Return why a step with this loss must be left out, or an empty text."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         factor, full = self.config.spike_factor, len(self._losses) == self._losses.maxlen
@@ -68,8 +68,8 @@ class Guard:
 
         Args:
             row: The step's metrics.
-            keys: The samples of its global batch.
-            writes: Whether this rank writes.
+            keys: Keys of the samples of its global batch.
+            writes: Whether this rank writes the file.
 
         Raises:
             TrainingError: Too many steps in a row were left out.
@@ -99,7 +99,7 @@ class Guard:
     def _is_overflow(self, row: StepMetrics) -> bool:
         """Return whether a step was left out only because its scaled gradient was too large for fp16.
 
-        That is how the loss scale is found: such steps are no skips in a row, and the engine ends a run whose scale
-        cannot become smaller.
+        The dynamic loss scale finds its value by such overflows, so they do not count as skips in a row. The engine
+        ends a run whose scale cannot become smaller.
         """
         return "loss_scale" in row and not math.isfinite(row["grad_norm"]) and not self.objection(row["loss"])
