@@ -83,7 +83,7 @@ def check_engine(golden: GoldenCases, backend: LocalBackend, settings: ServeSett
         ReleaseError: Something differs, or the model fails.
     """
     began = time.monotonic()
-    bound = logprob_bound(golden.dtype, settings.engine, on_gpu=settings.num_gpus > 0)
+    bound = logprob_bound(golden, settings.engine, on_gpu=settings.num_gpus > 0)
     engine = backend.engine
     check_vocabulary(golden, engine.inputs, engine.tokenizer)
     cases = cases_within(golden, engine.max_context_tokens)

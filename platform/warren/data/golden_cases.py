@@ -100,12 +100,14 @@ class GoldenCases:
     Attributes:
         model: Digest of the model's files (`StoredFiles.digest`).
         dtype: Of the model's weights, in torch's name. The cases themselves are computed in float32.
+        rounding: How far log-probabilities move at most when transformers computes them in `dtype` instead.
         vocab_size: Tokens of the tokenizer, added ones included.
         eos_token_id: The token that ends an answer.
     """
 
     model: str
     dtype: str
+    rounding: float
     vocab_size: int
     eos_token_id: int | None
     cases: tuple[GoldenCase, ...]
@@ -184,6 +186,7 @@ def _parse(data: bytes, read: Callable[[str], bytes], where: str) -> GoldenCases
             )
         files = {path: read(check_relative(path)) for case in value["cases"] for path in case["images"]}
         cases = tuple(GoldenCase.from_json(case, files) for case in value["cases"])
-        return GoldenCases(value["model"], value["dtype"], value["vocab_size"], value["eos_token_id"], cases)
+        names = ("model", "dtype", "rounding", "vocab_size", "eos_token_id")
+        return GoldenCases(**{name: value[name] for name in names}, cases=cases)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ReleaseError(f"{where} cannot be read: {error!r}; release the checkpoint again") from None

@@ -23,24 +23,23 @@ FLOAT32_BOUND = 1e-4
 GPU_FLOAT32_BOUND = 2e-2
 """On a GPU, whose convolutions round to TF32, and for vLLM's kernels."""
 
-REDUCED_BOUND = 0.25
-"""For weights of fewer bits: bfloat16 keeps 8 of a number's leading bits."""
+ROUNDINGS = 3
+"""For weights of fewer bits: how many times the cases' own `rounding`, as every kernel rounds in its own order."""
 
 _MEANS_BOUND = 1e-3  # float32 rounds them by 1e-6; swapped means differ by 1e-2 and more
 _SPARE_ALTERNATIVES = 5  # beyond those of the cases, since rounding may put others in front of the last
 
 
-def logprob_bound(dtype: str, engine: str, on_gpu: bool) -> float:
+def logprob_bound(golden: GoldenCases, engine: str, on_gpu: bool) -> float:
     """Return how far an engine's log-probabilities may lie from the golden cases'.
 
     Args:
-        dtype: Of the model's weights, in torch's name; an engine computes in it.
+        golden: They say in which type the engine computes, and what that costs.
         engine: `transformers` or `vllm`.
         on_gpu: Whether it computes on a GPU.
     """
-    if dtype != "float32":
-        return REDUCED_BOUND
-    return GPU_FLOAT32_BOUND if on_gpu or engine != "transformers" else FLOAT32_BOUND
+    exact = GPU_FLOAT32_BOUND if on_gpu or engine != "transformers" else FLOAT32_BOUND
+    return exact if golden.dtype == "float32" else max(exact, ROUNDINGS * golden.rounding)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,48 +54,110 @@ def make_cases(folder: Path, model_digest: str) -> GoldenCases:
     """
     model, inputs, tokenizer_json = load_bundle(folder)
     tokenizer = tokenizer_from_json(tokenizer_json)
-    dtype = str(model.dtype).removeprefix("torch.")
-    model = model.float()
     if torch.cuda.is_available():
         torch.backends.cudnn.allow_tf32 = False  # it would round the images' features
         model = model.to("cuda")
-    eos_token_id = tokenizer.token_to_id(inputs.tokens.eos_token)
-    cases = []
+    maker = _Maker(model, inputs, tokenizer)
     for question in _questions(inputs, tokenizer):
         try:
             encoded = _encode(question, inputs, tokenizer)
         except (BadSampleError, ConfigError) as error:  # a chat template that knows one turn only, for example
             logger.warning("golden case %r is left out, the model cannot be asked so: %s", question.name, error)
             continue
-        prompt_ids = encoded.input_ids[: _start_of_answer(encoded.labels)]
-        if len(prompt_ids) + _NUM_STEPS <= model.config.text_config.max_position_embeddings:
-            cases.append(_case(question, encoded, prompt_ids, model, inputs, eos_token_id))
-    if not cases:
+        maker.add(question, encoded)
+    if not maker.cases:
         raise ReleaseError(f"{folder}: no golden case fits the model's context: make max_position_embeddings larger")
-    vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
-    return GoldenCases(model_digest, dtype, vocab_size, eos_token_id, tuple(cases))
-
-
-def _case(
-    question: _Question,
-    encoded: EncodedSample,
-    prompt_ids: np.ndarray,
-    model: LlavaForConditionalGeneration,
-    inputs: Inputs,
-    eos_token_id: int | None,
-) -> GoldenCase:
-    pixels = encoded.pixels
-    normalised = ImageNormalizer(inputs.image)(torch.from_numpy(pixels), torch.float32)
-    means = [(float(red), float(green), float(blue)) for red, green, blue in normalised.mean(dim=(2, 3))]
-    return GoldenCase(
-        name=question.name,
-        turns=question.turns,
-        images=question.images,
-        pixel_digests=tuple(digest_bytes(image.tobytes()) for image in pixels),
-        channel_means=tuple(means),
-        prompt_ids=tuple(prompt_ids.tolist()),
-        steps=_answer(model, prompt_ids, normalised, eos_token_id, inputs.tokens.pad_token_id),
+    return GoldenCases(
+        model=model_digest,
+        dtype=str(maker.dtype).removeprefix("torch."),
+        rounding=maker.rounding(),
+        vocab_size=tokenizer.get_vocab_size(with_added_tokens=True),
+        eos_token_id=maker.eos_token_id,
+        cases=tuple(maker.cases),
     )
+
+
+class _Maker:
+    """Asks a model, in float32.
+
+    Args:
+        model: Its weights become float32.
+        inputs: The model's.
+        tokenizer: The model's.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, inputs: Inputs, tokenizer: Tokenizer) -> None:
+        self.dtype = model.dtype
+        self.eos_token_id: int | None = tokenizer.token_to_id(inputs.tokens.eos_token)
+        self.cases: list[GoldenCase] = []
+        self._model: Any = model.float()
+        self._inputs = inputs
+
+    def add(self, question: _Question, encoded: EncodedSample) -> None:
+        """Make the case of a question, unless it is too long for the model."""
+        prompt_ids = encoded.input_ids[: _start_of_answer(encoded.labels)]
+        if len(prompt_ids) + _NUM_STEPS > self._model.config.text_config.max_position_embeddings:
+            return
+        normalised = self._normalised(encoded.pixels)
+        means = [(float(red), float(green), float(blue)) for red, green, blue in normalised.mean(dim=(2, 3))]
+        case = GoldenCase(
+            name=question.name,
+            turns=question.turns,
+            images=question.images,
+            pixel_digests=tuple(digest_bytes(image.tobytes()) for image in encoded.pixels),
+            channel_means=tuple(means),
+            prompt_ids=tuple(prompt_ids.tolist()),
+            steps=self._answer(prompt_ids, normalised),
+        )
+        self.cases.append(case)
+
+    @torch.inference_mode()
+    def rounding(self) -> float:
+        """Return how far the cases' log-probabilities move in the weights' own type; call it last."""
+        if self.dtype == torch.float32:
+            return 0.0
+        self._model.to(self.dtype)  # what was widened is narrowed without a loss
+        return max(self._rounding_of(case) for case in self.cases)
+
+    def _rounding_of(self, case: GoldenCase) -> float:
+        answer = [step.token_id for step in case.steps]
+        ids = torch.tensor([[*case.prompt_ids, *answer[:-1]]], device=self._model.device)
+        pixels = self._normalised(self._inputs.pixels(case.images)).to(self.dtype)
+        logits = self._model(**self._arguments(ids, pixels)).logits[0, -len(answer) :].float()
+        logits[:, self._model.generation_config.suppress_tokens or []] = -torch.inf
+        differences = [
+            (row.log_softmax(-1)[list(step.token_ids)].cpu() - torch.tensor(step.logprobs)).abs().max()
+            for row, step in zip(logits, case.steps, strict=True)
+        ]
+        return float(max(differences))
+
+    @torch.inference_mode()
+    def _answer(self, prompt_ids: np.ndarray, pixels: torch.Tensor) -> tuple[GoldenStep, ...]:
+        """Return the first steps of the greedy answer to a prompt and its normalised images."""
+        ids = torch.from_numpy(prompt_ids.astype(np.int64))[None].to(self._model.device)
+        output = self._model.generate(
+            **self._arguments(ids, pixels),
+            max_new_tokens=_NUM_STEPS,
+            do_sample=False,
+            eos_token_id=self.eos_token_id,
+            pad_token_id=self._inputs.tokens.pad_token_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        steps = []
+        for scores in output.scores:  # after `suppress_tokens`, which the folder's generation_config.json lists
+            likeliest = scores[0].log_softmax(-1).topk(_NUM_LIKELIEST)
+            steps.append(GoldenStep(tuple(likeliest.indices.tolist()), tuple(likeliest.values.tolist())))
+        return tuple(steps)
+
+    def _arguments(self, ids: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        images = {"pixel_values": pixels.to(self._model.device)} if len(pixels) else {}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+
+    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        """Return pixels as the model sees them, float32 (num_images, 3, size_px, size_px)."""
+        normalised: torch.Tensor = ImageNormalizer(self._inputs.image)(torch.from_numpy(pixels), torch.float32)
+        return normalised
 
 
 def _encode(question: _Question, inputs: Inputs, tokenizer: Tokenizer) -> EncodedSample:
@@ -109,42 +172,6 @@ def _start_of_answer(labels: np.ndarray) -> int:
     supervised = np.flatnonzero(labels != IGNORED)
     gaps = np.flatnonzero(np.diff(supervised) > 1)
     return int(supervised[gaps[-1] + 1] if len(gaps) else supervised[0])
-
-
-@torch.inference_mode()
-def _answer(
-    model: LlavaForConditionalGeneration,
-    prompt_ids: np.ndarray,
-    pixels: torch.Tensor,
-    eos_token_id: int | None,
-    pad_token_id: int,
-) -> tuple[GoldenStep, ...]:
-    """Return the first steps of the greedy answer.
-
-    Args:
-        model: In float32.
-        prompt_ids: int32 (num_prompt_tokens,).
-        pixels: Normalised, float32 (num_images, 3, size_px, size_px).
-        eos_token_id: Ends the answer.
-        pad_token_id: `generate` wants to know it.
-    """
-    ids = torch.from_numpy(prompt_ids.astype(np.int64))[None].to(model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        **({"pixel_values": pixels.to(model.device)} if len(pixels) else {}),
-        max_new_tokens=_NUM_STEPS,
-        do_sample=False,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    steps = []
-    for scores in output.scores:  # after `suppress_tokens`, which the folder's generation_config.json lists
-        likeliest = scores[0].log_softmax(-1).topk(_NUM_LIKELIEST)
-        steps.append(GoldenStep(tuple(likeliest.indices.tolist()), tuple(likeliest.values.tolist())))
-    return tuple(steps)
 
 
 def _questions(inputs: Inputs, tokenizer: Tokenizer) -> Iterator[_Question]:

@@ -18,7 +18,7 @@ from warren.data.golden_cases import CASES_FILE, GoldenCases
 from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.errors import ReleaseError, UnsafePathError
 from warren.inference import EngineOptions, GenerationRequest, TokenDelta
-from warren.inference.parity import FLOAT32_BOUND, GPU_FLOAT32_BOUND, REDUCED_BOUND, cases_within, logprob_bound
+from warren.inference.parity import FLOAT32_BOUND, GPU_FLOAT32_BOUND, ROUNDINGS, cases_within, logprob_bound
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import load_bundle
@@ -326,11 +326,28 @@ def test_cases_that_cannot_be_read_are_refused(
         GoldenCases.load(folder)
 
 
-def test_the_bound_is_wider_where_less_is_computed_exactly() -> None:
+def test_the_bound_is_wider_where_less_is_computed_exactly(certified: Path) -> None:
+    golden = GoldenCases.load(certified)
+    assert golden is not None
+    assert golden.rounding == 0.0
+    bfloat16 = replace(golden, dtype="bfloat16", rounding=0.1)
     bounds = [
-        logprob_bound("float32", "transformers", on_gpu=False),
-        logprob_bound("float32", "transformers", on_gpu=True),
-        logprob_bound("float32", "vllm", on_gpu=False),
-        logprob_bound("bfloat16", "transformers", on_gpu=False),
+        logprob_bound(golden, "transformers", on_gpu=False),
+        logprob_bound(golden, "transformers", on_gpu=True),
+        logprob_bound(golden, "vllm", on_gpu=False),
+        logprob_bound(bfloat16, "transformers", on_gpu=False),
     ]
-    assert bounds == [FLOAT32_BOUND, GPU_FLOAT32_BOUND, GPU_FLOAT32_BOUND, REDUCED_BOUND]
+    assert bounds == [FLOAT32_BOUND, GPU_FLOAT32_BOUND, GPU_FLOAT32_BOUND, ROUNDINGS * 0.1]
+
+
+def test_a_model_in_bfloat16_is_judged_by_what_that_costs(certified: Path, tmp_path: Path) -> None:
+    """Rounding is forgiven, another model is not."""
+    folder = shutil.copytree(certified, tmp_path / "half")
+    halved = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(halved, folder / "model.safetensors", {"format": "pt"})
+    golden = write_cases(folder)
+    assert (golden.dtype, golden.rounding > FLOAT32_BOUND) == ("bfloat16", True)
+    assert check(folder) > FLOAT32_BOUND
+    weights_with("multi_modal_projector", torch.zeros_like)(folder)
+    with pytest.raises(ReleaseError, match="log-probability"):
+        check(folder)
