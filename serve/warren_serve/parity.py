@@ -9,7 +9,9 @@ import base64
 import json
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,9 @@ def check_ingress(golden: GoldenCases, prompts: PromptBuilder, inputs: Inputs, t
 
 
 def check_engine(golden: GoldenCases, backend: LocalBackend, settings: ServeSettings) -> ParityReport:
-    """Let an engine answer the golden cases, one after the other, and compare everything.
+    """Let an engine answer the golden cases, as many at a time as it has slots, and compare everything.
 
-    The caller may be on an event loop, and this blocks it until the last case is answered.
+    It blocks until the last case is answered.
 
     Args:
         golden: The release's cases.
@@ -87,8 +89,12 @@ def check_engine(golden: GoldenCases, backend: LocalBackend, settings: ServeSett
     engine = backend.engine
     check_vocabulary(golden, engine.inputs, engine.tokenizer)
     cases = cases_within(golden, engine.max_context_tokens)
-    with ThreadPoolExecutor(1) as thread:
-        differences = [thread.submit(_check_case, case, golden, backend, bound).result() for case in cases]
+    asked = [(case, _prepared(case, backend)) for case in cases]
+    with ThreadPoolExecutor(1) as thread:  # because the caller may be on an event loop
+        answers = thread.submit(asyncio.run, _answers(engine, asked, settings.num_slots)).result()
+    differences = [
+        check_answer(case, answer, golden.eos_token_id, bound) for case, answer in zip(cases, answers, strict=True)
+    ]
     if not cases:
         _note_unchecked(settings, f"none of its golden cases fits a context of {engine.max_context_tokens} tokens")
     report = ParityReport(len(cases), len(golden.cases) - len(cases), max(differences, default=0.0))
@@ -102,23 +108,30 @@ def check_engine(golden: GoldenCases, backend: LocalBackend, settings: ServeSett
     return report
 
 
-def _check_case(case: GoldenCase, golden: GoldenCases, backend: LocalBackend, bound: float) -> float:
-    engine = backend.engine
+def _prepared(case: GoldenCase, backend: LocalBackend) -> GenerationRequest:
+    """Return what an engine replica makes of a case, after its pixels and ids were compared."""
     try:
         request = backend.prepare(EngineRequest(detach_images(_chat_request(case)), case.images))
-        check_request(case, request, engine.inputs)
-        asked = GenerationRequest(request.prompt_ids, request.pixels, sampling_of(case), request.digests)
-        answer = asyncio.run(_answer(engine, asked))
     except ApiError as error:
         raise _refused(case, error) from None
-    except EngineError as error:
-        raise ReleaseError(f"golden case {case.name!r}: the release does not generate: {error}") from None
-    return check_answer(case, answer, golden.eos_token_id, bound)
+    check_request(case, request, backend.engine.inputs)
+    return replace(request, sampling=sampling_of(case))
 
 
-async def _answer(engine: Engine, request: GenerationRequest) -> Completion:
-    whole = join_deltas([delta async for delta in engine.submit(request)])
-    return Completion(whole.text, whole.token_ids, whole.finish_reason or "length", whole.logprobs)
+async def _answers(
+    engine: Engine, asked: Sequence[tuple[GoldenCase, GenerationRequest]], num_at_once: int
+) -> list[Completion]:
+    free = asyncio.Semaphore(num_at_once)
+
+    async def answer(case: GoldenCase, request: GenerationRequest) -> Completion:
+        try:
+            async with free:
+                whole = join_deltas([delta async for delta in engine.submit(request)])
+        except EngineError as error:
+            raise ReleaseError(f"golden case {case.name!r}: the release does not generate: {error}") from None
+        return Completion(whole.text, whole.token_ids, whole.finish_reason or "length", whole.logprobs)
+
+    return await asyncio.gather(*(answer(case, request) for case, request in asked))
 
 
 def _chat_request(case: GoldenCase) -> ChatRequest:
