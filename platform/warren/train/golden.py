@@ -64,7 +64,7 @@ def make_cases(folder: Path, model_digest: str) -> GoldenCases:
         except (BadSampleError, ConfigError) as error:  # a chat template that knows one turn only, for example
             logger.warning("golden case %r is left out, the model cannot be asked so: %s", question.name, error)
             continue
-        maker.add(question, encoded)
+        maker.add(question, encoded, _prompt_ids(question, encoded, inputs, tokenizer))
     if not maker.cases:
         raise ReleaseError(f"{folder}: no golden case fits the model's context: make max_position_embeddings larger")
     return GoldenCases(
@@ -93,9 +93,8 @@ class _Maker:
         self._model: Any = model.float()
         self._inputs = inputs
 
-    def add(self, question: _Question, encoded: EncodedSample) -> None:
+    def add(self, question: _Question, encoded: EncodedSample, prompt_ids: np.ndarray) -> None:
         """Make the case of a question, unless it is too long for the model."""
-        prompt_ids = encoded.input_ids[: _start_of_answer(encoded.labels)]
         if len(prompt_ids) + _NUM_STEPS > self._model.config.text_config.max_position_embeddings:
             return
         normalised = self._normalised(encoded.pixels)
@@ -165,6 +164,25 @@ def _encode(question: _Question, inputs: Inputs, tokenizer: Tokenizer) -> Encode
     turns = (*question.turns, Turn("assistant", _ANSWER))
     sample = Sample(question.name, question.images, turns, "golden cases")
     return inputs.encode_sample(sample, tokenizer, max_length_tokens=1 << 30)
+
+
+def _prompt_ids(question: _Question, encoded: EncodedSample, inputs: Inputs, tokenizer: Tokenizer) -> np.ndarray:
+    """Return what precedes the answer in training.
+
+    A chat template may end with a space that training merges into the answer's first token. That is the template's
+    fault and no difference between two machines, so the case then has the prompt that evaluation asked.
+    """
+    trained = encoded.input_ids[: _start_of_answer(encoded.labels)]
+    asked = inputs.encode_prompt(question.turns, tokenizer, len(question.images))
+    if len(asked) == len(trained) + 1 and np.array_equal(asked[:-1], trained):
+        logger.warning(
+            "golden case %r: in training the prompt's last token %r is a part of the answer: templates that end with "
+            "white space are trained otherwise than they are asked",
+            question.name,
+            tokenizer.id_to_token(int(asked[-1])),
+        )
+        return asked
+    return trained
 
 
 def _start_of_answer(labels: np.ndarray) -> int:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from bunny_oracle import checkpoint
 from warren.data import images as image_module
 from warren.data.golden_cases import CASES_FILE, GoldenCases
 from warren.data.model_inputs import Inputs, tokenizer_from_json
@@ -21,7 +22,7 @@ from warren.inference import EngineOptions, GenerationRequest, TokenDelta
 from warren.inference.parity import FLOAT32_BOUND, GPU_FLOAT32_BOUND, ROUNDINGS, cases_within, logprob_bound
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.inference.transformers_engine.scheduler import Scheduler
-from warren.models import load_bundle
+from warren.models import import_bunny, load_bundle
 from warren.release import Release
 from warren.train.golden import make_cases
 from warren_serve.backend import LocalBackend
@@ -77,7 +78,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check(folder: Path) -> float:
+def check(folder: Path, max_context_tokens: int = 256) -> float:
     """Check the cases of a folder on the real scheduler in this process, and return the largest difference."""
     model, inputs, tokenizer_json = load_bundle(folder)
     tokenizer = tokenizer_from_json(tokenizer_json)
@@ -90,7 +91,7 @@ def check(folder: Path) -> float:
             events += [event for _, event in scheduler.step()]
         return events  # type: ignore[return-value]
 
-    engine = ScriptedEngine(generate, inputs, tokenizer)
+    engine = ScriptedEngine(generate, inputs, tokenizer, max_context_tokens=max_context_tokens)
     backend = LocalBackend(engine, "v1", SETTINGS, DecoderHere())
     golden = GoldenCases.load(folder)
     assert golden is not None
@@ -202,6 +203,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
 
 def test_the_engine_agrees_with_the_training_side(certified: Path) -> None:
     assert check(certified) <= FLOAT32_BOUND
+
+
+@pytest.mark.parametrize("name", ["bunny-llama", "bunny-phi", "bunny-qwen2"])
+def test_the_engine_agrees_on_bunnys_models(name: str, tmp_path: Path) -> None:
+    """With the tokenizers, the templates and the padding that Bunny publishes."""
+    import_bunny(checkpoint(name), tmp_path / "model")
+    write_cases(tmp_path / "model")
+    assert check(tmp_path / "model", max_context_tokens=2048) <= FLOAT32_BOUND
 
 
 @pytest.mark.parametrize("fault", FAULTS)

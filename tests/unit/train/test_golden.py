@@ -62,11 +62,28 @@ def test_the_cases_ask_about_everything_that_can_go_wrong(model_folder: Path, go
     assert len({case.steps for case in golden.cases}) == NUM_CASES
 
 
-def test_a_prompt_made_as_training_makes_it_is_what_serving_encodes(model_folder: Path, golden: GoldenCases) -> None:
-    inputs = Inputs.load(model_folder)
-    tokenizer = tokenizer_from_json((model_folder / "tokenizer.json").read_text())
-    for case in golden.cases:
+CHAT = (
+    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}"
+    "{% if turn.role == 'assistant' %}<|endoftext|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"  # with a space, which " yes" takes up
+)
+
+
+@pytest.mark.parametrize("template", ["brief", "bunny", "native"])
+def test_a_prompt_made_as_training_makes_it_is_what_serving_encodes(
+    tmp_path: Path, template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_random_model(tmp_path / "model", texts=["say yes to all", "no. yes"] * 9)
+    folder = copy(
+        tmp_path / "model", tmp_path / template, lambda inputs: inputs.update(template=template, chat_template=CHAT)
+    )
+    inputs = Inputs.load(folder)
+    tokenizer = tokenizer_from_json((folder / "tokenizer.json").read_text())
+    cases = make_cases(folder, "digest").cases
+    assert len(cases) == NUM_CASES
+    for case in cases:
         assert inputs.encode_prompt(case.turns, tokenizer, len(case.images)).tolist() == list(case.prompt_ids)
+    assert ("is a part of the answer" in caplog.text) == (template == "native")
 
 
 def test_a_template_without_questions_is_asked_about_single_images(model_folder: Path, tmp_path: Path) -> None:
