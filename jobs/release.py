@@ -33,7 +33,7 @@ def main(job: Job) -> None:
     from warren.train.run import Run
 
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
-    released = make_release(job.recipe, job.root, run, measuring(job.options))
+    released = make_release(job.recipe, job.resources, job.root, run, measuring(job.options))
     print(f"gate: {released.evaluation.summary()}")
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:

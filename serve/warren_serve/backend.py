@@ -147,7 +147,7 @@ class LocalBackend:
         """See `Backend.ask`."""
         loop = asyncio.get_running_loop()
         threads = self._decoding if engine_request.images else self._preparing
-        generation = await loop.run_in_executor(threads, self._generation, engine_request)
+        generation = await loop.run_in_executor(threads, self.prepare, engine_request)
         interval_s = self._settings.stream_interval_s if engine_request.request.stream else None
         streams: list[_CountedStream] = []
         num_delivered, is_failed = 0, False
@@ -181,7 +181,12 @@ class LocalBackend:
             threads.shutdown(wait=False, cancel_futures=True)
         self.decoder.close()
 
-    def _generation(self, engine_request: EngineRequest) -> GenerationRequest:
+    def prepare(self, engine_request: EngineRequest) -> GenerationRequest:
+        """Tokenise a request and decode its images; this is slow, so call it off the event loop.
+
+        Raises:
+            ApiError: The request cannot be answered.
+        """
         return self.prompts.decode(self.prompts.prepare(engine_request.request), engine_request.images, self.decoder)
 
     def _report_undelivered(

@@ -29,6 +29,7 @@ from warren_serve.backend import Backend, EngineRequest, LocalBackend, UsageRepo
 from warren_serve.errors import deadline_exceeded
 from warren_serve.image_fetcher import ImageFetcher
 from warren_serve.metrics import RequestMetrics, render
+from warren_serve.parity import check_engine, check_ingress, read_cases
 from warren_serve.prompt import PromptBuilder, detach_images
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
@@ -112,7 +113,9 @@ def load_backend(
     fetch: Fetch = fetch_release,
     report_usage: UsageReporter | None = None,
 ) -> LocalBackend:
-    """Fetch a release, load it and generate once. The local copy is deleted after that.
+    """Fetch a release, load it, and check its golden cases. The local copy is deleted after that.
+
+    A release without golden cases generates once instead.
 
     Args:
         settings: The endpoint's settings.
@@ -121,17 +124,20 @@ def load_backend(
         report_usage: See `LocalBackend`.
 
     Raises:
-        ReleaseError: It does not exist, does not load, or does not generate.
+        ReleaseError: It does not exist, does not load, does not generate, or does not do what it did in training.
         ConfigError: Settings and model do not fit.
     """
     with scratch_folder("serve") as folder, ExitStack() as on_failure:
         load_engine = _engine_loader(settings, num_threads, on_failure)
         release = fetch(settings.release, folder)
+        golden = read_cases(folder, settings)
         engine = load_engine(folder)
         on_failure.callback(engine.close)
-        _warm_up(engine)
         backend = LocalBackend(engine, release.version, settings, report_usage=report_usage)
+        on_failure.callback(backend.close)
         backend.decoder.start()
+        if golden is None or not check_engine(golden, backend, settings).num_cases:
+            _warm_up(engine)
         on_failure.pop_all()
         return backend
 
@@ -140,7 +146,7 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     """Open the service in front of a backend; everything of the release but its weights is fetched.
 
     Raises:
-        ReleaseError: There is no such release.
+        ReleaseError: There is no such release, or its golden cases become other prompts here than in training.
     """
     from warren.models import read_model_config  # here, because an engine's replica must not import torch
 
@@ -149,7 +155,10 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
         context = context_limit(read_model_config(folder), settings.max_context_tokens)
         inputs = Inputs.load(folder)
         tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
+        golden = read_cases(folder, settings)
     prompts = PromptBuilder(inputs, tokenizer, context, settings)
+    if golden is not None:
+        check_ingress(golden, prompts, inputs, tokenizer)
     return ChatService(backend, prompts, release, settings)
 
 

@@ -40,6 +40,11 @@ class ServeSettings(Config):
         default="transformers",
         description="`transformers`, or `vllm` where it is installed (an extra with an environment of its own).",
     )
+    require_parity: bool = Field(
+        default=False,
+        description="Refuse a release that was published without golden cases ([parity.md](../parity.md)). If false, "
+        "it is served unchecked, with a warning in the log.",
+    )
     num_slots: int = Field(
         default=8,
         ge=1,

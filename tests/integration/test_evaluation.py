@@ -11,6 +11,7 @@ from factories import colour_sample, make_image, tiny_model_config, tiny_recipe,
 from warren.cluster.batch.evaluation import evaluate, evaluations_of
 from warren.cluster.serve.rollout import make_release
 from warren.config import EvaluateConfig, Recipe, Resources
+from warren.data.golden_cases import CASES_FILE
 from warren.data.manifest import dataset_folder
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CorruptDataError, GateError, QuarantineError, ReleaseError, root_cause
@@ -94,28 +95,29 @@ def test_what_was_measured_is_what_was_asked_and_the_gate_looks_for_just_that(
 
 def check_gate_of(root: Location, run: Run, config: EvaluateConfig, whole: Evaluation, drawn: EvaluateConfig) -> None:
     recipe = tiny_recipe("gated", evaluate=config)
-    released = make_release(recipe, root, run)
+    released = make_release(recipe, SMALL, root, run)
     assert released.evaluation == whole
     release = read_release(release_folder(root, "gated", released.version))
     assert release.lineage["evaluation"]["options"]["max_new_tokens"] == 2
+    assert any(entry.path == CASES_FILE for entry in release.files)
     assert read_alias(root, "gated", "candidate") == released.version
 
     longer = with_evaluate(recipe, max_new_tokens=3)
     with pytest.raises(ReleaseError) as unmeasured:
-        make_release(longer, root, run, "python jobs/evaluate.py --recipe gated.yaml")
+        make_release(longer, SMALL, root, run, "python jobs/evaluate.py --recipe gated.yaml")
     assert "exact_match on asked@v1 (batch_size=16, max_new_tokens=3)" in str(unmeasured.value)
     assert "metric=choice" in str(unmeasured.value)
     assert "num_choices=4" in str(unmeasured.value)
     assert str(unmeasured.value).endswith("Measure it first: python jobs/evaluate.py --recipe gated.yaml")
     with pytest.raises(ReleaseError, match="is a control"):
-        make_release(with_evaluate(recipe, shuffled_images=True), root, run)
+        make_release(with_evaluate(recipe, shuffled_images=True), SMALL, root, run)
     strict = recipe.model_copy(update={"release": recipe.require("release").model_copy(update={"gate": gate(1.0)})})
     with pytest.raises(GateError):
-        make_release(strict, root, run)
+        make_release(strict, SMALL, root, run)
 
-    chosen = make_release(recipe.model_copy(update={"evaluate": drawn}), root, run)
+    chosen = make_release(recipe.model_copy(update={"evaluate": drawn}), SMALL, root, run)
     assert chosen.version != released.version, "a release states its scores and never changes"
-    assert make_release(recipe, root, run).version == released.version
+    assert make_release(recipe, NOWHERE, root, run).version == released.version
 
 
 def gate(score: float) -> Any:

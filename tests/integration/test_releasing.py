@@ -15,6 +15,8 @@ from factories import colour_sample, tiny_recipe, write_dataset
 from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.cli.job import run_job
 from warren.cluster.batch.evaluation import evaluations_of, identify
+from warren.cluster.serve import rollout
+from warren.cluster.serve.golden import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
 from warren.evaluate.report import Evaluation
@@ -99,7 +101,11 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
 
 
 def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_undone(
-    endpoint: Endpoint, release: Callable[[Recipe], tuple[int, str]], root_of_runs: Location, tmp_path: Path
+    endpoint: Endpoint,
+    release: Callable[[Recipe], tuple[int, str]],
+    root_of_runs: Location,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, recipe = root_of_runs, tiny_recipe(NAME)
     write_dataset(root, "test", [colour_sample(0)])
@@ -107,11 +113,11 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     first = publish_random_model(root, "v1", tmp_path / "first", name=NAME)
     keys = tmp_path / "keys"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    other = others_application(tmp_path)
+    other_application = others_application(tmp_path)
     settings: dict[str, Any] = {"num_slots": 2, "num_cpus": 0.25, "max_replicas": 2, "max_concurrent_requests": 3}
     closed = chat(first, model_name=NAME, api_keys_file=str(keys), **settings)
     closed["runtime_env"] = {"env_vars": {"OPERATORS": "own"}}
-    endpoint.deploy(other, closed)
+    endpoint.deploy(other_application, closed)
     for name in ("other", "chat"):
         endpoint.wait_for_status("RUNNING", name=name)
     assert (ask(endpoint, None).status_code, ask(endpoint, KEY).json()["system_fingerprint"]) == (401, "v1")
@@ -126,18 +132,29 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
 
     measure(root, run, recipe, second)
     assert release(recipe)[0] == 0
-    check_kept(endpoint, closed, other, root / "releases" / NAME / "run-00000002")
+    check_kept(endpoint, closed, other_application, root / "releases" / NAME / "run-00000002")
     assert read_alias(root, NAME, "stable") == "run-00000002"
 
     measure(root, run, recipe, commit(run, 3, tmp_path, broken=True))
     code, message = release(recipe)
     assert code == 1
+    assert "no golden cases can be made of" in message
+    assert read_alias(root, NAME, "candidate") == "run-00000002"
+
+    measure(root, run, recipe, commit(run, 4, tmp_path))
+    with monkeypatch.context() as patch:
+        # The weights of one step with the cases of another: it loads, but is not the model that was trained.
+        other = run.checkpoints.part(second, MODEL_FOLDER)
+        patch.setattr(rollout, "write_golden", lambda size, _, folder: write_golden(size, other, folder))
+        code, message = release(recipe)
+    assert code == 1
+    assert "ReleaseError: golden case 'wide image': log-probability of token" in message
     assert f"it was undone, and {root}/releases/{NAME}/run-00000002 keeps serving" in message
     assert len([line for line in message.splitlines() if line.startswith("error:")]) == 1
-    check_kept(endpoint, closed, other, root / "releases" / NAME / "run-00000002")
+    check_kept(endpoint, closed, other_application, root / "releases" / NAME / "run-00000002")
     assert endpoint.pids("Theirs", name="other") == others, "other applications are not even restarted"
     assert read_alias(root, NAME, "stable") == "run-00000002"
-    assert read_alias(root, NAME, "candidate") == "run-00000003"
+    assert read_alias(root, NAME, "candidate") == "run-00000004"
 
 
 def check_kept(endpoint: Endpoint, closed: dict[str, Any], other: dict[str, Any], release: Location) -> None:

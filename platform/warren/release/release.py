@@ -1,6 +1,7 @@
 """A release: the model of one checkpoint, complete once `release.json` exists, and never changed.
 
 releases/NAME/VERSION/model.safetensors …    Hugging Face layout
+releases/NAME/VERSION/golden/cases.json …    golden cases, which a replica checks before it serves
 releases/NAME/VERSION/release.json           last
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from warren.config import check_name
+from warren.data.golden_cases import GOLDEN_FOLDER
 from warren.errors import ConflictError, NotFoundError, ReleaseError
 from warren.storage import FileEntry, Location, StoredFiles
 from warren.storage.file_cache import fetch_cached
@@ -95,6 +97,7 @@ def publish(
     model: StoredFiles,
     lineage: dict[str, Any],
     scores: dict[str, float],
+    golden: tuple[FileEntry, ...] = (),
 ) -> Location:
     """Copy a model into a release and complete it; publishing the same again changes nothing.
 
@@ -102,6 +105,8 @@ def publish(
 
     Args:
         model: The model files of a checkpoint.
+        golden: The golden cases that `GoldenCases.store` wrote into the release's folder. Without any, the release is
+            served unchecked.
 
     Raises:
         CorruptDataError: A file of the checkpoint is damaged.
@@ -113,12 +118,13 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
-        present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder))
+        present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder) + golden)
         try:
             (folder / MANIFEST).create_json(present.to_json())
         except ConflictError:
             present = read_release(folder)
-    if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in model.files):
+    published = [e.sha256 for e in present.files if not e.path.startswith(f"{GOLDEN_FOLDER}/")]
+    if sorted(published) != sorted(e.sha256 for e in model.files):
         raise ReleaseError(
             f"release {name} {version} exists at {folder} with other files; releases never change: "
             "train under another --run, or give another release.name"

@@ -14,6 +14,7 @@ from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.inference import EngineError, GenerationRequest, TokenDelta
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.release import Release
+from warren.train.golden import make_cases
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder
@@ -71,6 +72,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tiny")
     save_random_model(folder)
+    for path, data in make_cases(folder, "digest").files().items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(data)
     return folder
 
 

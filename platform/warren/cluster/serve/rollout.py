@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
+from warren.cluster.serve.golden import write_golden
 from warren.config import EvaluateConfig, Recipe, ReleaseConfig, Resources
 from warren.data.manifest import read_manifest
 from warren.errors import ConflictError, ReleaseError
@@ -29,18 +30,23 @@ class Released:
         return self.evaluation.value
 
 
-def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/evaluate.py") -> Released:
+def make_release(
+    recipe: Recipe, resources: Resources, root: Location, run: Run, measure: str = "jobs/evaluate.py"
+) -> Released:
     """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
+
+    A new release gets its golden cases here; one that exists already keeps what it has.
 
     Args:
         recipe: Its `evaluate` says which measurement the gate asks for.
+        resources: Of a replica: the golden cases are made by a task of that size.
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
-        ReleaseError: The checkpoint was not measured as the gate asks.
+        ReleaseError: The checkpoint was not measured as the gate asks, or its model does not load.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
         GateError: It does not reach the gate.
     """
@@ -49,11 +55,12 @@ def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
     check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
     name, version = wanted.name, _version(root, wanted.name, run, checkpoint, evaluation)
+    model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
     folder = publish(
         root,
         name,
         version,
-        model=run.checkpoints.part(checkpoint, MODEL_FOLDER),
+        model=model,
         lineage={
             **checkpoint.run,
             "run": run.name,
@@ -61,6 +68,7 @@ def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/
             "evaluation": asdict(evaluation.identity),
         },
         scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
+        golden=write_golden(resources, model, release_folder(root, name, version)),
     )
     move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
     return Released(folder.uri, name, version, evaluation)
