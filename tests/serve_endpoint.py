@@ -9,7 +9,7 @@ import httpx
 
 from cluster_fixtures import Cluster
 from warren.inference.testing import save_random_model
-from warren.release import publish
+from warren.release import Lineage, publish
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
 
 ValueT = TypeVar("ValueT")
@@ -82,4 +82,5 @@ def publish_random_model(
     """
     save_random_model(folder, **model)
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    return publish(root, name, version, StoredFiles(Location.parse(str(folder)), files), lineage or {}, scores or {})
+    stored = StoredFiles(Location.parse(str(folder)), files)
+    return publish(root, name, version, stored, Lineage.from_json(lineage or {}), scores or {})

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from warren.config import check_name
-from warren.errors import ConflictError, NotFoundError, ReleaseError
+from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
+from warren.release.lineage import Lineage
+from warren.release.removal import check_not_removed
 from warren.storage import FileEntry, Location, StoredFiles
 from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
+RESERVED = ("candidate", "stable", "aliases", "deployments", "pins", "removals")
+"""What a version cannot be called: aliases, and the folders beside the versions."""
+
 _WEIGHTS = ".safetensors"
 
 
@@ -24,25 +29,27 @@ class Release:
 
     Attributes:
         created: Seconds since 1970.
-        lineage: The run's record with the run's name, the checkpoint's step and the evaluation.
+        lineage: What it was made of.
         scores: The measured value of each `DATASET/METRIC`.
     """
 
     name: str
     version: str
     created: int
-    lineage: dict[str, Any]
+    lineage: Lineage
     scores: dict[str, float]
     files: tuple[FileEntry, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
-        return {**self.__dict__, "files": [entry.to_json() for entry in self.files]}
+        files = [entry.to_json() for entry in self.files]
+        return {**self.__dict__, "lineage": self.lineage.to_json(), "files": files}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Release":
         """Rebuild what `to_json` returned."""
-        return cls(**{**value, "files": tuple(FileEntry.from_json(entry) for entry in value["files"])})
+        files = tuple(FileEntry.from_json(entry) for entry in value["files"])
+        return cls(**{**value, "lineage": Lineage.from_json(value["lineage"]), "files": files})
 
 
 def release_folder(root: Location, name: str, version: str) -> Location:
@@ -58,12 +65,14 @@ def read_release(folder: Location) -> Release:
     """Read a complete release.
 
     Raises:
-        ReleaseError: There is none.
+        ReleaseError: There is none, or its `release.json` is damaged.
     """
     try:
         return Release.from_json((folder / MANIFEST).read_json())
     except NotFoundError:
         raise ReleaseError(f"no release at {folder}: {MANIFEST} does not exist there") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReleaseError(f"{folder / MANIFEST} is damaged ({error!r}): restore it, or take another version") from None
 
 
 def fetch_release(uri: str, target: Path, weights: bool = True) -> Release:
@@ -93,7 +102,7 @@ def publish(
     name: str,
     version: str,
     model: StoredFiles,
-    lineage: dict[str, Any],
+    lineage: Lineage,
     scores: dict[str, float],
 ) -> Location:
     """Copy a model into a release and complete it; publishing the same again changes nothing.
@@ -105,9 +114,12 @@ def publish(
 
     Raises:
         CorruptDataError: A file of the checkpoint is damaged.
-        ReleaseError: That version exists with other files.
+        ReleaseError: That version exists with other files, or is being removed.
     """
     folder = release_folder(root, name, version)
+    if version in RESERVED:
+        raise ConfigError(f"version {version!r} is the name of a folder or an alias of every release: choose another")
+    check_not_removed(root, name, version)
     try:
         present = read_release(folder)
     except ReleaseError:

@@ -4,11 +4,27 @@ from dataclasses import asdict, dataclass
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
-from warren.config import EvaluateConfig, Recipe, ReleaseConfig, Resources
+from warren.cluster.serve.gating import facts_of
+from warren.cluster.serve.lineage import lineage_of
+from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.manifest import read_manifest
 from warren.errors import ConflictError, ReleaseError
 from warren.evaluate.report import Evaluation
-from warren.release import check_gate, move_alias, publish, read_alias, read_release, release_folder
+from warren.release import (
+    EvaluationReference,
+    GateOverride,
+    GateVerdict,
+    Registry,
+    check_gate,
+    judge,
+    move_alias,
+    publish,
+    read_alias,
+    read_release,
+    release_folder,
+    write_accepted,
+    write_refused,
+)
 from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
@@ -22,6 +38,7 @@ class Released:
     name: str
     version: str
     evaluation: Evaluation
+    verdict: GateVerdict
 
     @property
     def score(self) -> float:
@@ -29,7 +46,14 @@ class Released:
         return self.evaluation.value
 
 
-def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/evaluate.py") -> Released:
+def make_release(
+    recipe: Recipe,
+    root: Location,
+    run: Run,
+    measure: str = "jobs/evaluate.py",
+    override: GateOverride | None = None,
+    who: str | None = None,
+) -> Released:
     """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
 
     Args:
@@ -37,33 +61,40 @@ def make_release(recipe: Recipe, root: Location, run: Run, measure: str = "jobs/
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
+        override: Publish it although it does not pass, and record that.
+        who: Who releases; None takes the name of this process's user.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
         ReleaseError: The checkpoint was not measured as the gate asks.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
-        GateError: It does not reach the gate.
+        GateError: It does not pass the gate.
     """
     checkpoint = run.newest_checkpoint()
-    wanted: ReleaseConfig = recipe.require("release")
+    name, gate = (wanted := recipe.require("release")).name, wanted.gate
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
-    check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
-    name, version = wanted.name, _version(root, wanted.name, run, checkpoint, evaluation)
-    folder = publish(
-        root,
-        name,
-        version,
-        model=run.checkpoints.part(checkpoint, MODEL_FOLDER),
-        lineage={
-            **checkpoint.run,
-            "run": run.name,
-            "step": checkpoint.step,
-            "evaluation": asdict(evaluation.identity),
-        },
-        scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
-    )
-    move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
-    return Released(folder.uri, name, version, evaluation)
+    model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
+    lineage = lineage_of(root, run, checkpoint, evaluation.identity)
+    registry = Registry(root, name)
+    verdict = judge(gate, facts_of(gate, registry, lineage, model, run, evaluation), override)
+    if not verdict.accepted:
+        write_refused(evaluations_of(run).at(evaluation.step, evaluation.identity), verdict)
+    check_gate(verdict)
+    version = _version(root, name, run, checkpoint, evaluation)
+    write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
+    scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
+    folder = publish(root, name, version, model, lineage, scores)
+    why = _why(run, checkpoint, verdict)
+    registry.move("candidate", version, registry.alias("candidate"), who, why)
+    return Released(folder.uri, name, version, evaluation, verdict)
+
+
+def _why(run: Run, checkpoint: CheckpointManifest, verdict: GateVerdict) -> str:
+    """Return the reason that the alias' history gives."""
+    why = f"released from run {run.name} at step {checkpoint.step}"
+    if verdict.override is None:
+        return why
+    return f"{why}; the gate refused it, {verdict.override.who} overrode that: {verdict.override.why}"
 
 
 def measured_as_asked(
@@ -103,13 +134,19 @@ def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest
         present = read_release(release_folder(root, name, version))
     except ReleaseError:
         return version
-    if present.lineage.get("evaluation") == asdict(evaluation.identity):
+    if EvaluationReference(**asdict(evaluation.identity)) in present.lineage.evaluations:
         return version
     return f"{version}-{evaluation.identity.name}"
 
 
-def roll_out(resources: Resources, root: Location, released: Released, timeout_s: float) -> None:
+def roll_out(
+    resources: Resources, root: Location, released: Released, timeout_s: float, who: str | None = None
+) -> None:
     """Serve a release, and call it `stable` once it serves.
+
+    Args:
+        timeout_s: How long it may take to come up before it is undone.
+        who: Who moves the alias; None takes the name of this process's user.
 
     Raises:
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
@@ -119,7 +156,7 @@ def roll_out(resources: Resources, root: Location, released: Released, timeout_s
     expected = read_alias(root, name, "stable")
     roll_in(released.uri, name, resources, timeout_s)
     try:
-        move_alias(root, name, "stable", released.version, expected)
+        move_alias(root, name, "stable", released.version, expected, who, "rolled out, and serves")
     except ConflictError as error:
         raise ConflictError(
             f"{released.version} serves, but another job moved the alias 'stable' meanwhile ({error}): "
