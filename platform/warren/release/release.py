@@ -1,6 +1,8 @@
 """A release: the model of one checkpoint, complete once `release.json` exists, and never changed.
 
+releases/NAME/VERSION/publishing.json        first: which model is copied here, so that no other is copied over it
 releases/NAME/VERSION/model.safetensors …    Hugging Face layout
+releases/NAME/VERSION/verdict.json           what the gate said
 releases/NAME/VERSION/release.json           last
 """
 
@@ -13,13 +15,14 @@ from warren.config import check_name
 from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.lineage import Lineage
 from warren.release.removal import check_not_removed
-from warren.storage import FileEntry, Location, StoredFiles
+from warren.storage import FileEntry, Location, StoredFiles, digest_bytes
 from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
 RESERVED = ("candidate", "stable", "aliases", "deployments", "pins", "removals")
 """What a version cannot be called: aliases, and the folders beside the versions."""
 
+_CLAIM = "publishing.json"
 _WEIGHTS = ".safetensors"
 
 
@@ -125,14 +128,34 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
+        _claim(folder, model)
         present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder))
         try:
             (folder / MANIFEST).create_json(present.to_json())
         except ConflictError:
             present = read_release(folder)
     if sorted(e.sha256 for e in present.files) != sorted(e.sha256 for e in model.files):
-        raise ReleaseError(
-            f"release {name} {version} exists at {folder} with other files; releases never change: "
-            "train under another --run, or give another release.name"
-        )
+        raise _others(folder)
     return folder
+
+
+def _claim(folder: Location, model: StoredFiles) -> None:
+    """Say which model is about to be copied into a version; publishers of the same model share the claim.
+
+    Raises:
+        ReleaseError: Somebody else began to publish another model as this version.
+    """
+    lines = sorted(f"{entry.path} {entry.sha256}" for entry in model.files)
+    claim = {"model": digest_bytes("\n".join(lines).encode())}
+    try:
+        (folder / _CLAIM).create_json(claim)
+    except ConflictError:
+        if (folder / _CLAIM).read_json() != claim:
+            raise _others(folder) from None
+
+
+def _others(folder: Location) -> ReleaseError:
+    return ReleaseError(
+        f"release {folder.name} exists at {folder} with other files; releases never change: "
+        "train under another --run, or give another release.name"
+    )

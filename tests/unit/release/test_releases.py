@@ -152,6 +152,18 @@ def test_an_alias_resolves_to_its_version(root: Location, tmp_path: Path) -> Non
     assert resolve_release(folder.uri) == folder.uri
 
 
+def test_no_model_is_copied_over_another_that_is_being_published(root: Location, tmp_path: Path) -> None:
+    """Two runs of one name and step: the first has copied its files, and is not complete yet."""
+    folder = release(root, tmp_path, "v1", "weights")
+    written = (folder / "release.json").read_json()
+    (Path(folder.uri) / "release.json").unlink()
+    with pytest.raises(ReleaseError, match="releases never change"):
+        release(root, tmp_path, "v1", "other")
+    assert Path(folder.uri, "model.safetensors").read_text() == "weights"
+    release(root, tmp_path, "v1", "weights")
+    assert (folder / "release.json").read_json()["files"] == written["files"]
+
+
 @pytest.mark.parametrize("version", ["stable", "candidate", "aliases", "pins", "deployments", "removals"])
 def test_a_version_cannot_be_called_like_an_alias_or_a_folder(root: Location, tmp_path: Path, version: str) -> None:
     with pytest.raises(ConfigError, match="choose another"):
