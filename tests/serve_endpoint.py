@@ -61,7 +61,14 @@ def wait_for(look: Callable[[], ValueT | None], timeout_s: float = 120.0) -> Val
 
 def chat(release: Location, name: str = APPLICATION, route: str = "/", **args: Any) -> dict[str, Any]:
     """Return an application that serves a release."""
-    settings = {"release": release.uri, "model_name": "tiny", "num_cpus": 0.5, "ingress_num_cpus": 0.1, **args}
+    settings = {
+        "release": release.uri,
+        "model_name": "tiny",
+        "num_cpus": 0.5,
+        "max_replicas": 1,
+        "ingress_num_cpus": 0.1,
+        **args,
+    }
     return {"name": name, "route_prefix": route, "import_path": "warren_serve.app:build", "args": settings}
 
 

@@ -17,7 +17,7 @@ from warren.storage import Location
 _DAY_S = 24 * 3600
 _SHOWN_CHARS = 60
 
-Answer = tuple[Any, list[str]]
+CommandAnswer = tuple[Any, list[str]]
 """What a command found: as JSON types, and as lines of text."""
 
 
@@ -70,7 +70,7 @@ def registry_parser(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def _list(root: Location, options: argparse.Namespace) -> Answer:
+def _list(root: Location, options: argparse.Namespace) -> CommandAnswer:
     names = [options.name] if options.name else Registry.names(root)
     rows = [row for name in names for row in _version_rows(Registry(root, name))]
     return rows, _table(rows) or ["no release yet: jobs/release.py publishes one"]
@@ -97,7 +97,7 @@ def _version_rows(registry: Registry) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["created"] or 0, row["version"]))
 
 
-def _show(root: Location, options: argparse.Namespace) -> Answer:
+def _show(root: Location, options: argparse.Namespace) -> CommandAnswer:
     registry = Registry(root, options.name)
     release = registry.read(options.version)
     verdict = registry.verdict(release.version)
@@ -138,20 +138,20 @@ def _lineage_lines(release: Release) -> list[str]:
     return lines
 
 
-def _diff(root: Location, options: argparse.Namespace) -> Answer:
+def _diff(root: Location, options: argparse.Namespace) -> CommandAnswer:
     found = Registry(root, options.name).diff(options.first, options.second)
     rows = [{"what": each.key, options.first: each.first, options.second: each.second} for each in found]
     return [asdict(each) for each in found], _table(rows) or ["no difference"]
 
 
-def _history(root: Location, options: argparse.Namespace) -> Answer:
+def _history(root: Location, options: argparse.Namespace) -> CommandAnswer:
     moves = Registry(root, options.name).history(options.alias)
     rows = [{**move.to_json(), "when": _when(move.when)} for move in moves]
     shown = [{key: row[key] for key in ("number", "when", "from", "to", "kind", "who", "why")} for row in rows]
     return [move.to_json() for move in moves], _table(shown) or [f"{options.alias} was never moved"]
 
 
-def _promote(root: Location, options: argparse.Namespace) -> Answer:
+def _promote(root: Location, options: argparse.Namespace) -> CommandAnswer:
     registry = Registry(root, options.name)
     version, present = registry.read(options.version).version, registry.alias(options.alias)
     if version == present:
@@ -159,30 +159,30 @@ def _promote(root: Location, options: argparse.Namespace) -> Answer:
     return _moved(registry.move(options.alias, version, present, options.who, _why(options)), options)
 
 
-def _rollback(root: Location, options: argparse.Namespace) -> Answer:
+def _rollback(root: Location, options: argparse.Namespace) -> CommandAnswer:
     move = Registry(root, options.name).rollback(options.alias, _why(options), options.who)
     return _moved(move, options)
 
 
-def _moved(move: AliasMove, options: argparse.Namespace) -> Answer:
+def _moved(move: AliasMove, options: argparse.Namespace) -> CommandAnswer:
     return move.to_json(), [f"{options.name} {options.alias}: {_move_line(move)}"]
 
 
-def _pin(root: Location, options: argparse.Namespace) -> Answer:
+def _pin(root: Location, options: argparse.Namespace) -> CommandAnswer:
     registry = Registry(root, options.name)
     version = registry.resolve(options.version)
     pin = registry.pin(version, _why(options), options.who)
     return {"version": version, **asdict(pin)}, [f"{options.name} {version} is pinned by {pin.who}: {pin.why}"]
 
 
-def _unpin(root: Location, options: argparse.Namespace) -> Answer:
+def _unpin(root: Location, options: argparse.Namespace) -> CommandAnswer:
     registry = Registry(root, options.name)
     version = registry.resolve(options.version)
     registry.unpin(version)
     return {"version": version}, [f"{options.name} {version} is no longer pinned"]
 
 
-def _gc(root: Location, options: argparse.Namespace) -> Answer:
+def _gc(root: Location, options: argparse.Namespace) -> CommandAnswer:
     if options.window < 0 or options.min_age_days < 0:
         raise ConfigError("--window and --min-age-days are numbers of moves and days: 0 or more")
     registry = Registry(root, options.name)
@@ -202,7 +202,7 @@ def _gc(root: Location, options: argparse.Namespace) -> Answer:
     return {**asdict(plan), "done": removed}, [*_table(rows), ending]
 
 
-_COMMANDS: Mapping[str, Callable[[Location, argparse.Namespace], Answer]] = {
+_COMMANDS: Mapping[str, Callable[[Location, argparse.Namespace], CommandAnswer]] = {
     "list": _list,
     "show": _show,
     "diff": _diff,

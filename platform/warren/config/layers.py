@@ -28,10 +28,12 @@ class Config(BaseModel):
     Attributes:
         replaces: For a key, the keys of lower layers that go when a layer gives it another value. Keys of nodes below
             are dotted.
+        noun: What messages call a file of it; empty: the class' name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     replaces: ClassVar[Replaces] = {}
+    noun: ClassVar[str] = ""
 
 
 def alternatives(*keys: str) -> Replaces:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
+from warren.cluster.serve.endpoint_config import EndpointSpec
 from warren.cluster.serve.gating import facts_of
 from warren.cluster.serve.lineage import lineage_of
 from warren.config import EvaluateConfig, Recipe, Resources
@@ -140,13 +141,19 @@ def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest
 
 
 def roll_out(
-    resources: Resources, root: Location, released: Released, timeout_s: float, who: str | None = None
+    resources: Resources,
+    root: Location,
+    released: Released,
+    timeout_s: float,
+    who: str | None = None,
+    spec: EndpointSpec | None = None,
 ) -> None:
     """Serve a release, and call it `stable` once it serves.
 
     Args:
         timeout_s: How long it may take to come up before it is undone.
         who: Who moves the alias; None takes the name of this process's user.
+        spec: What an endpoint file says; None keeps the settings of an endpoint that runs.
 
     Raises:
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
@@ -154,7 +161,7 @@ def roll_out(
     """
     name = released.name
     expected = read_alias(root, name, "stable")
-    roll_in(released.uri, name, resources, timeout_s)
+    roll_in(released.uri, name, resources, timeout_s, spec)
     try:
         move_alias(root, name, "stable", released.version, expected, who, "rolled out, and serves")
     except ConflictError as error:
