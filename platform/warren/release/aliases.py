@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ReleaseError
+from warren.release.records import parse_record, read_record
 from warren.release.release import read_release, release_folder
 from warren.release.removal import check_not_removed
 from warren.storage import Location
@@ -101,7 +102,8 @@ def read_history(root: Location, name: str, alias: Alias) -> list[AliasMove]:
     older: dict[int, AliasMove] = {}
     for block in _blocks(root, name).list():
         if block.name.rpartition("-")[0] == alias:
-            older |= {move.number: move for move in map(AliasMove.from_json, block.read_json())}
+            moves = read_record(block, lambda value: [AliasMove.from_json(each) for each in value])
+            older |= {move.number: move for move in moves}
     newest = _read(_object(root, name, alias))[0].moves
     return [move for _, move in sorted((older | {move.number: move for move in newest}).items())]
 
@@ -207,7 +209,7 @@ def _read(target: Location) -> tuple[AliasState, str | None]:
         data, tag = target.store.read(target.key)
     except NotFoundError:
         return AliasState(), None
-    return AliasState.from_bytes(data), tag
+    return parse_record(target, lambda: data, AliasState.from_bytes), tag
 
 
 def _write(target: Location, blocks: Location, alias: str, state: AliasState, tag: str | None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
 from warren.release.aliases import ALIASES, user_name
+from warren.release.records import read_record
 from warren.release.registry import Registry
 from warren.release.release import MANIFEST, Release, release_folder
 from warren.release.removal import mark_for_removal, removals_folder, unmark
@@ -77,14 +78,13 @@ def gc(registry: Registry, plan: RemovalPlan, window: int = HISTORY_WINDOW, who:
         window: As for `plan_gc`.
         who: Who removes; None takes the name of this process's user.
     """
-    marked = [*plan.interrupted]
-    done = []
+    marked, children = [*plan.interrupted], _children(registry, {each.version: each for each in registry.releases()})
+    done: list[str] = []
     for version in [*plan.interrupted, *plan.removed]:
         if version not in marked and not mark_for_removal(registry.root, registry.name, version, who or user_name()):
             continue  # another collection removes it
-        if version in registry.versions() and (
-            version in _needed(registry, window) or _has_children(registry, version)
-        ):
+        is_needed = version in _needed(registry, window) or set(children.get(version, ())) - set(done)
+        if is_needed and _is_complete(registry, version):
             unmark(registry.root, registry.name, version)
             continue
         _delete_files(registry, version)
@@ -137,14 +137,15 @@ def _keep_parents(reasons: dict[str, list[str]], children: Mapping[str, list[str
                 reasons[version], grown = [f"parent of {kept[0]}"], True
 
 
-def _has_children(registry: Registry, version: str) -> bool:
-    releases = {release.version: release for release in registry.releases()}
-    return bool(_children(registry, releases).get(version))
+def _is_complete(registry: Registry, version: str) -> bool:
+    folder = release_folder(registry.root, registry.name, version)
+    return (folder / MANIFEST) in folder.list()
 
 
 def _interrupted(registry: Registry) -> Iterator[str]:
     for mark in removals_folder(registry.root, registry.name).list():
-        if abs(time.time() - mark.read_json()["when"]) > _ABANDONED_S:  # also of a clock that has been put back
+        began = read_record(mark, lambda value: float(value["when"]))
+        if abs(time.time() - began) > _ABANDONED_S:  # also of a clock that has been put back
             yield mark.name.removesuffix(".json")
 
 

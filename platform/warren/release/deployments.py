@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from warren.config import check_name
 from warren.errors import NotFoundError
+from warren.release.records import read_record
 from warren.release.removal import check_not_removed
 from warren.storage import Location
 
@@ -46,7 +47,7 @@ def write_deployment(root: Location, name: str, endpoint: str, versions: Sequenc
 def read_deployment(root: Location, name: str, endpoint: str) -> tuple[str, ...]:
     """Return the versions that an endpoint says it runs; none where it never said so."""
     try:
-        return tuple(deployment_marker(root, name, endpoint).read_json()["versions"])
+        return read_record(deployment_marker(root, name, endpoint), lambda value: tuple(value["versions"]))
     except NotFoundError:
         return ()
 

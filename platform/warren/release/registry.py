@@ -20,6 +20,7 @@ from warren.release.aliases import (
     version_before,
 )
 from warren.release.deployments import read_deployments
+from warren.release.records import read_record
 from warren.release.release import MANIFEST, Release, read_release, release_folder
 from warren.release.removal import check_not_removed
 from warren.release.verdict import GateVerdict, read_verdict
@@ -159,7 +160,7 @@ class Registry:
         try:
             self._pin(named).create_json(asdict(pin))
         except ConflictError:
-            pin = Pin(**self._pin(named).read_json())
+            pin = read_record(self._pin(named), lambda value: Pin(**value))
         check_not_removed(self.root, self.name, named)
         return pin
 
@@ -180,7 +181,7 @@ class Registry:
         found = {}
         for each in (self.folder / "pins").list():
             with suppress(NotFoundError):  # taken away since they were listed
-                found[each.name.removesuffix(".json")] = Pin(**each.read_json())
+                found[each.name.removesuffix(".json")] = read_record(each, lambda value: Pin(**value))
         return found
 
     def deployments(self) -> dict[str, tuple[str, ...]]:

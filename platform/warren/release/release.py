@@ -14,6 +14,7 @@ from typing import Any
 from warren.config import check_name
 from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.lineage import Lineage
+from warren.release.records import read_record
 from warren.release.removal import check_not_removed
 from warren.storage import FileEntry, Location, StoredFiles, digest_bytes
 from warren.storage.file_cache import fetch_cached
@@ -71,11 +72,9 @@ def read_release(folder: Location) -> Release:
         ReleaseError: There is none, or its `release.json` is damaged.
     """
     try:
-        return Release.from_json((folder / MANIFEST).read_json())
+        return read_record(folder / MANIFEST, Release.from_json)
     except NotFoundError:
         raise ReleaseError(f"no release at {folder}: {MANIFEST} does not exist there") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReleaseError(f"{folder / MANIFEST} is damaged ({error!r}): restore it, or take another version") from None
 
 
 def fetch_release(uri: str, target: Path, weights: bool = True) -> Release:

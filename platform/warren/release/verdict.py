@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from warren.errors import ConflictError, NotFoundError
+from warren.release.records import read_record
 from warren.storage import Location
 
 VERDICT = "verdict.json"
@@ -97,7 +98,7 @@ class GateVerdict:
 def read_verdict(folder: Location) -> GateVerdict | None:
     """Return the verdict in the folder of a release or an evaluation, or None."""
     try:
-        return GateVerdict.from_json((folder / VERDICT).read_json())
+        return read_record(folder / VERDICT, GateVerdict.from_json)
     except NotFoundError:
         return None
 

@@ -16,6 +16,7 @@ from warren.release import (
     Registry,
     TrainingDataset,
     deployment_marker,
+    plan_gc,
     publish,
     read_deployment,
     write_deployment,
@@ -122,6 +123,20 @@ def test_lineage_comes_back_as_it_was(root: Location, tmp_path: Path) -> None:
     publish(root, NAME, "v1", stored_model(root, tmp_path, "one"), FULL, {})
     assert Registry(root, NAME).read("v1").lineage == FULL
     assert Lineage.from_json(Lineage().to_json()) == Lineage()
+
+
+@pytest.mark.parametrize("place", ["aliases/stable.json", "pins/v1.json", "deployments/chat.json", "v1/verdict.json"])
+@pytest.mark.parametrize("text", ["", "3", "[]", "{}", '{"version"', '{"checks": 1}'])
+def test_a_damaged_record_is_named_in_one_line(root: Location, tmp_path: Path, place: str, text: str) -> None:
+    registry = registry_with(root, tmp_path, "v1")
+    damaged = Location(f"{registry.folder}/{place}")
+    damaged.put_bytes(text.encode())
+    with pytest.raises(ReleaseError, match=r"is damaged .*: restore it from a copy") as error:
+        (registry.aliases(), registry.pins(), registry.deployments(), registry.verdict("v1"))
+    assert str(error.value).startswith(damaged.uri)
+    if not place.startswith("v1"):
+        with pytest.raises(ReleaseError, match="is damaged"):
+            plan_gc(registry, min_age_s=0)
 
 
 OLD: list[tuple[dict[str, Any], Lineage]] = [
