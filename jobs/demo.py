@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     name = options.recipe
     if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
         name = str(Path(name).resolve())  # jobs run on this machine, but in a copy of this folder
-    recipe_sets = [s for s in options.set if not s.startswith("resources.")]
+    recipe_sets = [s for s in options.set if not s.startswith(("resources.", "endpoint."))]
     recipe = load_config(Recipe, name, config_folders("recipes"), recipe_sets)
     Demo(recipe, options.set, options.output, options.keep, named=name).run()
 

@@ -1,30 +1,32 @@
 """Publish the newest measured checkpoint if it passes the gate, and put it behind the endpoint.
 
-ray job submit --working-dir . -- python jobs/release.py --recipe demo
+ray job submit --working-dir . -- python jobs/release.py --recipe demo --endpoint demo
 """
 
-import argparse
-import shlex
 import sys
 
 import _source  # noqa: F401
-from warren.cli.job import Job, run_job
+from warren.cli.job import Job, config_folders, run_job
+from warren.cli.release import measuring, options, override_of
+from warren.config import load_config
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", help="run to release (default: RECIPE-finetune)")
-    parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
-    parser.add_argument(
-        "--timeout-s", type=float, default=900.0, help="for the release to come up, else it is undone (default: 900)"
-    )
+def check(job: Job) -> None:
+    override_of(job)
+    endpoint_of(job)
 
 
-def measuring(arguments: argparse.Namespace) -> str:
-    """Return the command that measures what the gate asks for."""
-    words = ["python", "jobs/evaluate.py", "--recipe", arguments.recipe, "--resources", arguments.resources]
-    words += ["--run", arguments.run] if arguments.run else []
-    words += [word for override in arguments.set for word in ("--set", override)]
-    return shlex.join(words)
+def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
+    """Return what the endpoint file says; None where none is named."""
+    if job.options.endpoint is None:
+        return None
+    from warren.cluster.serve.endpoint_config import EndpointSpec
+    from warren_serve.endpoint_file import EndpointFile
+
+    file = load_config(EndpointFile, job.options.endpoint, config_folders("endpoints"), job.sets("endpoint"))
+    file.require_release(job.recipe.require("release").name)
+    file.check_haproxy()
+    return EndpointSpec(file.application, file.route_prefix, file.application_args(), file.serve.to_config())
 
 
 def main(job: Job) -> None:
@@ -32,14 +34,14 @@ def main(job: Job) -> None:
     from warren.cluster.train.stage import run_name
     from warren.train.run import Run
 
-    run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
-    released = make_release(job.recipe, job.resources, job.root, run, measuring(job.options))
-    print(f"gate: {released.evaluation.summary()}")
+    run, who = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune")), job.options.who
+    released = make_release(job.recipe, job.resources, job.root, run, measuring(job.options), override_of(job), who)
+    print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
-        roll_out(job.resources, job.root, released, job.options.timeout_s)
+        roll_out(job.resources, job.root, released, job.options.timeout_s, who, endpoint_of(job))
         print(f"serving: {released.name} {released.version}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"]))
+    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"], check=check))

@@ -9,7 +9,7 @@ import httpx
 
 from cluster_fixtures import Cluster
 from warren.inference.testing import save_random_model
-from warren.release import publish
+from warren.release import Lineage, publish
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
 
 ValueT = TypeVar("ValueT")
@@ -61,7 +61,14 @@ def wait_for(look: Callable[[], ValueT | None], timeout_s: float = 120.0) -> Val
 
 def chat(release: Location, name: str = APPLICATION, route: str = "/", **args: Any) -> dict[str, Any]:
     """Return an application that serves a release."""
-    settings = {"release": release.uri, "model_name": "tiny", "num_cpus": 0.5, "ingress_num_cpus": 0.1, **args}
+    settings = {
+        "release": release.uri,
+        "model_name": "tiny",
+        "num_cpus": 0.5,
+        "max_replicas": 1,
+        "ingress_num_cpus": 0.1,
+        **args,
+    }
     return {"name": name, "route_prefix": route, "import_path": "warren_serve.app:build", "args": settings}
 
 
@@ -82,4 +89,5 @@ def publish_random_model(
     """
     save_random_model(folder, **model)
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    return publish(root, name, version, StoredFiles(Location.parse(str(folder)), files), lineage or {}, scores or {})
+    stored = StoredFiles(Location.parse(str(folder)), files)
+    return publish(root, name, version, stored, Lineage.from_json(lineage or {}), scores or {})

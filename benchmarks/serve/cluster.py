@@ -45,7 +45,7 @@ class Endpoint:
             "name": "bench",
             "route_prefix": "/",
             "import_path": build,
-            "args": {"release": self.release.uri, "model_name": NAME} | args,
+            "args": {"release": self.release.uri, "model_name": NAME, "max_replicas": 1} | args,
             "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         }
         config = {"http_options": {"host": "127.0.0.1", "port": self._port}, "applications": [application]}

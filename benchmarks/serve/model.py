@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from warren.inference.testing import save_random_model
-from warren.release import publish
+from warren.release import Lineage, publish
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
 
 NAME = "bench"
@@ -41,7 +41,7 @@ def publish_model(root: Location, folder: Path, quick: bool) -> Location:
     small = _SMALL if quick else {}
     save_random_model(folder, "llama", tower=_TOWER | small, texts=_words(), vocab_size=_VOCAB_SIZE, **_TEXT | small)
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
-    return publish(root, NAME, "random", StoredFiles(Location.parse(str(folder)), files), {}, {})
+    return publish(root, NAME, "random", StoredFiles(Location.parse(str(folder)), files), Lineage(), {})
 
 
 def _words() -> list[str]:

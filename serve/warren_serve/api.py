@@ -146,7 +146,7 @@ def _model_routes(service: ChatService) -> APIRouter:
         owned_by="warren",
         release=release.name,
         version=release.version,
-        lineage=release.lineage,
+        lineage=release.lineage.to_json(),
         scores=release.scores,
         max_context_tokens=service.max_context_tokens,
     )

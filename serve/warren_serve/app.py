@@ -36,6 +36,7 @@ from warren_serve.metrics import engine_registry
 from warren_serve.proxy import Disconnects
 from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
 from warren_serve.remote import RemoteAccounts, RemoteBackend, notify
+from warren_serve.replicas import replicas_that_fit
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
@@ -192,7 +193,7 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         graceful_shutdown_wait_loop_s=0.5,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
-            max_replicas=settings.max_replicas,
+            max_replicas=settings.max_replicas or replicas_that_fit(settings),
             target_ongoing_requests=settings.target_ongoing_requests or settings.num_slots,
             downscale_to_zero_delay_s=settings.downscale_to_zero_delay_s,
             **_pace(settings),

@@ -1,12 +1,15 @@
-"""Settings of the endpoint: strict, typed, and passed as the `args` of the Serve application."""
+"""Settings of the endpoint: strict, typed, and passed as the `args` of the Serve application.
+
+An endpoint file has all of them but the release (`warren_serve.endpoint_file`).
+"""
 
 import json
 import re
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from warren.config import Config
 from warren.data.images import MAX_PIXELS
@@ -19,17 +22,12 @@ _DRAIN_MARGIN_S = 10.0
 _HOST = re.compile(r"(\*\.)?[\w.-]+(:[0-9]{1,5})?")
 
 
-class ServeSettings(Config):
-    """The endpoint's settings, the `args` of the Serve application. Only the release has no default.
+class EndpointSettings(Config):
+    """The endpoint's settings without the release; each has a default.
 
     docs/reference/endpoint.md is made of the descriptions here: `python -m warren_serve.settings_reference`.
     """
 
-    release: str = Field(
-        min_length=1,
-        description="URI of a release's version, or of an alias. An alias is resolved once, when the application "
-        "is built.",
-    )
     model_name: str | None = Field(
         default=None,
         min_length=1,
@@ -194,7 +192,12 @@ class ServeSettings(Config):
     )
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs per engine replica, also fractions.")
     min_replicas: int = Field(default=1, ge=0, description="Fewest engine replicas; 0 scales to zero.")
-    max_replicas: int = Field(default=1, ge=1, description="Most engine replicas.")
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most engine replicas. Null takes as many as the nodes have room for when the application is "
+        "built, less one, so that the next release has room to start; set it where the cluster adds nodes.",
+    )
     target_ongoing_requests: float | None = Field(
         default=None,
         gt=0,
@@ -245,6 +248,24 @@ class ServeSettings(Config):
             ip_network(entry)
         return entries
 
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for prefix in ("", "ingress_"):
+            low, high = (getattr(self, f"{prefix}{end}_replicas") for end in ("min", "max"))
+            if high is not None and low > high:
+                raise ValueError(f"{prefix}min_replicas ({low}) is more than {prefix}max_replicas ({high})")
+        return self
+
+
+class ServeSettings(EndpointSettings):
+    """The `args` of the Serve application: the endpoint's settings, and the release, which alone has no default."""
+
+    release: str = Field(
+        min_length=1,
+        description="URI of a release's version, or of an alias. An alias is resolved once, when the application "
+        "is built.",
+    )
+
     @classmethod
     def parse(cls, args: Mapping[str, Any]) -> "ServeSettings":
         """Validate the application's `args`.
@@ -254,14 +275,9 @@ class ServeSettings(Config):
         """
         try:
             # Through JSON, because strict mode then takes YAML's lists for tuples, but never "3" for 3.
-            settings = cls.model_validate_json(json.dumps(dict(args)))
+            return cls.model_validate_json(json.dumps(dict(args)))
         except (ValidationError, TypeError, ValueError) as error:
             raise ConfigError(f"the endpoint's args: {_explain(error)}") from None
-        for prefix in ("", "ingress_"):
-            low, high = (getattr(settings, f"{prefix}{end}_replicas") for end in ("min", "max"))
-            if low > high:
-                raise ConfigError(f"{prefix}min_replicas ({low}) is more than {prefix}max_replicas ({high})")
-        return settings
 
     @property
     def engine_options(self) -> EngineOptions:
@@ -300,4 +316,5 @@ class ServeSettings(Config):
 def _explain(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    return "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
+    found = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+    return "; ".join(f"{where}: {message}" if where else message for where, message in found)

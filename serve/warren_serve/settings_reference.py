@@ -1,34 +1,60 @@
-"""The reference of the endpoint's settings, made of their schema: `python -m warren_serve.settings_reference`."""
+"""The reference of settings and endpoint files, made of their schemas: `python -m warren_serve.settings_reference`."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from warren_serve.endpoint_file import EndpointFile, HttpOptions, LoggingOptions, ServeOptions
 from warren_serve.settings import ServeSettings
 
 _PATH = Path(__file__).parents[2] / "docs" / "reference" / "endpoint.md"
 _HEAD = """# Settings of the endpoint
 
-Settings are passed as the `args` of the Serve application. A release is required; everything else has a default.
-Unknown names and wrong types are refused. `python -m warren_serve.settings_reference` writes this page from the schema
-in [`serve/warren_serve/settings.py`](../../serve/warren_serve/settings.py).
+An endpoint file (`jobs/endpoints/*.yaml`, [releases.md](../releases.md)) has these settings, without the release, under
+`settings`. Where an application is deployed by hand, they are its `args`; then a release is required. Everything else
+has a default. Unknown names and wrong types are refused. `python -m warren_serve.settings_reference` writes this page
+from the schemas in [`serve/warren_serve/settings.py`](../../serve/warren_serve/settings.py) and `endpoint_file.py`.
+"""
+_FILE_HEAD = """
+# Keys of endpoint files
 
-| setting | type | default | meaning |
+Any key can be set on the command line of `jobs/release.py`, beside `--endpoint`:
+`--set endpoint.settings.max_replicas=4`.
+"""
+_COLUMNS = """
+| {} | type | default | meaning |
 |---|---|---|---|
 """
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "endpoint": EndpointFile,
+    "serve": ServeOptions,
+    "serve.http": HttpOptions,
+    "serve.logging": LoggingOptions,
+}
 _LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}"}
 
 
 def reference() -> str:
-    """Return the page in Markdown: one row for each field of `ServeSettings`."""
-    schema = ServeSettings.model_json_schema()
-    rows = [_row(name, field) for name, field in schema["properties"].items()]
-    return _HEAD + "\n".join(rows) + "\n"
+    """Return the page in Markdown: one row for each field of `ServeSettings`, then those of `EndpointFile`."""
+    parts = [_HEAD, _table("setting", ServeSettings), _FILE_HEAD]
+    for title, section in _SECTIONS.items():
+        parts += [f"\n## `{title}`\n", _table("key", section)]
+    return "".join(parts)
+
+
+def _table(head: str, section: type[BaseModel]) -> str:
+    fields = section.model_json_schema()["properties"].items()
+    rows = [_row(name, field) for name, field in sorted(fields, key=lambda item: "default" in item[1])]
+    return _COLUMNS.format(head) + "\n".join(rows) + "\n"  # what is required comes first
 
 
 def _row(name: str, field: Mapping[str, Any]) -> str:
     default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    if "$ref" in field:
+        default = "see its table"
     cells = (f"`{name}`", " or ".join(_types(field)), default, field["description"])
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -36,6 +62,9 @@ def _row(name: str, field: Mapping[str, Any]) -> str:
 def _types(field: Mapping[str, Any]) -> Iterator[str]:
     """Yield the types that a field allows, each with its limits."""
     for kind in field.get("anyOf", [field]):
+        if "$ref" in kind:
+            yield "section"
+            continue
         if "enum" in kind:
             yield " or ".join(f"`{value}`" for value in kind["enum"])
             continue

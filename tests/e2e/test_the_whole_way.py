@@ -42,8 +42,9 @@ def test_raw_pairs_become_a_rest_answer(
     version = read_alias(storage_root, "demo", "stable")
     assert version is not None
     release = fetch_release(release_folder(storage_root, "demo", version).uri, tmp_path / "release")
-    assert list(release.lineage["datasets"]) == ["easy-vqa-train@v1"]
-    assert release.lineage["stage"] == "finetune"
+    trained_on = [dataset.reference for dataset in release.lineage.datasets]
+    assert trained_on == ["easy-vqa-captions@v1", "easy-vqa-train@v1"]
+    assert release.lineage.stage == "finetune"
     assert release.scores["easy-vqa-test@v1/exact_match"] == metrics["accuracy"]
     assert (tmp_path / "release" / "model.safetensors").is_file()
 

@@ -98,7 +98,7 @@ def check_gate_of(root: Location, run: Run, config: EvaluateConfig, whole: Evalu
     released = make_release(recipe, SMALL, root, run)
     assert released.evaluation == whole
     release = read_release(release_folder(root, "gated", released.version))
-    assert release.lineage["evaluation"]["options"]["max_new_tokens"] == 2
+    assert release.lineage.evaluations[0].options["max_new_tokens"] == 2
     assert any(entry.path == CASES_FILE for entry in release.files)
     assert read_alias(root, "gated", "candidate") == released.version
 

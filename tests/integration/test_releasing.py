@@ -60,16 +60,16 @@ def others_application(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def release(
     repository: Path, root_of_runs: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Callable[[Recipe], tuple[int, str]]:
+) -> Callable[..., tuple[int, str]]:
     """Run the job in this process, which is connected to the cluster, and return exit code and stderr."""
     monkeypatch.syspath_prepend(str(repository / "jobs"))
     monkeypatch.setenv("WARREN_STORAGE", root_of_runs.uri)
     module = runpy.run_path(str(repository / "jobs" / "release.py"), run_name="job")
 
-    def job(recipe: Recipe) -> tuple[int, str]:
+    def job(recipe: Recipe, *options: str) -> tuple[int, str]:
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True)))
-        arguments = ["--recipe", str(file), "--run", "run"]
+        arguments = ["--recipe", str(file), "--run", "run", *options]
         code = run_job(module["main"], module["__doc__"], arguments, extend=module["options"])
         return code, capsys.readouterr().err
 
@@ -102,7 +102,7 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
 
 def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_undone(
     endpoint: Endpoint,
-    release: Callable[[Recipe], tuple[int, str]],
+    release: Callable[..., tuple[int, str]],
     root_of_runs: Location,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -135,6 +135,8 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     check_kept(endpoint, closed, other_application, root / "releases" / NAME / "run-00000002")
     assert read_alias(root, NAME, "stable") == "run-00000002"
 
+    closed = declare(endpoint, release, recipe, closed, keys, tmp_path)
+
     measure(root, run, recipe, commit(run, 3, tmp_path, broken=True))
     code, message = release(recipe)
     assert code == 1
@@ -155,6 +157,27 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     assert endpoint.pids("Theirs", name="other") == others, "other applications are not even restarted"
     assert read_alias(root, NAME, "stable") == "run-00000002"
     assert read_alias(root, NAME, "candidate") == "run-00000004"
+
+
+def declare(
+    endpoint: Endpoint, release: Callable[..., tuple[int, str]], recipe: Recipe, closed: Any, keys: Path, folder: Path
+) -> dict[str, Any]:
+    """Release with an endpoint file: what it says is what the application has, and what it does not say is gone."""
+    file = folder / "mine.yaml"
+    settings = {"num_slots": 3, "num_cpus": 0.25, "max_replicas": 1, "api_keys_file": str(keys), "web_page": True}
+    file.write_text(yaml.safe_dump({"release": NAME, "settings": settings, "serve": {"http": {"port": 9}}}))
+    code, message = release(recipe, "--endpoint", str(file), "--set", "endpoint.settings.ingress_num_cpus=0.1")
+    assert code == 0, message
+    assert "endpoint: port 9 has no effect, Serve runs with" in message
+    declared = endpoint.application()["deployed_app_config"]
+    args = declared["args"]
+    assert "max_concurrent_requests" not in args
+    assert {key: args[key] for key in settings} == settings
+    assert (args["model_name"], args["ingress_num_cpus"]) == (NAME, 0.1)
+    assert declared["runtime_env"]["env_vars"]["OPERATORS"] == "own"
+    assert ask(endpoint, None).status_code == 401
+    assert httpx.get(f"{endpoint.url}/", timeout=60).status_code == 200, "the page that the file switched on"
+    return dict(declared)
 
 
 def check_kept(endpoint: Endpoint, closed: dict[str, Any], other: dict[str, Any], release: Location) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import warren
 from warren.config import Recipe, Resources, Section, check_name, load_config
 from warren.config.environment import STORAGE_VARIABLE, storage_root
-from warren.errors import WarrenError, root_cause
+from warren.errors import ConfigError, WarrenError, root_cause
 from warren.storage import Location
 
 _INTERRUPTED, _TERMINATED, _WRONG_USAGE = 130, 143, 2
@@ -50,6 +50,10 @@ class Job:
         """
         return Location.parse(storage_root())
 
+    def sets(self, prefix: str) -> list[str]:
+        """Return the `--set` overrides of one kind of configuration, such as `endpoint`, without the prefix."""
+        return _sets(self.options, prefix)
+
     @property
     def root_or_none(self) -> Location | None:
         """The same for what can do without."""
@@ -64,6 +68,7 @@ def run_job(
     preview: Callable[[Job], str] | None = None,
     cluster: bool = True,
     needs: Sequence[Section] = (),
+    check: Callable[[Job], object] | None = None,
 ) -> int:
     """Parse a job's command line, connect to Ray, run it, and return its exit code.
 
@@ -75,6 +80,7 @@ def run_job(
         preview: Says what the job would do; it adds `--dry-run`, which needs no cluster and no storage.
         cluster: False for a job that runs in its own process.
         needs: The sections of a recipe that the job cannot do without.
+        check: Looks at the rest of the command line before anything starts, and raises what is wrong with it.
     """
     options = job_parser(description, extend, preview is not None).parse_args(arguments)
 
@@ -84,6 +90,8 @@ def run_job(
             print(preview(job))
             return
         _ = job.root  # an environment that lacks it fails before anything starts
+        if check:
+            check(job)
         if cluster:
             from warren.cluster.session import connect  # late: --help and wrong recipes answer at once
 
@@ -168,6 +176,10 @@ def _job_folders() -> list[Path]:
     return [package.parent.parent / "jobs", package / "jobs"]
 
 
+def _sets(options: argparse.Namespace, prefix: str) -> list[str]:
+    return [each.removeprefix(f"{prefix}.") for each in options.set if each.startswith(f"{prefix}.")]
+
+
 def load_job(options: argparse.Namespace, needs: Sequence[Section] = ()) -> Job:
     """Read what a parsed command line names: recipe, resources and overrides of both.
 
@@ -177,8 +189,13 @@ def load_job(options: argparse.Namespace, needs: Sequence[Section] = ()) -> Job:
     for option in _NAMES:
         if getattr(options, option, None) is not None:
             check_name(getattr(options, option), f"--{option.replace('_', '-')}")
-    recipe_sets = [s for s in options.set if not s.startswith("resources.")]
-    resource_sets = [s.removeprefix("resources.") for s in options.set if s.startswith("resources.")]
+    kinds = ("resources.", "endpoint.") if hasattr(options, "endpoint") else ("resources.",)
+    recipe_sets = [override for override in options.set if not override.startswith(kinds)]
+    resource_sets = _sets(options, "resources")
+    if "endpoint." in kinds and options.endpoint is None and _sets(options, "endpoint"):
+        raise ConfigError(
+            "--set endpoint.… changes an endpoint file: name one with --endpoint, as in --endpoint laptop"
+        )
     recipe = load_config(Recipe, options.recipe, config_folders("recipes"), recipe_sets)
     resources = load_config(Resources, options.resources, config_folders("resources"), resource_sets)
     for section in needs:

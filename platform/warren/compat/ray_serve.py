@@ -9,6 +9,14 @@ GRPC_MESSAGE_LIMIT_BYTES = 4 << 20
 _SHIPPED = "gcs://_ray_pkg_"
 _REDACTED = "<redacted>"
 
+SERVE_BY_HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""Serve's proxies are HAProxy.
+
+Why: An endpoint file can ask for it. No configuration of Serve can: its processes read the variable when they start.
+Upstream: `RAY_SERVE_ENABLE_HA_PROXY` in `ray/serve/_private/constants.py` of Ray 2.60.
+If it breaks: Endpoints that ask for HAProxy get Serve's own proxy. Look up the variable's new name.
+"""
+
 
 class RoutesBuiltLate:
     """A Serve ingress whose routes its replica builds, by `build_routes`, after its constructor.

@@ -28,10 +28,12 @@ class Config(BaseModel):
     Attributes:
         replaces: For a key, the keys of lower layers that are removed when a layer changes its value. Keys of nested
             sections are dotted.
+        noun: What messages call a file of it; empty: the class' name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     replaces: ClassVar[Replaces] = {}
+    noun: ClassVar[str] = ""
 
 
 def alternatives(*keys: str) -> Replaces:

@@ -75,7 +75,8 @@ def _find(schema: type[BaseModel], name: str, folders: Sequence[Path]) -> Path:
         return next((folder / name for folder in folders if (folder / name).is_file()), Path(name))
     path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
     if path is None:
-        raise ConfigError(f"no {schema.__name__.lower()} named {name!r}{_nearest(name, available(folders))}")
+        noun = getattr(schema, "noun", "") or schema.__name__.lower()
+        raise ConfigError(f"no {noun} named {name!r}{_nearest(name, available(folders))}")
     return path
 
 

@@ -153,9 +153,26 @@ class EvaluateConfig(Config):
 
 
 class GateConfig(Config):
-    """What a release must reach before it may serve."""
+    """What a checkpoint must reach before it is released.
+
+    Attributes:
+        min_score: The score of the evaluation that the recipe describes.
+        min_score_low: The lower end of the score's 95 % interval; null asks for nothing.
+        no_regression: Refuse what a paired test (McNemar, p < 0.05) on the same questions shows to be worse than the
+            stable release.
+        max_regression: Refuse what may be worse than the stable release by more than that: the 95 % interval of the
+            paired difference must lie above minus this number; null asks for nothing.
+        max_model_bytes: Size of the model's files; null sets no limit.
+        contamination_certificate: Every training dataset must have a certificate of being free of the images of the
+            evaluation's dataset, as a selection with a `decontaminate` step has.
+    """
 
     min_score: float = Fraction
+    min_score_low: float | None = Field(default=None, ge=0.0, le=1.0)
+    no_regression: bool = False
+    max_regression: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_model_bytes: int | None = Field(default=None, gt=0)
+    contamination_certificate: bool = False
 
 
 class ReleaseConfig(Config):

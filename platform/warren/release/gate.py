@@ -1,17 +1,144 @@
-"""The gate: the score that a model must reach before it is released."""
+"""The gate: what a checkpoint must reach before it is released, as the recipe's `release.gate` declares it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from warren.config import GateConfig
 from warren.errors import GateError
+from warren.release.lineage import TrainingDataset
+from warren.release.verdict import GateCheck, GateOverride, GateVerdict
+
+SIGNIFICANT = 0.05
+_SHOWN_DATASETS = 3
 
 
-def check_gate(gate: GateConfig, metric: str, score: float, num_samples: int) -> None:
-    """Check a measured score against the gate.
+@dataclass(frozen=True)
+class StableComparison:
+    """The candidate beside the stable release, on the same questions.
+
+    Attributes:
+        version: Of the stable release.
+        num_questions: Both answered.
+        difference: The candidate's score minus the stable release's.
+        low: Lower end of its 95 % interval.
+        high: Upper end of it.
+        p_value: Of McNemar's test, that the two do not differ.
+        problem: Why they could not be compared; empty where they were.
+    """
+
+    version: str
+    num_questions: int = 0
+    difference: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    p_value: float = 1.0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class CandidateFacts:
+    """What the gate judges.
+
+    Attributes:
+        metric: Of the score.
+        score: As it was measured.
+        score_low: Lower end of its 95 % interval.
+        num_samples: What it rests on.
+        model_bytes: Size of the model's files.
+        datasets: What the model was trained on, in every stage.
+        measured_on: Reference and digest of the evaluation's dataset.
+        stable: Beside the stable release; None: there is none, or no comparison is asked for.
+    """
+
+    metric: str
+    score: float
+    score_low: float
+    num_samples: int
+    model_bytes: int
+    datasets: tuple[TrainingDataset, ...]
+    measured_on: tuple[str, str]
+    stable: StableComparison | None = None
+
+
+def judge(gate: GateConfig, facts: CandidateFacts, override: GateOverride | None = None) -> GateVerdict:
+    """Return the gate's verdict on a checkpoint, with a reason for each condition that the gate sets.
+
+    Args:
+        override: Recorded where a condition does not hold.
+    """
+    verdict = GateVerdict(tuple(_checks(gate, facts)), facts.stable.version if facts.stable else None)
+    return verdict if verdict.passed or override is None else GateVerdict(verdict.checks, verdict.stable, override)
+
+
+def check_gate(verdict: GateVerdict) -> None:
+    """Refuse a checkpoint that the gate does not let through.
 
     Raises:
-        GateError: The score is below the gate's, or nothing was measured.
+        GateError: The message has the reason of every check that failed.
     """
-    if num_samples == 0 or score < gate.min_score:
+    if not verdict.accepted:
         raise GateError(
-            f"{metric} is {score:.4f} on {num_samples} samples, the gate asks for {gate.min_score:.4f}: not released; "
-            "train further, or lower release.gate.min_score"
+            f"{verdict.failures}: not released; train further, change release.gate, or release it all the same with "
+            "--override-gate WHY --who NAME"
         )
+
+
+def _checks(gate: GateConfig, facts: CandidateFacts) -> Iterator[GateCheck]:
+    measured = f"{facts.metric} is {facts.score:.4f} on {facts.num_samples} samples"
+    passes = facts.num_samples > 0 and facts.score >= gate.min_score
+    yield GateCheck("min_score", passes, f"{measured}, the gate asks for {gate.min_score:.4f}")
+    if gate.min_score_low is not None:
+        passes = facts.num_samples > 0 and facts.score_low >= gate.min_score_low
+        reason = (
+            f"the lower end of its 95 % interval is {facts.score_low:.4f}, the gate asks for {gate.min_score_low:.4f}"
+        )
+        yield GateCheck("min_score_low", passes, reason)
+    yield from _regression_checks(gate, facts.stable)
+    if gate.max_model_bytes is not None:
+        passes = facts.model_bytes <= gate.max_model_bytes
+        reason = f"the model has {facts.model_bytes:,} bytes, the gate allows {gate.max_model_bytes:,}"
+        yield GateCheck("max_model_bytes", passes, reason)
+    if gate.contamination_certificate:
+        yield _certificate_check(facts)
+
+
+def _regression_checks(gate: GateConfig, stable: StableComparison | None) -> Iterator[GateCheck]:
+    names = [name for name in ("no_regression", "max_regression") if getattr(gate, name) not in (False, None)]
+    if stable is None or stable.problem:
+        reason = stable.problem if stable else "there is no stable release to compare with yet"
+        yield from (GateCheck(name, stable is None, reason) for name in names)
+        return
+    compared = (
+        f"{stable.difference:+.4f} against {stable.version} on {stable.num_questions} questions "
+        f"(95 % interval {stable.low:+.4f} to {stable.high:+.4f}, p = {stable.p_value:.3f})"
+    )
+    if gate.no_regression:
+        worse = stable.difference < 0 and stable.p_value < SIGNIFICANT
+        yield GateCheck("no_regression", not worse, f"{compared}: {'worse' if worse else 'no regression shown'}")
+    if gate.max_regression is not None:
+        passes = stable.low >= -gate.max_regression
+        yield GateCheck(
+            "max_regression", passes, f"{compared}; the gate asks for an interval above {-gate.max_regression:+.4f}"
+        )
+
+
+def _certificate_check(facts: CandidateFacts) -> GateCheck:
+    """Ask every training dataset for a certificate that covers the evaluation's dataset."""
+    reference, digest = facts.measured_on
+    lacking = [
+        dataset.reference
+        for dataset in facts.datasets
+        if dataset.decontamination is None or not dataset.decontamination.covers(reference, digest)
+    ]
+    name = "contamination_certificate"
+    if not facts.datasets:
+        return GateCheck(name, False, "it is not recorded what the model was trained on")
+    if lacking:
+        shown = ", ".join(lacking[:_SHOWN_DATASETS]) + (" and more" if len(lacking) > _SHOWN_DATASETS else "")
+        return GateCheck(
+            name,
+            False,
+            f"{shown} has no certificate of being free of images of {reference}; make a selection with a "
+            "`decontaminate` step (jobs/curate.py) and train on that",
+        )
+    return GateCheck(name, True, f"all {len(facts.datasets)} training datasets are free of images of {reference}")

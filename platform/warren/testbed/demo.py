@@ -38,6 +38,7 @@ from warren.train.report import read_metrics
 from warren.train.run import Run
 
 _BUCKET = "warren-demo"
+_ENDPOINT = "demo"  # a file of jobs/endpoints
 _CPUS = 4  # logical: two workers at half a CPU each, their feeders, an evaluator and a replica
 
 
@@ -138,9 +139,11 @@ class Demo:
 
     def _submit(self, job: str, environment: dict[str, str]) -> None:
         """Submit a job as the README says, and pass on what it prints."""
-        sets = [part for option in self.options for part in ("--set", option)]
+        releases = job == "release"
+        options = [option for option in self.options if releases or not option.startswith("endpoint.")]
+        sets = [part for option in options for part in ("--set", option)]
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
-        command += ["--recipe", self._named, *sets]
+        command += ["--recipe", self._named, *(["--endpoint", _ENDPOINT] if releases else []), *sets]
         print(f"\n$ {shlex.join(command)}", flush=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         process = subprocess.Popen(

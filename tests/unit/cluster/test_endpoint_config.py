@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from warren.cluster.serve.endpoint_config import IMPORT_PATH, Candidate, Instance
+from warren.cluster.serve.endpoint_config import IMPORT_PATH, Candidate, EndpointSpec, Instance, first_config
 from warren.config import Resources
 from warren.errors import ServiceError
 
@@ -95,6 +95,52 @@ def test_a_new_endpoint_is_added_to_what_runs() -> None:
     assert config["applications"][0] == OTHER
     assert config["applications"][1]["args"]["release"] == CANDIDATE.uri
     assert Instance.of({"controller_info": {}, "proxies": {}, "applications": {}, "target_capacity": None}) is None
+
+
+DECLARED = EndpointSpec(
+    route="/v2", args={"max_replicas": 3, "num_gpus": 1.0}, instance={**EndpointSpec().instance, "proxy_location": "X"}
+)
+
+
+def test_an_endpoint_file_is_the_truth_for_its_application_and_nothing_else() -> None:
+    running = Instance.of(details(OTHER, CHAT))
+    assert running is not None
+    name, config = running.serving(CANDIDATE, RESOURCES, DECLARED)
+    other, chat = config["applications"]
+    assert (name, other, config["proxy_location"]) == ("chat", OTHER, "EveryNode")
+    assert chat["args"] == {
+        "release": CANDIDATE.uri,
+        "model_name": "demo",
+        "num_cpus": 1.0,
+        "num_gpus": 1.0,
+        "max_replicas": 3,
+    }
+    assert (chat["route_prefix"], "deployments" in chat) == ("/v2", False)
+    assert chat["runtime_env"]["env_vars"]["KEYS"] == "abc", "what holds the keys stays"
+    assert chat["runtime_env"]["py_modules"] == ["s3://b/own.zip", "gcs://_ray_pkg_new.zip"]
+
+
+def test_an_endpoint_file_names_its_application() -> None:
+    second = EndpointSpec(application="second", route="/second")
+    running = Instance.of(details(OTHER, CHAT))
+    assert running is not None
+    name, config = running.serving(CANDIDATE, RESOURCES, second)
+    assert name == "second"
+    assert config["applications"][:2] == [OTHER, CHAT]
+    assert config["applications"][2]["name"] == "second"
+    with pytest.raises(ServiceError, match="'other' serves the route '/other' already"):
+        running.serving(CANDIDATE, RESOURCES, EndpointSpec(route="/other"))
+    with pytest.raises(ServiceError, match="the application 'other' was not deployed as an endpoint"):
+        running.serving(CANDIDATE, RESOURCES, EndpointSpec(application="other", route="/x"))
+
+
+def test_a_first_endpoint_listens_where_it_is_told() -> None:
+    config = first_config(CANDIDATE, RESOURCES, "0.0.0.0", 9000, DECLARED)
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 9000}
+    assert [each["name"] for each in config["applications"]] == ["chat"]
+    plain = first_config(CANDIDATE, RESOURCES, "127.0.0.1", 8000)
+    assert "max_replicas" not in plain["applications"][0]["args"], "its default is as many as fit"
+    assert (plain["proxy_location"], plain["logging_config"]) == ("HeadOnly", {"log_level": "WARNING"})
 
 
 UNREADABLE: list[tuple[dict[str, Any], str]] = [

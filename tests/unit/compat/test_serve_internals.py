@@ -1,5 +1,6 @@
 """Contracts with Ray Serve: what `warren.compat.ray_serve` takes for granted. No cluster is started."""
 
+import inspect
 from typing import Any
 
 import ray.serve._private.application_state
@@ -14,6 +15,7 @@ from library_contracts import changed, holds, parameters
 from warren.compat import ray_serve
 from warren.compat.ray_serve import (
     GRPC_MESSAGE_LIMIT_BYTES,
+    SERVE_BY_HAPROXY,
     RoutesBuiltLate,
     dashboard_client,
     is_redacted,
@@ -55,6 +57,13 @@ def test_grpc_takes_messages_of_this_size() -> None:
     assert limit >= GRPC_MESSAGE_LIMIT_BYTES, changed(
         streaming_by_object, f"gRPC between replicas takes {limit} bytes, not {GRPC_MESSAGE_LIMIT_BYTES}"
     )
+
+
+def test_serve_takes_haproxy_from_this_variable() -> None:
+    source = inspect.getsource(constants)
+    for name, value in SERVE_BY_HAPROXY.items():
+        assert hasattr(constants, name), f"Serve reads another variable than {name} for HAProxy"
+        assert f'os.environ.get("{name}", "0") == "{value}"' in source, f"{name}={value} means something else now"
 
 
 def test_the_dashboards_client_reads_and_applies_configurations() -> None:

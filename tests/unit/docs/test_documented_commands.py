@@ -29,6 +29,7 @@ from warren.cli.job import config_folders, job_parser, load_job
 from warren.cli.score import compare_parser, score_parser
 from warren.config import Recipe, Resources, load_config
 from warren.evaluate.yaml_benchmark import BenchmarkFile
+from warren_serve.endpoint_file import EndpointFile
 
 COMMANDS = documented_commands()
 JOBS = [command for command in COMMANDS if command.job is not None]
@@ -151,6 +152,9 @@ def test_the_recipes_and_resources_of_a_document_are_valid(document: Path, tmp_p
         file = tmp_path / f"own-{number}.yaml"
         file.write_text(text)
         keys = yaml.safe_load(text)
+        if "settings" in keys:
+            load_config(EndpointFile, str(file), config_folders("endpoints"))
+            continue
         schema = Resources if "num_workers" in keys else BenchmarkFile if "questions" in keys else Recipe
         load_config(schema, str(file), config_folders("recipes"))
 

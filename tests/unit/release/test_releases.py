@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from warren.config import GateConfig
-from warren.errors import ConflictError, CorruptDataError, GateError, ReleaseError, UnsafePathError
+from warren.errors import ConfigError, ConflictError, CorruptDataError, ReleaseError, UnsafePathError
 from warren.release import (
-    check_gate,
+    Lineage,
     fetch_release,
     move_alias,
     publish,
@@ -41,14 +40,14 @@ def stored_model(root: Location, tmp_path: Path, text: str) -> StoredFiles:
 
 def release(root: Location, tmp_path: Path, version: str, text: str) -> Location:
     model = stored_model(root, tmp_path, text)
-    return publish(root, "demo", version, model, {"run": "r", "step": 3}, {"test/exact_match": 0.8})
+    return publish(root, "demo", version, model, Lineage(run="r", step=3), {"test/exact_match": 0.8})
 
 
 def test_a_release_comes_back_whole_with_its_lineage(root: Location, tmp_path: Path) -> None:
     folder = release(root, tmp_path, "v1", "weights")
     fetched = fetch_release(folder.uri, tmp_path / "local")
     assert (tmp_path / "local/config.json").read_text() == "weights"
-    assert (fetched.version, fetched.lineage["step"], fetched.scores) == ("v1", 3, {"test/exact_match": 0.8})
+    assert (fetched.version, fetched.lineage.step, fetched.scores) == ("v1", 3, {"test/exact_match": 0.8})
 
 
 def test_publishing_again_changes_nothing_and_other_files_are_refused(root: Location, tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_a_release_needs_no_disk_of_the_job_and_lives_on_without_its_checkpoint(
 ) -> None:
     model = stored_model(root, tmp_path, "weights")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
-    folder = publish(root, "demo", "v1", model, {}, {})
+    folder = publish(root, "demo", "v1", model, Lineage(), {})
     monkeypatch.undo()
     for entry in model.files:
         Path(model.folder.uri, entry.path).write_text("changed")
@@ -77,7 +76,7 @@ def test_a_checkpoint_that_is_damaged_is_not_published(root: Location, tmp_path:
     model = stored_model(root, tmp_path, "weights")
     Path(model.folder.uri, "model.safetensors").write_text("weighty")
     with pytest.raises(CorruptDataError, match="damaged"):
-        publish(root, "demo", "v1", model, {}, {})
+        publish(root, "demo", "v1", model, Lineage(), {})
     with pytest.raises(ReleaseError, match="no release at"):
         fetch_release(release_folder(root, "demo", "v1").uri, tmp_path / "local")
 
@@ -153,11 +152,27 @@ def test_an_alias_resolves_to_its_version(root: Location, tmp_path: Path) -> Non
     assert resolve_release(folder.uri) == folder.uri
 
 
-@pytest.mark.parametrize(("score", "samples", "passes"), [(0.75, 10, True), (0.7499, 10, False), (1.0, 0, False)])
-def test_the_gate(score: float, samples: int, passes: bool) -> None:
-    gate = GateConfig(min_score=0.75)
-    if passes:
-        check_gate(gate, "exact_match", score, samples)
-    else:
-        with pytest.raises(GateError, match="not released"):
-            check_gate(gate, "exact_match", score, samples)
+def test_no_model_is_copied_over_another_that_is_being_published(root: Location, tmp_path: Path) -> None:
+    """Two runs of one name and step: the first has copied its files, and is not complete yet."""
+    folder = release(root, tmp_path, "v1", "weights")
+    written = (folder / "release.json").read_json()
+    (Path(folder.uri) / "release.json").unlink()
+    with pytest.raises(ReleaseError, match="releases never change"):
+        release(root, tmp_path, "v1", "other")
+    assert Path(folder.uri, "model.safetensors").read_text() == "weights"
+    release(root, tmp_path, "v1", "weights")
+    assert (folder / "release.json").read_json()["files"] == written["files"]
+
+
+@pytest.mark.parametrize("version", ["stable", "candidate", "aliases", "pins", "deployments", "removals"])
+def test_a_version_cannot_be_called_like_an_alias_or_a_folder(root: Location, tmp_path: Path, version: str) -> None:
+    with pytest.raises(ConfigError, match="choose another"):
+        release(root, tmp_path, version, "one")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "demo"}', '{"files": 3}'])
+def test_a_damaged_release_is_one_line(root: Location, tmp_path: Path, text: str) -> None:
+    folder = release(root, tmp_path, "v1", "one")
+    (folder / "release.json").put_bytes(text.encode())
+    with pytest.raises(ReleaseError, match=r"release\.json is damaged.*restore it"):
+        fetch_release(folder.uri, tmp_path / "local")

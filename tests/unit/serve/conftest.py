@@ -13,7 +13,7 @@ import torch
 from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.inference import EngineError, GenerationRequest, TokenDelta
 from warren.inference.testing import ScriptedEngine, save_random_model
-from warren.release import Release
+from warren.release import Lineage, Release
 from warren.train.golden import make_cases
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
@@ -21,7 +21,7 @@ from warren_serve.image_decoder import ImageDecoder
 from warren_serve.service import ChatService, load_backend
 from warren_serve.settings import ServeSettings
 
-RELEASE = Release("tiny", "v7", 1_700_000_000, {"run": "run-1", "checkpoint_step": 9}, {"exact_match": 0.5}, ())
+RELEASE = Release("tiny", "v7", 1_700_000_000, Lineage(run="run-1", step=9), {"exact_match": 0.5}, ())
 SMALL: dict[str, Any] = {
     "release": "unused",
     "num_slots": 2,

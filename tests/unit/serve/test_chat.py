@@ -323,7 +323,7 @@ def test_request_ids_are_kept_when_they_are_harmless(endpoint: Any) -> None:
 
 def test_models_tell_lineage_and_scores(endpoint: Any) -> None:
     (card,) = endpoint.request("GET", "/v1/models").json()["data"]
-    assert card["lineage"] == {"run": "run-1", "checkpoint_step": 9}
+    assert card["lineage"] == {"run": "run-1", "step": 9}
     assert card["scores"] == {"exact_match": 0.5}
     assert card == endpoint.request("GET", "/v1/models/tiny").json()
 

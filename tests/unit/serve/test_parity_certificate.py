@@ -23,7 +23,7 @@ from warren.inference.parity import FLOAT32_BOUND, GPU_FLOAT32_BOUND, ROUNDINGS,
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import import_bunny, load_bundle
-from warren.release import Release
+from warren.release import Lineage, Release
 from warren.train.golden import make_cases
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder
@@ -31,7 +31,7 @@ from warren_serve.parity import check_engine, read_cases
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
 
-RELEASE = Release("tiny", "v1", 1_700_000_000, {}, {}, ())
+RELEASE = Release("tiny", "v1", 1_700_000_000, Lineage(), {}, ())
 SETTINGS = ServeSettings.parse({"release": "s3://b/releases/tiny/v1", "num_slots": 2})
 NUM_CASES = 8
 LAYER = "model.layers.1"

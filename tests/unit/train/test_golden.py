@@ -15,7 +15,7 @@ from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.data.sample import IMAGE_MARK
 from warren.errors import ReleaseError
 from warren.inference.testing import save_random_model
-from warren.release import fetch_release, publish, read_release, release_folder
+from warren.release import Lineage, fetch_release, publish, read_release, release_folder
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
 from warren.train.golden import make_cases
 
@@ -145,8 +145,8 @@ def test_a_release_carries_its_cases(
     folder = release_folder(root, "tiny", "v1")
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(model_folder.iterdir()))
     model = StoredFiles(Location.parse(str(model_folder)), files)
-    publish(root, "tiny", "v1", model, {}, {}, golden.store(folder))
-    publish(root, "tiny", "v1", model, {}, {})  # again, by a job that makes no cases: nothing changes
+    publish(root, "tiny", "v1", model, Lineage(), {}, golden.store)
+    publish(root, "tiny", "v1", model, Lineage(), {})  # again, by a job that makes no cases: nothing changes
     assert sorted(e.path for e in read_release(folder).files if e.path.startswith(GOLDEN_FOLDER)) == sorted(
         golden.files()
     )

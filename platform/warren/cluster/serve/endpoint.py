@@ -8,7 +8,14 @@ from typing import Any
 
 import ray
 
-from warren.cluster.serve.endpoint_config import APPLICATION, Candidate, Instance, ServeConfig, first_config
+from warren.cluster.serve.endpoint_config import (
+    DEFAULT_SPEC,
+    Candidate,
+    EndpointSpec,
+    Instance,
+    ServeConfig,
+    first_config,
+)
 from warren.cluster.session import job_environment, shipped_packages
 from warren.compat.ray_serve import dashboard_client, reason_in
 from warren.config import Resources
@@ -25,7 +32,13 @@ def serve_port() -> int:
     return int(os.environ.get(PORT_VARIABLE, _DEFAULT_PORT))
 
 
-def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s: float) -> None:
+def roll_in(
+    release_uri: str,
+    release_name: str,
+    resources: Resources,
+    timeout_s: float,
+    spec: EndpointSpec | None = None,
+) -> None:
     """Serve a release in place of the one that serves; everything else that runs stays as it is.
 
     Args:
@@ -33,6 +46,7 @@ def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s
         release_name: What its versions are versions of.
         resources: Of a replica, where no endpoint runs yet; one that runs keeps its own.
         timeout_s: How long it may take to come up before it is undone.
+        spec: What an endpoint file says: the endpoint gets these settings; None keeps those of one that runs.
 
     Raises:
         ServiceError: The port is taken, what runs cannot be kept, or the release did not come up; what served before
@@ -42,13 +56,14 @@ def roll_in(release_uri: str, release_name: str, resources: Resources, timeout_s
     candidate = Candidate(release_uri, release_name, shipped_packages(), job_environment())
     running = Instance.of(endpoint.details())
     if running is None:
-        host, port = os.environ.get(_HOST_VARIABLE, _DEFAULT_HOST), serve_port()
+        chosen = spec or DEFAULT_SPEC
+        host, port = _listens_at(chosen)
         _check_port(host, port)
-        name, config = APPLICATION, first_config(candidate, resources, host, port)
-        print(f"endpoint: new, at {host}:{port}, without API keys", file=sys.stderr)
+        name, config = chosen.application, first_config(candidate, resources, host, port, chosen)
+        print(f"endpoint: new, at {host}:{port}, {_keys(chosen)}", file=sys.stderr)
     else:
-        name, config = running.serving(candidate, resources)
-        _say_where(running.settings["http_options"])
+        name, config = running.serving(candidate, resources, spec)
+        _say_what_stays(running.settings, spec)
     before = {"applications": []} if running is None else running.config
     try:
         endpoint.apply(config)
@@ -139,12 +154,35 @@ def _last_line(message: str) -> str:
     return reason_in(message, WarrenError.__module__)
 
 
-def _say_where(http_options: dict[str, Any]) -> None:
-    """Tell whoever asks for another host or port that those of a running Serve cannot be changed."""
+def _listens_at(spec: EndpointSpec) -> tuple[str, int]:
+    """Return host and port of a new endpoint: the endpoint file's, or the environment's."""
+    options = spec.instance["http_options"]
+    host = options.get("host") or os.environ.get(_HOST_VARIABLE, _DEFAULT_HOST)
+    return str(host), int(options.get("port") or serve_port())
+
+
+def _keys(spec: EndpointSpec) -> str:
+    has_keys = spec.args.get("api_keys_env") or spec.args.get("api_keys_file")
+    return "with API keys" if has_keys else "without API keys"
+
+
+def _say_what_stays(running: ServeConfig, spec: EndpointSpec | None) -> None:
+    """Tell whoever asks for other options than Serve runs with that those of a running Serve cannot be changed."""
+    http_options = running["http_options"]
     for variable, key in ((_HOST_VARIABLE, "host"), (PORT_VARIABLE, "port")):
         wanted, runs = os.environ.get(variable), str(http_options.get(key))
-        if wanted and wanted != runs:
+        declared = spec.instance["http_options"].get(key) if spec else None
+        if declared is None and wanted and wanted != runs:
             print(f"endpoint: {variable}={wanted} has no effect, Serve runs with {key} {runs}", file=sys.stderr)
+    if spec is None:
+        return
+    for key, wanted in {**spec.instance["http_options"], "proxy_location": spec.instance["proxy_location"]}.items():
+        there = running.get(key) if key == "proxy_location" else http_options.get(key)
+        if there is not None and there != wanted:
+            print(
+                f"endpoint: {key} {wanted} has no effect, Serve runs with {there}; a new Serve instance takes it",
+                file=sys.stderr,
+            )
 
 
 def _check_port(host: str, port: int) -> None:

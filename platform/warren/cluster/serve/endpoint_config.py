@@ -1,5 +1,8 @@
 """What Ray Serve is told when a release rolls in: everything that runs, unchanged, but for one application's release.
 
+With an endpoint file, that application gets the file's settings too: then the file is the truth, and what was set
+otherwise (its args, options of its deployments) goes. The environment variables that it runs with stay.
+
 A declarative configuration is the whole truth for Serve: applications that it does not name are deleted, and settings
 that it does not repeat fall back to their defaults. So what runs is read first, from Serve's REST API
 (`GET /api/serve/applications/`, schema `ServeInstanceDetails`), and put back as it was.
@@ -38,6 +41,59 @@ class Candidate:
     name: str
     packages: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EndpointSpec:
+    """An endpoint as its file declares it, in the words of Ray Serve.
+
+    Attributes:
+        application: Name of the Serve application.
+        route: Path below which it answers.
+        args: The application's, without the release.
+        instance: Proxy location, HTTP options and logging of the Serve instance.
+    """
+
+    application: str = APPLICATION
+    route: str = ROUTE
+    args: Mapping[str, Any] = field(default_factory=dict)
+    instance: Mapping[str, Any] = field(
+        default_factory=lambda: {
+            "proxy_location": "HeadOnly",
+            "http_options": {},
+            "logging_config": {"log_level": "WARNING"},
+        }
+    )
+
+    def config(self, candidate: Candidate, resources: Resources) -> ServeConfig:
+        """Return the configuration of the application that serves a release.
+
+        The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`),
+        and Serve keeps the old ones until the new are healthy.
+
+        Args:
+            resources: They say what a replica takes, where the file does not.
+        """
+        runtime_env: ServeConfig = {"env_vars": {**IDLE_THREADS_SLEEP, **candidate.environment}}
+        if candidate.packages:
+            runtime_env["py_modules"] = list(candidate.packages)
+        return {
+            "name": self.application,
+            "route_prefix": self.route,
+            "import_path": IMPORT_PATH,
+            "runtime_env": runtime_env,
+            "logging_config": dict(self.instance["logging_config"]),
+            "args": {
+                "model_name": candidate.name,
+                "num_cpus": resources.cpus_per_replica,
+                "num_gpus": resources.gpus_per_replica,
+                **self.args,
+                "release": candidate.uri,
+            },
+        }
+
+
+DEFAULT_SPEC = EndpointSpec()
 
 
 @dataclass(frozen=True)
@@ -86,18 +142,27 @@ class Instance:
         """The configuration that changes nothing."""
         return {**self.settings, "applications": list(self.applications.values())}
 
-    def serving(self, candidate: Candidate, resources: Resources) -> tuple[str, ServeConfig]:
+    def serving(
+        self, candidate: Candidate, resources: Resources, spec: EndpointSpec | None = None
+    ) -> tuple[str, ServeConfig]:
         """Return the application that takes a release, and the configuration in which it does.
+
+        Args:
+            spec: What an endpoint file says; None keeps the settings of an application that runs.
 
         Raises:
             ServiceError: There is no application that can take it, or no place for a new one.
         """
-        name = self._endpoint_of(candidate)
+        name = self._endpoint_of(candidate) if spec is None else self._declared(spec)
         if name is None:
-            self._check_free()
-            name, changed = APPLICATION, new_application(candidate, resources)
-        else:
+            chosen = spec or DEFAULT_SPEC
+            self._check_free(chosen)
+            name, changed = chosen.application, chosen.config(candidate, resources)
+        elif spec is None:
             changed = _with_release(self.applications[name], candidate)
+        else:
+            self._check_free(spec, but=name)
+            changed = _as_declared(self.applications[name], spec.config(candidate, resources))
         applications = {**self.applications, name: changed}
         return name, {**self.settings, "applications": list(applications.values())}
 
@@ -115,53 +180,55 @@ class Instance:
             )
         return None
 
-    def _check_free(self) -> None:
-        if APPLICATION in {**self.applications, **self.others}:
+    def _declared(self, spec: EndpointSpec) -> str | None:
+        """Return the application that an endpoint file names, if it runs."""
+        config = self.applications.get(spec.application, {})
+        return spec.application if config.get("import_path") == IMPORT_PATH else None
+
+    def _check_free(self, spec: EndpointSpec, but: str | None = None) -> None:
+        """Check that an application can be added, or take another route.
+
+        Args:
+            but: The application itself, if it runs.
+        """
+        if but is None and spec.application in {**self.applications, **self.others}:
             raise ServiceError(
-                f"the application {APPLICATION!r} was not deployed as an endpoint of Warren by a configuration, so its "
-                "settings and API keys cannot be kept: delete it, or deploy the release by hand"
+                f"the application {spec.application!r} was not deployed as an endpoint of Warren by a configuration, "
+                "so its settings and API keys cannot be kept: delete it, or deploy the release by hand"
             )
         routes = {name: config.get("route_prefix", ROUTE) for name, config in self.applications.items()} | self.others
-        taken = [name for name, route in routes.items() if route == ROUTE]
+        taken = [name for name, route in routes.items() if route == spec.route and name != but]
         if taken:
             raise ServiceError(
-                f"the application {taken[0]!r} serves the route {ROUTE!r} already: deploy the endpoint by hand, as "
-                f"an application called {APPLICATION!r} with another route_prefix; later releases roll into it"
+                f"the application {taken[0]!r} serves the route {spec.route!r} already: take an endpoint file with "
+                f"another route_prefix (jobs/release.py --endpoint), or deploy the endpoint by hand, as an application "
+                f"called {spec.application!r}; later releases roll into it"
             )
 
 
-def first_config(candidate: Candidate, resources: Resources, host: str, port: int) -> ServeConfig:
-    """Return the configuration of a Serve instance that does not run yet."""
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
-        "logging_config": {"log_level": "WARNING"},
-        "applications": [new_application(candidate, resources)],
-    }
+def first_config(
+    candidate: Candidate, resources: Resources, host: str, port: int, spec: EndpointSpec = DEFAULT_SPEC
+) -> ServeConfig:
+    """Return the configuration of a Serve instance that does not run yet.
 
-
-def new_application(candidate: Candidate, resources: Resources) -> ServeConfig:
-    """Return the configuration of an endpoint with default settings.
-
-    The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`), and
-    Serve keeps the old ones until the new are healthy.
+    Args:
+        host: Where it listens; so is `port`.
+        spec: What an endpoint file says.
     """
-    runtime_env: ServeConfig = {"env_vars": {**IDLE_THREADS_SLEEP, **candidate.environment}}
-    if candidate.packages:
-        runtime_env["py_modules"] = list(candidate.packages)
-    return {
-        "name": APPLICATION,
-        "route_prefix": ROUTE,
-        "import_path": IMPORT_PATH,
-        "runtime_env": runtime_env,
-        "logging_config": {"log_level": "WARNING"},
-        "args": {
-            "release": candidate.uri,
-            "model_name": candidate.name,
-            "num_cpus": resources.cpus_per_replica,
-            "num_gpus": resources.gpus_per_replica,
-        },
-    }
+    http_options = {**spec.instance["http_options"], "host": host, "port": port}
+    return {**spec.instance, "http_options": http_options, "applications": [spec.config(candidate, resources)]}
+
+
+def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
+    """Return what an endpoint file declares, with what the running application keeps: variables, own modules."""
+    running = deepcopy(config.get("runtime_env") or {})
+    wanted = declared["runtime_env"]
+    own = [module for module in running.get("py_modules") or [] if not is_shipped_package(str(module))]
+    runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **wanted["env_vars"]}}
+    runtime_env.pop("py_modules", None)
+    if modules := [*own, *wanted.get("py_modules", [])]:
+        runtime_env["py_modules"] = modules
+    return {**declared, "runtime_env": runtime_env}
 
 
 def _with_release(config: ServeConfig, candidate: Candidate) -> ServeConfig:

@@ -1,15 +1,33 @@
 """From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
+from warren.cluster.serve.endpoint_config import EndpointSpec
+from warren.cluster.serve.gating import facts_of
 from warren.cluster.serve.golden import write_golden
-from warren.config import EvaluateConfig, Recipe, ReleaseConfig, Resources
+from warren.cluster.serve.lineage import lineage_of
+from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.manifest import read_manifest
 from warren.errors import ConflictError, ReleaseError
 from warren.evaluate.report import Evaluation
-from warren.release import check_gate, move_alias, publish, read_alias, read_release, release_folder
+from warren.release import (
+    EvaluationReference,
+    GateOverride,
+    GateVerdict,
+    Registry,
+    check_gate,
+    judge,
+    move_alias,
+    publish,
+    read_alias,
+    read_release,
+    release_folder,
+    write_accepted,
+    write_refused,
+)
 from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
@@ -23,6 +41,7 @@ class Released:
     name: str
     version: str
     evaluation: Evaluation
+    verdict: GateVerdict
 
     @property
     def score(self) -> float:
@@ -31,7 +50,13 @@ class Released:
 
 
 def make_release(
-    recipe: Recipe, resources: Resources, root: Location, run: Run, measure: str = "jobs/evaluate.py"
+    recipe: Recipe,
+    resources: Resources,
+    root: Location,
+    run: Run,
+    measure: str = "jobs/evaluate.py",
+    override: GateOverride | None = None,
+    who: str | None = None,
 ) -> Released:
     """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
 
@@ -43,35 +68,40 @@ def make_release(
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
+        override: Publish it although it does not pass, and record that.
+        who: Who releases; None takes the name of this process's user.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
         ReleaseError: The checkpoint was not measured as the gate asks, or its model does not load.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
-        GateError: It does not reach the gate.
+        GateError: It does not pass the gate.
     """
     checkpoint = run.newest_checkpoint()
-    wanted: ReleaseConfig = recipe.require("release")
+    name, gate = (wanted := recipe.require("release")).name, wanted.gate
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
-    check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
-    name, version = wanted.name, _version(root, wanted.name, run, checkpoint, evaluation)
     model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
-    folder = publish(
-        root,
-        name,
-        version,
-        model=model,
-        lineage={
-            **checkpoint.run,
-            "run": run.name,
-            "step": checkpoint.step,
-            "evaluation": asdict(evaluation.identity),
-        },
-        scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
-        golden=write_golden(resources, model, release_folder(root, name, version)),
-    )
-    move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
-    return Released(folder.uri, name, version, evaluation)
+    lineage = lineage_of(root, run, checkpoint, evaluation.identity)
+    registry = Registry(root, name)
+    verdict = judge(gate, facts_of(gate, registry, lineage, model, run, evaluation), override)
+    if not verdict.accepted:
+        write_refused(evaluations_of(run).at(evaluation.step, evaluation.identity), verdict)
+    check_gate(verdict)
+    version = _version(root, name, run, checkpoint, evaluation)
+    write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
+    scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
+    folder = publish(root, name, version, model, lineage, scores, partial(write_golden, resources, model))
+    why = _why(run, checkpoint, verdict)
+    registry.move("candidate", version, registry.alias("candidate"), who, why)
+    return Released(folder.uri, name, version, evaluation, verdict)
+
+
+def _why(run: Run, checkpoint: CheckpointManifest, verdict: GateVerdict) -> str:
+    """Return the reason that the alias' history gives."""
+    why = f"released from run {run.name} at step {checkpoint.step}"
+    if verdict.override is None:
+        return why
+    return f"{why}; the gate refused it, {verdict.override.who} overrode that: {verdict.override.why}"
 
 
 def measured_as_asked(
@@ -111,13 +141,25 @@ def _version(root: Location, name: str, run: Run, checkpoint: CheckpointManifest
         present = read_release(release_folder(root, name, version))
     except ReleaseError:
         return version
-    if present.lineage.get("evaluation") == asdict(evaluation.identity):
+    if EvaluationReference(**asdict(evaluation.identity)) in present.lineage.evaluations:
         return version
     return f"{version}-{evaluation.identity.name}"
 
 
-def roll_out(resources: Resources, root: Location, released: Released, timeout_s: float) -> None:
+def roll_out(
+    resources: Resources,
+    root: Location,
+    released: Released,
+    timeout_s: float,
+    who: str | None = None,
+    spec: EndpointSpec | None = None,
+) -> None:
     """Serve a release, and call it `stable` once it serves.
+
+    Args:
+        timeout_s: How long it may take to come up before it is undone.
+        who: Who moves the alias; None takes the name of this process's user.
+        spec: What an endpoint file says; None keeps the settings of an endpoint that runs.
 
     Raises:
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
@@ -125,9 +167,9 @@ def roll_out(resources: Resources, root: Location, released: Released, timeout_s
     """
     name = released.name
     expected = read_alias(root, name, "stable")
-    roll_in(released.uri, name, resources, timeout_s)
+    roll_in(released.uri, name, resources, timeout_s, spec)
     try:
-        move_alias(root, name, "stable", released.version, expected)
+        move_alias(root, name, "stable", released.version, expected, who, "rolled out, and serves")
     except ConflictError as error:
         raise ConflictError(
             f"{released.version} serves, but another job moved the alias 'stable' meanwhile ({error}): "
