@@ -1,6 +1,6 @@
 """From a checkpoint to a release: lineage and verdict are gathered, stable is compared question by question."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def checkpoint(root: Location, local: Path, name: str, num_right: int, **record:
     return run
 
 
-def measure(root: Location, run: Run, recipe: Recipe, num_right: int) -> None:
+def measure(root: Location, run: Run, recipe: Recipe, num_right: int, **changed: Any) -> None:
     config = recipe.require("evaluate")
-    identity = identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset))
+    identity = replace(identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset)), **changed)
     right = [number < num_right for number in range(NUM_QUESTIONS)]
     found = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
     evaluations_of(run).write(found, [{"key": f"q{n}", "correct": each} for n, each in enumerate(right)])
@@ -104,6 +104,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(root: Location, tmp_
     asked = recipe.model_copy(update={"evaluate": longer})
     run = checkpoint(root, tmp_path, "other", 36)
     measure(root, run, asked, 36)
+    measure(root, Run.of(root, "good"), asked, 0, checkpoint="other weights at that step")
     with pytest.raises(GateError, match=r"is stable, but was not measured by exact_match .*max_new_tokens=9"):
         make_release(asked, root, run)
 
