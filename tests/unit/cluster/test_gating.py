@@ -51,7 +51,9 @@ def measure(root: Location, run: Run, recipe: Recipe, num_right: int, **changed:
     identity = replace(identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset)), **changed)
     right = [number < num_right for number in range(NUM_QUESTIONS)]
     found = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
-    evaluations_of(run).write(found, [{"key": f"q{n}", "correct": each} for n, each in enumerate(right)])
+    evaluations_of(run).write(
+        found, [{"key": f"q{n}", "correct": each, "answer": "red" if each else " "} for n, each in enumerate(right)]
+    )
 
 
 def gated(**gate: Any) -> Recipe:
@@ -79,7 +81,8 @@ def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_
     [move] = registry.history("candidate")
     assert (move.who, move.why) == ("ada", "released from run good at step 3")
     registry.move("stable", first.version, expected=None)
-    assert make_release(recipe, root, good).version == first.version, "it is no worse than itself"
+    for strict in (recipe, gated(no_regression=True, max_regression=0.0)):
+        assert make_release(strict, root, good).version == first.version, "it is no worse than itself"
 
     worse = checkpoint(root, tmp_path, "worse", 24)
     with pytest.raises(GateError, match=r"-0\.3000 against good-00000003 on 40 questions .* worse: not released"):
@@ -108,6 +111,10 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(root: Location, tmp_
     with pytest.raises(GateError, match=r"is stable, but was not measured by exact_match .*max_new_tokens=9"):
         make_release(asked, root, run)
 
+    with pytest.raises(
+        GateError, match=r"10\.00% of the answers are empty.*; 90\.00% of the answers are 'red', the gate"
+    ):
+        make_release(gated(max_empty_fraction=0.05, max_same_answer_fraction=0.5), root, run)
     for each in (root / "runs" / "good" / "evaluations").list():
         if each.name == "predictions.parquet":
             each.store.delete(each.key)
