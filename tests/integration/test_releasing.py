@@ -27,7 +27,7 @@ from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 KEY = "sk-operator"
 NAME = "rolled"
 

@@ -134,8 +134,8 @@ def _lineage_lines(release: Release) -> list[str]:
         f"measured by: {each.options.get('metric')} on {each.options.get('dataset')}" for each in lineage.evaluations
     ]
     packages = " ".join(f"{name}={version}" for name, version in sorted(lineage.packages.items()))
-    lines.append(f"recipe {lineage.fingerprint or 'unknown'}, code {lineage.git_revision or 'unknown'}; {packages}")
-    return lines
+    code = f"recipe {lineage.fingerprint or 'unknown'}, code {lineage.git_revision or 'unknown'}"
+    return [*lines, f"{code}; {packages}" if packages else code]
 
 
 def _diff(root: Location, options: argparse.Namespace) -> CommandAnswer:

@@ -162,6 +162,8 @@ class GateConfig(Config):
             stable release.
         max_regression: Refuse what may be worse than the stable release by more than that: the 95 % interval of the
             paired difference must lie above minus this number; null asks for nothing.
+        max_empty_fraction: Share of the evaluation's answers that may be empty; null sets no limit.
+        max_same_answer_fraction: Share of them that may be one and the same text; null sets no limit.
         max_model_bytes: Size of the model's files; null sets no limit.
         contamination_certificate: Every training dataset must have a certificate of being free of the images of the
             evaluation's dataset, as a selection with a `decontaminate` step has.
@@ -171,6 +173,8 @@ class GateConfig(Config):
     min_score_low: float | None = Field(default=None, ge=0.0, le=1.0)
     no_regression: bool = False
     max_regression: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_empty_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_same_answer_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     max_model_bytes: int | None = Field(default=None, gt=0)
     contamination_certificate: bool = False
 

@@ -3,7 +3,7 @@
 from warren.release.aliases import ALIASES, Alias, AliasMove, move_alias, read_alias, read_history, resolve_release
 from warren.release.collection import RemovalPlan, gc, plan_gc
 from warren.release.deployments import deployment_marker, read_deployment, read_deployments, write_deployment
-from warren.release.gate import CandidateFacts, StableComparison, check_gate, judge
+from warren.release.gate import AnswerShares, CandidateFacts, StableComparison, check_gate, judge
 from warren.release.lineage import (
     Decontamination,
     EvaluationReference,
@@ -19,6 +19,7 @@ __all__ = [
     "ALIASES",
     "Alias",
     "AliasMove",
+    "AnswerShares",
     "CandidateFacts",
     "Decontamination",
     "Difference",

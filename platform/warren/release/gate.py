@@ -9,7 +9,7 @@ from warren.release.lineage import TrainingDataset
 from warren.release.verdict import GateCheck, GateOverride, GateVerdict
 
 SIGNIFICANT = 0.05
-_SHOWN_DATASETS = 3
+_SHOWN_DATASETS, _SHOWN_CHARS = 3, 40
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ class StableComparison:
 
 
 @dataclass(frozen=True)
+class AnswerShares:
+    """What a degenerate model shows in its answers to the evaluation.
+
+    Attributes:
+        empty: Share of the answers that are empty.
+        commonest: Share of the most frequent answer.
+        commonest_answer: That answer.
+        problem: Why the answers could not be read; empty where they were.
+    """
+
+    empty: float = 0.0
+    commonest: float = 0.0
+    commonest_answer: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class CandidateFacts:
     """What the gate judges.
 
@@ -48,6 +65,7 @@ class CandidateFacts:
         datasets: What the model was trained on, in every stage.
         measured_on: Reference and digest of the evaluation's dataset.
         stable: Beside the stable release; None: there is none, or no comparison is asked for.
+        answers: What the model answered; None: nothing is asked about that.
     """
 
     metric: str
@@ -58,6 +76,7 @@ class CandidateFacts:
     datasets: tuple[TrainingDataset, ...]
     measured_on: tuple[str, str]
     stable: StableComparison | None = None
+    answers: AnswerShares | None = None
 
 
 def judge(gate: GateConfig, facts: CandidateFacts, override: GateOverride | None = None) -> GateVerdict:
@@ -94,6 +113,7 @@ def _checks(gate: GateConfig, facts: CandidateFacts) -> Iterator[GateCheck]:
         )
         yield GateCheck("min_score_low", passes, reason)
     yield from _regression_checks(gate, facts.stable)
+    yield from _answer_checks(gate, facts.answers or AnswerShares())
     if gate.max_model_bytes is not None:
         passes = facts.model_bytes <= gate.max_model_bytes
         reason = f"the model has {facts.model_bytes:,} bytes, the gate allows {gate.max_model_bytes:,}"
@@ -120,6 +140,19 @@ def _regression_checks(gate: GateConfig, stable: StableComparison | None) -> Ite
         yield GateCheck(
             "max_regression", passes, f"{compared}; the gate asks for an interval above {-gate.max_regression:+.4f}"
         )
+
+
+def _answer_checks(gate: GateConfig, answers: AnswerShares) -> Iterator[GateCheck]:
+    shown = repr(answers.commonest_answer[:_SHOWN_CHARS])
+    found = {
+        "max_empty_fraction": (answers.empty, "are empty"),
+        "max_same_answer_fraction": (answers.commonest, f"are {shown}"),
+    }
+    for name, (share, what) in found.items():
+        limit = getattr(gate, name)
+        if limit is not None:
+            reason = answers.problem or f"{share:.2%} of the answers {what}, the gate allows {limit:.2%}"
+            yield GateCheck(name, not answers.problem and share <= limit, reason)
 
 
 def _certificate_check(facts: CandidateFacts) -> GateCheck:

@@ -57,10 +57,14 @@ def test_a_recipe_in_a_file_is_found_by_every_job(
     job = runpy.run_path(str(repository / "jobs" / "demo.py"), run_name="job")
     job["run"](job["parser"]().parse_args(["--recipe", "mine.yaml"]))
     job["run"](job["parser"]().parse_args([]))
+    job["run"](job["parser"]().parse_args(["--set", "endpoint.settings.num_slots=2", "--set", "finetune.seed=3"]))
     for demo in walked:
         demo._submit("ingest", {})
+    walked[2]._submit("release", {})
     ways = [line.partition(" --recipe ")[2] for line in (tmp_path / "submitted").read_text().splitlines()]
-    assert ways == [str(tmp_path / "mine.yaml"), "demo"]
+    seeded = "--set finetune.seed=3"
+    assert ways[:3] == [str(tmp_path / "mine.yaml"), "demo", f"demo {seeded}"]
+    assert ways[3] == f"demo --endpoint demo --set endpoint.settings.num_slots=2 {seeded}"
     assert walked[0].recipe.name == "other"
 
 

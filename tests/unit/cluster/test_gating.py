@@ -1,6 +1,6 @@
 """From a checkpoint to a release: lineage and verdict are gathered, stable is compared question by question."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ def checkpoint(root: Location, local: Path, name: str, num_right: int, **record:
     return run
 
 
-def measure(root: Location, run: Run, recipe: Recipe, num_right: int) -> None:
+def measure(root: Location, run: Run, recipe: Recipe, num_right: int, **changed: Any) -> None:
     config = recipe.require("evaluate")
-    identity = identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset))
+    identity = replace(identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset)), **changed)
     right = [number < num_right for number in range(NUM_QUESTIONS)]
     found = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
-    evaluations_of(run).write(found, [{"key": f"q{n}", "correct": each} for n, each in enumerate(right)])
+    evaluations_of(run).write(
+        found, [{"key": f"q{n}", "correct": each, "answer": "red" if each else " "} for n, each in enumerate(right)]
+    )
 
 
 def gated(**gate: Any) -> Recipe:
@@ -82,7 +84,8 @@ def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_
     [move] = registry.history("candidate")
     assert (move.who, move.why) == ("ada", "released from run good at step 3")
     registry.move("stable", first.version, expected=None)
-    assert make_release(recipe, SMALL, root, good).version == first.version, "it is no worse than itself"
+    for strict in (recipe, gated(no_regression=True, max_regression=0.0)):
+        assert make_release(strict, SMALL, root, good).version == first.version, "it is no worse than itself"
 
     worse = checkpoint(root, tmp_path, "worse", 24)
     with pytest.raises(GateError, match=r"-0\.3000 against good-00000003 on 40 questions .* worse: not released"):
@@ -107,9 +110,14 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(root: Location, tmp_
     asked = recipe.model_copy(update={"evaluate": longer})
     run = checkpoint(root, tmp_path, "other", 36)
     measure(root, run, asked, 36)
+    measure(root, Run.of(root, "good"), asked, 0, checkpoint="other weights at that step")
     with pytest.raises(GateError, match=r"is stable, but was not measured by exact_match .*max_new_tokens=9"):
         make_release(asked, SMALL, root, run)
 
+    with pytest.raises(
+        GateError, match=r"10\.00% of the answers are empty.*; 90\.00% of the answers are 'red', the gate"
+    ):
+        make_release(gated(max_empty_fraction=0.05, max_same_answer_fraction=0.5), SMALL, root, run)
     for each in (root / "runs" / "good" / "evaluations").list():
         if each.name == "predictions.parquet":
             each.store.delete(each.key)

@@ -5,17 +5,21 @@ Ray Serve is played by its REST API: what it is given it keeps, and the release 
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from releases import registry_with
 from warren.cluster.serve import endpoint as serving
 from warren.cluster.serve.endpoint import roll_in
-from warren.cluster.serve.endpoint_config import IMPORT_PATH
+from warren.cluster.serve.endpoint_config import IMPORT_PATH, EndpointSpec
+from warren.cluster.serve.rollout import Released, roll_out
 from warren.config import Resources
 from warren.errors import ServiceError
+from warren.storage import Location
 from warren.testbed import free_port
 
 RESOURCES = Resources(num_workers=1)
@@ -33,6 +37,7 @@ class Serve:
     """Keeps what it is given.
 
     Attributes:
+        while_it_starts: Called with each configuration.
         fates: What becomes of a release: its application's status, or `refused`; others run.
         given: The applications of every configuration it was sent, also of those it refused.
     """
@@ -41,9 +46,11 @@ class Serve:
         self.applications = list(applications)
         self.fates: dict[str, str] = {}
         self.given: list[list[dict[str, Any]]] = []
+        self.while_it_starts: Callable[[], object] = lambda: None
 
     def apply(self, config: dict[str, Any]) -> bool:
         self.given.append(config["applications"])
+        self.while_it_starts()
         if any(self.fate(each) == "refused" for each in config["applications"]):
             return False
         self.applications = config["applications"]
@@ -139,6 +146,29 @@ def test_the_first_release_that_fails_leaves_nothing_behind(serve: Serve) -> Non
     serve.fates[NEW] = "DEPLOY_FAILED"
     assert rolled().endswith("; nothing served before, and the failed application was removed")
     assert [len(applications) for applications in serve.given] == [1, 0]
+
+
+def test_what_an_endpoint_runs_is_written_before_it_starts_and_stays_what_it_was_if_it_fails(
+    serve: Serve, tmp_path: Path
+) -> None:
+    root = Location.parse(str(tmp_path / "store"))
+    registry = registry_with(root, tmp_path, "v1", "v2")
+    found: dict[str, Any] = {"evaluation": None, "verdict": None}
+    old, new = (Released(f"{registry.folder}/{version}", "demo", version, **found) for version in ("v1", "v2"))
+    roll_out(RESOURCES, root, old, 30.0, "ada")
+    assert (registry.deployments(), registry.alias("stable")) == ({"chat": ("v1",)}, "v1")
+    serve.fates[new.uri] = "DEPLOY_FAILED"
+    serve.while_it_starts = lambda: seen.append(registry.deployments())
+    seen: list[Any] = []
+    with pytest.raises(ServiceError, match="did not come up"):
+        roll_out(RESOURCES, root, new, 30.0, "ada")
+    assert seen[0] == {"chat": ("v1", "v2")}
+    assert (registry.deployments(), registry.alias("stable")) == ({"chat": ("v1",)}, "v1")
+    serve.fates.clear()
+    roll_out(RESOURCES, root, new, 30.0, "ada", EndpointSpec(args={"web_page": True}))
+    assert (registry.deployments(), registry.alias("stable")) == ({"chat": ("v2",)}, "v2")
+    assert serve.applications[0]["args"]["web_page"] is True
+    assert [(move.after, move.who) for move in registry.history("stable")] == [("v1", "ada"), ("v2", "ada")]
 
 
 def test_what_cannot_be_put_back_is_said(serve: Serve) -> None:

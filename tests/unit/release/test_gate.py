@@ -8,6 +8,7 @@ import pytest
 from warren.config import GateConfig
 from warren.errors import GateError
 from warren.release import (
+    AnswerShares,
     CandidateFacts,
     Decontamination,
     GateOverride,
@@ -52,6 +53,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], bool, str]] = [
     ({"stable": EVEN}, {"max_regression": 0.04}, True, "asks for an interval above -0.0400"),
     ({"stable": EVEN}, {"max_regression": 0.03}, False, "asks for an interval above -0.0300"),
     ({"stable": UNKNOWN}, {"max_regression": 0.03}, False, "was not measured"),
+    ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_empty_fraction": 0.1}, True, "10.00% of the answers are empty"),
+    ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_empty_fraction": 0.09}, False, "the gate allows 9.00%"),
+    ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_same_answer_fraction": 0.5}, True, "of the answers are 'yes'"),
+    ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_same_answer_fraction": 0.4}, False, "50.00% of the answers are"),
+    ({"answers": AnswerShares(problem="answers are missing")}, {"max_empty_fraction": 1.0}, False, "are missing"),
     ({}, {"max_model_bytes": 1000}, True, "the model has 1,000 bytes, the gate allows 1,000"),
     ({}, {"max_model_bytes": 999}, False, "the model has 1,000 bytes, the gate allows 999"),
     ({}, {"contamination_certificate": True}, True, "all 1 training datasets are free of images of test@v1"),

@@ -1,6 +1,8 @@
 """What the gate judges a checkpoint by, gathered from storage: its evaluation, its size, and the stable release's."""
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -10,7 +12,7 @@ from warren.errors import NotFoundError, ReleaseError
 from warren.evaluate.report import Evaluation
 from warren.evaluate.statistics import compare_shares
 from warren.evaluate.stored import PREDICTIONS
-from warren.release import CandidateFacts, Lineage, Registry, Release, StableComparison
+from warren.release import AnswerShares, CandidateFacts, Lineage, Registry, Release, StableComparison
 from warren.storage import Location, StoredFiles
 from warren.train.run import Run
 
@@ -28,6 +30,7 @@ def facts_of(
         evaluation: The one that the recipe describes.
     """
     compares = gate.no_regression or gate.max_regression is not None
+    looks = gate.max_empty_fraction is not None or gate.max_same_answer_fraction is not None
     return CandidateFacts(
         metric=evaluation.metric,
         score=evaluation.value,
@@ -37,6 +40,7 @@ def facts_of(
         datasets=lineage.datasets,
         measured_on=(evaluation.dataset, evaluation.identity.dataset),
         stable=compare_with_stable(registry, run, evaluation) if compares else None,
+        answers=_shares(run, evaluation) if looks else None,
     )
 
 
@@ -49,6 +53,8 @@ def compare_with_stable(registry: Registry, run: Run, evaluation: Evaluation) ->
         stable = registry.read(version)
     except ReleaseError as error:
         return StableComparison(version, problem=f"{version} is stable, but cannot be read: {error}")
+    if evaluation.identity.checkpoint in {each.checkpoint for each in stable.lineage.evaluations}:
+        return StableComparison(version, int(evaluation.score["num_samples"]))  # it is the same model
     theirs = _same_evaluation(registry.root, stable, evaluation)
     if theirs is None:
         return StableComparison(
@@ -86,7 +92,29 @@ def _same_evaluation(root: Location, stable: Release, evaluation: Evaluation) ->
 
 def _answers(run: Run, evaluation: Evaluation) -> Mapping[str, bool]:
     """Return whether each question was answered right, by the sample's key."""
+    return dict(zip(*_columns(run, evaluation, "key", "correct"), strict=True))
+
+
+def _shares(run: Run, evaluation: Evaluation) -> AnswerShares:
+    """Return what the answers themselves show."""
+    try:
+        [answers] = _columns(run, evaluation, "answer")
+    except NotFoundError as error:
+        return AnswerShares(problem=f"answers are missing: {error}")
+    counts = Counter(" ".join(answer.split()) for answer in answers)
+    if not counts:
+        return AnswerShares(problem="there are no answers to look at")
+    [(commonest, number)] = counts.most_common(1)
+    return AnswerShares(counts[""] / counts.total(), number / counts.total(), commonest)
+
+
+def _columns(run: Run, evaluation: Evaluation, *names: str) -> list[list[Any]]:
+    """Read columns of an evaluation's predictions.
+
+    Raises:
+        NotFoundError: They are gone.
+    """
     file = evaluations_of(run).at(evaluation.step, evaluation.identity) / PREDICTIONS
     with file.open() as opened:
-        rows = pq.read_table(opened, columns=["key", "correct"])
-    return dict(zip(rows["key"].to_pylist(), rows["correct"].to_pylist(), strict=True))
+        rows = pq.read_table(opened, columns=list(names))
+    return [rows[name].to_pylist() for name in names]

@@ -5,7 +5,7 @@ from functools import partial
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
-from warren.cluster.serve.endpoint_config import EndpointSpec
+from warren.cluster.serve.endpoint_config import DEFAULT_SPEC, EndpointSpec
 from warren.cluster.serve.gating import facts_of
 from warren.cluster.serve.golden import write_golden
 from warren.cluster.serve.lineage import lineage_of
@@ -23,9 +23,11 @@ from warren.release import (
     move_alias,
     publish,
     read_alias,
+    read_deployment,
     read_release,
     release_folder,
     write_accepted,
+    write_deployment,
     write_refused,
 )
 from warren.storage import Location
@@ -165,9 +167,15 @@ def roll_out(
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
         ConflictError: It serves, but another job has moved the alias since.
     """
-    name = released.name
-    expected = read_alias(root, name, "stable")
-    roll_in(released.uri, name, resources, timeout_s, spec)
+    name, endpoint = released.name, (spec or DEFAULT_SPEC).application
+    expected, before = read_alias(root, name, "stable"), read_deployment(root, name, endpoint)
+    write_deployment(root, name, endpoint, [*before, released.version])  # so that none of them is removed meanwhile
+    try:
+        roll_in(released.uri, name, resources, timeout_s, spec)
+    except BaseException:
+        write_deployment(root, name, endpoint, before)
+        raise
+    write_deployment(root, name, endpoint, [released.version])
     try:
         move_alias(root, name, "stable", released.version, expected, who, "rolled out, and serves")
     except ConflictError as error:
