@@ -83,6 +83,7 @@ FATES: dict[str, Fate] = {
     r"python jobs/convert\.py (merge|export) .*\./merged": Elsewhere("tests/integration/test_from_model.py"),
     r"python jobs/convert\.py ": AsItIs(),
     r"python jobs/evaluate\.py (--list|score |compare )": Elsewhere("tests/unit/evaluate/test_benchmarks.py"),
+    r"(export OPENAI_API_KEY=|python -m lmms_eval )": NotRun("needs lmms-eval; tests/unit/serve/test_harnesses.py"),
     r"python jobs/ingest\.py --recipe [\w.-]+ --dry-run": Elsewhere("tests/unit/train/test_sample_preview.py"),
     r"ray job submit .*jobs/finetune\.py .*--from-model": Elsewhere("tests/integration/test_from_model.py"),
     r"ray job submit .*--recipe bunny-": _GPUS,
