@@ -152,7 +152,7 @@ def test_a_harnesss_request_gets_an_answer(scripted: Any, name: str) -> None:
         message = answer.json()["choices"][0]["message"]
         assert message["content"] == "hello", "both harnesses read the first choice's content as text"
         assert answer.json()["usage"]["completion_tokens"] == 1, "lmms-eval sums these"
-    asked = body.get("max_tokens") or body.get("max_completion_tokens")
+    asked = body.get("max_tokens") or body["max_completion_tokens"]
     sampling = engine.requests[-1].sampling
     assert sampling.max_new_tokens == min(int(asked), CEILING), "a limit is lowered to the ceiling, not refused"
     assert sampling.temperature == body.get("temperature", 1.0)
