@@ -24,7 +24,11 @@ from warren.storage import Location
 
 GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"
 GOLDEN = json.loads((GOLDEN_FOLDER / "lmms_eval_scores.json").read_text())
-JUDGED_GOLDEN = json.loads((GOLDEN_FOLDER / "judged_scores.json").read_text())  # compared in test_judging.py
+ELSEWHERE = {  # compared in test_judging.py and test_boxes_and_captions.py
+    name: value
+    for file in ("judged_scores", "boxes_and_captions")
+    for name, value in json.loads((GOLDEN_FOLDER / f"{file}.json").read_text()).items()
+}
 
 
 def location(path: Path) -> Location:
@@ -41,7 +45,7 @@ def decided(report: dict[str, Any]) -> dict[str, float]:
 
 def test_conventions_are_offered_where_they_were_compared() -> None:
     offered = {name for name, each in all_benchmarks().items() if "lmms-eval" in each.conventions}
-    assert offered <= set(GOLDEN) | set(JUDGED_GOLDEN)
+    assert offered <= set(GOLDEN) | set(ELSEWHERE)
     with pytest.raises(ConfigError, match=r"no convention 'vlmevalkit'; valid: bunny, lmms-eval\. A convention"):
         score_answers("mme", at(CASES["mme"][0]), at(CASES["mme"][1]), "vlmevalkit")
 
