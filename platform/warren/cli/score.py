@@ -12,6 +12,7 @@ from warren.evaluate.benchmark_scores import describe_benchmarks, score_answers
 from warren.evaluate.compare import compare_reports, render_comparison
 from warren.evaluate.judging import AnswerJudge
 from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.submission import write_submission
 from warren.evaluate.table import score_lines
 from warren.storage import Location
 
@@ -49,6 +50,7 @@ def score_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="FOLDER", help="the benchmark's questions and images, for the report's examples"
     )
+    parser.add_argument("--submission", metavar="FILE", help="also write what the benchmark's server takes here")
     add_judge_options(parser)
     return parser
 
@@ -81,6 +83,9 @@ def _score(options: argparse.Namespace) -> str:
     report = _scored(options, options.answers, judge_of(options))
     Location.parse(options.out).put_json(report)
     lines = [_summary(report), f"written: {options.out}"]
+    if options.submission:
+        write_submission(report, Location.parse(options.submission))
+        lines.append(f"for the benchmark's server: {options.submission}")
     if file := write_requests(report, options):
         lines.append(f"for the judge: {file}")
     if options.report:
@@ -138,5 +143,5 @@ def _summary(report: dict[str, Any]) -> str:
     if report["needs_judge"] and not judge:
         lines.append("a judge model scores these: no scores without --judge URL and --judge-model NAME")
     elif report["scores"] is None:
-        lines.append("the benchmark's server scores; what it takes is under 'submission'")
+        lines.append("the benchmark's server scores; --submission FILE writes what it takes")
     return "\n".join([*lines, *(f"  {line}" for line in score_lines(report))])

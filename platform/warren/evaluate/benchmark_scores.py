@@ -97,6 +97,7 @@ def score_answers(
         "scores_with_random_fallback_counted_wrong": found.scores_without_luck,
         "per_question": found.per_question,
         "submission": found.submission,
+        "submission_format": chosen.submission_format,
         "measures": [measure.to_json() for measure in found.measures],
     }
 

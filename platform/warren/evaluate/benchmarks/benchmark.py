@@ -134,6 +134,7 @@ class Benchmark:
         data: What the folder has to hold to ask the questions.
         splits: The splits that can be asked, the default first.
         max_new_tokens: Longest answer.
+        submission_format: The ending of the file that the benchmark's server takes: .json, .jsonl or .xlsx.
         default_reference: Where the reference is, for a benchmark that a file defines.
     """
 
@@ -146,4 +147,5 @@ class Benchmark:
     data: str = ""
     splits: tuple[str, ...] = ("test",)
     max_new_tokens: int = 128
+    submission_format: str = ".json"
     default_reference: Location | None = None

@@ -153,4 +153,5 @@ BENCHMARK = Benchmark(
     questions={"bunny": _questions, LMMS_EVAL: _lmms_questions},
     data="the split's table, such as MMBench_DEV_EN_legacy.tsv or MMBench_TEST_CN_legacy.tsv; images are in it",
     splits=("dev-en", "test-en", "dev-cn", "test-cn"),
+    submission_format=".xlsx",
 )

@@ -89,4 +89,5 @@ BENCHMARK = Benchmark(
     questions={"bunny": _questions},
     data="SEED-Bench.json, SEED-Bench-image/ and the middle frames of videos, SEED-Bench-video-image/TYPE_ID.png",
     splits=("all", "image", "video"),
+    submission_format=".jsonl",
 )
