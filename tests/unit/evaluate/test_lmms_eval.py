@@ -47,7 +47,7 @@ def test_conventions_are_offered_where_they_were_compared() -> None:
     offered = {name for name, each in all_benchmarks().items() if "lmms-eval" in each.conventions}
     assert offered <= set(GOLDEN) | set(ELSEWHERE)
     with pytest.raises(ConfigError, match=r"no convention 'vlmevalkit'; valid: bunny, lmms-eval\. A convention"):
-        score_answers("mme", at(CASES["mme"][0]), at(CASES["mme"][1]), "vlmevalkit")
+        score_answers("gqa", at(CASES["gqa"][0]), at(CASES["gqa"][1]), "vlmevalkit")
 
 
 @pytest.mark.parametrize("name", ["mme", "pope", "gqa", "textvqa", "mmmu"])
@@ -136,7 +136,7 @@ def test_a_convention_without_own_prompts_says_whose_it_uses() -> None:
     assert prompt_convention("mme", "lmms-eval") == "bunny"
     assert prompt_convention("mmmu", "lmms-eval") == "lmms-eval"
     with pytest.raises(ConfigError, match="no convention 'vlmevalkit'"):
-        prompt_convention("mme", "vlmevalkit")
+        prompt_convention("gqa", "vlmevalkit")
 
 
 TABLES = {  # the published file's name, and the columns of images

@@ -1,19 +1,29 @@
 """The convention `vlmevalkit` gives what the package gives on the same answers, without a judge model.
 
-The expected numbers are those of ms-vlmeval 0.0.20, which packages VLMEvalKit, in tests/golden.
+tests/golden/vlmevalkit_scores.json was made by the functions of ms-vlmeval 0.0.20, which packages VLMEvalKit, on the
+answers of tests/oracle/scoring; HallusionBench's numbers are in judged_scores.json.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
-from test_benchmarks import approx
+import pytest
+from test_benchmarks import CASES, approx, at
 from test_judging import GOLDEN, make_reference
+from test_lmms_eval import GOLDEN as LMMS_EVAL_GOLDEN
+from test_lmms_eval import make_mmbench
+from test_questions import put
 
-from warren.evaluate.benchmark_scores import score_answers
+from warren.errors import DataError
+from warren.evaluate.benchmark_scores import measures_of, score_answers
 from warren.evaluate.benchmarks import all_benchmarks
+from warren.evaluate.scorers.vlmevalkit import chosen_option, yes_or_no
+from warren.evaluate.table import numbers
 from warren.storage import Location
 
-COMPARED = {"hallusionbench"}
+VLMEVALKIT = json.loads((Path(__file__).parents[2] / "golden" / "vlmevalkit_scores.json").read_text())
+COMPARED = {"hallusionbench", "mme", "pope", "seed", "mmbench"}
 
 
 def test_the_convention_is_offered_where_it_was_compared() -> None:
@@ -35,3 +45,50 @@ def test_hallusionbench_reads_yes_and_no_and_gives_three_accuracies(tmp_path: Pa
     assert all(measure["interval"] for measure in report["measures"])
     assert report["num_questions"] == len(golden["extracted"]), "questions without an image do not count"
     assert json.loads(json.dumps(report))["needs_judge"] is False
+
+
+def scored(name: str, answers: Location | None = None, reference: Location | None = None) -> dict[str, Any]:
+    report = score_answers(name, answers or at(CASES[name][0]), reference or at(CASES[name][1]), "vlmevalkit")
+    values = dict(numbers(report["scores"]))
+    assert {measure.name: measure.value for measure in measures_of(report)} == approx(values), (
+        "every number is measured"
+    )
+    return report
+
+
+def test_mme_is_the_sum_of_accuracies_with_yes_and_no_read_as_words() -> None:
+    scores = scored("mme")["scores"]
+    assert {**scores["tasks"], "perception": scores["perception"], "reasoning": scores["reasoning"]} == approx(
+        VLMEVALKIT["mme"]
+    )
+
+
+def test_pope_has_f1_of_all_splits_together_and_of_each() -> None:
+    scores = scored("pope")["scores"]
+    splits = scores.pop("splits")
+    assert {"Overall": scores, **splits} == approx(VLMEVALKIT["pope"])
+
+
+def test_seed_bench_scores_questions_about_images_only(tmp_path: Path) -> None:
+    golden = VLMEVALKIT["seed"]
+    rows = [{"question_id": key, "text": text} for key, text in golden["answers"].items()]
+    put(tmp_path / "a.jsonl", [*rows, {"question_id": "v0", "text": "A"}])
+    report = scored("seed", Location.parse(f"{tmp_path}/a.jsonl"))
+    assert {"Overall": report["scores"]["Overall"], **report["scores"]["category"]} == approx(golden["scores"])
+    assert report["num_questions"] == len(rows)
+    put(tmp_path / "a.jsonl", rows[1:])
+    with pytest.raises(DataError, match=r"no answer to 1 of .*; vlmevalkit has no rule for missing answers"):
+        scored("seed", Location.parse(f"{tmp_path}/a.jsonl"))
+
+
+def test_mmbench_is_circular(tmp_path: Path) -> None:
+    make_mmbench(tmp_path, LMMS_EVAL_GOLDEN["mmbench"]["cases"])
+    scores = scored("mmbench", Location.parse(f"{tmp_path}/answers.jsonl"), Location.parse(str(tmp_path)))["scores"]
+    flat = {"Overall": scores["Overall"], **scores["category"], **scores["l2-category"]}
+    assert flat == approx(VLMEVALKIT["mmbench"])
+
+
+def test_single_answers_are_read_as_the_package_reads_them() -> None:
+    options = {"A": "red fox", "B": "blue whale", "C": "green tea", "D": "12"}
+    assert {text: chosen_option(text, options) for text in VLMEVALKIT["chosen"]} == VLMEVALKIT["chosen"]
+    assert {text: yes_or_no(text) for text in VLMEVALKIT["yes_or_no"]} == VLMEVALKIT["yes_or_no"]
