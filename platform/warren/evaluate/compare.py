@@ -52,7 +52,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
             )
     measures, others = measures_of(first), {measure.name: measure for measure in measures_of(second)}
     if not measures:
-        raise DataError(f"{first.get('benchmark')} has no numbers to compare: its server scores it")
+        raise DataError(
+            f"{first.get('benchmark')} ({first.get('convention')}) has no numbers to compare: its server scores it, or "
+            "a judge does (score with --judge, then compare the two scores.json)"
+        )
     if {measure.name for measure in measures} != set(others):
         names = ", ".join(sorted({measure.name for measure in measures} ^ set(others))[:3])
         raise DataError(f"only one run has {names}: the runs rest on different questions")

@@ -15,7 +15,7 @@ from test_benchmarks import approx
 from test_questions import PNG, put
 
 from judge_server import JudgeServer, Refusal, Script, judging
-from warren.cli.score import main
+from warren.cli.score import main, run_command
 from warren.errors import ServiceError
 from warren.evaluate.benchmark_scores import measures_of
 from warren.evaluate.benchmarks import JudgeRequest
@@ -263,6 +263,29 @@ def test_a_damaged_judgement_in_the_cache_is_asked_for_again(tmp_path: Path) -> 
     assert len(server.bodies) - asked == 5
     assert report is not None
     assert report["scores"]["gpt_eval_score"] == pytest.approx(GOLDEN["mmvet"]["overall"])
+
+
+def test_reports_name_the_judge_and_comparisons_warn_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden, lost = scripted("mmvet"), GOLDEN["mmvet"]["prompts"]["3"]
+    with judging(lambda prompt, before: "?" if prompt == lost else golden(prompt, before)) as server:
+        folder = make_reference("mmvet", tmp_path)
+        options = ("--max-failed-fraction", "0.5", "--report", f"{tmp_path}/page")
+        run("mmvet", folder, *judge(server), *options)
+        page = (tmp_path / "page/report.md").read_text()
+        assert f"judge-1 at {server.url}" in page
+        assert "the judgement cannot be read: '?'" in page
+        (tmp_path / "out/scores.json").rename(tmp_path / "first.json")
+        run("mmvet", folder, "--judge", server.url, "--judge-model", "judge-2", *options)
+    capsys.readouterr()
+    assert run_command(["compare", f"{tmp_path}/first.json", f"{tmp_path}/out/scores.json"]) == 0
+    assert "The judges differ: judge-1 and judge-2." in capsys.readouterr().out
+    assert run_command(["compare", f"{tmp_path}/first.json", f"{tmp_path}/first.json"]) == 0
+    assert "The judge" not in capsys.readouterr().out
+    run("mmvet", folder)
+    assert run_command(["compare", *[f"{tmp_path}/out/scores.json"] * 2]) == 1
+    assert "score with --judge" in capsys.readouterr().err
 
 
 def test_failed_requests_of_the_model_are_not_judged(tmp_path: Path) -> None:
