@@ -44,6 +44,8 @@ class JudgeEndpoint:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ConfigError("--judge holds a user name or password; give the key by --judge-key-env VAR instead")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"--judge is {self.url!r}; give the base URL of an endpoint, as http://127.0.0.1:8000/v1")
         if not self.model:

@@ -240,6 +240,7 @@ def test_only_so_many_requests_are_in_flight() -> None:
             ("--judge", "http://h/v1", "--judge-model", "m", "--judge-key-env", "NO_SUCH_KEY"),
             "NO_SUCH_KEY, which is not set",
         ),
+        (("--judge", "http://me:secret@h/v1", "--judge-model", "m"), "give the key by --judge-key-env VAR"),
         (("--judge-cache", "x"), "give --judge URL too"),
         (("--judge", "http://h/v1", "--judge-model", "m", "--convention", "bunny"), "needs no judge"),
     ],
@@ -248,7 +249,9 @@ def test_options_that_do_not_fit_are_refused(
     options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("mmvet", make_reference("mmvet", tmp_path), *options) == (1, None)
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "secret" not in error
 
 
 def test_a_damaged_judgement_in_the_cache_is_asked_for_again(tmp_path: Path) -> None:

@@ -81,11 +81,12 @@ def test_seed_bench_scores_questions_about_images_only(tmp_path: Path) -> None:
         scored("seed", Location.parse(f"{tmp_path}/a.jsonl"))
 
 
-def test_mmbench_is_circular(tmp_path: Path) -> None:
+def test_mmbench_is_circular_and_plain(tmp_path: Path) -> None:
     make_mmbench(tmp_path, LMMS_EVAL_GOLDEN["mmbench"]["cases"])
     scores = scored("mmbench", Location.parse(f"{tmp_path}/answers.jsonl"), Location.parse(str(tmp_path)))["scores"]
     flat = {"Overall": scores["Overall"], **scores["category"], **scores["l2-category"]}
     assert flat == approx(VLMEVALKIT["mmbench"])
+    assert scores["vanilla"] == pytest.approx(VLMEVALKIT["mmbench_vanilla"]), "the same questions without rotations"
 
 
 def test_single_answers_are_read_as_the_package_reads_them() -> None:

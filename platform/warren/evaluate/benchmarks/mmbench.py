@@ -49,8 +49,11 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
 
 
 def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
-    """Score as VLMEvalKit's datasets `MMBench_DEV_*` without a judge model: the same, letters read by its rules."""
-    return _circular(answers, reference, VLMEVALKIT, chosen_option, "Overall")
+    """Score as VLMEvalKit's datasets `MMBench_DEV_*` without a judge model: the same, letters read by its rules.
+
+    `vanilla` is the share of right answers to the questions as they are first in the table, without rotations.
+    """
+    return _circular(answers, reference, VLMEVALKIT, chosen_option, "Overall", "vanilla")
 
 
 def _circular(
@@ -59,6 +62,7 @@ def _circular(
     convention: str,
     read: Callable[[str, Mapping[str, str]], str | None],
     overall: str,
+    plain: str | None = None,
 ) -> Scores:
     records = {
         str(record["index"]): record for record in _records(find_file(reference, "*dev*.tsv", "*DEV*.tsv", "*.tsv"))
@@ -68,20 +72,27 @@ def _circular(
     given = complete(answers, records, "MMBench", convention=convention)
     failed = {int(key) % _ROTATION for key in answers.failed}
     right: dict[str, bool] = {}
+    first: dict[str, bool] = {}
     for key, answer in given.items():
         record, question = records[key], str(int(key) % _ROTATION)
         options = {letter: option for letter in _OPTIONS if (option := _present(record.get(letter))) is not None}
+        is_right = read(answer.text, options) == record["answer"]
         if int(question) not in failed:
-            right[question] = right.get(question, True) and read(answer.text, options) == record["answer"]
-    tables = {overall: right}
+            right[question] = right.get(question, True) and is_right
+        if key == question:
+            first[key] = is_right
+    tables = {overall: right} | ({plain: first} if plain else {})
     for column in ("category", "l2-category"):
         for key, value in right.items():
             tables.setdefault(f"{column}/{records[key].get(column)}", {})[key] = value
     measures = [share(name, of) for name, of in tables.items()]
-    scores: dict[str, Any] = {overall: measures[0].value}
-    for measure in measures[1:]:
-        column, _, name = measure.name.partition("/")
-        scores.setdefault(column, {})[name] = measure.value
+    scores: dict[str, Any] = {}
+    for measure in measures:
+        column, is_group, name = measure.name.partition("/")
+        if is_group:
+            scores.setdefault(column, {})[name] = measure.value
+        else:
+            scores[column] = measure.value
     per_question = {key: {"truth": records[key]["answer"], "right": value} for key, value in right.items()}
     return Scores(len(records), len(given), scores, per_question, measures=measures)
 
