@@ -12,18 +12,19 @@ import pytest
 from test_benchmarks import CASES, approx, at
 from test_judging import GOLDEN, make_reference
 from test_lmms_eval import GOLDEN as LMMS_EVAL_GOLDEN
-from test_lmms_eval import make_mmbench
-from test_questions import put
+from test_lmms_eval import TABLES, make_mmbench
+from test_questions import PNG, parquet, put
 
 from warren.errors import DataError
 from warren.evaluate.benchmark_scores import measures_of, score_answers
 from warren.evaluate.benchmarks import all_benchmarks
+from warren.evaluate.questions import questions
 from warren.evaluate.scorers.vlmevalkit import chosen_option, yes_or_no
 from warren.evaluate.table import numbers
 from warren.storage import Location
 
 VLMEVALKIT = json.loads((Path(__file__).parents[2] / "golden" / "vlmevalkit_scores.json").read_text())
-COMPARED = {"hallusionbench", "mme", "pope", "seed", "mmbench"}
+COMPARED = {"hallusionbench", "mme", "pope", "seed", "mmbench", "ai2d", "blink"}
 
 
 def test_the_convention_is_offered_where_it_was_compared() -> None:
@@ -87,6 +88,18 @@ def test_mmbench_is_circular_and_plain(tmp_path: Path) -> None:
     flat = {"Overall": scores["Overall"], **scores["category"], **scores["l2-category"]}
     assert flat == approx(VLMEVALKIT["mmbench"])
     assert scores["vanilla"] == pytest.approx(VLMEVALKIT["mmbench_vanilla"]), "the same questions without rotations"
+
+
+@pytest.mark.parametrize("name", ["ai2d", "blink"])
+def test_a_published_table_of_multiple_choice_is_scored_as_the_package_does(name: str, tmp_path: Path) -> None:
+    cases = LMMS_EVAL_GOLDEN[name]["cases"]
+    images: dict[str, list[bytes | None]] = {"image_1" if name == "blink" else "image": [PNG] * len(cases)}
+    parquet(tmp_path / TABLES[name], [case["doc"] for case in cases], **images)
+    keys = [question.key for question in questions(name, Location.parse(str(tmp_path)))]
+    rows = [{"question_id": key, "text": case["prediction"]} for key, case in zip(keys, cases, strict=True)]
+    put(tmp_path / "a.jsonl", rows)
+    scores = scored(name, Location.parse(f"{tmp_path}/a.jsonl"), Location.parse(str(tmp_path)))["scores"]
+    assert {"Overall": scores["Overall"], **scores.get("category", {})} == approx(VLMEVALKIT[name])
 
 
 def test_single_answers_are_read_as_the_package_reads_them() -> None:
