@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from warren.cli.judge_options import add_judge_options, judge_of, write_requests
 from warren.errors import ConfigError, DataError, WarrenError
 from warren.evaluate.benchmark_scores import describe_benchmarks, score_answers
 from warren.evaluate.compare import compare_reports, render_comparison
+from warren.evaluate.judging import AnswerJudge
 from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.submission import write_submission
 from warren.evaluate.table import score_lines
 from warren.storage import Location
 
@@ -47,6 +50,8 @@ def score_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="FOLDER", help="the benchmark's questions and images, for the report's examples"
     )
+    parser.add_argument("--submission", metavar="FILE", help="also write what the benchmark's server takes here")
+    add_judge_options(parser)
     return parser
 
 
@@ -75,9 +80,14 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> str:
-    report = _scored(options, options.answers)
+    report = _scored(options, options.answers, judge_of(options))
     Location.parse(options.out).put_json(report)
     lines = [_summary(report), f"written: {options.out}"]
+    if options.submission:
+        write_submission(report, Location.parse(options.submission))
+        lines.append(f"for the benchmark's server: {options.submission}")
+    if file := write_requests(report, options):
+        lines.append(f"for the judge: {file}")
     if options.report:
         data = Location.parse(options.data) if options.data else None
         page = Page.of(report, Location.parse(options.answers), data)
@@ -106,12 +116,12 @@ def _report(options: argparse.Namespace, path: str) -> dict[str, Any]:
     return value
 
 
-def _scored(options: argparse.Namespace, answers: str) -> dict[str, Any]:
+def _scored(options: argparse.Namespace, answers: str, judge: AnswerJudge | None = None) -> dict[str, Any]:
     if not 0 <= options.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction is {options.max_failed_fraction}; it is a share between 0 and 1")
     reference = Location.parse(options.reference) if options.reference else None
     place = Location.parse(answers)
-    return score_answers(options.benchmark, place, reference, options.convention, options.max_failed_fraction)
+    return score_answers(options.benchmark, place, reference, options.convention, options.max_failed_fraction, judge)
 
 
 def _names(options: argparse.Namespace, reports: Sequence[dict[str, Any]]) -> tuple[str, str]:
@@ -128,6 +138,10 @@ def _summary(report: dict[str, Any]) -> str:
         lines[0] += f", {report['num_failed']} failed and are left out"
     if report["random_fallback_ids"]:
         lines[0] += f", {report['random_fallback_fraction']:.1%} unreadable and drawn at random"
-    if report["scores"] is None:
-        lines.append("the benchmark's server scores; what it takes is under 'submission'")
+    if judge := report["judge"]:
+        lines.append(f"judged by {judge['model']}: {judge['num_asked']} asked, {judge['num_cached']} from the cache")
+    if report["needs_judge"] and not judge:
+        lines.append("a judge model scores these: no scores without --judge URL and --judge-model NAME")
+    elif report["scores"] is None:
+        lines.append("the benchmark's server scores; --submission FILE writes what it takes")
     return "\n".join([*lines, *(f"  {line}" for line in score_lines(report))])

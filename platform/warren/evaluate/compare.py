@@ -52,7 +52,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
             )
     measures, others = measures_of(first), {measure.name: measure for measure in measures_of(second)}
     if not measures:
-        raise DataError(f"{first.get('benchmark')} has no numbers to compare: its server scores it")
+        raise DataError(
+            f"{first.get('benchmark')} ({first.get('convention')}) has no numbers to compare: its server scores it, or "
+            "a judge does (score with --judge, then compare the two scores.json)"
+        )
     if {measure.name for measure in measures} != set(others):
         names = ", ".join(sorted({measure.name for measure in measures} ^ set(others))[:3])
         raise DataError(f"only one run has {names}: the runs rest on different questions")
@@ -82,6 +85,7 @@ def render_comparison(
         "",
         f"{count} questions, answered by both. A difference is the second run's number minus the first's.",
         *_differing_prompts(first, second),
+        *_differing_judges(first, second),
         "",
         f"| score | {_cell(names[0])} | {_cell(names[1])} | difference | 95 % interval | p | corrected | smallest | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -111,6 +115,16 @@ def _differing_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> l
         "",
         f"The prompts differ: {first.get('prompts')} and {second.get('prompts')}. The difference may be theirs.",
     ]
+
+
+def _differing_judges(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    judges = [(report.get("judge") or {}) for report in (first, second)]
+    models = [judge.get("model") for judge in judges]
+    if models[0] != models[1]:
+        return ["", f"The judges differ: {models[0]} and {models[1]}. The difference may be theirs."]
+    if judges[0].get("prompts_digest") != judges[1].get("prompts_digest"):
+        return ["", "The judge's prompts differ. The difference may be theirs."]
+    return []
 
 
 def _signed(value: float) -> str:

@@ -79,6 +79,7 @@ class Page:
         images = _images(report, data, shown) if data else {}
         right, wrong = ([_example(row, verdict, images) for row, verdict in chosen[kind]] for kind in (True, False))
         failures = {row.key: row.error for row in stored if row.error is not None}
+        failures |= (report.get("judge") or {}).get("failed", {})
         return cls(report, right, wrong, _facts(report, stored, answers), failures)
 
     @property
@@ -182,6 +183,9 @@ def _facts(report: Mapping[str, Any], stored: Sequence[StoredAnswer], answers: L
         facts["failed"] = f"{report['num_failed']}, left out of every score"
     if report["random_fallback_ids"]:
         facts["drawn at random"] = f"{report['random_fallback_fraction']:.1%}, because the answer could not be read"
+    if judge := report.get("judge"):
+        facts["judged by"] = f"{judge['model']} at {judge['url']}"
+        facts["digest of judge's prompts"] = judge["prompts_digest"]
     if tokens:
         facts["tokens generated"] = str(sum(tokens))
     if seconds:

@@ -6,13 +6,24 @@ import pkgutil
 from functools import cache
 
 from warren.errors import ConfigError
-from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, QuestionReader, Scorer, Scores
+from warren.evaluate.benchmarks.benchmark import (
+    Answer,
+    Answers,
+    Benchmark,
+    JudgedConvention,
+    JudgeRequest,
+    QuestionReader,
+    Scorer,
+    Scores,
+)
 from warren.evaluate.benchmarks.question import Question
 
 __all__ = [
     "Answer",
     "Answers",
     "Benchmark",
+    "JudgeRequest",
+    "JudgedConvention",
     "Question",
     "QuestionReader",
     "Scorer",

@@ -27,6 +27,7 @@ BENCHMARK = one_table_benchmark(
         text=lambda record: f"{lettered(record['question'], record['options'])}\n{LETTER}",
         truth=_truth,
         points=_points,
+        options=lambda record: record["options"],
         metric="exact_match",
     ),
     "https://huggingface.co/datasets/lmms-lab/ai2d",

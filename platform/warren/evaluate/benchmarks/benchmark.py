@@ -65,6 +65,55 @@ class Scores:
 Scorer = Callable[[Answers, Location], Scores]
 """Scores answers against a reference: a file, or a folder in the benchmark's published layout."""
 
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """What a judge model is asked about one answer.
+
+    Attributes:
+        key: The question's id.
+        prompt: The user's message.
+        max_tokens: Longest judgement.
+    """
+
+    key: str
+    prompt: str
+    max_tokens: int
+
+    def body(self, model: str) -> dict[str, Any]:
+        """Return the body of the chat request, always greedy."""
+        messages = [{"role": "user", "content": self.prompt}]
+        return {"model": model, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
+
+    def batch_line(self, model: str) -> dict[str, Any]:
+        """Return the request as a line of a file for OpenAI's Batch API."""
+        return {"custom_id": self.key, "method": "POST", "url": "/v1/chat/completions", "body": self.body(model)}
+
+
+@dataclass(frozen=True)
+class JudgedConvention:
+    """A convention whose scores rest on a judge model. Called as a `Scorer` it has no judge, and so no scores.
+
+    Attributes:
+        prompts: The judge's prompts by name, as templates; scores record them.
+        requests: What the judge is asked about every answer; answers that failed are left out.
+        read: What a judgement says, None for one that says nothing.
+        score: Scores from answers and what their judgements say. Questions without a judgement are in `failed`.
+    """
+
+    prompts: Callable[[Location], Mapping[str, str]]
+    requests: Callable[[Answers, Location], Sequence[JudgeRequest]]
+    read: Callable[[str], Any]
+    score: Callable[[Answers, Location, Mapping[str, Any]], Scores]
+
+    def __call__(self, answers: Answers, reference: Location) -> Scores:
+        """Return no scores, and the file for the judge."""
+        requests = self.requests(answers, reference)
+        num_questions = len(requests) + len(answers.failed)
+        lines = [request.batch_line("") for request in requests]
+        return Scores(num_questions, len(requests), None, submission=lines)
+
+
 QuestionReader = Callable[[Location, str], Iterator[Question]]
 """Reads the questions of a split from the folder that holds the benchmark's published files."""
 
@@ -78,12 +127,14 @@ class Benchmark:
         title: For people.
         reference: What `--reference` has to hold.
         obtained_from: Where people get the reference.
-        conventions: Scorers by convention; `bunny` gives what Bunny's own scripts give.
+        conventions: Scorers by convention; `bunny` gives what Bunny's own scripts give. A `JudgedConvention` needs a
+            judge model.
         questions: Readers of questions by convention, which decides the prompt. A convention that scores and is not
             here has the prompts of the first one.
         data: What the folder has to hold to ask the questions.
         splits: The splits that can be asked, the default first.
         max_new_tokens: Longest answer.
+        submission_format: The ending of the file that the benchmark's server takes: .json, .jsonl or .xlsx.
         default_reference: Where the reference is, for a benchmark that a file defines.
     """
 
@@ -91,9 +142,10 @@ class Benchmark:
     title: str
     reference: str
     obtained_from: str
-    conventions: Mapping[str, Scorer]
+    conventions: Mapping[str, Scorer | JudgedConvention]
     questions: Mapping[str, QuestionReader] = field(default_factory=dict)
     data: str = ""
     splits: tuple[str, ...] = ("test",)
     max_new_tokens: int = 128
+    submission_format: str = ".json"
     default_reference: Location | None = None

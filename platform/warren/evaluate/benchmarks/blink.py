@@ -47,6 +47,7 @@ BENCHMARK = one_table_benchmark(
         text=_text,
         truth=_truth,
         points=_points,
+        options=lambda record: record["choices"],
         metric="blink_acc",
         group=lambda record: str(record["sub_task"]),
         images=("image_1", "image_2", "image_3", "image_4"),

@@ -1,6 +1,6 @@
 """MMBench (arXiv 2307.06281): the server scores; this writes the sheet that it takes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from warren.evaluate.benchmarks.tables import Record, read_records
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete, matched_option
+from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
+from warren.evaluate.scorers.vlmevalkit import chosen_option
 from warren.storage import Location
 
 _LEFT_OUT = {"hint", "category", "source", "image", "comment", "l2-category"}
@@ -41,30 +43,56 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `mmbench_en_dev_static`: a question is right if all its rotations are."""
+    return _circular(
+        answers, reference, LMMS_EVAL, lambda text, options: matched_option(text.strip(), options), "overall"
+    )
+
+
+def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
+    """Score as VLMEvalKit's datasets `MMBench_DEV_*` without a judge model: the same, letters read by its rules.
+
+    `vanilla` is the share of right answers to the questions as they are first in the table, without rotations.
+    """
+    return _circular(answers, reference, VLMEVALKIT, chosen_option, "Overall", "vanilla")
+
+
+def _circular(
+    answers: Answers,
+    reference: Location,
+    convention: str,
+    read: Callable[[str, Mapping[str, str]], str | None],
+    overall: str,
+    plain: str | None = None,
+) -> Scores:
     records = {
         str(record["index"]): record for record in _records(find_file(reference, "*dev*.tsv", "*DEV*.tsv", "*.tsv"))
     }
     if any("answer" not in record.values for record in records.values()):
         raise DataError(f"{reference}: this table has no answers: only the server scores the test split")
-    given = complete(answers, records, "MMBench")
+    given = complete(answers, records, "MMBench", convention=convention)
     failed = {int(key) % _ROTATION for key in answers.failed}
     right: dict[str, bool] = {}
+    first: dict[str, bool] = {}
     for key, answer in given.items():
         record, question = records[key], str(int(key) % _ROTATION)
         options = {letter: option for letter in _OPTIONS if (option := _present(record.get(letter))) is not None}
+        is_right = read(answer.text, options) == record["answer"]
         if int(question) not in failed:
-            right[question] = (
-                right.get(question, True) and matched_option(answer.text.strip(), options) == record["answer"]
-            )
-    tables = {"overall": right}
+            right[question] = right.get(question, True) and is_right
+        if key == question:
+            first[key] = is_right
+    tables = {overall: right} | ({plain: first} if plain else {})
     for column in ("category", "l2-category"):
         for key, value in right.items():
             tables.setdefault(f"{column}/{records[key].get(column)}", {})[key] = value
     measures = [share(name, of) for name, of in tables.items()]
-    scores: dict[str, Any] = {"overall": measures[0].value}
-    for measure in measures[1:]:
-        column, _, name = measure.name.partition("/")
-        scores.setdefault(column, {})[name] = measure.value
+    scores: dict[str, Any] = {}
+    for measure in measures:
+        column, is_group, name = measure.name.partition("/")
+        if is_group:
+            scores.setdefault(column, {})[name] = measure.value
+        else:
+            scores[column] = measure.value
     per_question = {key: {"truth": records[key]["answer"], "right": value} for key, value in right.items()}
     return Scores(len(records), len(given), scores, per_question, measures=measures)
 
@@ -149,8 +177,9 @@ BENCHMARK = Benchmark(
     title="MMBench (en, cn; dev, test)",
     reference="the legacy table, such as mmbench_dev_20230712.tsv",
     obtained_from="https://github.com/open-compass/MMBench; scores: https://mmbench.opencompass.org.cn",
-    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval, VLMEVALKIT: _vlmevalkit},
     questions={"bunny": _questions, LMMS_EVAL: _lmms_questions},
     data="the split's table, such as MMBench_DEV_EN_legacy.tsv or MMBench_TEST_CN_legacy.tsv; images are in it",
     splits=("dev-en", "test-en", "dev-cn", "test-cn"),
+    submission_format=".xlsx",
 )

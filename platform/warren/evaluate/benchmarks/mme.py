@@ -11,6 +11,8 @@ from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_fil
 from warren.evaluate.benchmarks.reading import read_lines
 from warren.evaluate.measures import Measure, blocks, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
+from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
+from warren.evaluate.scorers.vlmevalkit import yes_or_no
 from warren.storage import Location
 
 _PERCEPTION = (
@@ -30,8 +32,22 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `mme`: the same sums, but answers are stripped first, of full stops too."""
-    found = _score(answers, _without_failed(_truths(reference), answers.failed), _lmms_verdict)
     names = {"Perception": "mme_perception_score", "Cognition": "mme_cognition_score"}
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _lmms_verdict), names)
+
+
+def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
+    """Score as VLMEvalKit's dataset `MME`: the same sums, yes or no as the only one of the two words."""
+    names = {"Perception": "perception", "Cognition": "reasoning"}
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _vlmevalkit_verdict), names)
+
+
+def _vlmevalkit_verdict(text: str) -> str:
+    return (yes_or_no(text) or "other").lower()
+
+
+def _renamed(found: Scores, names: Mapping[str, str]) -> Scores:
+    """Return the scores in the form of a harness: the sums by its names, and the subtasks beside them."""
     groups = found.scores or {}
     totals = {new: groups[old]["total"] for old, new in names.items() if groups[old]["tasks"]}
     scores = totals | {"tasks": {task: value for old in names for task, value in groups[old]["tasks"].items()}}
@@ -207,7 +223,7 @@ BENCHMARK = Benchmark(
     title="MME",
     reference="the folder MME_Benchmark_release_version, with a folder of question files for each subtask",
     obtained_from="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (on request to the authors)",
-    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval, VLMEVALKIT: _vlmevalkit},
     questions={"bunny": _questions},
     data="the same folder with its images; questions may also come from bunny_mme.jsonl or llava_mme.jsonl in it",
 )

@@ -1,5 +1,6 @@
 """Benchmarks that are published as one Parquet table and scored question by question."""
 
+import string
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
 from warren.evaluate.measures import Measure, mean, share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
+from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
+from warren.evaluate.scorers.vlmevalkit import chosen_option
 from warren.storage import Location
 
 Points = Mapping[str, float]
@@ -33,6 +36,7 @@ class OneTable:
         images: The columns of images, in order.
         is_share: Whether an answer earns all or nothing.
         cluster: What questions share, usually a document; by default each question stands alone.
+        options: The options of a question, for multiple choice that VLMEvalKit scores too.
     """
 
     title: str
@@ -47,6 +51,7 @@ class OneTable:
     images: Sequence[str] = ("image",)
     is_share: bool = True
     cluster: Callable[[Record], str] | None = None
+    options: Callable[[Record], Sequence[str]] | None = None
 
     def rows(self, folder: Location) -> Iterator[tuple[str, Record]]:
         """Yield every row with its id."""
@@ -74,6 +79,24 @@ class OneTable:
         for name, of in sorted(self.grouped(points, records).items()):
             measures.append(self.measure(self.group_name.format(name), of, clusters))
         return self.scores(points, records, measures)
+
+    def score_as_vlmevalkit(self, answers: Answers, reference: Location) -> Scores:
+        """Score multiple choice as VLMEvalKit does without a judge model; every question needs an answer."""
+        records = dict(self.rows(reference))
+        given = complete(answers, records, self.title, convention=VLMEVALKIT)
+        points = {
+            key: float(chosen_option(answer.text, self._lettered(records[key])) == self.truth(records[key]))
+            for key, answer in given.items()
+        }
+        tables = {"Overall": points} | {
+            f"category/{name}": of for name, of in sorted(self.grouped(points, records).items())
+        }
+        clusters = {key: self._cluster(key, records[key]) for key in points}
+        return self.scores(points, records, [self.measure(name, of, clusters) for name, of in tables.items()])
+
+    def _lettered(self, record: Record) -> dict[str, str]:
+        options = self.options(record) if self.options else ()
+        return dict(zip(string.ascii_uppercase, map(str, options), strict=False))
 
     def grouped(self, points: Points, records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
         """Return the points by group."""
@@ -111,7 +134,7 @@ def one_table_benchmark(name: str, task: OneTable, obtained_from: str, max_new_t
         title=task.title,
         reference=f"the folder of its Parquet files, {task.files}*.parquet",
         obtained_from=obtained_from,
-        conventions={LMMS_EVAL: task.score},
+        conventions={LMMS_EVAL: task.score} | ({VLMEVALKIT: task.score_as_vlmevalkit} if task.options else {}),
         questions={LMMS_EVAL: task.questions},
         data="the same folder; images are in it",
         splits=(split,),

@@ -1,6 +1,6 @@
 """POPE (arXiv 2305.10355): is an object there? Three splits of the same images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from warren.errors import DataError
@@ -11,6 +11,8 @@ from warren.evaluate.benchmarks.reading import by_key, read_json_lines, refuse_u
 from warren.evaluate.measures import Measure, blocks, share, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
+from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
+from warren.evaluate.scorers.vlmevalkit import yes_or_no
 from warren.storage import Location
 
 _PREFIX, _SUFFIX = "coco_pope_", ".json"
@@ -50,9 +52,25 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's tasks `pope` and `pope_full`: an answer must be the word itself; all splits together."""
+    return _pooled(answers, reference, LMMS_EVAL, lambda text: text.lower().strip(), _lmms_measures)
+
+
+def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
+    """Score as VLMEvalKit's dataset `POPE`: yes or no as the only one of the two words; all splits, and each."""
+    return _pooled(answers, reference, VLMEVALKIT, lambda text: (yes_or_no(text) or "").lower(), _vlmevalkit_measures)
+
+
+def _pooled(
+    answers: Answers,
+    reference: Location,
+    convention: str,
+    read: Callable[[str], str],
+    measures_of: Callable[[str, Mapping[str, tuple[str, str]], Mapping[str, str]], list[Measure]],
+) -> Scores:
+    """Score what every answer says against its label, over all splits and in each."""
     labels, questions = _read(reference)
     places = {str(question["question_id"]): question for question in questions}
-    given = complete(answers, places, "POPE")
+    given = complete(answers, places, "POPE", convention=convention)
     decided: dict[str, dict[str, tuple[str, str]]] = {}
     for split, truths in labels.items():
         keys = [key for key, question in places.items() if question["category"] == split]
@@ -61,11 +79,11 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
                 f"POPE {split}: {len(keys)} questions and {len(truths)} labels; every label needs a question"
             )
         pairs = [(key, "yes" if truth else "no") for key, truth in zip(keys, truths, strict=True) if key in given]
-        decided[split] = {key: (given[key].text.lower().strip(), truth) for key, truth in pairs}
+        decided[split] = {key: (read(given[key].text), truth) for key, truth in pairs}
     images = {key: question["image"] for key, question in places.items()}
     whole = {key: pair for of in decided.values() for key, pair in of.items()}
     tables = {"": whole} | {f"splits/{split}/": of for split, of in decided.items() if of}
-    measures = [measure for prefix, of in tables.items() for measure in _lmms_measures(prefix, of, images)]
+    measures = [measure for prefix, of in tables.items() for measure in measures_of(prefix, of, images)]
     scores: dict[str, Any] = {}
     for measure in measures:
         *parents, name = measure.name.split("/")
@@ -89,6 +107,25 @@ def _lmms_measures(prefix: str, of: Mapping[str, tuple[str, str]], images: Mappi
         summed(f"{prefix}pope_recall", "ratio", {key: (t, t + m) for key, (t, _, m) in counts.items()}, 1, images),
         summed(f"{prefix}pope_f1_score", "f1", counts, 1, images),
         share(f"{prefix}pope_yes_ratio", {key: truth == "yes" for key, (_, truth) in of.items()}, 1, images),
+    ]
+
+
+def _vlmevalkit_measures(prefix: str, of: Mapping[str, tuple[str, str]], images: Mapping[str, str]) -> list[Measure]:
+    """Return VLMEvalKit's four numbers; an answer that says neither counts as a no in F1, and is wrong in accuracy."""
+    counts = {
+        key: (
+            float(said == truth == "yes"),
+            float(said == "yes" and truth == "no"),
+            float(said != "yes" and truth == "yes"),
+        )
+        for key, (said, truth) in of.items()
+    }
+    true_and = {key: (true, true + wrong, true + missed) for key, (true, wrong, missed) in counts.items()}
+    return [
+        summed(f"{prefix}Overall", "f1", counts, 100, images),
+        share(f"{prefix}acc", {key: said == truth for key, (said, truth) in of.items()}, 100, images),
+        summed(f"{prefix}precision", "ratio", {key: (t, said) for key, (t, said, _) in true_and.items()}, 100, images),
+        summed(f"{prefix}recall", "ratio", {key: (t, yes) for key, (t, _, yes) in true_and.items()}, 100, images),
     ]
 
 
@@ -186,7 +223,7 @@ BENCHMARK = Benchmark(
     title="POPE",
     reference="a folder with coco_pope_{adversarial,popular,random}.json and the questions as JSON lines with category",
     obtained_from="https://github.com/AoiDragon/POPE; questions: llava_pope_test.jsonl or bunny_pope_test.jsonl",
-    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval, VLMEVALKIT: _vlmevalkit},
     questions={"bunny": _questions},
     data="the same folder with COCO's val2014 images; without a question file the annotations are asked",
     splits=("all", "random", "popular", "adversarial"),

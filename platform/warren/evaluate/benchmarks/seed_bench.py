@@ -10,6 +10,8 @@ from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, ref
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
+from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
+from warren.evaluate.scorers.vlmevalkit import chosen_option
 from warren.storage import Location
 
 
@@ -56,6 +58,29 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     return Scores(len(questions), len(given), scores, per_question, measures=measures)
 
 
+def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
+    """Score as VLMEvalKit's dataset `SEEDBench_IMG` without a judge model: questions about images only."""
+    data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
+    rows = {str(row["question_id"]): row for row in data["questions"]}
+    images = {key: row for key, row in rows.items() if row["data_type"] == "image"}
+    given = complete(answers, images, "SEED-Bench", rows, VLMEVALKIT)
+    right = {
+        key: chosen_option(answer.text, {letter: str(images[key][f"choice_{letter.lower()}"]) for letter in "ABCD"})
+        == images[key]["answer"]
+        for key, answer in given.items()
+    }
+    names = {number: name for name, number in data["question_type"].items()}
+    tables = {"Overall": right}
+    for key, value in right.items():
+        tables.setdefault(f"category/{names[images[key]['question_type_id']]}", {})[key] = value
+    image_of = {key: str(row["data_id"]) for key, row in images.items()}
+    measures = [share(name, of, 1, image_of) for name, of in tables.items()]
+    by_category = {measure.name.partition("/")[2]: measure.value for measure in measures[1:]}
+    scores = {"Overall": measures[0].value, "category": by_category}
+    per_question = {key: {"truth": images[key]["answer"], "right": value} for key, value in right.items()}
+    return Scores(len(images), len(given), scores, per_question, measures=measures)
+
+
 def _questions(folder: Location, split: str) -> Iterator[Question]:
     """Read the question file of LLaVA's format, or make the same questions of SEED-Bench.json."""
     data = read_json(find_file(folder, "SEED-Bench.json", "SEED-Bench*.json"))
@@ -85,8 +110,9 @@ BENCHMARK = Benchmark(
     title="SEED-Bench",
     reference="SEED-Bench.json",
     obtained_from="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
-    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval},
+    conventions={"bunny": _bunny, LMMS_EVAL: _lmms_eval, VLMEVALKIT: _vlmevalkit},
     questions={"bunny": _questions},
     data="SEED-Bench.json, SEED-Bench-image/ and the middle frames of videos, SEED-Bench-video-image/TYPE_ID.png",
     splits=("all", "image", "video"),
+    submission_format=".jsonl",
 )

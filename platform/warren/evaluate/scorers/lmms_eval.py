@@ -35,7 +35,9 @@ _ALLOWED_ERROR = 0.05
 _LEAST_SIMILAR = 0.5
 
 
-def complete(answers: Answers, keys: Iterable[str], benchmark: str, known: Iterable[str] = ()) -> dict[str, Answer]:
+def complete(
+    answers: Answers, keys: Iterable[str], benchmark: str, known: Iterable[str] = (), convention: str = NAME
+) -> dict[str, Answer]:
     """Return the answer to every question whose request did not fail.
 
     Args:
@@ -43,6 +45,7 @@ def complete(answers: Answers, keys: Iterable[str], benchmark: str, known: Itera
         keys: The questions that count.
         benchmark: Its name, for messages.
         known: Questions of the reference that do not count; answers to them are left out.
+        convention: Whose rules ask for this, for messages.
 
     Raises:
         DataError: A question has none, or an answer is to another question.
@@ -54,7 +57,7 @@ def complete(answers: Answers, keys: Iterable[str], benchmark: str, known: Itera
     if missing:
         raise DataError(
             f"{benchmark}: no answer to {len(missing)} of {len(keys)} questions, the first is {missing[0]!r}; "
-            f"{NAME} has no rule for missing answers, so every question needs one"
+            f"{convention} has no rule for missing answers, so every question needs one"
         )
     return {key: given[key] for key in keys if key in given}
 

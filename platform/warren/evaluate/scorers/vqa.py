@@ -60,7 +60,7 @@ def normalise(answer: str) -> str:
 def normalise_words(answer: str) -> str:
     """Return an answer as the first VQA challenge compared it: commas and question marks are not removed first."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
-    text = _without_punctuation(text)
+    text = without_punctuation(text)
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -81,9 +81,15 @@ def soft_accuracies(human_answers: Sequence[str], normal: Callable[[str], str] =
     return scores
 
 
-def _without_punctuation(text: str) -> str:
+def without_punctuation(text: str, comma_in_number: re.Pattern[str] = _COMMA_IN_NUMBER) -> str:
+    """Remove punctuation, or replace it by a space where it stands between two words; decimal points stay.
+
+    Args:
+        text: An answer.
+        comma_in_number: Where it matches, all punctuation is removed.
+    """
     result = text
     for char in _PUNCTUATION:
         stands_at_a_space = f"{char} " in text or f" {char}" in text
-        result = result.replace(char, "" if stands_at_a_space or _COMMA_IN_NUMBER.search(text) else " ")
+        result = result.replace(char, "" if stands_at_a_space or comma_in_number.search(text) else " ")
     return _FULL_STOP.sub("", result, count=_MAX_FULL_STOPS)

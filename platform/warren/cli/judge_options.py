@@ -1,0 +1,54 @@
+"""The options of `jobs/evaluate.py score` for benchmarks that a judge model scores, and the file for a judge."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from warren.errors import ConfigError
+from warren.evaluate.judge_client import JudgeEndpoint
+from warren.evaluate.judging import AnswerJudge, JudgementCache
+from warren.storage import Location
+
+
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a judge."""
+    group = parser.add_argument_group("judge", "for conventions that a judge model scores, as MM-Vet's lmms-eval")
+    group.add_argument("--judge", metavar="URL", help="base URL of an OpenAI-compatible endpoint, as https://…/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="the model that judges")
+    group.add_argument("--judge-key-env", metavar="VAR", help="environment variable that holds the endpoint's key")
+    group.add_argument(
+        "--judge-cache",
+        metavar="PATH",
+        help="folder that keeps judgements by model and prompt (default: judgements/ beside --out)",
+    )
+
+
+def judge_of(options: argparse.Namespace) -> AnswerJudge | None:
+    """Return the judge that options name, None where they name none.
+
+    Raises:
+        ConfigError: An option is missing or wrong.
+    """
+    if options.judge is None:
+        if options.judge_key_env or options.judge_cache:
+            raise ConfigError("--judge-key-env and --judge-cache are of a judge: give --judge URL too")
+        return None
+    endpoint = JudgeEndpoint.of(options.judge, options.judge_model, options.judge_key_env)
+    cache = options.judge_cache or f"{options.out.rpartition('/')[0] or '.'}/judgements"
+    return AnswerJudge(endpoint, JudgementCache(Location.parse(cache)))
+
+
+def write_requests(report: Mapping[str, Any], options: argparse.Namespace) -> str | None:
+    """Write the requests for a judge as a file for OpenAI's Batch API, if the answers still need one.
+
+    Returns:
+        Where they are; None where there is nothing to judge.
+    """
+    if not report["needs_judge"] or report["judge"]:
+        return None
+    file = f"{options.out.removesuffix('.json')}.judge.jsonl"
+    lines = [{**line, "body": {**line["body"], "model": options.judge_model or ""}} for line in report["submission"]]
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    Location.parse(file).put_bytes(text.encode("utf-8", "replace"))
+    return file
