@@ -82,6 +82,7 @@ FATES: dict[str, Fate] = {
     r"python jobs/convert\.py import \./Bunny-v1_0-3B s3://": Elsewhere("tests/integration/test_converting.py"),
     r"python jobs/convert\.py (merge|export) .*\./merged": Elsewhere("tests/integration/test_from_model.py"),
     r"python jobs/convert\.py ": AsItIs(),
+    r".*python jobs/evaluate\.py --benchmark ": Elsewhere("tests/integration/test_asking_benchmarks.py"),
     r"python jobs/evaluate\.py (--list|score |compare )": Elsewhere("tests/unit/evaluate/test_benchmarks.py"),
     r"python jobs/ingest\.py --recipe [\w.-]+ --dry-run": Elsewhere("tests/unit/train/test_sample_preview.py"),
     r"ray job submit .*jobs/finetune\.py .*--from-model": Elsewhere("tests/integration/test_from_model.py"),

@@ -3,8 +3,10 @@
 import pickle
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -18,12 +20,13 @@ from warren.data.model_inputs import INPUTS_FILE, Inputs
 from warren.evaluate.answer_pieces import AnswerPieces, QuestionPiece
 from warren.evaluate.ask_model import ModelAsker, prepare_piece
 from warren.evaluate.benchmark_run import BenchmarkRun
+from warren.inference.engine import EngineError
 from warren.storage import StoredFiles
 from warren.storage.file_cache import local_copy
 
 _READERS_PER_EVALUATOR = 2
 _MAX_TRIES_PER_PIECE = 4
-"""After so many deaths of the evaluator that asks it, a piece ends the job: it may be what kills them."""
+"""A piece that was begun so often, and never stored, ends the job: it may be what kills the evaluators."""
 
 LoadAsker = Callable[[StoredFiles, int], ModelAsker]
 
@@ -72,13 +75,12 @@ def ask_on_cluster(
         )
         .map_batches(
             _Evaluator,
-            fn_constructor_args=(model, run.pieces, run.plan.max_new_tokens, uuid.uuid4().hex[:8], load),
+            fn_constructor_args=(model, run.pieces, run.plan.max_new_tokens, _Attempt.start(), load),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=evaluators),
             num_cpus=cpus,
             num_gpus=gpus,
-            max_task_retries=_MAX_TRIES_PER_PIECE,
         )
     )
     if lacks(evaluators * cpus, evaluators * gpus):
@@ -107,11 +109,48 @@ class _Prepare:
         return pa.table({"piece": [pickle.dumps(prepared, protocol=pickle.HIGHEST_PROTOCOL)]})
 
 
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # type: ignore[untyped-decorator]
+class _Tries:
+    """Counts how often each piece was begun; evaluators die, and Ray begins their piece again without end."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def begin(self, piece: str) -> int:
+        self._counts[piece] += 1
+        return self._counts[piece]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One start of the job."""
+
+    name: str
+    tries: Any
+
+    @classmethod
+    def start(cls) -> "_Attempt":
+        return cls(uuid.uuid4().hex[:8], _Tries.remote())  # type: ignore[attr-defined]
+
+    def begin(self, piece: QuestionPiece) -> None:
+        """Count a try.
+
+        Raises:
+            EngineError: There were too many.
+        """
+        if ray.get(self.tries.begin.remote(piece.name)) > _MAX_TRIES_PER_PIECE:
+            first, last = piece.questions[0].key, piece.questions[-1].key
+            raise EngineError(
+                f"the evaluator died {_MAX_TRIES_PER_PIECE} times while it asked the questions {first!r} to {last!r}: "
+                "look into its log for the reason (often memory: lower --questions-per-piece). Answers so far are kept"
+            )
+
+
 class _Evaluator:
     """A Ray Data actor: it holds the model, and asks each piece unless somebody has done so."""
 
     def __init__(
-        self, model: StoredFiles, pieces: AnswerPieces, max_new_tokens: int, attempt: str, load: LoadAsker
+        self, model: StoredFiles, pieces: AnswerPieces, max_new_tokens: int, attempt: _Attempt, load: LoadAsker
     ) -> None:
         self._asker = load(model, max_new_tokens)
         self._pieces, self._attempt = pieces, attempt
@@ -122,7 +161,8 @@ class _Evaluator:
         piece: QuestionPiece = prepared.piece
         num_asked = 0
         if not self._pieces.is_stored(piece):  # Ray repeats the call of an actor that died behind its last write
-            outcomes, effort = self._asker.ask(prepared, self._attempt)
+            self._attempt.begin(piece)
+            outcomes, effort = self._asker.ask(prepared, self._attempt.name)
             self._pieces.write(piece, outcomes, effort)
             num_asked = effort.num_asked
         return pa.table({"num_asked": [num_asked], "num_questions": [len(piece.questions)]})
