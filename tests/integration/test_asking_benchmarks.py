@@ -33,7 +33,7 @@ from warren.storage import Location, StoredFiles
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 ONE = Resources(num_workers=1, num_evaluators=1, cpus_per_replica=0.5)
 NUM_QUESTIONS, PIECE = 60, 4
 MODEL: dict[str, Any] = {"max_position_embeddings": 256}
@@ -66,7 +66,7 @@ def evaluators(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def wait_until(holds: Callable[[], object], timeout_s: float = 120.0) -> None:
+def wait_until(holds: Callable[[], object], timeout_s: float = 400.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "it did not come"
@@ -123,7 +123,7 @@ def test_a_killed_run_ends_in_the_same_bytes_asks_nothing_stored_again_and_an_en
     where = ["--out", broken.uri, "--questions-per-piece", str(PIECE), "--max-failed-fraction", "0.1"]
     asks = ["--benchmark", benchmark, "--release", "asked/asked", *where]
     job = start_job(repository, asks, ray_cluster.driver_env)
-    wait_until(lambda: stored(broken) or job.poll() is not None)
+    wait_until(lambda: (broken / "pieces").list() or job.poll() is not None)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     wait_until(lambda: not evaluators(ray_cluster.head.processes()))

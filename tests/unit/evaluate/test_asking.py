@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmark_asking import ask_here, run_of, write_benchmark
@@ -17,7 +20,7 @@ from warren.evaluate.benchmark_result import finish
 from warren.evaluate.benchmark_run import QuestionSource
 from warren.evaluate.benchmark_scores import score_answers
 from warren.evaluate.benchmarks import Question
-from warren.inference.engine import GenerationFailedError
+from warren.inference.engine import Completion, GenerationFailedError, GenerationRequest
 from warren.inference.testing import save_random_model
 from warren.inference.transformers_engine.offline import Finished, OfflineGenerator
 from warren.storage import Location
@@ -56,18 +59,24 @@ def test_a_broken_run_ends_in_the_bytes_of_an_unbroken_one_and_asks_nothing_twic
     assert result.report["digests"].keys() == {"model", "questions", "images"}
 
 
-def test_answers_depend_on_the_piece_and_not_on_what_the_evaluator_asked_before(model: Path, tmp_path: Path) -> None:
-    """A cache that is as large as the longest prompt so far, or that holds images' features, would change bits."""
-    run = run_of(write_benchmark(tmp_path / "data", 16), tmp_path / "run", questions_per_piece=4)
-    pieces = list(run.remaining())
-    inputs = OfflineGenerator(model).inputs
-    once = ask_model.ModelAsker(model, 8)
-    forwards = [once.ask(ask_model.prepare_piece(piece, inputs))[0] for piece in pieces]
-    generator = once._generator
-    backwards = [once.ask(ask_model.prepare_piece(piece, inputs))[0] for piece in reversed(pieces)][::-1]
-    assert generator._scheduler is None, "a scheduler that is kept has a past"
-    texts = [[[each.answer.answer for each in piece] for piece in asked] for asked in (forwards, backwards)]
-    assert texts[0] == texts[1]
+def test_the_bits_of_answers_do_not_depend_on_what_was_asked_before(tmp_path: Path) -> None:
+    """They depend on the requests that are answered together, which are always those of one piece."""
+    tower = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+    save_random_model(tmp_path, tower=tower, hidden_size=512, intermediate_size=1536, num_attention_heads=8)
+    generator, another = OfflineGenerator(tmp_path), OfflineGenerator(tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (12, 1, 3, 32, 32), dtype=np.uint8)
+    requests = [generator.encode("<image>\nwhat shape is there?", image, 4) for image in images]
+    sampling = replace(requests[0].sampling, num_logprobs=1)
+    requests = [replace(request, sampling=sampling) for request in requests]
+
+    def bits(asked: OfflineGenerator, requests: Sequence[GenerationRequest]) -> list[list[float]]:
+        finished = [each.result for each in asked.finish_apart(requests)]
+        return [[token.logprob for token in each.logprobs] for each in finished if isinstance(each, Completion)]
+
+    alone = [bits(generator, [request])[0] for request in requests]
+    after_others = bits(generator, requests)
+    assert alone != after_others, "company changes bits, so it must always be the same"
+    assert after_others == bits(another, requests)
 
 
 def test_one_bad_question_is_one_failure_and_never_a_score(model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An endpoint is asked with patience: bounded, paused where it says so, each failure its own question's."""
 
+import argparse
 import asyncio
 import base64
 import json
@@ -16,6 +17,7 @@ from starlette.routing import Route
 
 from benchmark_asking import write_benchmark
 from live import listening
+from warren.cli.ask import ask_options, run_endpoint
 from warren.errors import ConfigError, QuarantineError, ServiceError
 from warren.evaluate import endpoint_client
 from warren.evaluate.ask_endpoint import ask_at_endpoint, content_parts, data_uri, find_model
@@ -209,6 +211,46 @@ def test_the_model_is_found_or_the_choice_is_named(fake: FakeEndpoint, url: str)
     for wrong in ({"url": "localhost:8000"}, {"url": url, "concurrency": 0}, {"url": url, "timeout_s": 0.0}):
         with pytest.raises(ConfigError):
             EndpointOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_command_line_asks_scores_and_reports(
+    fake: FakeEndpoint,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", "secret")
+    benchmark, out = write_benchmark(tmp_path / "data", 6), tmp_path / "out"
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--run")
+        ask_options(parser)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        common = ["--endpoint", url, "--out", str(out), *arguments]
+        code = run_endpoint(common, "", options)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = run("--benchmark", benchmark, "--api-key-env", "KEY_OF_TEST")
+    assert code == 0, said
+    assert "(6 questions asked, 0 answered before)" in said
+    assert "colours (warren): 6 of 6 answered" in said
+    assert (out / "scores.json").is_file()
+    assert "answers a second" in (out / "report.html").read_text()
+    assert fake.keys == {"Bearer secret"}
+    assert "(0 questions asked, 6 answered before)" in run("--benchmark", benchmark)[1]
+    for arguments, message in (
+        (["--benchmark", benchmark, "--api-key-env", "KEY_OF_NOBODY"], "that variable is not set"),
+        (["--benchmark", benchmark, "--release", "demo/stable"], "--release and --endpoint name two models"),
+        ([], "--endpoint goes with --benchmark"),
+        (["--benchmark", benchmark, "--max-failed-fraction", "2"], "it is a share between 0 and 1"),
+        (["--benchmark", "mme"], "mme needs --data"),
+    ):
+        code, said = run(*arguments)
+        assert (code, said.count("error: ")) == (1, 1), said
+        assert message in said
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
