@@ -22,13 +22,14 @@ from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.cluster.batch.benchmark import ask_on_cluster, load_asker
 from warren.config import Resources
 from warren.data.importers.easy_vqa import easy_vqa
-from warren.errors import QuarantineError
+from warren.errors import QuarantineError, root_cause
 from warren.evaluate.answers import read_stored
 from warren.evaluate.ask_endpoint import ask_at_endpoint, find_model
 from warren.evaluate.asked_model import ModelSource
 from warren.evaluate.benchmark_result import finish
 from warren.evaluate.benchmark_run import BenchmarkRun, QuestionSource
 from warren.evaluate.endpoint_client import EndpointOptions
+from warren.inference.engine import EngineError
 from warren.storage import Location, StoredFiles
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead
@@ -214,6 +215,35 @@ def test_2000_questions_killed_three_times_give_the_bytes_of_an_unbroken_run(
         assert f"({2000 - 20 * len(seen)} questions asked, {20 * len(seen)} answered before)" in said.decode()
     for name in RESULTS:
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_question_that_kills_its_evaluator_ends_the_job_and_the_rest_is_kept(
+    storage_root: Location, tmp_path: Path
+) -> None:
+    release = publish_random_model(storage_root, "deadly", tmp_path / "model", name="deadly", **MODEL)
+    run, files = run_in(storage_root / "deadly", write_benchmark(tmp_path / "data", 12), release)
+
+    def load(model: StoredFiles, max_new_tokens: int) -> Any:
+        asker = load_asker(model, max_new_tokens)
+        ask = asker.ask
+        kill = os._exit
+
+        def deadly(prepared: Any, attempt: str = "") -> Any:
+            if prepared.piece.start == PIECE:
+                kill(1)
+            return ask(prepared, attempt)
+
+        asker.ask = deadly  # type: ignore[method-assign]
+        return asker
+
+    with pytest.raises(Exception, match=r"died 4 times") as died:
+        ask_on_cluster(run, files, ONE, load)
+    known = root_cause(died.value)
+    assert isinstance(known, EngineError)
+    assert "the questions 'q0004' to 'q0007'" in str(known)
+    assert "q0000" in run.pieces.read().outcomes
 
 
 def easy_vqa_benchmark(folder: Path, number: int) -> str:

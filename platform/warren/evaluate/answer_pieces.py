@@ -93,17 +93,14 @@ class AnswerPieces:
 
     folder: Location
 
-    def remaining(
-        self, questions: Iterable[Question], size: int, stored: StoredPieces | None = None
-    ) -> Iterator[QuestionPiece]:
+    def remaining(self, questions: Iterable[Question], size: int) -> Iterator[QuestionPiece]:
         """Yield what is to be asked: all that has no outcome, and what failed for a reason that may have passed.
 
         Args:
             questions: All of the benchmark, in their order.
             size: Questions of a piece. It must be the same for every attempt.
-            stored: What `read` returned, to save reading it again.
         """
-        outcomes = (stored or self.read()).outcomes
+        outcomes = self.read().outcomes
         numbers = self._numbers()
         everything, start = iter(questions), 0
         while batch := tuple(islice(everything, size)):

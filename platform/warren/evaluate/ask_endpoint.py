@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from warren.evaluate.benchmarks import Question
 from warren.evaluate.endpoint_client import EndpointClient, EndpointOptions, RequestFailedError, TransientRequestError
 from warren.storage import digest_bytes
 
-_PIECES_AT_ONCE = 2  # the next piece's requests fill the places that the last ones of a piece leave
 _MAX_FAILURES_IN_A_ROW = 8
 _FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"))
 _CHANGING = ("created", "permission")  # fields of a model's description that say nothing about the model
@@ -82,11 +82,13 @@ class _Asking:
     async def ask(self) -> tuple[int, int]:
         left: Iterator[QuestionPiece] = self._run.remaining()
         num_left = 0
+        # One more than fill the connections: its requests take the places that the last ones of a piece leave.
+        at_once = 1 + math.ceil(self._options.concurrency / self._run.plan.questions_per_piece)
         async with EndpointClient(self._options) as client:
             running: set[asyncio.Task[None]] = set()
             try:
                 while True:
-                    for piece in islice(left, _PIECES_AT_ONCE - len(running)):
+                    for piece in islice(left, at_once - len(running)):
                         num_left += len(piece.questions)
                         running.add(asyncio.create_task(self._ask_piece(client, piece)))
                     if not running:
