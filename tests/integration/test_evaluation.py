@@ -79,6 +79,8 @@ def test_what_was_measured_is_what_was_asked_and_the_gate_looks_for_just_that(
     assert column(run, whole, "predictions.parquet", "key") == sorted(asked)
     with pytest.raises(QuarantineError):
         evaluate(CONFIG, NOWHERE, root, run)
+    page = (evaluations_of(run).at(1, whole.identity) / "report.html").read_bytes().decode()
+    assert page.count("data:image/jpeg") >= 19  # at least as many wrong answers, and their images
 
     drawn = allowed.model_copy(
         update={"limit_samples": 16, "sample_seed": 3, "metric": "choice", "num_choices": 4}

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from warren.cli.judge_options import add_judge_options, judge_of, write_requests
@@ -44,7 +44,7 @@ def score_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--answers", required=True, metavar="FILE", help="Warren's Parquet or JSON lines of id and text"
     )
-    _add_reference(parser)
+    add_scoring_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="where the scores are written, as JSON")
     parser.add_argument("--report", metavar="FOLDER", help="also write report.md and report.html here")
     parser.add_argument(
@@ -62,12 +62,13 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("first", metavar="A")
     parser.add_argument("second", metavar="B")
     parser.add_argument("--benchmark", help="for files of answers: whose they are")
-    _add_reference(parser)
+    add_scoring_options(parser)
     parser.add_argument("--out", metavar="FILE", help="also write the table here, as Markdown")
     return parser
 
 
-def _add_reference(parser: argparse.ArgumentParser) -> None:
+def add_scoring_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add what every scoring takes: reference, convention, allowed failures."""
     parser.add_argument("--reference", metavar="PATH", help="the benchmark's published file or folder")
     parser.add_argument("--convention", help="whose rules (default: the benchmark's first, as --list shows)")
     parser.add_argument(
@@ -82,7 +83,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 def _score(options: argparse.Namespace) -> str:
     report = _scored(options, options.answers, judge_of(options))
     Location.parse(options.out).put_json(report)
-    lines = [_summary(report), f"written: {options.out}"]
+    lines = [summary(report), f"written: {options.out}"]
     if options.submission:
         write_submission(report, Location.parse(options.submission))
         lines.append(f"for the benchmark's server: {options.submission}")
@@ -116,9 +117,18 @@ def _report(options: argparse.Namespace, path: str) -> dict[str, Any]:
     return value
 
 
+def check_fraction(value: float) -> None:
+    """Check --max-failed-fraction.
+
+    Raises:
+        ConfigError: It is no share.
+    """
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--max-failed-fraction is {value}; it is a share between 0 and 1")
+
+
 def _scored(options: argparse.Namespace, answers: str, judge: AnswerJudge | None = None) -> dict[str, Any]:
-    if not 0 <= options.max_failed_fraction <= 1:
-        raise ConfigError(f"--max-failed-fraction is {options.max_failed_fraction}; it is a share between 0 and 1")
+    check_fraction(options.max_failed_fraction)
     reference = Location.parse(options.reference) if options.reference else None
     place = Location.parse(answers)
     return score_answers(options.benchmark, place, reference, options.convention, options.max_failed_fraction, judge)
@@ -131,7 +141,8 @@ def _names(options: argparse.Namespace, reports: Sequence[dict[str, Any]]) -> tu
     return str(first), str(second)
 
 
-def _summary(report: dict[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
+    """Return scores as lines for a terminal."""
     answered = f"{report['num_answered']} of {report['num_questions']} answered"
     lines = [f"{report['benchmark']} ({report['convention']}): {answered}"]
     if report["num_failed"]:

@@ -39,9 +39,10 @@ class StoredAnswer:
     Attributes:
         key: The question's id, unique in the file.
         question: Its text as it was sent.
-        answer: What the model wrote, unchanged; None where the request failed.
+        answer: What the model wrote, without white space around it; None where the request failed.
         num_tokens: Tokens of the answer, None where unknown.
-        seconds: From sending to the last token, None where unknown.
+        seconds: From sending to the last token, None where unknown. A file that Warren asked has none, so that
+            the same answers are the same bytes; the pieces have them.
         error: Why the request failed; None where it did not.
     """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from warren.errors import QuarantineError
 from warren.evaluate.identity import Identity
+from warren.evaluate.statistics import wilson
 
 _SHOWN_TRUTHS = 50
 
@@ -94,11 +95,11 @@ def render(evaluation: Evaluation) -> str:
         "",
         evaluation.summary(),
         "",
-        "| true answer | samples | right |",
-        "|---|---:|---:|",
+        "| true answer | samples | right | 95 % interval |",
+        "|---|---:|---:|---:|",
     ]
     commonest = sorted(evaluation.by_truth.items(), key=lambda item: -item[1][0])
-    lines += [f"| {_cell(truth)} | {int(n)} | {share:.1%} |" for truth, (n, share) in commonest[:_SHOWN_TRUTHS]]
+    lines += [_line(truth, int(n), share) for truth, (n, share) in commonest[:_SHOWN_TRUTHS]]
     if len(commonest) > _SHOWN_TRUTHS:
         lines += ["", f"{len(commonest) - _SHOWN_TRUTHS} rarer answers are in predictions.parquet."]
     if evaluation.reasons:
@@ -109,6 +110,11 @@ def render(evaluation: Evaluation) -> str:
         lines += ["", "| reason | samples |", "|---|---:|"]
         lines += [f"| {_cell(reason)} | {count} |" for reason, count in evaluation.reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def _line(truth: str, num_samples: int, share: float) -> str:
+    interval = wilson(share * num_samples, num_samples)
+    return f"| {_cell(truth)} | {num_samples} | {share:.1%} | {interval.low:.1%} to {interval.high:.1%} |"
 
 
 def _cell(text: str) -> str:

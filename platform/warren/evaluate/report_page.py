@@ -7,7 +7,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from PIL import Image
@@ -26,6 +26,7 @@ NUM_EXAMPLES = 20
 PLOT = "scores.png"
 _SIDE_PX = 320
 _MAX_BARS = 40
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Page:
         }
         judged = [(row, decided[row.key]) for row in stored if row.key in decided and row.answer is not None]
         chosen = {
-            right: _spread([(row, verdict) for row, verdict in judged if _is_right(verdict) is right])
+            right: spread([(row, verdict) for row, verdict in judged if _is_right(verdict) is right])
             for right in (True, False)
         }
         shown = {row.key for pairs in chosen.values() for row, _ in pairs}
@@ -96,6 +97,11 @@ def write_page(page: Page, folder: Location) -> Location:
     for name, template in (("report.md", MARKDOWN), ("report.html", HTML)):
         (folder / name).put_bytes(_render(template, page, plot).encode())
     return folder / "report.html"
+
+
+def render_html(page: Page) -> bytes:
+    """Return a page as one HTML file that needs nothing beside it."""
+    return _render(HTML, page, draw_scores(page.lines)).encode()
 
 
 def draw_scores(lines: Sequence[Line]) -> bytes | None:
@@ -138,7 +144,7 @@ def _is_right(verdict: Mapping[str, Any]) -> bool | None:
     return None if points is None or 0 < points < 1 else bool(points)
 
 
-def _spread(pairs: Sequence[Any]) -> list[Any]:
+def spread(pairs: Sequence[ItemT]) -> list[ItemT]:
     """Take examples from the whole of a list, the same ones every time."""
     step = max(1, len(pairs) // NUM_EXAMPLES)
     return list(pairs[::step][:NUM_EXAMPLES])
@@ -164,14 +170,23 @@ def _thumbnails(question: Question) -> tuple[str, ...]:
     found = []
     for source in question.images:
         try:
-            image = decode_image(source.read())
+            found.append(thumbnail(source.read()))
         except BadSampleError:
             continue
-        image.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC)
-        sink = io.BytesIO()
-        image.save(sink, "JPEG", quality=80)
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}")
     return tuple(found)
+
+
+def thumbnail(data: bytes) -> str:
+    """Return an encoded image as a small JPEG in a data URI.
+
+    Raises:
+        BadSampleError: It cannot be decoded.
+    """
+    image = decode_image(data)
+    image.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC)
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def _facts(report: Mapping[str, Any], stored: Sequence[StoredAnswer], answers: Location) -> dict[str, str]:

@@ -1,17 +1,16 @@
 """Scores and how sure they are."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_Z_95 = 1.959963984540054
+from warren.evaluate.statistics import wilson
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers with its 95 % Wilson interval (Wilson 1927).
+    """A share of right answers with its 95 % Wilson interval.
 
     Attributes:
         majority: What always giving the most frequent answer would score.
@@ -34,11 +33,10 @@ def score(correct: Sequence[bool], truths: Sequence[str]) -> Score:
     n = len(correct)
     if n == 0:
         return Score(0.0, 0.0, 0.0, 0, 0.0)
-    p = sum(correct) / n
-    centre = (p + _Z_95**2 / (2 * n)) / (1 + _Z_95**2 / n)
-    half = _Z_95 * math.sqrt(p * (1 - p) / n + _Z_95**2 / (4 * n * n)) / (1 + _Z_95**2 / n)
+    right = sum(correct)
+    interval = wilson(right, n)
     majority = Counter(map(_normal, truths)).most_common(1)[0][1] / n
-    return Score(p, max(0.0, centre - half), min(1.0, centre + half), n, majority)
+    return Score(right / n, interval.low, interval.high, n, majority)
 
 
 def _normal(text: str) -> str:

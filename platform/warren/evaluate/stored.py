@@ -3,6 +3,7 @@
 evaluations/00001000/DATASET/METRIC-DIGEST/predictions.parquet    question, truth and answer of each sample asked
 evaluations/00001000/DATASET/METRIC-DIGEST/quarantine.parquet     key, source and reason of each that could not be
 evaluations/00001000/DATASET/METRIC-DIGEST/report.md              for people
+evaluations/00001000/DATASET/METRIC-DIGEST/report.html            for people, with examples and their images
 evaluations/00001000/DATASET/METRIC-DIGEST/report.json            last
 """
 
@@ -54,11 +55,19 @@ class Evaluations:
         """Write which samples could not be asked, also where there are too many of them for a report."""
         (self.at(evaluation.step, evaluation.identity) / QUARANTINE).put_bytes(_parquet(rows))
 
-    def write(self, evaluation: Evaluation, predictions: Sequence[dict[str, Any]]) -> Evaluation:
-        """Write predictions and the report, and return what is stored: somebody else may have been faster."""
+    def write(self, evaluation: Evaluation, predictions: Sequence[dict[str, Any]], page: bytes = b"") -> Evaluation:
+        """Write predictions and the report, and return what is stored: somebody else may have been faster.
+
+        Args:
+            evaluation: The result.
+            predictions: Every sample that was asked.
+            page: The HTML page, if there is one.
+        """
         folder = self.at(evaluation.step, evaluation.identity)
         (folder / PREDICTIONS).put_bytes(_parquet(predictions))
         (folder / "report.md").put_bytes(render(evaluation).encode())
+        if page:
+            (folder / "report.html").put_bytes(page)
         try:
             (folder / REPORT).create_json(evaluation.to_json())
         except ConflictError:

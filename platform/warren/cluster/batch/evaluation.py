@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ from warren.cluster.capacity import lacks, waiting, wanted
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
 from warren.errors import CorruptDataError, EmptyDatasetError
+from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.identity import Identity
-from warren.evaluate.judge import judge_of, to_table
+from warren.evaluate.judge import SampleQuestion, judge_of, to_table
 from warren.evaluate.report import Evaluation
+from warren.evaluate.report_page import render_html
 from warren.evaluate.scoring import score
 from warren.evaluate.stored import Evaluations
 from warren.storage import Location, StoredFiles
@@ -27,7 +30,9 @@ from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
 _NUM_READERS = 2
+_NUM_EXAMPLE_READERS = 4
 _LISTED_REASONS = 20
+_READ_SCHEMA = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("rows", pa.list_(pa.int64()))])
 
 Rows = list[dict[str, Any]]
 
@@ -59,7 +64,8 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     if found is not None:
         found.check_quarantined(config.max_quarantined_fraction, where)
         return found
-    rows = sorted(_predict(config, resources, root, run, checkpoint, manifest), key=lambda row: row["key"])
+    in_stored_order = _predict(config, resources, root, run, checkpoint, manifest)
+    rows = sorted(in_stored_order, key=lambda row: row["key"])
     asked = [row for row in rows if row["problem"] is None]
     unusable = [row for row in rows if row["problem"] is not None]
     measured = _summarise(run.name, checkpoint.step, identity, asked, unusable)
@@ -71,7 +77,10 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
         measured.check_quarantined(config.max_quarantined_fraction, where)
         raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample could be asked")
     # Stored first, checked by every reader: with a higher limit, the same is not measured again.
-    measured = stored.write(measured, [{key: row[key] for key in row if key != "problem"} for row in asked])
+    predictions = [{key: row[key] for key in row if key != "problem"} for row in asked]
+    examples = _examples(config, root, manifest, in_stored_order)
+    page = render_html(evaluation_page(measured, predictions, examples))
+    measured = stored.write(measured, predictions, page)
     measured.check_quarantined(config.max_quarantined_fraction, where)
     return measured
 
@@ -91,6 +100,35 @@ def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: R
         num_quarantined=len(unusable),
         reasons=dict(Counter(row["problem"] for row in unusable).most_common(_LISTED_REASONS)),
     )
+
+
+def _examples(
+    config: EvaluateConfig, root: Location, manifest: Manifest, rows: Rows
+) -> list[tuple[dict[str, Any], tuple[bytes, ...]]]:
+    """Read the images of the samples that the report shows.
+
+    Args:
+        config: Chose the samples.
+        root: Holds the dataset.
+        manifest: The dataset's.
+        rows: What became of each sample, in stored order.
+    """
+    asked = [(place, row) for place, row in enumerate(rows) if row["problem"] is None]
+    shown = [asked[number] for number in choose_examples([row for _, row in asked])]
+    if config.shuffled_images:  # they were asked about other images than their own
+        return [(row, ()) for _, row in shown]
+    reads, folder = _chosen(config, manifest), dataset_folder(root, config.dataset)
+    ends = np.cumsum([read.num_rows for read in reads])
+
+    def images_at(place: int) -> tuple[bytes, ...]:
+        number = int(np.searchsorted(ends, place, side="right"))
+        read = reads[number]
+        table = _read_row_group(pa.Table.from_pylist([read.located(folder)], schema=_READ_SCHEMA))
+        return SampleQuestion.of(table.slice(place - int(ends[number]) + read.num_rows, 1).to_pylist()[0]).prompt.images
+
+    with ThreadPoolExecutor(_NUM_EXAMPLE_READERS) as pool:
+        images = list(pool.map(images_at, [place for place, _ in shown]))
+    return [(row, each) for (_, row), each in zip(shown, images, strict=True)]
 
 
 def _predict(
@@ -128,6 +166,12 @@ class _RowGroup:
 
     group: StoredGroup
     rows: list[int] | None
+    num_rows: int
+
+    def located(self, folder: Location) -> dict[str, Any]:
+        """Return where the rows are, as a row of `_READ_SCHEMA`."""
+        uri = (folder_of(folder, self.group) / self.group.file.path).uri
+        return {"uri": uri, "row_group": self.group.row_group, "rows": self.stored_rows}
 
     @property
     def stored_rows(self) -> list[int] | None:
@@ -142,7 +186,7 @@ def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
     """List what is read, in stored order: everything, or the samples that the limit and the seed choose."""
     groups = [(shard.group(n), size) for shard in manifest.shards for n, size in enumerate(shard.row_groups)]
     if config.limit_samples is None or config.limit_samples >= manifest.rows:
-        return [_RowGroup(group, None) for group, _ in groups]
+        return [_RowGroup(group, None, size) for group, size in groups]
     places = np.arange(config.limit_samples)
     if config.sample_seed is not None:
         drawn = np.random.default_rng(config.sample_seed).permutation(manifest.rows)
@@ -152,7 +196,7 @@ def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
         rows = (places[(places >= start) & (places < start + size)] - start).tolist()
         start += size
         if rows:
-            found.append(_RowGroup(group, rows))
+            found.append(_RowGroup(group, rows, len(rows)))
     return found
 
 
@@ -161,20 +205,7 @@ def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Datase
 
     Reading asks for no CPU: evaluators may take every one, and Ray Data's own reader would wait for ever for its own.
     """
-    schema = pa.schema([("uri", pa.string()), ("row_group", pa.int64()), ("rows", pa.list_(pa.int64()))])
-    blocks = [
-        pa.Table.from_pylist(
-            [
-                {
-                    "uri": (folder_of(folder, read.group) / read.group.file.path).uri,
-                    "row_group": read.group.row_group,
-                    "rows": read.stored_rows,
-                }
-            ],
-            schema=schema,
-        )
-        for read in reads
-    ]
+    blocks = [pa.Table.from_pylist([read.located(folder)], schema=_READ_SCHEMA) for read in reads]
     samples = ray.data.from_arrow(blocks).map_batches(
         _read_row_group,
         batch_size=None,

@@ -1,0 +1,200 @@
+"""Asking an OpenAI-compatible endpoint instead of a model of one's own: the same pieces, the same files."""
+
+import asyncio
+import base64
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from warren import __version__
+from warren.data.sample import IMAGE_MARK
+from warren.errors import AccessDeniedError, BadSampleError, ConfigError, ServiceError
+from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
+from warren.evaluate.answers import StoredAnswer
+from warren.evaluate.ask_model import digest_of, failed, fixed, one_line
+from warren.evaluate.benchmark_run import AskedModel, BenchmarkRun
+from warren.evaluate.benchmarks import Question
+from warren.evaluate.endpoint_client import EndpointClient, EndpointOptions, RequestFailedError, TransientRequestError
+from warren.storage import digest_bytes
+
+_MAX_FAILURES_IN_A_ROW = 8
+_FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"))
+_CHANGING = ("created", "permission")  # fields of a model's description that say nothing about the model
+
+Progress = Callable[[int], object]
+
+
+def find_model(options: EndpointOptions) -> AskedModel:
+    """Return the model that an endpoint names; its description decides whether stored answers are of the same one.
+
+    Raises:
+        ConfigError: It has several models and none is named, or not this one.
+        ServiceError: It does not answer.
+    """
+    return asyncio.run(_find_model(options))
+
+
+async def _find_model(options: EndpointOptions) -> AskedModel:
+    at_once = replace(options, away_s=0.0, busy_s=60.0, num_tries=2)  # who mistyped the URL need not wait to learn it
+    async with EndpointClient(at_once) as client:
+        try:
+            models = await client.models()
+        except ServiceError as error:
+            if options.model is None or isinstance(error, TransientRequestError):
+                raise
+            models = [{"id": options.model}]  # an endpoint need not list its models
+    names = [str(each["id"]) for each in models]
+    if options.model is None and len(names) != 1:
+        raise ConfigError(f"{options.url} has the models {', '.join(names) or '(none)'}: choose one with --model")
+    chosen = [each for each in models if options.model in (None, each["id"])]
+    if not chosen:
+        raise ConfigError(f"{options.url} has no model {options.model!r}; it has {', '.join(names)}")
+    about = {name: value for name, value in chosen[0].items() if name not in _CHANGING}
+    digest = digest_bytes(json.dumps([options.base, about], sort_keys=True).encode())
+    return AskedModel(str(chosen[0]["id"]), digest, {"warren": __version__})
+
+
+def ask_at_endpoint(
+    run: BenchmarkRun, options: EndpointOptions, progress: Progress = lambda _: None
+) -> tuple[int, int]:
+    """Ask what is left of a run; every piece is stored as soon as all its questions have an outcome.
+
+    Returns:
+        How many questions were asked now, and how many were answered before.
+
+    Raises:
+        ServiceError: The endpoint refuses every request, or has not answered for some time. What is stored stays.
+    """
+    return asyncio.run(_Asking(run, options, progress).ask())
+
+
+class _Asking:
+    def __init__(self, run: BenchmarkRun, options: EndpointOptions, progress: Progress) -> None:
+        self._run, self._options, self._progress = run, options, progress
+        self._attempt = uuid.uuid4().hex[:8]
+        self._failures_in_a_row = self._num_asked = 0
+
+    async def ask(self) -> tuple[int, int]:
+        left: Iterator[QuestionPiece] = self._run.remaining()
+        num_left = 0
+        # One more than fill the connections: its requests take the places that the last ones of a piece leave.
+        at_once = 1 + math.ceil(self._options.concurrency / self._run.plan.questions_per_piece)
+        async with EndpointClient(self._options) as client:
+            running: set[asyncio.Task[None]] = set()
+            try:
+                while True:
+                    for piece in islice(left, at_once - len(running)):
+                        num_left += len(piece.questions)
+                        running.add(asyncio.create_task(self._ask_piece(client, piece)))
+                    if not running:
+                        break
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for piece_task in done:
+                        piece_task.result()
+            finally:
+                await _end_others()
+        return self._num_asked, len(self._run.keys) - num_left
+
+    async def _ask_piece(self, client: EndpointClient, piece: QuestionPiece) -> None:
+        started = time.monotonic()
+        outcomes = await asyncio.gather(*(self._ask_question(client, each) for each in piece.questions))
+        num_asked = sum(each.num_asked for each in outcomes)
+        effort = PieceEffort(num_asked, time.monotonic() - started, self._attempt)
+        await asyncio.to_thread(self._run.pieces.write, piece, [each.outcome for each in outcomes], effort)
+        self._num_asked += num_asked
+
+    async def _ask_question(self, client: EndpointClient, question: Question) -> "_Asked":
+        if question.fixed_answer is not None:
+            return _Asked(fixed(question), 0)
+        async with client.slots:
+            try:
+                images = await asyncio.to_thread(lambda: [source.read() for source in question.images])
+            except (BadSampleError, AccessDeniedError) as error:
+                return _Asked(failed(question, one_line(error)), 0)
+            digest = digest_of([digest_bytes(image) for image in images])
+            started = time.monotonic()
+            try:
+                response = await client.request("POST", "/chat/completions", self._body(question, images))
+                outcome = _outcome(question, response, digest, time.monotonic() - started)
+            except RequestFailedError as error:
+                outcome = failed(question, one_line(error), digest, error.is_transient)
+        self._count(outcome)
+        self._progress(1)
+        return _Asked(outcome, 1)
+
+    def _body(self, question: Question, images: list[bytes]) -> dict[str, Any]:
+        return {
+            "model": self._run.plan.model,
+            "messages": [{"role": "user", "content": content_parts(question.prompt, images)}],
+            "max_tokens": self._run.plan.max_new_tokens,
+            "temperature": 0,
+        }
+
+    def _count(self, outcome: Outcome) -> None:
+        """End the run where an endpoint is down: it is not the questions that fail."""
+        self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.is_transient else 0
+        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            raise ServiceError(
+                f"{self._failures_in_a_row} questions in a row failed, the last one with: {outcome.answer.error}. "
+                "What was answered is kept; run this again when the endpoint answers"
+            )
+
+
+async def _end_others() -> None:
+    """Cancel the requests that are left when a run ends early."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    outcome: Outcome
+    num_asked: int
+
+
+def content_parts(prompt: str, images: list[bytes]) -> list[dict[str, Any]]:
+    """Return a prompt with image marks as OpenAI's content parts; images keep their bytes, as data URIs.
+
+    Args:
+        prompt: With one mark for each image. The newlines around a mark stand for the border between two parts.
+        images: Encoded, in the order of their marks.
+    """
+    texts = prompt.split(IMAGE_MARK)
+    parts: list[dict[str, Any]] = []
+    for number, text in enumerate(texts):
+        shown = text.removeprefix("\n") if number else text
+        shown = shown.removesuffix("\n") if number < len(images) else shown
+        if shown:
+            parts.append({"type": "text", "text": shown})
+        if number < len(images):
+            parts.append({"type": "image_url", "image_url": {"url": data_uri(images[number])}})
+    return parts
+
+
+def data_uri(image: bytes) -> str:
+    """Return an encoded image as a data URI with its type, by its first bytes."""
+    kind = next((kind for magic, kind in _FORMATS if image.startswith(magic)), None)
+    if kind is None and image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        kind = "webp"
+    media_type = f"image/{kind}" if kind else "application/octet-stream"
+    return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
+
+
+def _outcome(question: Question, response: Any, images: str, seconds: float) -> Outcome:
+    try:
+        text = response["choices"][0]["message"]["content"]
+        num_tokens = (response.get("usage") or {}).get("completion_tokens")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        text = None
+    if not isinstance(text, str):
+        shown = json.dumps(response)[:200]
+        return failed(question, f"the endpoint's response has no text: {shown}", images, is_transient=True)
+    known = num_tokens if isinstance(num_tokens, int) else None
+    return Outcome(StoredAnswer(question.key, question.text, text.strip(), known, seconds), images)
