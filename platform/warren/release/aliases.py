@@ -4,7 +4,8 @@ import json
 from typing import Literal, get_args
 
 from warren.config import check_name
-from warren.errors import ConflictError, NotFoundError, ReleaseError
+from warren.config.environment import storage_root
+from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.release import read_release, release_folder
 from warren.storage import Location
 
@@ -52,10 +53,14 @@ def move_alias(root: Location, name: str, alias: Alias, version: str, expected: 
 def resolve_release(uri: str) -> str:
     """Turn `…/releases/NAME/ALIAS` into the URI of the version it names now; a version's URI stays as it is.
 
+    Args:
+        uri: A release's URI or path, or `NAME/VERSION` or `NAME/ALIAS` for one below `WARREN_STORAGE`.
+
     Raises:
         ReleaseError: The alias was never set.
+        ConfigError: The release is one below `WARREN_STORAGE`, which is not set.
     """
-    location = Location.parse(uri)
+    location = _locate(uri)
     if location.name not in ALIASES:
         return location.uri
     folder = Location(location.uri.rsplit("/", 1)[0])
@@ -64,3 +69,13 @@ def resolve_release(uri: str) -> str:
     if version is None:
         raise ReleaseError(f"{uri}: no release was ever {location.name}: run jobs/release.py first")
     return (folder / version).uri
+
+
+def _locate(text: str) -> Location:
+    name, _, version = text.strip().rstrip("/").partition("/")
+    try:
+        check_name(name, "release")
+        check_name(version, "version")
+    except ConfigError:  # a URI, a path, or nothing of either, which the storage says
+        return Location.parse(text)
+    return release_folder(Location.parse(storage_root()), name, version)

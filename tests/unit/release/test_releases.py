@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from warren.config import GateConfig
-from warren.errors import ConflictError, CorruptDataError, GateError, ReleaseError, UnsafePathError
+from warren.errors import ConfigError, ConflictError, CorruptDataError, GateError, ReleaseError, UnsafePathError
 from warren.release import (
     check_gate,
     fetch_release,
@@ -151,6 +151,22 @@ def test_an_alias_resolves_to_its_version(root: Location, tmp_path: Path) -> Non
     move_alias(root, "demo", "stable", "v1", expected=None)
     assert resolve_release(alias) == folder.uri
     assert resolve_release(folder.uri) == folder.uri
+
+
+def test_a_release_is_named_below_the_storage(root: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = release(root, tmp_path, "v1", "one")
+    move_alias(root, "demo", "stable", "v1", expected=None)
+    monkeypatch.setenv("WARREN_STORAGE", root.uri)
+    assert {resolve_release(text) for text in ("demo/stable", "demo/v1", " demo/stable/ ")} == {folder.uri}
+    monkeypatch.setenv("WARREN_STORAGE", "s3://bucket/warren")
+    assert resolve_release("demo/v1") == "s3://bucket/warren/releases/demo/v1"
+    monkeypatch.delenv("WARREN_STORAGE")
+    with pytest.raises(ConfigError, match="WARREN_STORAGE is not set"):
+        resolve_release("demo/stable")
+    # Neither a URI nor a path is below the storage, however short it is.
+    monkeypatch.chdir(tmp_path)
+    for text in ("s3://demo/v1", str(tmp_path / "v1"), "./demo/v1", "../v1", "file:///demo/v1", "a/b/v1"):
+        assert resolve_release(text) == Location.parse(text).uri
 
 
 @pytest.mark.parametrize(("score", "samples", "passes"), [(0.75, 10, True), (0.7499, 10, False), (1.0, 0, False)])
