@@ -124,6 +124,26 @@ def test_components_pass_too(component: str, tmp_path: Path, crd_schemas: CrdSch
             kubernetes_validate.validate(resource, KUBERNETES_VERSION, strict=True)
 
 
+def test_logs_are_shipped_beside_ray_not_instead_of_it(tmp_path: Path, crd_schemas: CrdSchemas) -> None:
+    parts = [KUBERAY / "components" / name for name in ("gpu", "log-shipping", "pods")]
+    kustomization = {
+        "resources": [os.path.relpath(BASE, tmp_path.resolve())],
+        "components": [os.path.relpath(part, tmp_path.resolve()) for part in parts],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    for resource in ray_resources(render(tmp_path)):
+        assert crd_schemas[resource["apiVersion"], resource["kind"]].errors(resource) == []
+        for role, pod in pod_templates(resource):
+            ray, shipper = pod["spec"]["containers"]
+            assert (ray["name"], shipper["name"]) == (f"ray-{role}", "fluent-bit")  # the operator takes the first
+            assert shipper["securityContext"] == ray["securityContext"]
+            mounts = {each["name"]: each["mountPath"] for each in ray["volumeMounts"]}
+            (logs,) = (each for each in shipper["volumeMounts"] if each["name"] != "fluent-bit")
+            assert logs == {"name": logs["name"], "mountPath": mounts[logs["name"]], "readOnly": True}
+            # With an autoscaler the operator mounts `ray-logs` at /tmp/ray of the head, over what /tmp has there.
+            assert logs["mountPath"] == ("/tmp/ray" if role == "head" else "/tmp")
+
+
 def test_prometheus_finds_the_pods_and_reaches_their_ports(tmp_path: Path) -> None:
     resources = with_component(tmp_path, "monitoring")
     policy = find(resources, "NetworkPolicy", "warren-monitoring")
