@@ -136,7 +136,8 @@ def test_the_endpoint_has_two_of_what_takes_requests(overlay: str) -> None:
     (group,) = cluster_spec(service)["workerGroupSpecs"]
     assert group["minReplicas"] >= 2
     (spread,) = group["template"]["spec"]["topologySpreadConstraints"]
-    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"  # a required one would count machines that training fills
     assert (
         spread["labelSelector"]["matchLabels"].items()
         <= {
