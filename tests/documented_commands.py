@@ -100,11 +100,15 @@ FATES: dict[str, Fate] = {
     r"python -m benchmarks\.pairs": AsItIs(),
     r"set -- --recipe smollm2-dinov2": _WEIGHTS,
     r'(for [^\n]*\n *)?python jobs/\w+\.py "\$@"': _WEIGHTS,
-    r"docker build": NotRun("needs Docker; tests/unit/infra/test_dockerfile.py reads the file"),
-    r"(kubectl|part) ": _KUBERNETES,
-    r"part\(\) \{": _KUBERNETES,
+    r"docker build -f .*--target cpu": Elsewhere("tests/unit/infra/test_image_build.py"),  # its lines, without Docker
+    r"docker ": NotRun("needs Docker"),
+    r"kubectl kustomize \$OVERLAY": Elsewhere("tests/unit/infra/test_kuberay_manifests.py"),
+    r"(helm|kubectl|part|job) ": _KUBERNETES,
+    r"(part|job)\(\) \{": _KUBERNETES,
+    r"(OVERLAY|KEY)=": _KUBERNETES,
     r"export RAY_AUTH_MODE": _KUBERNETES,
-    r"ray job submit --address http://127\.0\.0\.1:8265": _KUBERNETES,
+    r"ray job (submit|logs) --address http://127\.0\.0\.1:8265": _KUBERNETES,
+    r"(pip install cyclonedx-bom|cyclonedx-py|pip-licenses) ?": NotRun("run by hand, when a release is made"),
 }  # fmt: skip
 
 

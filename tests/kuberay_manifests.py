@@ -1,5 +1,6 @@
-"""The manifests under `infra/kuberay`, as written and as kustomize renders them."""
+"""The manifests under `infra/kuberay`, as kustomize renders them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ Pod = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[1]
 KUBERAY = REPOSITORY / "infra" / "kuberay"
 BASE = KUBERAY / "base"
-OVERLAYS = ("base", "overlays/cpu-dev", "overlays/gpu")
-SOURCES = ("files", *OVERLAYS)
+OVERLAYS = tuple(sorted(path.name for path in (KUBERAY / "overlays").iterdir()))
+GPU_OVERLAYS = tuple(name for name in OVERLAYS if name.startswith("gpu"))
+JOBS = ("ingest", "curate", "pretrain", "finetune", "evaluate", "release")
 
 # Where the RayCluster is inside each kind.
 CLUSTER_FIELDS = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
@@ -36,15 +38,9 @@ class PodTemplate(NamedTuple):
         return container
 
 
-def load(source: str) -> list[Resource]:
-    """Return the resources of a source: "files" is the base as written, the others are folders to render."""
-    return _base_files() if source == "files" else render(KUBERAY / source)
-
-
-@cache
-def _base_files() -> list[Resource]:
-    paths = [BASE / name for name in yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]]
-    return [yaml.safe_load(path.read_text()) for path in (*paths, BASE / "secret.example.yaml")]
+def load(overlay: str) -> list[Resource]:
+    """Return the resources of an overlay."""
+    return render(KUBERAY / "overlays" / overlay)
 
 
 @cache
@@ -80,7 +76,27 @@ def ray_resources(resources: list[Resource]) -> list[Resource]:
     return [resource for resource in resources if resource["kind"] in CLUSTER_FIELDS]
 
 
-def find(resources: list[Resource], kind: str) -> Resource:
-    """Return the only resource of `kind`."""
-    (resource,) = (resource for resource in resources if resource["kind"] == kind)
+def find(resources: list[Resource], kind: str, name: str | None = None) -> Resource:
+    """Return the only resource of `kind`, or the one of them that is called `name`."""
+    (resource,) = (each for each in resources if each["kind"] == kind and name in (None, each["metadata"]["name"]))
     return resource
+
+
+def settings(resources: list[Resource]) -> dict[str, str]:
+    """Return what the ConfigMap `warren-environment` says."""
+    (data,) = (
+        each["data"]
+        for each in resources
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"].startswith("warren-environment")
+    )
+    return dict(data)
+
+
+_UNITS = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+
+
+def quantity(text: str) -> float:
+    """Return a Kubernetes quantity as a number."""
+    matched = re.fullmatch(r"([0-9.]+)(\w*)", text)
+    assert matched, text
+    return float(matched[1]) * _UNITS[matched[2]]

@@ -18,6 +18,13 @@ _UPGRADE_STRATEGIES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 _RAY_START_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
 _TOKEN_AUTH_SINCE = (2, 52)
 _AUTOSCALER_VARIABLE = "RAY_enable_autoscaler_v2"
+_DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
+# Fields of a RayCluster that KubeRay 1.7 refuses unless the operator runs with a feature gate that is off by default.
+_GATED_FIELDS = {
+    "networkPolicy": "RayClusterNetworkPolicy",
+    "tlsOptions": "RayClusterMTLS",
+    "historyServerOptions": "RayClusterHistoryServer",
+}
 
 
 def operator_errors(resource: Resource) -> list[str]:
@@ -30,6 +37,15 @@ def operator_errors(resource: Resource) -> list[str]:
     if resource["kind"] == "RayService":
         errors += _service_errors(resource["spec"])
     return [*errors, *_cluster_errors(cluster_spec(resource))]
+
+
+def required_gates(resource: Resource) -> set[str]:
+    """Return the feature gates, off by default, without which the operator refuses `resource`."""
+    cluster = cluster_spec(resource)
+    gates = {gate for name, gate in _GATED_FIELDS.items() if name in cluster}
+    if cluster.get("gcsFaultToleranceOptions", {}).get("backend") == "rocksdb":
+        gates.add("GCSFaultToleranceEmbeddedStorage")
+    return gates
 
 
 def _name_errors(resource: Resource) -> Iterator[str]:
@@ -53,6 +69,7 @@ def _job_errors(spec: dict[str, Any]) -> Iterator[str]:
         yield "suspend needs shutdownAfterJobFinishes"
     if shutdown and spec.get("deletionStrategy", {}).get("deletionRules"):
         yield "deletionRules excludes shutdownAfterJobFinishes"
+    yield from _deletion_errors(spec)
     if spec.get("backoffLimit", 0) < 0:
         yield "backoffLimit must not be negative"
     if spec.get("backoffLimit", 0) > 0 and (spec.get("clusterSelector") or mode == "InteractiveMode"):
@@ -62,6 +79,24 @@ def _job_errors(spec: dict[str, Any]) -> Iterator[str]:
     if mode == "SidecarMode" and spec.keys() & {"submitterPodTemplate", "submitterConfig", "clusterSelector"}:
         yield "SidecarMode has no submitter pod and no clusterSelector"
     yield from _runtime_env_errors(spec.get("runtimeEnvYAML", ""))
+
+
+def _deletion_errors(spec: dict[str, Any]) -> Iterator[str]:
+    waits: dict[str, dict[str, int]] = {}
+    for rule in spec.get("deletionStrategy", {}).get("deletionRules", []):
+        policy, condition = rule.get("policy"), rule.get("condition", {})
+        status = condition.get("jobStatus") or condition.get("jobDeploymentStatus")
+        if spec.get("clusterSelector") and policy in _DELETION_ORDER[:2]:
+            yield f"{policy} needs a cluster of the job's own"
+        if policy == "DeleteWorkers" and spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
+            yield "DeleteWorkers and the autoscaler exclude each other"
+        if policy in waits.setdefault(status, {}):
+            yield f"{policy} stands twice for {status}"
+        waits[status][policy] = condition.get("ttlSeconds", 0)
+    for status, by_policy in waits.items():
+        ordered = [by_policy[policy] for policy in _DELETION_ORDER if policy in by_policy]
+        if ordered != sorted(ordered):
+            yield f"{status}: workers must go before the cluster, and the cluster before the job"
 
 
 def _runtime_env_errors(text: str) -> Iterator[str]:

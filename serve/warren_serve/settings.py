@@ -262,8 +262,8 @@ class ServeSettings(EndpointSettings):
 
     release: str = Field(
         min_length=1,
-        description="URI of a release's version, or of an alias. An alias is resolved once, when the application "
-        "is built.",
+        description="URI of a release's version, or of an alias; `NAME/VERSION` or `NAME/ALIAS` is below "
+        "`WARREN_STORAGE`. An alias is resolved once, when the application is built.",
     )
 
     @classmethod

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from warren.config import check_name
-from warren.errors import ConflictError, NotFoundError, ReleaseError
+from warren.config.environment import storage_root
+from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.records import parse_record, read_record
 from warren.release.release import read_release, release_folder
 from warren.release.removal import check_not_removed
@@ -168,10 +169,14 @@ def version_before(moves: list[AliasMove], alias: str) -> str:
 def resolve_release(uri: str) -> str:
     """Turn `…/releases/NAME/ALIAS` into the URI of the version it names now; a version's URI stays as it is.
 
+    Args:
+        uri: A release's URI or path, or `NAME/VERSION` or `NAME/ALIAS` for one below `WARREN_STORAGE`.
+
     Raises:
         ReleaseError: The alias was never set.
+        ConfigError: The release is one below `WARREN_STORAGE`, which is not set.
     """
-    location = Location.parse(uri)
+    location = _locate(uri)
     if location.name not in ALIASES:
         return location.uri
     folder = Location(location.uri.rsplit("/", 1)[0])
@@ -240,3 +245,13 @@ def _moved(name: str, alias: str, present: str | None, expected: str | None) -> 
         f"the alias {alias!r} of {name} names {present or 'no version'}, not {expected or 'none'}: another job moved "
         "it meanwhile; read it again, and move it from there"
     )
+
+
+def _locate(text: str) -> Location:
+    name, _, version = text.strip().rstrip("/").partition("/")
+    try:
+        check_name(name, "release")
+        check_name(version, "version")
+    except ConfigError:  # a URI, a path, or nothing of either, which the storage says
+        return Location.parse(text)
+    return release_folder(Location.parse(storage_root()), name, version)

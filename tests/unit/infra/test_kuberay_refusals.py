@@ -8,7 +8,7 @@ import pytest
 
 from crd_schema import HAS_CEL, CrdSchemas
 from kuberay_manifests import Resource, find, load
-from operator_rules import operator_errors
+from operator_rules import operator_errors, required_gates
 from serve_config import serve_config_errors
 
 ABSENT = object()
@@ -19,13 +19,15 @@ HEAD_CONTAINER = f"{JOB_HEAD_POD}.containers.0"
 HEAD_SERVICE = "spec.rayClusterConfig.headGroupSpec.headService"
 INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 UPGRADE = "spec.upgradeStrategy"
+RULES = "spec.deletionStrategy.deletionRules"
 
 needs_cel = pytest.mark.skipif(not HAS_CEL, reason="cel-python is not installed: CEL rules are not checked")
 
 
 def broken(kind: str, path: str, value: Any) -> Resource:
-    """Return the base's resource of `kind` with the dotted `path` set to `value`, or removed if `ABSENT`."""
-    resource = copy.deepcopy(find(load("files"), kind))
+    """Return cpu-dev's resource of `kind` with the dotted `path` set to `value`, or removed if `ABSENT`."""
+    name = "warren-pretrain" if kind == "RayJob" else None
+    resource = copy.deepcopy(find(load("cpu-dev"), kind, name))
     *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
     node: Any = resource
     for part in parents:
@@ -121,10 +123,13 @@ def test_what_the_server_prunes_or_fills_in_is_accepted(crd_schemas: CrdSchemas)
         ("RayJob", "metadata.name", "1-warren", "DNS-1035"),
         ("RayJob", "spec.rayClusterSpec", ABSENT, "one of rayClusterSpec and clusterSelector"),
         ("RayJob", "spec.submissionMode", "HttpMode", "submissionMode 'HttpMode' is none of"),
-        ("RayJob", "spec.shutdownAfterJobFinishes", False, "ttlSecondsAfterFinished needs"),
+        ("RayJob", "spec.ttlSecondsAfterFinished", 10, "ttlSecondsAfterFinished needs"),
         ("RayJob", "spec.backoffLimit", -1, "backoffLimit must not be negative"),
-        ("RayJob", "spec.clusterSelector", {"ray.io/cluster": "x"}, "backoffLimit needs a cluster"),
-        ("RayJob", "spec.deletionStrategy", {"deletionRules": [{}]}, "deletionRules excludes"),
+        ("RayJob", "spec.clusterSelector", {"ray.io/cluster": "x"}, "DeleteWorkers needs a cluster of the job's own"),
+        ("RayJob", "spec.shutdownAfterJobFinishes", True, "deletionRules excludes"),
+        ("RayJob", f"{JOB_CLUSTER}.enableInTreeAutoscaling", True, "DeleteWorkers and the autoscaler"),
+        ("RayJob", f"{RULES}.1.condition.jobStatus", "SUCCEEDED", "DeleteWorkers stands twice for SUCCEEDED"),
+        ("RayJob", f"{RULES}.0.condition.ttlSeconds", 3601, "workers must go before the cluster"),
         ("RayJob", "spec.runtimeEnvYAML", "env_vars: [", "runtimeEnvYAML is not YAML"),
         ("RayJob", "spec.runtimeEnvYAML", "env_vars", "must be a mapping, got str"),
         ("RayJob", f"{JOB_WORKERS}.minReplicas", 3, "minReplicas 3 > maxReplicas 2"),
@@ -150,6 +155,25 @@ def test_the_operator_refuses(kind: str, path: str, value: Any, message: str) ->
     assert any(message in error for error in errors), errors
 
 
+def test_the_operator_refuses_retries_without_a_cluster() -> None:
+    resource = broken("RayJob", "spec.clusterSelector", {"ray.io/cluster": "x"})
+    resource["spec"] |= {"backoffLimit": 1, "deletionStrategy": {}}
+    (error,) = operator_errors(resource)
+    assert "backoffLimit needs a cluster" in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "gate"),
+    [
+        ("gcsFaultToleranceOptions", {"backend": "rocksdb"}, "GCSFaultToleranceEmbeddedStorage"),
+        ("gcsFaultToleranceOptions", {"backend": "redis"}, None),
+        ("networkPolicy", {"mode": "DenyAll"}, "RayClusterNetworkPolicy"),
+    ],
+)
+def test_fields_that_need_a_gate_are_told(field: str, value: Any, gate: str | None) -> None:
+    assert required_gates(broken("RayJob", f"{JOB_CLUSTER}.{field}", value)) == ({gate} if gate else set())
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -171,7 +195,7 @@ def test_the_operator_refuses(kind: str, path: str, value: Any, message: str) ->
     ],
 )
 def test_serve_refuses(old: str, new: str, message: str) -> None:
-    text = find(load("files"), "RayService")["spec"]["serveConfigV2"]
+    text = find(load("cpu-dev"), "RayService")["spec"]["serveConfigV2"]
     assert old in text
     errors = serve_config_errors(text.replace(old, new, 1))
     assert any(message in error for error in errors), errors
@@ -183,7 +207,7 @@ def test_serve_refuses_what_is_not_a_mapping() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("minAvailabel", 1), ("minAvailable", [1])])
 def test_the_core_schema_refuses(field: str, value: Any) -> None:
-    resource = copy.deepcopy(find(load("files"), "PodDisruptionBudget"))
+    resource = copy.deepcopy(find(load("gpu"), "PodDisruptionBudget", "warren-endpoint"))
     resource["spec"][field] = value
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(resource, "1.34", strict=True)

@@ -176,3 +176,19 @@ def test_a_damaged_release_is_one_line(root: Location, tmp_path: Path, text: str
     (folder / "release.json").put_bytes(text.encode())
     with pytest.raises(ReleaseError, match=r"release\.json is damaged.*restore it"):
         fetch_release(folder.uri, tmp_path / "local")
+
+
+def test_a_release_is_named_below_the_storage(root: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = release(root, tmp_path, "v1", "one")
+    move_alias(root, "demo", "stable", "v1", expected=None)
+    monkeypatch.setenv("WARREN_STORAGE", root.uri)
+    assert {resolve_release(text) for text in ("demo/stable", "demo/v1", " demo/stable/ ")} == {folder.uri}
+    monkeypatch.setenv("WARREN_STORAGE", "s3://bucket/warren")
+    assert resolve_release("demo/v1") == "s3://bucket/warren/releases/demo/v1"
+    monkeypatch.delenv("WARREN_STORAGE")
+    with pytest.raises(ConfigError, match="WARREN_STORAGE is not set"):
+        resolve_release("demo/stable")
+    # Neither a URI nor a path is below the storage, however short it is.
+    monkeypatch.chdir(tmp_path)
+    for text in ("s3://demo/v1", str(tmp_path / "v1"), "./demo/v1", "../v1", "file:///demo/v1", "a/b/v1"):
+        assert resolve_release(text) == Location.parse(text).uri
