@@ -11,7 +11,7 @@ from typing import Any
 
 from warren.data.sample import IMAGE_MARK
 from warren.errors import NotFoundError
-from warren.rollout.machine import Verdict
+from warren.rollout.machine import Judgement
 from warren.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _WORDS = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Question:
+class SanityQuestion:
     """A question that the controller asks the engines of both releases.
 
     Attributes:
@@ -42,7 +42,7 @@ class Question:
 
 
 BUILT_IN = tuple(
-    Question(text)
+    SanityQuestion(text)
     for text in ("What is a cat?", "Name three colours.", "Describe a sunny day.", "What is two plus two?")
 )
 """Asked where a release brings no questions: they show an engine that answers nothing, or the same over and over."""
@@ -59,7 +59,7 @@ class Reply:
         """Whether it is no answer at all."""
         return self.text is None or not self.text.strip() or is_repetitive(self.text)
 
-    def is_wrong(self, question: Question) -> bool:
+    def is_wrong(self, question: SanityQuestion) -> bool:
         """Whether it differs from the known answer, in more than case and punctuation."""
         return question.expected is not None and _words(self.text) != _words(question.expected)
 
@@ -75,7 +75,7 @@ def is_repetitive(text: str) -> bool:
     return len(data) >= _LONG and len(zlib.compress(data, 9)) < _LOOPS_COMPRESS_TO * len(data)
 
 
-def read_questions(release: Location) -> tuple[Question, ...]:
+def read_questions(release: Location) -> tuple[SanityQuestion, ...]:
     """Return the sanity questions that a release brings; the built-in ones if it brings none.
 
     The file is a list, or an object with a list `cases`. A case has `question` and perhaps `expected` and `image`, a
@@ -98,12 +98,12 @@ def read_questions(release: Location) -> tuple[Question, ...]:
 
 
 def judge_answers(
-    questions: Sequence[Question],
+    questions: Sequence[SanityQuestion],
     candidate: Sequence[Reply],
     stable: Sequence[Reply] | None,
     max_extra: float,
     false_alarm: float,
-) -> Verdict:
+) -> Judgement:
     """Judge a candidate by its answers, beside the serving release's to the same questions.
 
     Args:
@@ -114,20 +114,20 @@ def judge_answers(
     num_bad = sum(reply.is_degenerate for reply in candidate)
     if stable is None:
         is_bad = num_bad > len(questions) / 2
-        return Verdict(not is_bad, f"{num_bad} of {len(questions)} answers are empty or repeat themselves")
+        return Judgement(not is_bad, f"{num_bad} of {len(questions)} answers are empty or repeat themselves")
     pairs = list(zip(questions, candidate, stable, strict=True))
     degenerate = [(new.is_degenerate, old.is_degenerate) for _, new, old in pairs]
     if is_worse(degenerate, max_extra, _DEGENERATE_LEVEL):
         old = sum(each for _, each in degenerate)
-        return Verdict(
+        return Judgement(
             False, f"{num_bad} of {len(pairs)} answers are empty or repeat themselves ({old} of the serving release's)"
         )
     wrong = [(new.is_wrong(question), old.is_wrong(question)) for question, new, old in pairs if question.expected]
     if is_worse(wrong, max_extra, false_alarm):
         new, old = (sum(column) for column in zip(*wrong, strict=True))
-        return Verdict(False, f"{new} of {len(wrong)} answers are wrong ({old} of the serving release's)")
+        return Judgement(False, f"{new} of {len(wrong)} answers are wrong ({old} of the serving release's)")
     agreeing = sum(_words(new.text) == _words(old.text) for _, new, old in pairs)
-    return Verdict(True, f"{agreeing} of {len(pairs)} answers agree with the serving release's")
+    return Judgement(True, f"{agreeing} of {len(pairs)} answers agree with the serving release's")
 
 
 def is_worse(pairs: Sequence[tuple[bool, bool]], max_extra: float, level: float) -> bool:
@@ -145,7 +145,7 @@ def sign_test(num_faults: int, num_different: int) -> float:
     return float(binom.sf(num_faults - 1, num_different, 0.5)) if num_different else 1.0
 
 
-def _question(release: Location, case: Any) -> Question | None:
+def _question(release: Location, case: Any) -> SanityQuestion | None:
     if not isinstance(case, dict):
         return None
     text, image, expected = case.get("question", case.get("prompt")), case.get("image"), case.get("expected")
@@ -159,7 +159,7 @@ def _question(release: Location, case: Any) -> Question | None:
     except (NotFoundError, ValueError) as error:
         logger.warning("the image of the question %r cannot be read: %s", text[:80], error)
         return None
-    return Question(text, data, expected if isinstance(expected, str) else None)
+    return SanityQuestion(text, data, expected if isinstance(expected, str) else None)
 
 
 def _image(release: Location, reference: str) -> bytes:

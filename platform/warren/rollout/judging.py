@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from warren.config.rollout import RolloutPolicy
-from warren.rollout.machine import Verdict
+from warren.rollout.machine import Judgement
 
 _MAX_RECORDS = 5000  # of one version and step
 _NUM_TESTS = 6
@@ -54,7 +54,7 @@ class StepJudge:
         self._baseline = baseline
         self._records: dict[str, deque[AnswerRecord]] = {}
         self._looks = 0
-        self._verdict: Verdict | None = None
+        self._verdict: Judgement | None = None
 
     def add(self, records: Iterable[AnswerRecord]) -> None:
         """Add what was measured."""
@@ -65,7 +65,7 @@ class StepJudge:
         """Return the records of a version."""
         return tuple(self._records.get(version or "", ()))
 
-    def verdict(self, candidate: str | None, stable: str | None) -> Verdict | None:
+    def verdict(self, candidate: str | None, stable: str | None) -> Judgement | None:
         """Return the judgement of the last look; None before the first."""
         new, old = self.records(candidate), self.records(stable)
         is_due = len(new) >= self._policy.min_requests * 2**self._looks and len(new) < _MAX_RECORDS
@@ -82,7 +82,7 @@ def judge_traffic(
     baseline: Sequence[AnswerRecord],
     policy: RolloutPolicy,
     level: float,
-) -> Verdict:
+) -> Judgement:
     """Judge a candidate at one look.
 
     Args:
@@ -103,14 +103,14 @@ def judge_traffic(
         new, old = sum(map(is_faulty, candidate)), sum(map(is_faulty, compared))
         if share_is_higher((new, len(candidate)), (old, len(compared)), most, level):
             text = f"{new} of {len(candidate)} answers {what} ({old} of {len(compared)} of the serving release's)"
-            return Verdict(False, text)
+            return Judgement(False, text)
     for what, unit, reading, is_speed in _TIMES:
         slower = _slower(reading(candidate), reading(stable), policy, level, is_speed)
         if slower:
-            return Verdict(
+            return Judgement(
                 False, f"{what}: a median of {slower[0]:.3g} {unit}, the serving release has {slower[1]:.3g}"
             )
-    return Verdict(True)
+    return Judgement(True)
 
 
 def share_is_higher(new: tuple[int, int], old: tuple[int, int], most: float, level: float) -> bool:

@@ -70,7 +70,7 @@ class EngineView:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """A judgement of a candidate, with the reason if it is a refusal."""
 
     is_good: bool
@@ -117,9 +117,9 @@ class Observation:
     candidate_alias: str | None = None
     gate_refusal: str = ""
     engines: Mapping[str, EngineView] = field(default_factory=dict)
-    verification: Verdict | None = None
-    answers: Verdict | None = None
-    judgement: Verdict | None = None
+    verification: Judgement | None = None
+    answers: Judgement | None = None
+    judgement: Judgement | None = None
     promotion_error: str = ""
     command: RolloutCommand | None = None
 
@@ -154,7 +154,7 @@ RolloutAction = StartEngine | DeleteEngine | MoveStable
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """What has to be done in a state.
 
     Attributes:
@@ -186,7 +186,7 @@ def taken_over(state: RolloutState) -> RolloutState:
     return state if state.phase == "idle" else replace(state, restarts=state.restarts + 1)
 
 
-def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Plan:
+def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutPlan:
     """Return where traffic goes in a state, and what is still to be done."""
     wanted = {state.stable} | ({state.candidate} if state.phase in ("starting", "shifting", "finishing") else set())
     actions: list[RolloutAction] = []
@@ -201,7 +201,7 @@ def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Plan:
             actions.append(DeleteEngine(version))
     if state.phase == "finishing" and state.candidate and seen.stable_alias == state.expected_alias != state.candidate:
         actions.append(MoveStable(state.candidate, state.expected_alias))
-    return Plan(weights(state, seen, policy), tuple(actions))
+    return RolloutPlan(weights(state, seen, policy), tuple(actions))
 
 
 def weights(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from warren.config import RolloutPolicy
-from warren.rollout.answers import BUILT_IN, Question, Reply, is_repetitive, judge_answers, read_questions
+from warren.rollout.answers import BUILT_IN, Reply, SanityQuestion, is_repetitive, judge_answers, read_questions
 from warren.rollout.judging import AnswerRecord, StepJudge, judge_traffic
 from warren.storage import Location
 
@@ -120,14 +120,14 @@ def test_loops_are_told_from_prose(text: str, expected: bool) -> None:
     assert is_repetitive(text) is expected
 
 
-def answers(questions: tuple[Question, ...], *texts: str | None) -> list[Reply]:
+def answers(questions: tuple[SanityQuestion, ...], *texts: str | None) -> list[Reply]:
     return [Reply(texts[number % len(texts)]) for number in range(len(questions))]
 
 
 def test_a_release_is_judged_by_its_answers() -> None:
     fine, loop = answers(BUILT_IN, "fine"), answers(BUILT_IN, "la la " * 20)
 
-    def verdict(new: list[Reply], old: list[Reply] | None, questions: tuple[Question, ...] = BUILT_IN) -> str:
+    def verdict(new: list[Reply], old: list[Reply] | None, questions: tuple[SanityQuestion, ...] = BUILT_IN) -> str:
         judged = judge_answers(questions, new, old, POLICY.max_extra_bad_answers, POLICY.false_alarm)
         return "" if judged.is_good else judged.reason
 
@@ -138,7 +138,7 @@ def test_a_release_is_judged_by_its_answers() -> None:
         assert verdict(bad, None).startswith("4 of 4")
     assert verdict(answers(BUILT_IN, "fine", None), fine) == "", "two of four may be chance"
 
-    truths = tuple(Question(f"colour {n}?", expected="red") for n in range(40))
+    truths = tuple(SanityQuestion(f"colour {n}?", expected="red") for n in range(40))
     right, wrong = answers(truths, "Red."), answers(truths, "blue")
     assert verdict(right, right, truths) == verdict(right, wrong, truths) == verdict(wrong, wrong, truths) == ""
     assert verdict(wrong, right, truths) == "40 of 40 answers are wrong (0 of the serving release's)"
@@ -162,9 +162,9 @@ def test_questions_come_from_the_release(tmp_path: Path) -> None:
     for value in (cases, {"cases": cases}):
         (tmp_path / "golden.json").write_text(json.dumps(value))
         assert read_questions(folder) == (
-            Question("what?", image, "red"),
-            Question("why?", None, "so"),
-            Question("who?", image),
+            SanityQuestion("what?", image, "red"),
+            SanityQuestion("why?", None, "so"),
+            SanityQuestion("who?", image),
         )
     for text in ("[]", "{", '{"other": 1}'):
         (tmp_path / "golden.json").write_text(text)

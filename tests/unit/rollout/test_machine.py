@@ -12,13 +12,13 @@ from warren.rollout.machine import (
     DeleteEngine,
     EngineStatus,
     EngineView,
+    Judgement,
     MoveStable,
     Observation,
     RolloutAction,
     RolloutCommand,
     RolloutState,
     StartEngine,
-    Verdict,
     advance,
     plan,
     taken_over,
@@ -28,7 +28,7 @@ from warren.rollout.machine import (
 POLICY = RolloutPolicy(
     steps=(0.1, 1.0), step_s=2, max_step_s=4, start_timeout_s=20, total_timeout_s=100, drain_s=1, unready_timeout_s=5
 )
-GOOD = Verdict(True)
+GOOD = Judgement(True)
 TICK_S = 1.0
 ENDS_WITHIN = 400  # ticks; the policy's limits are below that
 
@@ -87,8 +87,8 @@ class World:
             candidate_alias=self.aliases["candidate"],
             engines={version: EngineView(status) for version, status in self.engines.items()},
             verification=GOOD,
-            answers=Verdict(candidate not in self.answers_garbage, "garbage"),
-            judgement=Verdict(candidate not in self.is_slow, "slow"),
+            answers=Judgement(candidate not in self.answers_garbage, "garbage"),
+            judgement=Judgement(candidate not in self.is_slow, "slow"),
             command=self.command,
         )
 
