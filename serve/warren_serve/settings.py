@@ -267,7 +267,7 @@ class ServeSettings(EndpointSettings):
     )
 
     @classmethod
-    def parse(cls, args: Mapping[str, Any]) -> "ServeSettings":
+    def parse(cls, args: Mapping[str, Any]) -> Self:
         """Validate the application's `args`.
 
         Raises:

@@ -29,6 +29,7 @@ from warren.config.recipe import (
 )
 from warren.config.resources import Resources, ZeroStage
 from warren.config.resume import Change, OnResume, changes
+from warren.config.rollout import RolloutPolicy
 
 __all__ = [
     "AverageConfig",
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "ReleaseConfig",
     "Resources",
+    "RolloutPolicy",
     "Section",
     "StageConfig",
     "TokenizerConfig",

@@ -1,6 +1,15 @@
 """Releases: immutable published models with lineage, aliases with a history, the gate, and the registry of them all."""
 
-from warren.release.aliases import ALIASES, Alias, AliasMove, move_alias, read_alias, read_history, resolve_release
+from warren.release.aliases import (
+    ALIASES,
+    Alias,
+    AliasMove,
+    locate_release,
+    move_alias,
+    read_alias,
+    read_history,
+    resolve_release,
+)
 from warren.release.collection import RemovalPlan, gc, plan_gc
 from warren.release.deployments import deployment_marker, read_deployment, read_deployments, write_deployment
 from warren.release.gate import AnswerShares, CandidateFacts, StableComparison, check_gate, judge
@@ -40,6 +49,7 @@ __all__ = [
     "fetch_release",
     "gc",
     "judge",
+    "locate_release",
     "move_alias",
     "plan_gc",
     "publish",

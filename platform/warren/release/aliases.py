@@ -176,7 +176,7 @@ def resolve_release(uri: str) -> str:
         ReleaseError: The alias was never set.
         ConfigError: The release is one below `WARREN_STORAGE`, which is not set.
     """
-    location = _locate(uri)
+    location = locate_release(uri)
     if location.name not in ALIASES:
         return location.uri
     folder = Location(location.uri.rsplit("/", 1)[0])
@@ -247,11 +247,21 @@ def _moved(name: str, alias: str, present: str | None, expected: str | None) -> 
     )
 
 
-def _locate(text: str) -> Location:
+def locate_release(text: str) -> Location:
+    """Return where a release is.
+
+    Args:
+        text: `NAME`, `NAME/VERSION` or `NAME/ALIAS`, which are below `WARREN_STORAGE`; or a URI or path.
+
+    Raises:
+        ConfigError: The release is one below `WARREN_STORAGE`, which is not set.
+    """
     name, _, version = text.strip().rstrip("/").partition("/")
     try:
         check_name(name, "release")
-        check_name(version, "version")
+        if version:
+            check_name(version, "version")
     except ConfigError:  # a URI, a path, or nothing of either, which the storage says
         return Location.parse(text)
-    return release_folder(Location.parse(storage_root()), name, version)
+    folder = Location.parse(storage_root()) / "releases" / name
+    return folder / version if version else folder
