@@ -1,4 +1,4 @@
-"""Train a small recipe in peace, and again while its parts are killed; the last line is one JSON object.
+"""Train a small recipe undisturbed, and again while its parts are killed; the last line is one JSON object.
 
 python jobs/chaos.py           or: make chaos
 """

@@ -48,6 +48,7 @@ def _resolve(tag: str, pattern: str | re.Pattern[str], first: str) -> None:
 
 
 _resolve("null", r"^(~|null|Null|NULL|)$", "~nN")
+# PyYAML looks resolvers up by a value's first character: this one is for an empty value.
 _Loader.yaml_implicit_resolvers[""] = [("tag:yaml.org,2002:null", re.compile("^$"))]
 _resolve("bool", r"^(?i:yes|no|true|false|on|off)$", "yYnNtTfFoO")
 _resolve("int", _INTEGER, "-+0123456789")

@@ -191,8 +191,8 @@ class _Selecting:
         self._scores = [file.location for file in files]
 
     def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
-        source = embedding_pieces(config, 1)[:1]
-        columns, row_bytes = width(source)
+        columns, row_bytes = width(embedding_pieces(config, MAX_ROWS)[:1])
+        # A row takes its image and text embeddings as stored, and up to three float32 copies of each.
         rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
         source = embedding_pieces(config, rows)
         work = self._work / "keys"

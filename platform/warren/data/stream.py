@@ -234,6 +234,7 @@ def iter_samples(folder: Location, manifest: Manifest) -> Iterator[Sample]:
 
 @lru_cache(maxsize=64)
 def _open(location: Location) -> pq.ParquetFile:
+    # Pages have checksums, so a read of one row group finds damage without a digest of the whole shard.
     return pq.ParquetFile(
         location.key, filesystem=location.filesystem, pre_buffer=True, page_checksum_verification=True
     )
