@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python jobs/release.py --recipe demo
 import argparse
 import shlex
 import sys
+from functools import partial
 
 import _source  # noqa: F401
 from warren.cli.job import Job, run_job
@@ -28,12 +29,14 @@ def measuring(given: argparse.Namespace) -> str:
 
 
 def main(job: Job) -> None:
+    from warren.cluster.serve.golden import write_golden
     from warren.cluster.serve.rollout import make_release, roll_out
     from warren.cluster.train.stage import run_name
     from warren.train.run import Run
 
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
-    released = make_release(job.recipe, job.resources, job.root, run, measuring(job.options))
+    golden = partial(write_golden, job.resources)
+    released = make_release(job.recipe, job.root, run, measuring(job.options), golden=golden)
     print(f"gate: {released.evaluation.summary()}")
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:

@@ -2,10 +2,11 @@
 
 from warren.release.aliases import ALIASES, move_alias, read_alias, resolve_release
 from warren.release.gate import check_gate
-from warren.release.release import Release, fetch_release, publish, read_release, release_folder
+from warren.release.release import GoldenWriter, Release, fetch_release, publish, read_release, release_folder
 
 __all__ = [
     "ALIASES",
+    "GoldenWriter",
     "Release",
     "check_gate",
     "fetch_release",

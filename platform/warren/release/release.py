@@ -6,6 +6,7 @@ releases/NAME/VERSION/release.json           last
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
 _WEIGHTS = ".safetensors"
+
+GoldenWriter = Callable[[StoredFiles, Location], tuple[FileEntry, ...]]
+"""Makes the golden cases of a model and writes them into the folder of its release, as `GoldenCases.store` does."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def publish(
     model: StoredFiles,
     lineage: dict[str, Any],
     scores: dict[str, float],
-    golden: tuple[FileEntry, ...] = (),
+    golden: GoldenWriter | None = None,
 ) -> Location:
     """Copy a model into a release and complete it; publishing the same again changes nothing.
 
@@ -105,8 +109,8 @@ def publish(
 
     Args:
         model: The model files of a checkpoint.
-        golden: The golden cases that `GoldenCases.store` wrote into the release's folder. Without any, the release is
-            served unchecked.
+        golden: Writes the golden cases; called once, for a release that does not exist yet. Without it the release has
+            none, and is served unchecked.
 
     Raises:
         CorruptDataError: A file of the checkpoint is damaged.
@@ -118,7 +122,8 @@ def publish(
     except ReleaseError:
         present = None
     if present is None:
-        present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder) + golden)
+        cases = golden(model, folder) if golden else ()
+        present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder) + cases)
         try:
             (folder / MANIFEST).create_json(present.to_json())
         except ConflictError:

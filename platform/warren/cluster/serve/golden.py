@@ -7,15 +7,12 @@ import ray
 from warren.cluster.capacity import lacks, waiting, wanted
 from warren.config import Resources
 from warren.errors import ReleaseError, root_cause
-from warren.release import read_release
 from warren.storage import FileEntry, Location, StoredFiles
 from warren.storage.file_cache import local_copy
 
 
 def write_golden(resources: Resources, model: StoredFiles, folder: Location) -> tuple[FileEntry, ...]:
     """Make a model's golden cases and write them into the folder of its release; return their entries.
-
-    For a release that exists already nothing is made, because it never changes.
 
     Args:
         resources: Of a replica; the task takes as much.
@@ -25,8 +22,6 @@ def write_golden(resources: Resources, model: StoredFiles, folder: Location) -> 
     Raises:
         ReleaseError: The model does not load.
     """
-    if _is_published(folder):
-        return ()
     cpus, gpus = resources.cpus_per_replica, resources.gpus_per_replica
     if lacks(cpus, gpus):
         print(f"release: {waiting(wanted(1, 'tasks for the golden cases', cpus, gpus))}", file=sys.stderr)
@@ -39,14 +34,6 @@ def write_golden(resources: Resources, model: StoredFiles, folder: Location) -> 
             raise ReleaseError(f"no golden cases can be made of {model.folder}: {known}") from None
         raise known from None
     return entries
-
-
-def _is_published(folder: Location) -> bool:
-    try:
-        read_release(folder)
-    except ReleaseError:
-        return False
-    return True
 
 
 def _write(model: StoredFiles, folder: Location) -> tuple[FileEntry, ...]:

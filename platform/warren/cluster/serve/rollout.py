@@ -4,12 +4,11 @@ from dataclasses import asdict, dataclass
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
-from warren.cluster.serve.golden import write_golden
 from warren.config import EvaluateConfig, Recipe, ReleaseConfig, Resources
 from warren.data.manifest import read_manifest
 from warren.errors import ConflictError, ReleaseError
 from warren.evaluate.report import Evaluation
-from warren.release import check_gate, move_alias, publish, read_alias, read_release, release_folder
+from warren.release import GoldenWriter, check_gate, move_alias, publish, read_alias, read_release, release_folder
 from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
@@ -31,22 +30,24 @@ class Released:
 
 
 def make_release(
-    recipe: Recipe, resources: Resources, root: Location, run: Run, measure: str = "jobs/evaluate.py"
+    recipe: Recipe,
+    root: Location,
+    run: Run,
+    measure: str = "jobs/evaluate.py",
+    golden: GoldenWriter | None = None,
 ) -> Released:
     """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
 
-    A new release gets its golden cases here; one that exists already keeps what it has.
-
     Args:
         recipe: Its `evaluate` says which measurement the gate asks for.
-        resources: Of a replica: the golden cases are made by a task of that size.
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
+        golden: See `publish`.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
-        ReleaseError: The checkpoint was not measured as the gate asks, or its model does not load.
+        ReleaseError: The checkpoint was not measured as the gate asks.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
         GateError: It does not reach the gate.
     """
@@ -55,12 +56,11 @@ def make_release(
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
     check_gate(wanted.gate, evaluation.metric, evaluation.value, evaluation.score["num_samples"])
     name, version = wanted.name, _version(root, wanted.name, run, checkpoint, evaluation)
-    model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
     folder = publish(
         root,
         name,
         version,
-        model=model,
+        model=run.checkpoints.part(checkpoint, MODEL_FOLDER),
         lineage={
             **checkpoint.run,
             "run": run.name,
@@ -68,7 +68,7 @@ def make_release(
             "evaluation": asdict(evaluation.identity),
         },
         scores={f"{evaluation.dataset}/{evaluation.metric}": evaluation.value},
-        golden=write_golden(resources, model, release_folder(root, name, version)),
+        golden=golden,
     )
     move_alias(root, name, "candidate", version, expected=read_alias(root, name, "candidate"))
     return Released(folder.uri, name, version, evaluation)
