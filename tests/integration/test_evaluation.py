@@ -1,5 +1,6 @@
 """Evaluation as a Ray Data job on the session's cluster."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import ray
 
 from factories import colour_sample, make_image, tiny_model_config, tiny_recipe, write_dataset
 from warren.cluster.batch.evaluation import evaluate, evaluations_of
+from warren.cluster.serve.golden import write_golden
 from warren.cluster.serve.rollout import make_release
 from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.golden_cases import CASES_FILE
@@ -97,7 +99,7 @@ def test_what_was_measured_is_what_was_asked_and_the_gate_looks_for_just_that(
 
 def check_gate_of(root: Location, run: Run, config: EvaluateConfig, whole: Evaluation, drawn: EvaluateConfig) -> None:
     recipe = tiny_recipe("gated", evaluate=config)
-    released = make_release(recipe, SMALL, root, run)
+    released = make_release(recipe, root, run, golden=partial(write_golden, SMALL))
     assert released.evaluation == whole
     release = read_release(release_folder(root, "gated", released.version))
     assert release.lineage.evaluations[0].options["max_new_tokens"] == 2
@@ -106,20 +108,21 @@ def check_gate_of(root: Location, run: Run, config: EvaluateConfig, whole: Evalu
 
     longer = with_evaluate(recipe, max_new_tokens=3)
     with pytest.raises(ReleaseError) as unmeasured:
-        make_release(longer, SMALL, root, run, "python jobs/evaluate.py --recipe gated.yaml")
+        make_release(longer, root, run, "python jobs/evaluate.py --recipe gated.yaml")
     assert "exact_match on asked@v1 (batch_size=16, max_new_tokens=3)" in str(unmeasured.value)
     assert "metric=choice" in str(unmeasured.value)
     assert "num_choices=4" in str(unmeasured.value)
     assert str(unmeasured.value).endswith("Measure it first: python jobs/evaluate.py --recipe gated.yaml")
     with pytest.raises(ReleaseError, match="is a control"):
-        make_release(with_evaluate(recipe, shuffled_images=True), SMALL, root, run)
+        make_release(with_evaluate(recipe, shuffled_images=True), root, run)
     strict = recipe.model_copy(update={"release": recipe.require("release").model_copy(update={"gate": gate(1.0)})})
     with pytest.raises(GateError):
-        make_release(strict, SMALL, root, run)
+        make_release(strict, root, run)
 
-    chosen = make_release(recipe.model_copy(update={"evaluate": drawn}), SMALL, root, run)
+    chosen = make_release(recipe.model_copy(update={"evaluate": drawn}), root, run)
     assert chosen.version != released.version, "a release states its scores and never changes"
-    assert make_release(recipe, NOWHERE, root, run).version == released.version
+    again = make_release(recipe, root, run, golden=partial(write_golden, NOWHERE))  # the release has its cases already
+    assert again.version == released.version
 
 
 def gate(score: float) -> Any:

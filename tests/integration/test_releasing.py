@@ -15,7 +15,7 @@ from factories import colour_sample, tiny_recipe, write_dataset
 from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.cli.job import run_job
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve import rollout
+from warren.cluster.serve import golden
 from warren.cluster.serve.golden import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
@@ -113,11 +113,11 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     first = publish_random_model(root, "v1", tmp_path / "first", name=NAME)
     keys = tmp_path / "keys"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    other_application = others_application(tmp_path)
+    other = others_application(tmp_path)
     settings: dict[str, Any] = {"num_slots": 2, "num_cpus": 0.25, "max_replicas": 2, "max_concurrent_requests": 3}
     closed = chat(first, model_name=NAME, api_keys_file=str(keys), **settings)
     closed["runtime_env"] = {"env_vars": {"OPERATORS": "own"}}
-    endpoint.deploy(other_application, closed)
+    endpoint.deploy(other, closed)
     for name in ("other", "chat"):
         endpoint.wait_for_status("RUNNING", name=name)
     assert (ask(endpoint, None).status_code, ask(endpoint, KEY).json()["system_fingerprint"]) == (401, "v1")
@@ -132,7 +132,7 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
 
     measure(root, run, recipe, second)
     assert release(recipe)[0] == 0
-    check_kept(endpoint, closed, other_application, root / "releases" / NAME / "run-00000002")
+    check_kept(endpoint, closed, other, root / "releases" / NAME / "run-00000002")
     assert read_alias(root, NAME, "stable") == "run-00000002"
 
     closed = declare(endpoint, release, recipe, closed, keys, tmp_path)
@@ -146,14 +146,14 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     measure(root, run, recipe, commit(run, 4, tmp_path))
     with monkeypatch.context() as patch:
         # The weights of one step with the cases of another: it loads, but is not the model that was trained.
-        other = run.checkpoints.part(second, MODEL_FOLDER)
-        patch.setattr(rollout, "write_golden", lambda size, _, folder: write_golden(size, other, folder))
+        trained = run.checkpoints.part(second, MODEL_FOLDER)
+        patch.setattr(golden, "write_golden", lambda size, _, folder: write_golden(size, trained, folder))
         code, message = release(recipe)
     assert code == 1
     assert "ReleaseError: golden case 'wide image': log-probability of token" in message
     assert f"it was undone, and {root}/releases/{NAME}/run-00000002 keeps serving" in message
     assert len([line for line in message.splitlines() if line.startswith("error:")]) == 1
-    check_kept(endpoint, closed, other_application, root / "releases" / NAME / "run-00000002")
+    check_kept(endpoint, closed, other, root / "releases" / NAME / "run-00000002")
     assert endpoint.pids("Theirs", name="other") == others, "other applications are not even restarted"
     assert read_alias(root, NAME, "stable") == "run-00000002"
     assert read_alias(root, NAME, "candidate") == "run-00000004"

@@ -21,7 +21,7 @@ from warren.release.lineage import (
     TrainingDataset,
 )
 from warren.release.registry import Difference, Pin, Registry
-from warren.release.release import Release, fetch_release, publish, read_release, release_folder
+from warren.release.release import GoldenWriter, Release, fetch_release, publish, read_release, release_folder
 from warren.release.verdict import GateCheck, GateOverride, GateVerdict, read_verdict, write_accepted, write_refused
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "GateCheck",
     "GateOverride",
     "GateVerdict",
+    "GoldenWriter",
     "Lineage",
     "ParentModel",
     "Pin",

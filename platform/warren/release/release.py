@@ -23,13 +23,14 @@ from warren.storage import FileEntry, Location, StoredFiles, digest_bytes
 from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
-GoldenWriter = Callable[[Location], tuple[FileEntry, ...]]
-"""Writes golden cases into the folder of a release that is not complete yet, and returns their entries."""
 RESERVED = ("candidate", "stable", "aliases", "deployments", "pins", "removals")
 """What a version cannot be called: aliases, and the folders beside the versions."""
 
 _CLAIM = "publishing.json"
 _WEIGHTS = ".safetensors"
+
+GoldenWriter = Callable[[StoredFiles, Location], tuple[FileEntry, ...]]
+"""Makes the golden cases of a model and writes them into the folder of its release, as `GoldenCases.store` does."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def publish(
 
     Args:
         model: The model files of a checkpoint.
-        golden: Writes the golden cases into the release's folder. Without any, the release is served unchecked.
+        golden: Writes the golden cases; called once, for a release that does not exist yet. Without it the release has
+            none, and is served unchecked.
 
     Raises:
         CorruptDataError: A file of the checkpoint is damaged.
@@ -135,7 +137,7 @@ def publish(
         present = None
     if present is None:
         _claim(folder, model)
-        made = golden(folder) if golden else ()
+        made = golden(model, folder) if golden else ()
         present = Release(name, version, int(time.time()), lineage, scores, model.copy(folder) + made)
         try:
             (folder / MANIFEST).create_json(present.to_json())

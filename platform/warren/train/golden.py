@@ -54,10 +54,7 @@ def make_cases(folder: Path, model_digest: str) -> GoldenCases:
     """
     model, inputs, tokenizer_json = load_bundle(folder)
     tokenizer = tokenizer_from_json(tokenizer_json)
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = False  # it would round the images' features
-        model = model.to("cuda")
-    maker = _Maker(model, inputs, tokenizer)
+    maker = _Maker(model.to("cuda") if torch.cuda.is_available() else model, inputs, tokenizer)
     for question in _questions(inputs, tokenizer):
         try:
             encoded = _encode(question, inputs, tokenizer)
@@ -131,6 +128,7 @@ class _Maker:
         return float(max(differences))
 
     @torch.inference_mode()
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 would round the images' features
     def _answer(self, prompt_ids: np.ndarray, pixels: torch.Tensor) -> tuple[GoldenStep, ...]:
         """Return the first steps of the greedy answer to a prompt and its normalised images."""
         ids = torch.from_numpy(prompt_ids.astype(np.int64))[None].to(self._model.device)

@@ -8,9 +8,8 @@ import pytest
 
 from factories import colour_sample, tiny_recipe, write_dataset
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve import rollout
 from warren.cluster.serve.rollout import make_release
-from warren.config import GateConfig, Recipe, ReleaseConfig, Resources
+from warren.config import GateConfig, Recipe, ReleaseConfig
 from warren.data.manifest import Manifest, read_manifest, write_manifest
 from warren.errors import GateError
 from warren.evaluate.report import Evaluation
@@ -21,13 +20,11 @@ from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
 NUM_QUESTIONS = 40
-SMALL = Resources(num_workers=1)
 CERTIFICATE = {"file": "contamination.json", "sha256": "s", "samples_matched": 1, "removed": True}
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
-    monkeypatch.setattr(rollout, "write_golden", lambda *_: ())  # a task of a cluster; these models have no weights
+def root(tmp_path: Path) -> Location:
     root = Location.parse(str(tmp_path / "store"))
     test = write_dataset(root, "test", [colour_sample(0)])
     plain = write_dataset(root, "captions", [colour_sample(1)])
@@ -79,22 +76,22 @@ def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_
 ) -> None:
     registry, recipe = Registry(root, "tiny"), gated(no_regression=True)
     good = checkpoint(root, tmp_path, "good", 36)
-    first = make_release(recipe, SMALL, root, good, who="ada")
+    first = make_release(recipe, root, good, who="ada")
     assert [check.reason for check in first.verdict.checks][1] == "there is no stable release to compare with yet"
     [move] = registry.history("candidate")
     assert (move.who, move.why) == ("ada", "released from run good at step 3")
     registry.move("stable", first.version, expected=None)
     for strict in (recipe, gated(no_regression=True, max_regression=0.0)):
-        assert make_release(strict, SMALL, root, good).version == first.version, "it is no worse than itself"
+        assert make_release(strict, root, good).version == first.version, "it is no worse than itself"
 
     worse = checkpoint(root, tmp_path, "worse", 24)
     with pytest.raises(GateError, match=r"-0\.3000 against good-00000003 on 40 questions .* worse: not released"):
-        make_release(recipe, SMALL, root, worse)
+        make_release(recipe, root, worse)
     assert registry.versions() == [first.version]
     assert (refused_verdict(worse).passed, refused_verdict(worse).stable) == (False, first.version)
-    assert make_release(recipe, SMALL, root, checkpoint(root, tmp_path, "as-good", 34)).verdict.passed, "by chance"
+    assert make_release(recipe, root, checkpoint(root, tmp_path, "as-good", 34)).verdict.passed, "by chance"
 
-    forced = make_release(recipe, SMALL, root, worse, override=GateOverride("bob", "a demonstration"))
+    forced = make_release(recipe, root, worse, override=GateOverride("bob", "a demonstration"))
     found = registry.verdict(forced.version)
     assert found is not None
     assert found.override is not None
@@ -104,7 +101,7 @@ def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(root: Location, tmp_path: Path) -> None:
     registry, recipe = Registry(root, "tiny"), gated(no_regression=True)
-    stable = make_release(recipe, SMALL, root, checkpoint(root, tmp_path, "good", 36))
+    stable = make_release(recipe, root, checkpoint(root, tmp_path, "good", 36))
     registry.move("stable", stable.version, expected=None)
     longer = recipe.require("evaluate").model_copy(update={"max_new_tokens": 9})
     asked = recipe.model_copy(update={"evaluate": longer})
@@ -112,21 +109,21 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(root: Location, tmp_
     measure(root, run, asked, 36)
     measure(root, Run.of(root, "good"), asked, 0, checkpoint="other weights at that step")
     with pytest.raises(GateError, match=r"is stable, but was not measured by exact_match .*max_new_tokens=9"):
-        make_release(asked, SMALL, root, run)
+        make_release(asked, root, run)
 
     with pytest.raises(
         GateError, match=r"10\.00% of the answers are empty.*; 90\.00% of the answers are 'red', the gate"
     ):
-        make_release(gated(max_empty_fraction=0.05, max_same_answer_fraction=0.5), SMALL, root, run)
+        make_release(gated(max_empty_fraction=0.05, max_same_answer_fraction=0.5), root, run)
     for each in (root / "runs" / "good" / "evaluations").list():
         if each.name == "predictions.parquet":
             each.store.delete(each.key)
     with pytest.raises(GateError, match="answers are missing"):
-        make_release(recipe, SMALL, root, run)
+        make_release(recipe, root, run)
     manifest = registry.folder / stable.version / "release.json"
     manifest.store.delete(manifest.key)
     with pytest.raises(GateError, match="is stable, but cannot be read"):
-        make_release(recipe, SMALL, root, run)
+        make_release(recipe, root, run)
 
 
 def test_lineage_names_every_stage_and_its_certificates(root: Location, tmp_path: Path) -> None:
@@ -136,7 +133,7 @@ def test_lineage_names_every_stage_and_its_certificates(root: Location, tmp_path
     )
     record = {"stage": "finetune", "origin": {"run": "base"}, "origin_step": 3, "packages": {"torch": "2"}}
     tuned = checkpoint(root, tmp_path, "tuned", 40, **record, datasets=datasets("clean@v1", clean=digest))
-    released = make_release(gated(), SMALL, root, tuned)
+    released = make_release(gated(), root, tuned)
     found = Registry(root, "tiny").read(released.version).lineage
     assert (found.run, found.step, found.stage, found.packages) == ("tuned", 3, "finetune", {"torch": "2"})
     assert found.parents == (ParentModel("origin", "base", 3, fingerprint="b"),)
@@ -146,13 +143,13 @@ def test_lineage_names_every_stage_and_its_certificates(root: Location, tmp_path
         ("gone@v1", "pretrain", False),
     ]
     with pytest.raises(GateError, match=r"captions@v1, gone@v1 has no certificate of being free of images of test@v1"):
-        make_release(gated(contamination_certificate=True), SMALL, root, tuned)
+        make_release(gated(contamination_certificate=True), root, tuned)
 
     alone = checkpoint(root, tmp_path, "alone", 40, datasets=datasets("clean@v1", clean=digest))
-    assert make_release(gated(contamination_certificate=True), SMALL, root, alone).verdict.passed
+    assert make_release(gated(contamination_certificate=True), root, alone).verdict.passed
     changed = checkpoint(root, tmp_path, "changed", 40, datasets=datasets("clean@v1", clean="of other content"))
     with pytest.raises(GateError, match="clean@v1 has no certificate"):
-        make_release(gated(contamination_certificate=True), SMALL, root, changed)
+        make_release(gated(contamination_certificate=True), root, changed)
 
 
 def test_lineage_of_an_average_and_of_a_model_that_began_as_a_release(root: Location, tmp_path: Path) -> None:
@@ -160,13 +157,13 @@ def test_lineage_of_an_average_and_of_a_model_that_began_as_a_release(root: Loca
     soup = checkpoint(
         root, tmp_path, "soup", 40, stage="average", parents=[one, two], recipe={"average": {"first_weight": 0.3}}
     )
-    released = make_release(gated(), SMALL, root, soup)
+    released = make_release(gated(), root, soup)
     found = Registry(root, "tiny").read(released.version).lineage
     assert [(each.run, each.weight) for each in found.parents] == [("a", 0.3), ("b", 0.7)]
     assert [each.reference for each in found.datasets] == ["a@v1", "b@v1"]
 
     child = checkpoint(root, tmp_path, "child", 40, origin={"model": released.uri}, datasets=datasets("c@v1"))
-    grown = Registry(root, "tiny").read(make_release(gated(), SMALL, root, child).version).lineage
+    grown = Registry(root, "tiny").read(make_release(gated(), root, child).version).lineage
     assert grown.parents == (ParentModel("origin", model=released.uri),)
     assert grown.parents[0].release == ("tiny", released.version)
     assert [each.reference for each in grown.datasets] == ["a@v1", "b@v1", "c@v1"]

@@ -145,8 +145,16 @@ def test_a_release_carries_its_cases(
     folder = release_folder(root, "tiny", "v1")
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(model_folder.iterdir()))
     model = StoredFiles(Location.parse(str(model_folder)), files)
-    publish(root, "tiny", "v1", model, Lineage(), {}, golden.store)
-    publish(root, "tiny", "v1", model, Lineage(), {})  # again, by a job that makes no cases: nothing changes
+    made = []
+
+    def write(_: StoredFiles, target: Location) -> tuple[FileEntry, ...]:
+        made.append(target)
+        return golden.store(target)
+
+    publish(root, "tiny", "v1", model, Lineage(), {}, write)
+    for golden_writer in (write, None):  # again, also by a job that makes no cases: nothing changes
+        publish(root, "tiny", "v1", model, Lineage(), {}, golden_writer)
+    assert made == [folder]
     assert sorted(e.path for e in read_release(folder).files if e.path.startswith(GOLDEN_FOLDER)) == sorted(
         golden.files()
     )

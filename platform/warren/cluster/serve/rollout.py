@@ -1,13 +1,11 @@
 """From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
 
 from dataclasses import asdict, dataclass
-from functools import partial
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in
 from warren.cluster.serve.endpoint_config import DEFAULT_SPEC, EndpointSpec
 from warren.cluster.serve.gating import facts_of
-from warren.cluster.serve.golden import write_golden
 from warren.cluster.serve.lineage import lineage_of
 from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.manifest import read_manifest
@@ -17,6 +15,7 @@ from warren.release import (
     EvaluationReference,
     GateOverride,
     GateVerdict,
+    GoldenWriter,
     Registry,
     check_gate,
     judge,
@@ -53,29 +52,27 @@ class Released:
 
 def make_release(
     recipe: Recipe,
-    resources: Resources,
     root: Location,
     run: Run,
     measure: str = "jobs/evaluate.py",
     override: GateOverride | None = None,
     who: str | None = None,
+    golden: GoldenWriter | None = None,
 ) -> Released:
     """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
 
-    A new release gets its golden cases here; one that exists already keeps what it has.
-
     Args:
         recipe: Its `evaluate` says which measurement the gate asks for.
-        resources: Of a replica: the golden cases are made by a task of that size.
         root: Where datasets and releases live.
         run: Whose newest checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
         override: Publish it although it does not pass, and record that.
         who: Who releases; None takes the name of this process's user.
+        golden: See `publish`.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
-        ReleaseError: The checkpoint was not measured as the gate asks, or its model does not load.
+        ReleaseError: The checkpoint was not measured as the gate asks.
         QuarantineError: The measurement leaves out more samples than the recipe allows.
         GateError: It does not pass the gate.
     """
@@ -92,7 +89,7 @@ def make_release(
     version = _version(root, name, run, checkpoint, evaluation)
     write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
     scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
-    folder = publish(root, name, version, model, lineage, scores, partial(write_golden, resources, model))
+    folder = publish(root, name, version, model, lineage, scores, golden)
     why = _why(run, checkpoint, verdict)
     registry.move("candidate", version, registry.alias("candidate"), who, why)
     return Released(folder.uri, name, version, evaluation, verdict)
