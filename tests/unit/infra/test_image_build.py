@@ -36,7 +36,7 @@ def test_the_cpu_image_runs_as_the_manifests_have_it(tmp_path: Path) -> None:
     root = ScratchRoot(tmp_path)
     for stage in [stages()[1]["wheel"], *chain("cpu")]:
         root.build(stage, {"TORCH_CPU_WHEELS": LOCAL_WHEELS} if LOCAL_WHEELS else {})
-    assert root.run("id --user --group").split()[0] == "1000"
+    assert root.run("id --user").strip() == "1000"
     for path in ("/opt/warren/jobs/pretrain.py", "/usr/local/lib/python3.11/site-packages/warren/__init__.py"):
         assert root.run(f"echo x >> {path} && echo written", check=False).strip().endswith("Permission denied")
     assert "usage" in root.run("python jobs/pretrain.py --help", read_only=True)
@@ -44,11 +44,11 @@ def test_the_cpu_image_runs_as_the_manifests_have_it(tmp_path: Path) -> None:
         "python jobs/pretrain.py --recipe demo --dry-run 2>&1 | tail -3; ray --version; weed version", read_only=True
     )
     assert "ray, version" in seen
-    assert "SeaweedFS" in seen or "version" in seen
+    assert "SeaweedFS" in seen
     compiled = "import torch; print(torch.compile(lambda x: (x * 2).sin())(torch.ones(3)).shape)"
     assert "torch.Size([3])" in root.run(f"python -c '{compiled}'", read_only=True)
 
 
-def test_the_locks_are_the_scripts(tmp_path: Path) -> None:
+def test_the_locks_are_the_scripts() -> None:
     for path in (DOCKER_FOLDER / "requirements").glob("*.txt"):
         assert path.read_text().splitlines()[1].strip("# ") == "infra/docker/lock.sh"
