@@ -28,6 +28,7 @@ from warren.config.recipe import (
 )
 from warren.config.resources import Resources, ZeroStage
 from warren.config.resume import Change, OnResume, changes
+from warren.config.rollout import RolloutPolicy
 from warren.config.tree import fingerprint, load_config
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "ReleaseConfig",
     "Resources",
+    "RolloutPolicy",
     "Section",
     "StageConfig",
     "TokenizerConfig",
