@@ -138,8 +138,22 @@ def _metrics_routes(metrics_text: MetricsText) -> APIRouter:
 
 def _model_routes(service: ChatService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["models"], responses=error_responses(*_READING_ERRORS))
+
+    @router.get("/models", summary="The model served here, with its lineage and scores")
+    async def list_models() -> ServedModels:
+        return ServedModels(object="list", data=[_served(service)])
+
+    @router.get("/models/{model:path}", summary="One model")
+    async def get_model(model: str) -> ServedModel:
+        _check_model(service, model)
+        return _served(service)
+
+    return router
+
+
+def _served(service: ChatService) -> ServedModel:
     release = service.release
-    served = ServedModel(
+    return ServedModel(
         id=service.model_name,
         object="model",
         created=release.created,
@@ -150,17 +164,6 @@ def _model_routes(service: ChatService) -> APIRouter:
         scores=release.scores,
         max_context_tokens=service.max_context_tokens,
     )
-
-    @router.get("/models", summary="The model served here, with its lineage and scores")
-    async def list_models() -> ServedModels:
-        return ServedModels(object="list", data=[served])
-
-    @router.get("/models/{model:path}", summary="One model")
-    async def get_model(model: str) -> ServedModel:
-        _check_model(service, model)
-        return served
-
-    return router
 
 
 def _chat_routes(service: ChatService) -> APIRouter:
@@ -198,7 +201,8 @@ async def _prepared(
     if not service.backend.is_alive:
         raise unavailable("The engine does not run.")
     lease, deadline = lease_of(http.scope), service.deadline()
-    return await _unless_gone(http, service.prepare(request, lease, deadline)), lease, deadline
+    prepared = service.prepare(request, lease, deadline, http.headers.get("x-session-id"))
+    return await _unless_gone(http, prepared), lease, deadline
 
 
 def _check_model(service: ChatService, name: str) -> None:

@@ -60,7 +60,7 @@ class EngineServer:
     """
 
     def __init__(self, settings: Mapping[str, Any], accounts: DeploymentHandle | None = None) -> None:
-        _log_as_serve_does()
+        log_as_serve_does()
         parsed = ServeSettings.parse(settings)
         report_usage = partial(notify, accounts, "debit") if accounts else None
         self._backend = load_backend(parsed, _compute_threads(parsed), report_usage=report_usage)
@@ -147,7 +147,7 @@ class IngressServer(RoutesBuiltLate):
     def __init__(
         self, settings: Mapping[str, Any], engines: DeploymentHandle, accounts: DeploymentHandle | None
     ) -> None:
-        _log_as_serve_does()
+        log_as_serve_does()
         parsed = ServeSettings.parse(settings)
         self._service = open_service(parsed, RemoteBackend(engines))
         self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
@@ -185,13 +185,25 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         engine: A deployment of `EngineServer`, or of a class with its constructor and its `answer`.
     """
     values = settings.model_dump(mode="json")
-    engines = engine.options(
+    limits = settings.limits
+    accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.has_any else None
+    counted = (accounts,) if limits.tokens_per_minute else ()
+    engines = sized_engine(engine, settings).bind(values, *counted)
+    return sized_ingress(cast(serve.Deployment, IngressServer), settings).bind(values, engines, accounts)
+
+
+def sized_engine(
+    engine: serve.Deployment, settings: ServeSettings, initial_replicas: int | None = None
+) -> serve.Deployment:
+    """Give an engine deployment the options that the settings ask for."""
+    return engine.options(
         max_ongoing_requests=settings.requests_per_engine,
         max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
+            initial_replicas=initial_replicas,
             max_replicas=settings.max_replicas,
             target_ongoing_requests=settings.target_ongoing_requests or settings.num_slots,
             downscale_to_zero_delay_s=settings.downscale_to_zero_delay_s,
@@ -200,7 +212,11 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         # No runtime_env here, because it would replace the application's, with the packages that a job shipped.
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
-    ingress = cast(serve.Deployment, IngressServer).options(
+
+
+def sized_ingress(ingress: serve.Deployment, settings: ServeSettings) -> serve.Deployment:
+    """Give an ingress deployment the options that the settings ask for."""
+    return ingress.options(
         # The ingress itself refuses excess requests with OpenAI's error object. Serve's own refusal, in plain text, is
         # left for a flood that exceeds even the refusals.
         max_ongoing_requests=settings.ingress_max_ongoing_requests + _REFUSALS_ONGOING,
@@ -216,10 +232,6 @@ def assemble(settings: ServeSettings, engine: serve.Deployment) -> serve.Applica
         ),
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
     )
-    limits = settings.limits
-    accounts = cast(serve.Deployment, AccountsServer).bind(asdict(limits)) if limits.has_any else None
-    counted = (accounts,) if limits.tokens_per_minute else ()
-    return ingress.bind(values, engines.bind(values, *counted), accounts)
 
 
 def _pace(settings: ServeSettings) -> dict[str, Any]:
@@ -231,7 +243,7 @@ def _pace(settings: ServeSettings) -> dict[str, Any]:
     }
 
 
-def _log_as_serve_does() -> None:
+def log_as_serve_does() -> None:
     """Send Warren's log records to the replica's own log file; otherwise they would be lost."""
     for name in ("warren", "warren_serve"):
         logger = logging.getLogger(name)

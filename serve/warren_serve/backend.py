@@ -56,11 +56,13 @@ class EngineRequest:
         request: Its image URLs are `attachment:0`, …: indexes of `images`.
         images: Encoded images, in the order of the request's image parts.
         key: Digest of the key whose tokens are counted; None where tokens are not limited.
+        version: The release that the ingress chose; another one answers if that one is gone.
     """
 
     request: GenerationFields
     images: tuple[bytes, ...] = ()
     key: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _OWN_LINES = ("ray_warren_", "# TYPE ray_warren_", "# HELP ray_warren_")
 _MIRROR_EVERY_S = 5.0
 _AGENT_TIMEOUT_S = 3.0
 _SHARED_FOR_S = 2.0
-_LABELS = frozenset({"route", "status", "le", "application", "deployment", "replica"})
+_LABELS = frozenset({"route", "status", "le", "version", "phase", "application", "deployment", "replica"})
 _ENDINGS = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
 

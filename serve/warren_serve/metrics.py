@@ -1,6 +1,6 @@
 """Metrics in Prometheus' text format. Nothing here knows Ray; `cluster_metrics.py` mirrors them to its agents."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -95,6 +95,37 @@ _ENGINE_COUNTERS = {
 }
 
 
+class RolloutMetrics:
+    """The metrics of the rollout controller."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._weights = Gauge(
+            "warren_rollout_weight", "Fraction of the traffic by version", ["version"], registry=registry
+        )
+        self._phase = Gauge("warren_rollout_phase", "1 for the phase of the rollout", ["phase"], registry=registry)
+        self.rollbacks = Counter("warren_rollout_rollbacks", "Candidates that were undone", registry=registry)
+        self._versions: set[str] = set()
+        self._last_phase = ""
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Show where traffic goes; versions without traffic go to 0."""
+        self._versions |= weights.keys()
+        for version in self._versions:
+            self._weights.labels(version).set(weights.get(version, 0.0))
+
+    def enter(self, phase: str) -> None:
+        """Show the phase, and count each time that a candidate is undone."""
+        if phase == self._last_phase:
+            return
+        if self._last_phase:
+            self._phase.labels(self._last_phase).set(0)
+        self._phase.labels(phase).set(1)
+        self._last_phase = phase
+        if phase == "rolling_back":
+            self.rollbacks.inc()
+
+
 def engine_registry(stats: Callable[[], EngineStats]) -> CollectorRegistry:
     """Return a registry of one engine's metrics."""
     registry = CollectorRegistry()
@@ -105,7 +136,8 @@ def engine_registry(stats: Callable[[], EngineStats]) -> CollectorRegistry:
 def all_families() -> tuple[Metric, ...]:
     """Return the metric families of all processes, for their names and types; the samples are meaningless."""
     zeros = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
-    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: zeros).collect())
+    rollout = RolloutMetrics().registry.collect()
+    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: zeros).collect(), *rollout)
 
 
 class _Families(CollectorRegistry):

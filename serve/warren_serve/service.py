@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -43,25 +45,67 @@ EngineLoader = Callable[[Path], Engine]
 """Loads an engine from a model folder."""
 
 
+@dataclass(frozen=True, eq=False)
+class ServedRelease:
+    """What the ingress has of a release.
+
+    Attributes:
+        prompts: Checks requests before they are passed on.
+    """
+
+    release: Release
+    prompts: PromptBuilder
+
+
+class ReleaseChooser(Protocol):
+    """Chooses which release answers a request; there are several while one rolls in."""
+
+    @property
+    def main(self) -> ServedRelease:
+        """The release that serves, or most of the traffic."""
+        ...
+
+    def choose(self, session: str | None, key: str) -> ServedRelease:
+        """Return the release for a request.
+
+        Args:
+            session: The client's `x-session-id`.
+            key: Digest of the API key, or `anonymous`.
+
+        Raises:
+            ApiError: 503; there is none.
+        """
+        ...
+
+
+class OneRelease:
+    """A chooser with nothing to choose."""
+
+    def __init__(self, served: ServedRelease) -> None:
+        self.main = served
+
+    def choose(self, session: str | None, key: str) -> ServedRelease:
+        """See `ReleaseChooser.choose`."""
+        return self.main
+
+
 class ChatService:
-    """A backend with its release, limits, keys and metrics.
+    """A backend with its releases, limits, keys and metrics.
 
     Args:
         backend: Answers requests; closed with the service.
-        prompts: Checks requests before they are passed on.
-        release: The release to serve. While another rolls in, responses name the version they come from.
+        releases: The releases that answer. Responses name the version they come from.
         settings: The endpoint's settings.
     """
 
-    def __init__(self, backend: Backend, prompts: PromptBuilder, release: Release, settings: ServeSettings) -> None:
+    def __init__(self, backend: Backend, releases: ReleaseChooser, settings: ServeSettings) -> None:
         self.backend = backend
-        self.release = release
         self.settings = settings
-        self.model_name = settings.model_name or release.name
+        self.model_name = settings.model_name or releases.main.release.name
         self.keys = KeyRing(settings)
         self.metrics = RequestMetrics()
         self._fetcher = ImageFetcher(settings)
-        self._prompts = prompts
+        self._releases = releases
         # Few threads, because only tokenising, base64 and image headers are slow here.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="warren-prepare")
 
@@ -69,32 +113,43 @@ class ChatService:
         """Return when a request that has arrived now must be answered, on the event loop's clock."""
         return asyncio.get_running_loop().time() + self.settings.request_timeout_s
 
-    async def prepare(self, request: GenerationFields, lease: RateLimitLease, deadline: float) -> EngineRequest:
+    @property
+    def release(self) -> Release:
+        """The release that serves, or most of the traffic."""
+        return self._releases.main.release
+
+    async def prepare(
+        self, request: GenerationFields, lease: RateLimitLease, deadline: float, session: str | None = None
+    ) -> EngineRequest:
         """Check all that needs no engine: tokens are counted and charged, then images are fetched.
+
+        Args:
+            session: The client's `x-session-id`; a session stays with one release while weights stand still.
 
         Raises:
             ApiError: 400; the request cannot be answered. 429; the key's tokens are used up. 504; the deadline passed.
         """
-        self._prompts.check_shape(request)
+        served = self._releases.choose(session, lease.key)
+        served.prompts.check_shape(request)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._prepare(request, lease)
+                return await self._prepare(served, request, lease)
         except TimeoutError:
             raise deadline_exceeded(self.settings.request_timeout_s) from None
 
-    async def _prepare(self, request: GenerationFields, lease: RateLimitLease) -> EngineRequest:
+    async def _prepare(self, served: ServedRelease, request: GenerationFields, lease: RateLimitLease) -> EngineRequest:
         loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._preparing, self._prompts.prepare, request)
+        prompt = await loop.run_in_executor(self._preparing, served.prompts.prepare, request)
         await lease.charge(len(prompt.prompt_ids) + request.n * prompt.sampling.max_new_tokens)
         sources = await self._fetcher.fetch_all(prompt.images)
-        images = await loop.run_in_executor(self._preparing, self._prompts.read_images, sources)
+        images = await loop.run_in_executor(self._preparing, served.prompts.read_images, sources)
         key = lease.key if self.settings.tokens_per_minute else None
-        return EngineRequest(detach_images(request), images, key)
+        return EngineRequest(detach_images(request), images, key, served.release.version)
 
     @property
     def max_context_tokens(self) -> int:
         """Most tokens of prompt and answer together."""
-        return self._prompts.max_context_tokens
+        return self._releases.main.prompts.max_context_tokens
 
     async def metrics_text(self) -> bytes:
         """Return the metrics of this process in Prometheus' text format."""
@@ -137,7 +192,20 @@ def load_backend(
 
 
 def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
-    """Open the service in front of a backend; everything of the release but its weights is fetched.
+    """Open the service in front of a backend, for one release.
+
+    Raises:
+        ReleaseError: There is no such release.
+    """
+    return ChatService(backend, OneRelease(load_served(settings.release, settings)), settings)
+
+
+def load_served(uri: str, settings: ServeSettings) -> ServedRelease:
+    """Load what the ingress needs of a release; everything but its weights is fetched.
+
+    Args:
+        uri: An immutable version.
+        settings: The endpoint's settings; their `release` is not read.
 
     Raises:
         ReleaseError: There is no such release.
@@ -145,12 +213,11 @@ def open_service(settings: ServeSettings, backend: Backend) -> ChatService:
     from warren.models import read_model_config  # here, because an engine's replica must not import torch
 
     with scratch_folder("ingress") as folder:
-        release = fetch_release(settings.release, folder, weights=False)
+        release = fetch_release(uri, folder, weights=False)
         context = context_limit(read_model_config(folder), settings.max_context_tokens)
         inputs = Inputs.load(folder)
         tokenizer = tokenizer_from_json((folder / TOKENIZER_FILE).read_text())
-    prompts = PromptBuilder(inputs, tokenizer, context, settings)
-    return ChatService(backend, prompts, release, settings)
+    return ServedRelease(release, PromptBuilder(inputs, tokenizer, context, settings))
 
 
 def _engine_loader(settings: ServeSettings, num_threads: int, on_failure: ExitStack) -> EngineLoader:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -241,7 +241,7 @@ class ServeSettings(Config):
         return entries
 
     @classmethod
-    def parse(cls, args: Mapping[str, Any]) -> "ServeSettings":
+    def parse(cls, args: Mapping[str, Any]) -> Self:
         """Validate the application's `args`.
 
         Raises:

@@ -1,6 +1,8 @@
 """The stored state of rollouts: two controllers, commands, and the policy's rules."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,12 @@ def test_the_policy_reads_lists_as_yaml_has_them() -> None:
 def test_names_that_are_none_are_refused(tmp_path: object) -> None:
     with pytest.raises(ConfigError, match="is not a name"):
         RolloutFiles(Location.parse(str(tmp_path)), "tiny", "../x")
+
+
+def test_the_documentation_has_every_key_of_the_policy(repository: Path) -> None:
+    rows = [
+        f"| `{name}` | `{json.dumps(field.default)}` | {field.description} |"
+        for name, field in RolloutPolicy.model_fields.items()
+    ]
+    text = (repository / "docs" / "rollout.md").read_text()
+    assert [row for row in rows if row not in text] == []

@@ -17,7 +17,7 @@ from warren.release import Release
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder
-from warren_serve.service import ChatService, load_backend
+from warren_serve.service import ChatService, OneRelease, ServedRelease, load_backend
 from warren_serve.settings import ServeSettings
 
 RELEASE = Release("tiny", "v7", 1_700_000_000, {"run": "run-1", "checkpoint_step": 9}, {"exact_match": 0.5}, ())
@@ -88,7 +88,7 @@ def endpoint(fetch: Callable[[str, Path], Release]) -> Iterator[Caller]:
     """The routes on a real engine."""
     settings = ServeSettings.parse(SMALL)
     backend = load_backend(settings, 1, fetch)
-    service = ChatService(backend, backend.prompts, RELEASE, settings)
+    service = ChatService(backend, OneRelease(ServedRelease(RELEASE, backend.prompts)), settings)
     yield Caller(service)
     service.close()
 
@@ -117,7 +117,7 @@ def scripted(tiny_folder: Path, decoder: ImageDecoder) -> Iterator[Callable[...,
         tokenizer = tokenizer_from_json((tiny_folder / "tokenizer.json").read_text())
         engine = ScriptedEngine(script, Inputs.load(tiny_folder), tokenizer, **engine_options)
         backend = LocalBackend(engine, RELEASE.version, parsed, decoder)
-        service = ChatService(backend, backend.prompts, RELEASE, parsed)
+        service = ChatService(backend, OneRelease(ServedRelease(RELEASE, backend.prompts)), parsed)
         services.append(service)
         return Caller(service), engine
 

@@ -213,13 +213,14 @@ def test_the_deadline_ends_an_answer_and_frees_its_slot(scripted: Any, stream: b
 
 def test_the_deadline_counts_what_comes_before_the_model_too(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, engine = scripted(hello, {"request_timeout_s": 0.2})
-    prepare = endpoint.service._prompts.prepare
+    prompts = endpoint.service.backend.prompts
+    prepare = prompts.prepare
 
     def slowly(request: Any) -> Any:
         time.sleep(0.5)
         return prepare(request)
 
-    monkeypatch.setattr(endpoint.service._prompts, "prepare", slowly)
+    monkeypatch.setattr(prompts, "prepare", slowly)
     answer = endpoint.chat()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert not engine.requests

@@ -1,0 +1,81 @@
+"""The command line of `jobs/rollout.py`: look at an endpoint's rollout, and tell its controller something."""
+
+import argparse
+import getpass
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from warren.cli.job import Parser, exit_code
+from warren.config.environment import storage_root
+from warren.errors import ReleaseError
+from warren.release import read_alias
+from warren.rollout.records import RolloutFiles, RolloutRecord
+from warren.storage import Location
+
+_SHOWN_EVENTS = 10
+_COMMANDS: dict[str, str] = {
+    "pause": "hold the rollout where it is, and begin no other",
+    "resume": "go on",
+    "abort": "undo the candidate; it is not tried again by itself",
+    "retry": "try a version again that was undone; without --version, all of them",
+}
+
+
+def main(description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    return exit_code(lambda: _run(rollout_parser(description).parse_args(arguments)))
+
+
+def rollout_parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = Parser(description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, text in {"status": "show where the rollout stands", **_COMMANDS}.items():
+        each = commands.add_parser(command, help=text)
+        each.add_argument("name", help="name of the release")
+        each.add_argument("--endpoint", default="chat", help="name of the endpoint's application (default: chat)")
+        each.add_argument("--json", action="store_true", help="print one JSON object")
+        if command != "status":
+            each.add_argument("--reason", default="", help="why; stored with the command")
+        if command == "retry":
+            each.add_argument("--version", help="the version")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    root = Location.parse(storage_root())
+    files = RolloutFiles(root, options.name, options.endpoint)
+    record = files.read()
+    if record.epoch == 0:
+        raise ReleaseError(
+            f"no rollout controller has written for the release {options.name!r} and the endpoint "
+            f"{options.endpoint!r}: name the endpoint's application with --endpoint, and deploy it as "
+            "warren_serve.front:build"
+        )
+    if options.command == "status":
+        aliases = {alias: read_alias(root, options.name, alias) for alias in ("stable", "candidate")}
+        shown = {**record.to_json(), "aliases": aliases}
+        print(json.dumps(shown) if options.json else "\n".join(status_lines(record, aliases)))
+        return
+    version = options.version if options.command == "retry" else None
+    sent = files.send(options.command, version, getpass.getuser(), options.reason)
+    print(json.dumps({"number": sent.number, "action": sent.action}) if options.json else f"sent: {sent.action}")
+
+
+def status_lines(record: RolloutRecord, aliases: dict[str, str | None]) -> list[str]:
+    """Return the state as text, and the last events."""
+    state = record.state
+    step = f", step {state.step + 1}" if state.phase == "shifting" else ""
+    lines = [
+        f"phase:     {state.phase}{step}{' (paused)' if state.is_paused else ''}",
+        f"serving:   {state.stable or 'nothing'}",
+        f"candidate: {state.candidate or 'none'}",
+        f"aliases:   stable={aliases['stable']} candidate={aliases['candidate']}",
+    ]
+    lines += [f"refused:   {version}: {reason}" for version, reason in state.refused.items()]
+    for event in record.events[-_SHOWN_EVENTS:]:
+        at = datetime.fromtimestamp(event["at"], UTC).strftime("%Y-%m-%d %H:%M:%S")
+        reason = f": {event['reason']}" if event["reason"] else ""
+        lines.append(f"{at}  {event['version']} {event['phase']} {event['step']}{reason}")
+    return lines
