@@ -3,6 +3,8 @@
 import argparse
 import getpass
 import json
+import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -14,6 +16,7 @@ from warren.rollout.records import RolloutFiles, RolloutRecord
 from warren.storage import Location
 
 _SHOWN_EVENTS = 10
+_POLL_S = 1.0
 _COMMANDS: dict[str, str] = {
     "pause": "hold the rollout where it is, and begin no other",
     "resume": "go on",
@@ -31,15 +34,22 @@ def rollout_parser(description: str) -> argparse.ArgumentParser:
     """Return the parser."""
     parser = Parser(description)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, text in {"status": "show where the rollout stands", **_COMMANDS}.items():
+    looking = {
+        "status": "show where the rollout stands",
+        "wait": "wait until a version serves; fails with the reason if it is undone",
+    }
+    for command, text in {**looking, **_COMMANDS}.items():
         each = commands.add_parser(command, help=text)
         each.add_argument("name", help="name of the release")
         each.add_argument("--endpoint", default="chat", help="name of the endpoint's application (default: chat)")
         each.add_argument("--json", action="store_true", help="print one JSON object")
-        if command != "status":
+        if command in _COMMANDS:
             each.add_argument("--reason", default="", help="why; stored with the command")
         if command == "retry":
             each.add_argument("--version", help="the version")
+        if command == "wait":
+            each.add_argument("--version", help="the version (default: the alias candidate)")
+            each.add_argument("--timeout-s", type=float, default=7200.0, help="how long (default: 7200)")
     return parser
 
 
@@ -58,9 +68,38 @@ def _run(options: argparse.Namespace) -> None:
         shown = {**record.to_json(), "aliases": aliases}
         print(json.dumps(shown) if options.json else "\n".join(status_lines(record, aliases)))
         return
+    if options.command == "wait":
+        version = options.version or read_alias(root, options.name, "candidate")
+        if version is None:
+            raise ReleaseError(f"nothing to wait for: no release of {options.name!r} was ever candidate")
+        wait_until_serving(files, version, options.timeout_s)
+        print(json.dumps({"serving": version}) if options.json else f"serving: {options.name} {version}")
+        return
     version = options.version if options.command == "retry" else None
     sent = files.send(options.command, version, getpass.getuser(), options.reason)
     print(json.dumps({"number": sent.number, "action": sent.action}) if options.json else f"sent: {sent.action}")
+
+
+def wait_until_serving(files: RolloutFiles, version: str, timeout_s: float, poll_s: float = _POLL_S) -> None:
+    """Wait until the endpoint serves a version and its rollout is over, and print every change meanwhile.
+
+    Raises:
+        ReleaseError: The version was undone, or does not serve in time.
+    """
+    deadline, shown = time.monotonic() + timeout_s, ""
+    while True:
+        state = files.read().state
+        if version in state.refused:
+            raise ReleaseError(f"{version} was undone, {state.stable} serves: {state.refused[version]}")
+        if state.phase == "idle" and state.stable == version:
+            return
+        step = f" {state.step + 1}" if state.phase == "shifting" else ""
+        if (line := f"rollout: {state.candidate or version} {state.phase}{step}") != shown:
+            print(line, file=sys.stderr)
+        shown = line
+        if time.monotonic() > deadline:
+            raise ReleaseError(f"{version} does not serve after {timeout_s:g} s; {state.stable} serves")
+        time.sleep(poll_s)
 
 
 def status_lines(record: RolloutRecord, aliases: dict[str, str | None]) -> list[str]:

@@ -199,7 +199,8 @@ def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Rollo
     for version in sorted(set(seen.engines) - wanted):
         if _may_be_deleted(version, seen, policy):
             actions.append(DeleteEngine(version))
-    if state.phase == "finishing" and state.candidate and seen.stable_alias == state.expected_alias != state.candidate:
+    is_promoted = state.phase == "finishing" and seen.engine(state.candidate).status == "ready"
+    if is_promoted and state.candidate and seen.stable_alias == state.expected_alias != state.candidate:
         actions.append(MoveStable(state.candidate, state.expected_alias))
     return RolloutPlan(weights(state, seen, policy), tuple(actions))
 
@@ -358,6 +359,9 @@ def _finishing(state: RolloutState, seen: Observation, policy: RolloutPolicy) ->
     engine = seen.engine(state.candidate)
     if engine.status == "failed":
         return _back(state, seen, f"its engines failed: {engine.detail}")
+    if engine.status != "ready" and seen.unready_s > policy.unready_timeout_s:
+        return _back(state, seen, f"its engines were away too long: {engine.detail}")
+    # After a lost cluster it is checked and shifted again, and the serving release answers meanwhile.
     return _moved(state, seen, "starting") if engine.status in ("absent", "deleting") else state
 
 

@@ -120,6 +120,7 @@ class World:
         elif isinstance(action, DeleteEngine) and action.version in self.engines:
             self.engines[action.version] = "deleting"
         elif isinstance(action, MoveStable) and self.aliases["stable"] == action.expected:
+            assert self.engines[action.version] == "ready", "only what serves becomes stable"
             self.aliases["stable"] = action.version
 
     def _check_weights(self, found: object) -> None:
@@ -229,6 +230,19 @@ def test_a_candidate_whose_engines_go_away_gets_no_traffic_and_is_undone_if_they
     assert weights(world.stored, world.see(), POLICY) == {"v1": 1.0}
     world.run_until(lambda one: one.is_settled)
     assert "away too long" in world.stored.refused["v2"]
+
+
+def test_a_candidate_whose_engines_are_gone_does_not_become_stable() -> None:
+    state = RolloutState("finishing", stable="v1", candidate="v2", expected_alias="v1")
+    for status, phase in (("ready", "finishing"), ("unhealthy", "finishing"), ("absent", "starting")):
+        engines = {"v1": EngineView("ready"), "v2": EngineView(status)}  # type: ignore[arg-type]
+        seen = Observation(stable_alias="v1", engines=engines)
+        moves = [action for action in plan(state, seen, POLICY).actions if isinstance(action, MoveStable)]
+        assert moves == ([MoveStable("v2", "v1")] if status == "ready" else [])
+        assert advance(state, seen, POLICY).phase == phase
+        assert weights(state, seen, POLICY) == ({"v2": 1.0} if status == "ready" else {"v1": 1.0})
+    away = replace(seen, unready_s=POLICY.unready_timeout_s + 1)
+    assert advance(state, away, POLICY).reason.startswith("its engines were away too long")
 
 
 def test_too_little_traffic_ends_a_step_in_the_end() -> None:

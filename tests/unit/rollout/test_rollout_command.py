@@ -39,3 +39,15 @@ def test_the_state_is_shown_and_commands_are_sent(files: RolloutFiles, capsys: A
     owner.save(replace(owner.record.state, handled_command=sent.number))
     assert main("", ["retry", "demo", "--version", "v0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"number": 2, "action": "retry"}
+
+
+def test_waiting_ends_when_the_version_serves_or_was_undone(files: RolloutFiles, capsys: Any) -> None:
+    owner = files.take_over("one")
+    owner.save(replace(owner.record.state, phase="shifting", stable="v1", candidate="v2", refused={"v0": "too slow"}))
+    assert main("", ["wait", "demo", "--version", "v0"]) == 1
+    assert "v0 was undone, v1 serves: too slow" in capsys.readouterr().err
+    assert main("", ["wait", "demo", "--version", "v2", "--timeout-s", "0"]) == 1
+    assert "v2 does not serve after 0 s; v1 serves" in capsys.readouterr().err
+    owner.save(replace(owner.record.state, phase="idle", stable="v2", candidate=None))
+    assert main("", ["wait", "demo", "--version", "v2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"serving": "v2"}
