@@ -26,7 +26,7 @@ _MAX_FAILURES_IN_A_ROW = 8
 _FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"))
 _CHANGING = ("created", "permission")  # fields of a model's description that say nothing about the model
 
-Progress = Callable[[int], object]
+OnAnswer = Callable[[int], object]
 
 
 def find_model(options: EndpointOptions) -> AskedModel:
@@ -60,7 +60,7 @@ async def _find_model(options: EndpointOptions) -> AskedModel:
 
 
 def ask_at_endpoint(
-    run: BenchmarkRun, options: EndpointOptions, progress: Progress = lambda _: None
+    run: BenchmarkRun, options: EndpointOptions, progress: OnAnswer = lambda _: None
 ) -> tuple[int, int]:
     """Ask what is left of a run; every piece is stored as soon as all its questions have an outcome.
 
@@ -74,7 +74,7 @@ def ask_at_endpoint(
 
 
 class _Asking:
-    def __init__(self, run: BenchmarkRun, options: EndpointOptions, progress: Progress) -> None:
+    def __init__(self, run: BenchmarkRun, options: EndpointOptions, progress: OnAnswer) -> None:
         self._run, self._options, self._progress = run, options, progress
         self._attempt = uuid.uuid4().hex[:8]
         self._failures_in_a_row = self._num_asked = 0
