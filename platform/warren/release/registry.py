@@ -63,8 +63,8 @@ class Registry:
     @staticmethod
     def names(root: Location) -> list[str]:
         """Return every name that has a complete release."""
-        found = (_parts(root / "releases", each) for each in (root / "releases").list())
-        return sorted({parts[0] for parts in found if len(parts) == 3 and parts[2] == MANIFEST})
+        paths = (_parts(root / "releases", each) for each in (root / "releases").list())
+        return sorted({parts[0] for parts in paths if len(parts) == 3 and parts[2] == MANIFEST})
 
     @property
     def folder(self) -> Location:
@@ -73,16 +73,16 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Return the complete versions, sorted by name."""
-        found = (_parts(self.folder, each) for each in self.folder.list())
-        return sorted(parts[0] for parts in found if len(parts) == 2 and parts[1] == MANIFEST)
+        paths = (_parts(self.folder, each) for each in self.folder.list())
+        return sorted(parts[0] for parts in paths if len(parts) == 2 and parts[1] == MANIFEST)
 
     def releases(self) -> list[Release]:
         """Return the complete releases, the oldest first."""
-        found = []
+        releases = []
         for version in self.versions():
             with suppress(ReleaseError):  # removed since they were listed
-                found.append(self.read(version))
-        return sorted(found, key=lambda release: (release.created, release.version))
+                releases.append(self.read(version))
+        return sorted(releases, key=lambda release: (release.created, release.version))
 
     def resolve(self, version: str) -> str:
         """Return a version, or the one that an alias names now.
@@ -178,11 +178,11 @@ class Registry:
 
     def pins(self) -> dict[str, Pin]:
         """Return the pins, by version."""
-        found = {}
+        pins = {}
         for each in (self.folder / "pins").list():
             with suppress(NotFoundError):  # taken away since they were listed
-                found[each.name.removesuffix(".json")] = read_record(each, lambda value: Pin(**value))
-        return found
+                pins[each.name.removesuffix(".json")] = read_record(each, lambda value: Pin(**value))
+        return pins
 
     def deployments(self) -> dict[str, tuple[str, ...]]:
         """Return the versions that endpoints say they run, by endpoint."""
@@ -211,12 +211,12 @@ def _facts(release: Release) -> dict[str, Any]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, each in value.items():
         if isinstance(each, list) and any(isinstance(item, Mapping) for item in each):
             each = {str(number): item for number, item in enumerate(each)}
         if isinstance(each, Mapping) and each:
-            found |= _flat(each, f"{prefix}{key}.")
+            facts |= _flat(each, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = each
-    return found
+            facts[f"{prefix}{key}"] = each
+    return facts
