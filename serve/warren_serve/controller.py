@@ -15,7 +15,7 @@ from typing import Any
 
 from warren.config import RolloutPolicy
 from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageError, WarrenError
-from warren.release import move_alias, read_alias, read_release, release_folder
+from warren.release import move_alias, read_alias, read_release, release_folder, write_deployment
 from warren.rollout.answers import judge_answers, read_questions
 from warren.rollout.judging import AnswerRecord, StepJudge
 from warren.rollout.machine import (
@@ -100,7 +100,8 @@ class RolloutController:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root, self._name, self._policy, self._engines, self._clock = root, name, policy, engines, clock
-        self._files = RolloutFiles(root, name, endpoint)
+        self._files, self._endpoint = RolloutFiles(root, name, endpoint), endpoint
+        self._deployed: set[str] | None = None
         self._owned: RolloutOwner = self._files.take_over(owner)
         self._registry, self._read_s = _Registry(), float("-inf")
         self._began_s = self._ready_s = clock()
@@ -178,6 +179,7 @@ class RolloutController:
         state = advance(self.state, seen, self._policy)
         if state != self.state:
             self._enter(state)
+        self._mark_deployed(state)
         planned = plan(state, replace(seen, since_s=self._clock() - self._began_s), self._policy)
         running = {version for version, view in self._views.items() if view.is_up}
         applications = {version: self._engines.application(version) for version in sorted(running)}
@@ -200,6 +202,17 @@ class RolloutController:
         if state.phase in ("idle", "verifying"):
             self._asking = self._verification = None
         self._read_s = float("-inf")
+
+    def _mark_deployed(self, state: RolloutState) -> None:
+        """Say which versions this endpoint needs, before it starts them, so that nobody removes them meanwhile."""
+        needed = {version for version in (state.stable, state.candidate, *self._views) if version}
+        if needed == self._deployed:
+            return
+        try:
+            write_deployment(self._root, self._name, self._endpoint, sorted(needed))
+        except ReleaseError as error:  # one is being removed; its engines will not load, which undoes a candidate
+            logger.warning("an endpoint needs a release that is being removed: %s", error)
+        self._deployed = needed
 
     def _read_registry(self) -> None:
         now_s = self._clock()

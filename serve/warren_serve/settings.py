@@ -316,5 +316,5 @@ class ServeSettings(EndpointSettings):
 def _explain(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    found = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
-    return "; ".join(f"{where}: {message}" if where else message for where, message in found)
+    problems = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+    return "; ".join(f"{where}: {message}" if where else message for where, message in problems)

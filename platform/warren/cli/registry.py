@@ -107,13 +107,13 @@ def _show(root: Location, options: argparse.Namespace) -> CommandAnswer:
         **release.to_json(),
         "verdict": verdict.to_json() if verdict else None,
         "pin": asdict(pin) if pin else None,
-        "moves": {alias: [move.to_json() for move in found] for alias, found in moves.items()},
+        "moves": {alias: [move.to_json() for move in their_moves] for alias, their_moves in moves.items()},
     }
     lines = [f"{release.name} {release.version}, published {_when(release.created)}", *_lineage_lines(release)]
     lines += ["verdict:", *(f"  {line}" for line in verdict.lines())] if verdict else ["verdict: none was recorded"]
     lines += [f"pinned by {pin.who}: {pin.why}"] if pin else []
-    for alias, found in moves.items():
-        lines += [f"{alias}: {_move_line(move)}" for move in found]
+    for alias, their_moves in moves.items():
+        lines += [f"{alias}: {_move_line(move)}" for move in their_moves]
     return value, lines
 
 
@@ -139,9 +139,9 @@ def _lineage_lines(release: Release) -> list[str]:
 
 
 def _diff(root: Location, options: argparse.Namespace) -> CommandAnswer:
-    found = Registry(root, options.name).diff(options.first, options.second)
-    rows = [{"what": each.key, options.first: each.first, options.second: each.second} for each in found]
-    return [asdict(each) for each in found], _table(rows) or ["no difference"]
+    differences = Registry(root, options.name).diff(options.first, options.second)
+    rows = [{"what": each.key, options.first: each.first, options.second: each.second} for each in differences]
+    return [asdict(each) for each in differences], _table(rows) or ["no difference"]
 
 
 def _history(root: Location, options: argparse.Namespace) -> CommandAnswer:

@@ -27,11 +27,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--who", help="who releases, for the record (default: the user's name)")
 
 
-def measuring(given: argparse.Namespace) -> str:
+def measuring(arguments: argparse.Namespace) -> str:
     """Return the command that measures what the gate asks for."""
-    words = ["python", "jobs/evaluate.py", "--recipe", given.recipe, "--resources", given.resources]
-    words += ["--run", given.run] if given.run else []
-    sets = [override for override in given.set if not override.startswith("endpoint.")]
+    words = ["python", "jobs/evaluate.py", "--recipe", arguments.recipe, "--resources", arguments.resources]
+    words += ["--run", arguments.run] if arguments.run else []
+    sets = [override for override in arguments.set if not override.startswith("endpoint.")]
     words += [word for override in sets for word in ("--set", override)]
     return shlex.join(words)
 

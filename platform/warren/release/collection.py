@@ -51,7 +51,7 @@ def plan_gc(registry: Registry, window: int = HISTORY_WINDOW, min_age_s: float =
     """
     releases = {release.version: release for release in registry.releases()}
     children = _children(registry, releases)
-    reasons = {version: list(found) for version, found in _needed(registry, window).items() if version in releases}
+    reasons = {version: list(needs) for version, needs in _needed(registry, window).items() if version in releases}
     if not registry.aliases():  # nothing says yet which releases matter
         reasons |= {version: ["no alias is set"] for version in releases}
     for version, release in releases.items():

@@ -144,11 +144,11 @@ def _regression_checks(gate: GateConfig, stable: StableComparison | None) -> Ite
 
 def _answer_checks(gate: GateConfig, answers: AnswerShares) -> Iterator[GateCheck]:
     shown = repr(answers.commonest_answer[:_SHOWN_CHARS])
-    found = {
+    shares = {
         "max_empty_fraction": (answers.empty, "are empty"),
         "max_same_answer_fraction": (answers.commonest, f"are {shown}"),
     }
-    for name, (share, what) in found.items():
+    for name, (share, what) in shares.items():
         limit = getattr(gate, name)
         if limit is not None:
             reason = answers.problem or f"{share:.2%} of the answers {what}, the gate allows {limit:.2%}"

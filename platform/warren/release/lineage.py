@@ -161,13 +161,13 @@ def datasets_of(records: Mapping[str, Any], stage: str = "") -> tuple[TrainingDa
     Args:
         stage: Of the run, where the records do not name it.
     """
-    found = []
+    datasets = []
     for reference, record in sorted(records.items()):
         known = {name: record[name] for name in _DATASET_FIELDS if record.get(name) is not None}
         recorded = record.get("decontamination")
         parsed = Decontamination(**recorded) if recorded else None
-        found.append(TrainingDataset(reference, **{"stage": stage, **known}, decontamination=parsed))
-    return tuple(found)
+        datasets.append(TrainingDataset(reference, **{"stage": stage, **known}, decontamination=parsed))
+    return tuple(datasets)
 
 
 def _dataset_json(dataset: TrainingDataset) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from warren.release.aliases import (
 )
 from warren.release.deployments import read_deployments
 from warren.release.records import read_record
-from warren.release.release import MANIFEST, Release, read_release, release_folder
+from warren.release.release import MANIFEST, RESERVED, Release, read_release, release_folder
 from warren.release.removal import check_not_removed
 from warren.release.verdict import GateVerdict, read_verdict
 from warren.storage import Location
@@ -63,8 +63,10 @@ class Registry:
     @staticmethod
     def names(root: Location) -> list[str]:
         """Return every name that has a complete release."""
-        found = (_parts(root / "releases", each) for each in (root / "releases").list())
-        return sorted({parts[0] for parts in found if len(parts) == 3 and parts[2] == MANIFEST})
+        paths = (_parts(root / "releases", each) for each in (root / "releases").list())
+        return sorted(
+            {parts[0] for parts in paths if len(parts) == 3 and parts[2] == MANIFEST and parts[1] not in RESERVED}
+        )
 
     @property
     def folder(self) -> Location:
@@ -73,16 +75,18 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Return the complete versions, sorted by name."""
-        found = (_parts(self.folder, each) for each in self.folder.list())
-        return sorted(parts[0] for parts in found if len(parts) == 2 and parts[1] == MANIFEST)
+        paths = (_parts(self.folder, each) for each in self.folder.list())
+        return sorted(
+            parts[0] for parts in paths if len(parts) == 2 and parts[1] == MANIFEST and parts[0] not in RESERVED
+        )
 
     def releases(self) -> list[Release]:
         """Return the complete releases, the oldest first."""
-        found = []
+        releases = []
         for version in self.versions():
             with suppress(ReleaseError):  # removed since they were listed
-                found.append(self.read(version))
-        return sorted(found, key=lambda release: (release.created, release.version))
+                releases.append(self.read(version))
+        return sorted(releases, key=lambda release: (release.created, release.version))
 
     def resolve(self, version: str) -> str:
         """Return a version, or the one that an alias names now.
@@ -178,11 +182,11 @@ class Registry:
 
     def pins(self) -> dict[str, Pin]:
         """Return the pins, by version."""
-        found = {}
+        pins = {}
         for each in (self.folder / "pins").list():
             with suppress(NotFoundError):  # taken away since they were listed
-                found[each.name.removesuffix(".json")] = read_record(each, lambda value: Pin(**value))
-        return found
+                pins[each.name.removesuffix(".json")] = read_record(each, lambda value: Pin(**value))
+        return pins
 
     def deployments(self) -> dict[str, tuple[str, ...]]:
         """Return the versions that endpoints say they run, by endpoint."""
@@ -202,6 +206,11 @@ def _parts(folder: Location, each: Location) -> list[str]:
     return each.uri.removeprefix(f"{folder.uri}/").split("/")
 
 
+def _is_manifest(parts: list[str]) -> bool:
+    """Whether a path below a name's folder is `VERSION/release.json`, and not the pin of a version called `release`."""
+    return len(parts) == 2 and parts[1] == MANIFEST and parts[0] not in RESERVED
+
+
 def _facts(release: Release) -> dict[str, Any]:
     """Return a release as flat facts; files by their digests."""
     value = release.to_json()
@@ -211,12 +220,12 @@ def _facts(release: Release) -> dict[str, Any]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for key, each in value.items():
         if isinstance(each, list) and any(isinstance(item, Mapping) for item in each):
             each = {str(number): item for number, item in enumerate(each)}
         if isinstance(each, Mapping) and each:
-            found |= _flat(each, f"{prefix}{key}.")
+            facts |= _flat(each, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = each
-    return found
+            facts[f"{prefix}{key}"] = each
+    return facts

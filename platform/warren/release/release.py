@@ -23,7 +23,7 @@ from warren.storage import FileEntry, Location, StoredFiles, digest_bytes
 from warren.storage.file_cache import fetch_cached
 
 MANIFEST = "release.json"
-RESERVED = ("candidate", "stable", "aliases", "deployments", "pins", "removals")
+RESERVED = ("candidate", "stable", "aliases", "deployments", "pins", "removals", "rollouts")
 """What a version cannot be called: aliases, and the folders beside the versions."""
 
 _CLAIM = "publishing.json"

@@ -50,9 +50,10 @@ def measure(root: Location, run: Run, recipe: Recipe, num_right: int, **changed:
     config = recipe.require("evaluate")
     identity = replace(identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset)), **changed)
     right = [number < num_right for number in range(NUM_QUESTIONS)]
-    found = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
+    evaluation = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
     evaluations_of(run).write(
-        found, [{"key": f"q{n}", "correct": each, "answer": "red" if each else " "} for n, each in enumerate(right)]
+        evaluation,
+        [{"key": f"q{n}", "correct": each, "answer": "red" if each else " "} for n, each in enumerate(right)],
     )
 
 
@@ -66,9 +67,9 @@ def datasets(*references: str, **of: Any) -> dict[str, Any]:
 
 def refused_verdict(run: Run) -> GateVerdict:
     [folder] = [each for each in (run.folder / "evaluations").list() if each.name == "verdict.json"]
-    found = read_verdict(Location(folder.uri.rpartition("/")[0]))
-    assert found is not None
-    return found
+    verdict = read_verdict(Location(folder.uri.rpartition("/")[0]))
+    assert verdict is not None
+    return verdict
 
 
 def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_can_be_read(
@@ -92,10 +93,10 @@ def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_
     assert make_release(recipe, root, checkpoint(root, tmp_path, "as-good", 34)).verdict.passed, "by chance"
 
     forced = make_release(recipe, root, worse, override=GateOverride("bob", "a demonstration"))
-    found = registry.verdict(forced.version)
-    assert found is not None
-    assert found.override is not None
-    assert (found.passed, found.override.who, found.override.why) == (False, "bob", "a demonstration")
+    verdict = registry.verdict(forced.version)
+    assert verdict is not None
+    assert verdict.override is not None
+    assert (verdict.passed, verdict.override.who, verdict.override.why) == (False, "bob", "a demonstration")
     assert registry.history("candidate")[-1].why.endswith("the gate refused it, bob overrode that: a demonstration")
 
 
@@ -134,10 +135,10 @@ def test_lineage_names_every_stage_and_its_certificates(root: Location, tmp_path
     record = {"stage": "finetune", "origin": {"run": "base"}, "origin_step": 3, "packages": {"torch": "2"}}
     tuned = checkpoint(root, tmp_path, "tuned", 40, **record, datasets=datasets("clean@v1", clean=digest))
     released = make_release(gated(), root, tuned)
-    found = Registry(root, "tiny").read(released.version).lineage
-    assert (found.run, found.step, found.stage, found.packages) == ("tuned", 3, "finetune", {"torch": "2"})
-    assert found.parents == (ParentModel("origin", "base", 3, fingerprint="b"),)
-    assert [(each.reference, each.stage, each.decontamination is not None) for each in found.datasets] == [
+    lineage = Registry(root, "tiny").read(released.version).lineage
+    assert (lineage.run, lineage.step, lineage.stage, lineage.packages) == ("tuned", 3, "finetune", {"torch": "2"})
+    assert lineage.parents == (ParentModel("origin", "base", 3, fingerprint="b"),)
+    assert [(each.reference, each.stage, each.decontamination is not None) for each in lineage.datasets] == [
         ("captions@v1", "pretrain", False),
         ("clean@v1", "finetune", True),
         ("gone@v1", "pretrain", False),
@@ -158,9 +159,9 @@ def test_lineage_of_an_average_and_of_a_model_that_began_as_a_release(root: Loca
         root, tmp_path, "soup", 40, stage="average", parents=[one, two], recipe={"average": {"first_weight": 0.3}}
     )
     released = make_release(gated(), root, soup)
-    found = Registry(root, "tiny").read(released.version).lineage
-    assert [(each.run, each.weight) for each in found.parents] == [("a", 0.3), ("b", 0.7)]
-    assert [each.reference for each in found.datasets] == ["a@v1", "b@v1"]
+    lineage = Registry(root, "tiny").read(released.version).lineage
+    assert [(each.run, each.weight) for each in lineage.parents] == [("a", 0.3), ("b", 0.7)]
+    assert [each.reference for each in lineage.datasets] == ["a@v1", "b@v1"]
 
     child = checkpoint(root, tmp_path, "child", 40, origin={"model": released.uri}, datasets=datasets("c@v1"))
     grown = Registry(root, "tiny").read(make_release(gated(), root, child).version).lineage

@@ -153,8 +153,8 @@ def test_what_an_endpoint_runs_is_written_before_it_starts_and_stays_what_it_was
 ) -> None:
     root = Location.parse(str(tmp_path / "store"))
     registry = registry_with(root, tmp_path, "v1", "v2")
-    found: dict[str, Any] = {"evaluation": None, "verdict": None}
-    old, new = (Released(f"{registry.folder}/{version}", "demo", version, **found) for version in ("v1", "v2"))
+    unmeasured: dict[str, Any] = {"evaluation": None, "verdict": None}
+    old, new = (Released(f"{registry.folder}/{version}", "demo", version, **unmeasured) for version in ("v1", "v2"))
     roll_out(RESOURCES, root, old, 30.0, "ada")
     assert (registry.deployments(), registry.alias("stable")) == ({"chat": ("v1",)}, "v1")
     serve.fates[new.uri] = "DEPLOY_FAILED"

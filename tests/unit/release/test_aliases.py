@@ -23,7 +23,7 @@ def registry(root: Location, tmp_path: Path) -> Registry:
     return registry_with(root, tmp_path, "v1", "v2", "v3")
 
 
-def told(moves: list[AliasMove]) -> list[tuple[int, str | None, str, str]]:
+def facts_of(moves: list[AliasMove]) -> list[tuple[int, str | None, str, str]]:
     return [(move.number, move.before, move.after, move.why) for move in moves]
 
 
@@ -43,7 +43,7 @@ def test_an_alias_that_an_earlier_version_of_warren_wrote_is_read_and_goes_on(re
     assert registry.alias("stable") == "v1"
     assert registry.history("stable") == []
     registry.move("stable", "v2", expected="v1", why="better")
-    assert told(registry.history("stable")) == [(1, "v1", "v2", "better")]
+    assert facts_of(registry.history("stable")) == [(1, "v1", "v2", "better")]
     assert (registry.folder / "aliases" / "stable.json").read_json()["version"] == "v2", "which it reads in turn"
 
 

@@ -28,6 +28,7 @@ def test_what_is_needed_stays_and_the_plan_says_why(root: Location, tmp_path: Pa
     registry.move("candidate", "next", expected=None)
     registry.pin("pinned", "an audit")
     write_deployment(root, NAME, "chat", ["served"])
+    write_deployment(root, NAME, "release", ["served"])  # its marker is called like a manifest
     plan = plan_gc(registry, window=1, min_age_s=0)
     assert plan.removed == ("old", "unused")
     assert plan.kept == {
@@ -35,7 +36,7 @@ def test_what_is_needed_stays_and_the_plan_says_why(root: Location, tmp_path: Pa
         "was": ("was stable",),
         "next": ("candidate",),
         "pinned": ("pinned",),
-        "served": ("runs in chat",),
+        "served": ("runs in chat", "runs in release"),
     }
     assert plan.num_bytes == sum(2 * len(version) for version in plan.removed)
     assert registry.versions() == sorted(["old", "was", "now", "next", "pinned", "served", "unused"]), "only a plan"

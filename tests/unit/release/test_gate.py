@@ -76,30 +76,30 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], bool, str]] = [
 def test_a_condition_holds_or_says_why_not(
     facts: dict[str, Any], gate: dict[str, Any], passes: bool, reason: str
 ) -> None:
-    found = verdict(facts, **gate)
-    assert found.passed is passes
-    assert any(reason in check.reason for check in found.checks), found.lines()
+    judged = verdict(facts, **gate)
+    assert judged.passed is passes
+    assert any(reason in check.reason for check in judged.checks), judged.lines()
     if passes:
-        check_gate(found)
+        check_gate(judged)
     else:
         with pytest.raises(GateError, match=r"not released; .*--override-gate") as refused:
-            check_gate(found)
+            check_gate(judged)
         assert reason in str(refused.value)
 
 
 def test_only_what_the_recipe_sets_is_checked_and_every_reason_is_kept() -> None:
     assert [check.name for check in verdict({}).checks] == ["min_score"]
-    found = verdict({"stable": WORSE}, min_score=0.9, max_model_bytes=10, no_regression=True)
-    assert [check.passed for check in found.checks] == [False, False, False]
-    assert found.stable == "v1"
-    assert found.failures.count(";") == 2
+    judged = verdict({"stable": WORSE}, min_score=0.9, max_model_bytes=10, no_regression=True)
+    assert [check.passed for check in judged.checks] == [False, False, False]
+    assert judged.stable == "v1"
+    assert judged.failures.count(";") == 2
 
 
 def test_an_override_is_recorded_where_it_was_needed_and_only_there() -> None:
     override = GateOverride("ada", "a demonstration")
     assert judge(GateConfig(min_score=0.5), FACTS, override).override is None
-    found = judge(GateConfig(min_score=0.9), FACTS, override)
-    assert (found.passed, found.accepted, found.override) == (False, True, override)
-    check_gate(found)
-    assert found.lines()[-1] == "released all the same by ada: a demonstration"
-    assert GateVerdict.from_json(found.to_json()) == found
+    judged = judge(GateConfig(min_score=0.9), FACTS, override)
+    assert (judged.passed, judged.accepted, judged.override) == (False, True, override)
+    check_gate(judged)
+    assert judged.lines()[-1] == "released all the same by ada: a demonstration"
+    assert GateVerdict.from_json(judged.to_json()) == judged

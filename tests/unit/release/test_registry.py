@@ -108,12 +108,12 @@ def test_a_difference_names_scores_lineage_and_files(root: Location, tmp_path: P
     publish(root, NAME, "v1", model, FULL, {"test@v1/exact_match": 0.8})
     retrained = replace(FULL, step=50, packages={"torch": "2.14"}, datasets=FULL.datasets[1:])
     publish(root, NAME, "v2", model, retrained, {"test@v1/exact_match": 0.9})
-    found = {each.key: (each.first, each.second) for each in Registry(root, NAME).diff("v1", "v2")}
-    assert found["scores.test@v1/exact_match"] == (0.8, 0.9)
-    assert found["step"] == (40, 50)
-    assert found["packages.torch"] == ("2.13", "2.14")
-    assert found["datasets.captions@v1.digest"] == ("d2", None)
-    assert not [key for key in found if key.startswith(("files", "fingerprint", "recipe"))]
+    differences = {each.key: (each.first, each.second) for each in Registry(root, NAME).diff("v1", "v2")}
+    assert differences["scores.test@v1/exact_match"] == (0.8, 0.9)
+    assert differences["step"] == (40, 50)
+    assert differences["packages.torch"] == ("2.13", "2.14")
+    assert differences["datasets.captions@v1.digest"] == ("d2", None)
+    assert not [key for key in differences if key.startswith(("files", "fingerprint", "recipe"))]
     assert Registry(root, NAME).diff("v1", "v1") == []
     publish_text(root, tmp_path, "v3")
     assert "files.config.json" in {each.key for each in Registry(root, NAME).diff("v1", "v3")}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from warren.config import RolloutPolicy
-from warren.release import Lineage, move_alias, publish, read_alias
+from warren.release import Lineage, move_alias, publish, read_alias, read_deployment
 from warren.rollout.answers import Reply, SanityQuestion
 from warren.rollout.judging import AnswerRecord
 from warren.rollout.machine import EngineView
@@ -193,6 +193,24 @@ def test_another_controller_goes_on_where_the_first_one_was_and_the_first_one_st
         first.tick()
     bench.settle()
     assert (bench.controller.state.stable, bench.files.read().epoch) == ("v2", 2)
+
+
+def test_the_releases_that_an_endpoint_runs_are_named_before_they_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked, start = [], bench.engines.start
+
+    def observed(version: str, beside: str | None, fraction: float) -> None:
+        marked.append(read_deployment(bench.root, NAME, ENDPOINT))
+        start(version, beside, fraction)
+
+    monkeypatch.setattr(bench.engines, "start", observed)
+    assert read_deployment(bench.root, NAME, ENDPOINT) == ("v1",)
+    bench.name("v2")
+    bench.settle()
+    bench.turn(4)
+    assert marked == [("v1", "v2")]
+    assert read_deployment(bench.root, NAME, ENDPOINT) == ("v2",)
 
 
 def test_a_lost_cluster_starts_from_the_registry(bench: Bench) -> None:

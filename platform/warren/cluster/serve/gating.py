@@ -70,9 +70,9 @@ def compare_with_stable(registry: Registry, run: Run, evaluation: Evaluation) ->
     both = sorted(first.keys() & second.keys())
     if not both:
         return StableComparison(version, problem=f"{version} is stable, and answered none of the same questions")
-    found = compare_shares([first[key] for key in both], [second[key] for key in both])
+    compared = compare_shares([first[key] for key in both], [second[key] for key in both])
     return StableComparison(
-        version, len(both), found.difference, found.interval.low, found.interval.high, found.p_value
+        version, len(both), compared.difference, compared.interval.low, compared.interval.high, compared.p_value
     )
 
 
