@@ -16,7 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster_fixtures import Cluster
 from serve_endpoint import Endpoint, publish_random_model, wait_for
+from warren.cluster.serve.endpoint import Endpoint as RunningEndpoint
+from warren.cluster.serve.endpoint_config import Instance
 from warren.release import Lineage, move_alias, publish, read_alias, read_release
 from warren.rollout.records import RolloutFiles, RolloutRecord
 from warren.storage import Location, StoredFiles
@@ -122,9 +125,12 @@ def pid_of(front: Endpoint, deployment: str) -> int:
 
 
 def test_releases_roll_in_under_load_and_bad_ones_are_undone(
-    front: Endpoint, root: Location, files: RolloutFiles
+    front: Endpoint, root: Location, files: RolloutFiles, ray_cluster: Cluster
 ) -> None:
     wait_for(lambda: settled(files, "v1"))
+    running = Instance.of(RunningEndpoint(ray_cluster.dashboard_url).details())
+    assert running is not None
+    assert running.rolling_endpoint(NAME) == APPLICATION, "so that jobs/release.py waits instead of deploying"
     assert read_alias(root, NAME, "stable") == "v1", "the first one is taken at once"
     kept = [pid_of(front, deployment) for deployment in ("Ingress", "Accounts")]
     with Load(front.url) as load:

@@ -3,8 +3,6 @@
 import argparse
 import getpass
 import json
-import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -13,10 +11,10 @@ from warren.config.environment import storage_root
 from warren.errors import ReleaseError
 from warren.release import read_alias
 from warren.rollout.records import RolloutFiles, RolloutRecord
+from warren.rollout.waiting import wait_until_serving
 from warren.storage import Location
 
 _SHOWN_EVENTS = 10
-_POLL_S = 1.0
 _COMMANDS: dict[str, str] = {
     "pause": "hold the rollout where it is, and begin no other",
     "resume": "go on",
@@ -78,28 +76,6 @@ def _run(options: argparse.Namespace) -> None:
     version = options.version if options.command == "retry" else None
     sent = files.send(options.command, version, getpass.getuser(), options.reason)
     print(json.dumps({"number": sent.number, "action": sent.action}) if options.json else f"sent: {sent.action}")
-
-
-def wait_until_serving(files: RolloutFiles, version: str, timeout_s: float, poll_s: float = _POLL_S) -> None:
-    """Wait until the endpoint serves a version and its rollout is over, and print every change meanwhile.
-
-    Raises:
-        ReleaseError: The version was undone, or does not serve in time.
-    """
-    deadline, shown = time.monotonic() + timeout_s, ""
-    while True:
-        state = files.read().state
-        if version in state.refused:
-            raise ReleaseError(f"{version} was undone, {state.stable} serves: {state.refused[version]}")
-        if state.phase == "idle" and state.stable == version:
-            return
-        step = f" {state.step + 1}" if state.phase == "shifting" else ""
-        if (line := f"rollout: {state.candidate or version} {state.phase}{step}") != shown:
-            print(line, file=sys.stderr)
-        shown = line
-        if time.monotonic() > deadline:
-            raise ReleaseError(f"{version} does not serve after {timeout_s:g} s; {state.stable} serves")
-        time.sleep(poll_s)
 
 
 def status_lines(record: RolloutRecord, aliases: dict[str, str | None]) -> list[str]:

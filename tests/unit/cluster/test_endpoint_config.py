@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from warren.cluster.serve.endpoint_config import IMPORT_PATH, Candidate, EndpointSpec, Instance, first_config
+from warren.cluster.serve.endpoint_config import (
+    FRONT_IMPORT_PATH,
+    IMPORT_PATH,
+    Candidate,
+    EndpointSpec,
+    Instance,
+    first_config,
+)
 from warren.config import Resources
 from warren.errors import ServiceError
 
@@ -162,3 +169,15 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_kept_is_not_replaced(found: dict[str, Any], message: str) -> None:
     with pytest.raises(ServiceError, match=message):
         changed(found)
+
+
+@pytest.mark.parametrize("release", ["s3://b/releases/demo", "s3://b/releases/demo/stable", "demo", "demo/candidate"])
+def test_an_endpoint_that_rolls_releases_in_by_itself_is_known_by_the_release(release: str) -> None:
+    front = {"name": "shop", "import_path": FRONT_IMPORT_PATH, "args": {"release": release}}
+    running = Instance.of(details(CHAT, OTHER, front))
+    assert running is not None
+    assert running.rolling_endpoint("demo") == "shop"
+    assert running.rolling_endpoint("other") is None
+    alone = Instance.of(details(CHAT))
+    assert alone is not None
+    assert alone.rolling_endpoint("demo") is None

@@ -72,6 +72,16 @@ def roll_in(
         raise ServiceError(f"{failure}; {_undone(endpoint, name, before)}") from None
 
 
+def rolling_endpoint(release_name: str) -> str | None:
+    """Return the application of the running endpoint that rolls in releases of a name by itself, if there is one.
+
+    Raises:
+        ServiceError: Serve does not say what runs.
+    """
+    running = Instance.of(Endpoint(dashboard_url()).details())
+    return None if running is None else running.rolling_endpoint(release_name)
+
+
 class Endpoint:
     """A cluster's Serve instance, through its REST API.
 

@@ -17,9 +17,11 @@ from warren.compat.ray_serve import is_redacted, is_shipped_package
 from warren.compat.variables import IDLE_THREADS_SLEEP
 from warren.config import Resources
 from warren.errors import ServiceError
+from warren.release import ALIASES
 
 APPLICATION = "chat"  # as in the RayService manifest
 IMPORT_PATH = "warren_serve.app:build"
+FRONT_IMPORT_PATH = "warren_serve.front:build"
 ROUTE = "/"
 _INSTANCE_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
@@ -165,6 +167,15 @@ class Instance:
             changed = _as_declared(self.applications[name], spec.config(candidate, resources))
         applications = {**self.applications, name: changed}
         return name, {**self.settings, "applications": list(applications.values())}
+
+    def rolling_endpoint(self, release_name: str) -> str | None:
+        """Return the application that rolls in releases of a name by itself, if there is one."""
+        for name, config in self.applications.items():
+            parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
+            names = parts[:-1] if parts[-1] in ALIASES else parts
+            if config.get("import_path") == FRONT_IMPORT_PATH and names and names[-1] == release_name:
+                return name
+        return None
 
     def _endpoint_of(self, candidate: Candidate) -> str | None:
         """Find the endpoint of a release: the one that serves an earlier version, else the one called `chat`."""

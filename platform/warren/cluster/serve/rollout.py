@@ -1,9 +1,10 @@
 """From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
 
+import sys
 from dataclasses import asdict, dataclass
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve.endpoint import roll_in
+from warren.cluster.serve.endpoint import roll_in, rolling_endpoint
 from warren.cluster.serve.endpoint_config import DEFAULT_SPEC, EndpointSpec
 from warren.cluster.serve.gating import facts_of
 from warren.cluster.serve.lineage import lineage_of
@@ -29,6 +30,8 @@ from warren.release import (
     write_deployment,
     write_refused,
 )
+from warren.rollout.records import RolloutFiles
+from warren.rollout.waiting import wait_until_serving
 from warren.storage import Location
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
@@ -162,8 +165,14 @@ def roll_out(
 
     Raises:
         ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
+        ReleaseError: An endpoint that rolls releases in by itself has undone it, or does not serve it in time.
         ConflictError: It serves, but another job has moved the alias since.
     """
+    if (rolling := rolling_endpoint(released.name)) is not None:
+        note = "; the endpoint file is not applied" if spec else ""
+        print(f"endpoint: {rolling} rolls {released.version} in by itself{note}", file=sys.stderr)
+        wait_until_serving(RolloutFiles(root, released.name, rolling), released.version, timeout_s)
+        return
     name, endpoint = released.name, (spec or DEFAULT_SPEC).application
     expected, before = read_alias(root, name, "stable"), read_deployment(root, name, endpoint)
     write_deployment(root, name, endpoint, [*before, released.version])  # so that none of them is removed meanwhile
