@@ -19,12 +19,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         "(default: an endpoint that runs keeps its settings)",
     )
     parser.add_argument(
-        "--timeout-s", type=float, default=900.0, help="for the release to come up, else it is undone (default: 900)"
+        "--timeout-s", type=float, default=900.0, help="time to come up, else it is undone (default: 900)"
     )
-    parser.add_argument(
-        "--override-gate", metavar="WHY", help="release what the gate refuses; recorded with the release"
-    )
-    parser.add_argument("--who", help="who releases, for the record (default: the user's name)")
+    parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
+    parser.add_argument("--who", help="who releases (default: the user's name)")
 
 
 def measuring(arguments: argparse.Namespace) -> str:
