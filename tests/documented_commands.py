@@ -87,7 +87,7 @@ FATES: dict[str, Fate] = {
     r"python jobs/convert\.py (merge|export) .*\./merged": Elsewhere("tests/integration/test_from_model.py"),
     r"python jobs/convert\.py ": AsItIs(),
     r"python jobs/registry\.py ": Elsewhere("tests/unit/release/test_registry_command.py"),
-    r"python jobs/evaluate\.py score .*--judge ": Elsewhere("tests/unit/evaluate/test_judging.py"),
+    r"python jobs/evaluate\.py score .*--judge ": Elsewhere("tests/unit/evaluate/test_judge_models.py"),
     r".*python jobs/evaluate\.py --benchmark ": Elsewhere("tests/integration/test_asking_benchmarks.py"),
     r"python jobs/evaluate\.py (--list|score |compare )": Elsewhere("tests/unit/evaluate/test_benchmarks.py"),
     r"(export OPENAI_API_KEY=|python -m lmms_eval )": NotRun("needs lmms-eval; tests/unit/serve/test_harnesses.py"),
