@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from test_benchmarks import CASES, approx, at
-from test_judging import GOLDEN, make_reference
+from test_judge_models import GOLDEN, make_reference
 from test_lmms_eval import GOLDEN as LMMS_EVAL_GOLDEN
 from test_lmms_eval import TABLES, make_mmbench
 from test_questions import PNG, parquet, put
