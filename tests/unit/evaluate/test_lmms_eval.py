@@ -24,7 +24,7 @@ from warren.storage import Location
 
 GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"
 GOLDEN = json.loads((GOLDEN_FOLDER / "lmms_eval_scores.json").read_text())
-ELSEWHERE = {  # compared in test_judging.py and test_boxes_and_captions.py
+ELSEWHERE = {  # compared in test_judge_models.py and test_boxes_and_captions.py
     name: value
     for file in ("judged_scores", "boxes_and_captions")
     for name, value in json.loads((GOLDEN_FOLDER / f"{file}.json").read_text()).items()
