@@ -18,6 +18,7 @@ import pytest
 
 from cluster_fixtures import Cluster
 from serve_endpoint import Endpoint, publish_random_model, wait_for
+from warren.cluster.serve import endpoint_config
 from warren.cluster.serve.endpoint import Endpoint as RunningEndpoint
 from warren.cluster.serve.endpoint_config import Instance
 from warren.release import Lineage, move_alias, publish, read_alias, read_release
@@ -125,9 +126,10 @@ def pid_of(front: Endpoint, deployment: str) -> int:
 
 
 def test_releases_roll_in_under_load_and_bad_ones_are_undone(
-    front: Endpoint, root: Location, files: RolloutFiles, ray_cluster: Cluster
+    front: Endpoint, root: Location, files: RolloutFiles, ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for(lambda: settled(files, "v1"))
+    monkeypatch.setattr(endpoint_config, "FRONT_IMPORT_PATH", "standin_engine:front")
     running = Instance.of(RunningEndpoint(ray_cluster.dashboard_url).details())
     assert running is not None
     assert running.rolling_endpoint(NAME) == APPLICATION, "so that jobs/release.py waits instead of deploying"
