@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from warren.config.curate import ClusterStep, NearDuplicatesStep
-from warren.curate.arrays import pack
+from warren.curate.array_files import pack
 from warren.curate.bands import keep_band
 from warren.curate.cluster_steps import keep_in_clusters
 from warren.curate.clusters import cluster
 from warren.curate.ranking import band_ranks
 from warren.curate.row_mask import RowSet
-from warren.curate.scored import ComputedVectors, clip_scores
+from warren.curate.sample_vectors import ComputedVectors, clip_scores
 from warren.curate.tasks import Task, Workspace
-from warren.curate.vectors import unit
+from warren.curate.vector_math import unit
 from warren.storage import Location
 
 WIDTH = 64
@@ -104,7 +104,7 @@ def plain(folder: Path, samples: int) -> dict[str, Any]:
     """Do the same with numpy and faiss in one process, as a script would."""
     import faiss
 
-    from warren.curate.arrays import ArrayFile
+    from warren.curate.array_files import ArrayFile
 
     faiss.omp_set_num_threads(CORES)
     began = time.perf_counter()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
-from contestants import CONTESTANTS, Task, begins_early, import_for, prepare
+from loaders import CONTESTANTS, Task, begins_early, import_for, prepare
 
 _IDLE_S = 8.0
 

@@ -10,14 +10,14 @@ import ray
 
 from factories import colour_sample, make_image, tiny_model_config, tiny_recipe, write_dataset
 from warren.cluster.batch.evaluation import evaluate, evaluations_of
-from warren.cluster.serve.golden import write_golden
-from warren.cluster.serve.rollout import make_release
+from warren.cluster.serve.golden_task import write_golden
+from warren.cluster.serve.publish_and_deploy import make_release
 from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.golden_cases import CASES_FILE
 from warren.data.manifest import dataset_folder
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CorruptDataError, GateError, QuarantineError, ReleaseError, root_cause
-from warren.evaluate.report import Evaluation
+from warren.evaluate.evaluation_report import Evaluation
 from warren.models import build_model, inputs_of, save_model, train_tokenizer
 from warren.release import read_alias, read_release, release_folder
 from warren.storage import Location

@@ -15,7 +15,7 @@ from warren.evaluate.benchmark_run import QUESTIONS_PER_PIECE, BenchmarkRun, Que
 from warren.storage import Location
 
 if TYPE_CHECKING:
-    from warren.evaluate.asked_model import ModelSource
+    from warren.evaluate.model_source import ModelSource
 
 
 def asks_benchmark(arguments: Sequence[str]) -> bool:
@@ -68,7 +68,7 @@ def ask_model(job: Job) -> str:
 
 def _model_of(job: Job) -> "ModelSource":
     from warren.cluster.train.stage import run_name
-    from warren.evaluate.asked_model import ModelSource
+    from warren.evaluate.model_source import ModelSource
     from warren.train.run import Run
 
     if job.options.release:

@@ -7,7 +7,7 @@ from typing import Any
 
 from warren.errors import ConfigError
 from warren.evaluate.judge_client import JudgeEndpoint
-from warren.evaluate.judging import AnswerJudge, JudgementCache
+from warren.evaluate.llm_judge import AnswerJudge, JudgementCache
 from warren.storage import Location
 
 

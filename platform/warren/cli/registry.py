@@ -11,7 +11,7 @@ from warren.cli.job import Parser, exit_code
 from warren.config.environment import STORAGE_VARIABLE, storage_root
 from warren.errors import ConfigError, ReleaseError
 from warren.release import ALIASES, AliasMove, Registry, Release, gc, plan_gc
-from warren.release.collection import HISTORY_WINDOW, MIN_AGE_S
+from warren.release.garbage_collection import HISTORY_WINDOW, MIN_AGE_S
 from warren.storage import Location
 
 _DAY_S = 24 * 3600

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import SamplePiece, read_row
+from warren.curate.sample_pieces import SamplePiece, read_row
 from warren.curate.sampling import sample
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.data.manifest import Manifest

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.errors import ConflictError, DataError, NotFoundError
-from warren.evaluate.answers import SCHEMA, StoredAnswer
+from warren.evaluate.answer_file import SCHEMA, StoredAnswer
 from warren.evaluate.benchmarks import Question
 from warren.storage import Location
 

@@ -14,8 +14,8 @@ from typing import Any
 from warren import __version__
 from warren.data.sample import IMAGE_MARK
 from warren.errors import AccessDeniedError, BadSampleError, ConfigError, ServiceError
+from warren.evaluate.answer_file import StoredAnswer
 from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
-from warren.evaluate.answers import StoredAnswer
 from warren.evaluate.ask_model import digest_of, failed, fixed, one_line
 from warren.evaluate.benchmark_run import AskedModel, BenchmarkRun
 from warren.evaluate.benchmarks import Question

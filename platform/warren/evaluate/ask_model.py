@@ -9,8 +9,8 @@ import numpy as np
 
 from warren.data.model_inputs import Inputs
 from warren.errors import AccessDeniedError, BadSampleError, StorageError, WarrenError
+from warren.evaluate.answer_file import StoredAnswer
 from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
-from warren.evaluate.answers import StoredAnswer
 from warren.evaluate.benchmarks import Question
 from warren.inference.engine import Completion, GenerationFailedError, GenerationRequest
 from warren.inference.transformers_engine.offline import Finished, OfflineGenerator

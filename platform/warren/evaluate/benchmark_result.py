@@ -6,10 +6,10 @@ from typing import Any
 
 from warren.errors import QuarantineError, WarrenError
 from warren.evaluate.answer_pieces import Outcome, PieceEffort
+from warren.evaluate.benchmark_questions import prompt_convention
 from warren.evaluate.benchmark_run import ANSWERS, BenchmarkRun
-from warren.evaluate.benchmark_scores import score_answers
-from warren.evaluate.questions import prompt_convention
 from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.score_answers import score_answers
 from warren.storage import Location
 
 SCORES = "scores.json"

@@ -15,10 +15,10 @@ from functools import cached_property
 
 from warren import __version__
 from warren.errors import ConfigError, ConflictError, DataError
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.answer_pieces import AnswerPieces, Outcome, QuestionPiece, StoredPieces
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
+from warren.evaluate.benchmark_questions import prompt_convention, questions
 from warren.evaluate.benchmarks import Benchmark, Question, benchmark_named
-from warren.evaluate.questions import prompt_convention, questions
 from warren.storage import Location, digest_bytes
 
 QUESTIONS_PER_PIECE = 128

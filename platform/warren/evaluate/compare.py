@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from warren.errors import DataError
-from warren.evaluate.benchmark_scores import measures_of
+from warren.evaluate.score_answers import measures_of
+from warren.evaluate.score_table import number
 from warren.evaluate.statistics import Comparison, holm
-from warren.evaluate.table import number
 
 _SIGNIFICANT = 0.05
 

@@ -15,11 +15,11 @@ from PIL import Image
 from warren import __version__
 from warren.data.images import decode_image
 from warren.errors import BadSampleError
-from warren.evaluate.answers import StoredAnswer, load_answers, read_stored
+from warren.evaluate.answer_file import StoredAnswer, load_answers, read_stored
+from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.benchmarks import Question
-from warren.evaluate.questions import questions
 from warren.evaluate.report_templates import HTML, MARKDOWN
-from warren.evaluate.table import Line, number, table
+from warren.evaluate.score_table import Line, number, table
 from warren.storage import Location, digest_bytes
 
 NUM_EXAMPLES = 20

@@ -14,8 +14,8 @@ from warren.errors import ConfigError, DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import ImageFolder, lettered
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, read_records
 from warren.evaluate.measures import Measure, mean, share
 from warren.evaluate.scorers.anls import anls
 from warren.evaluate.scorers.texts import chosen_letter, contains, exact, relaxed

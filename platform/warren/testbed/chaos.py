@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 
+from warren.compat.environment_variables import ONE_COMPUTE_THREAD
 from warren.compat.ray_cli import process_title
-from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.errors import ServiceError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.testbed import RayHead, S3Server
-from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.run_report import read_metrics
 from warren.train.step_metrics import StepMetrics
 
 _BUCKET = "warren-chaos"

@@ -18,24 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from warren.cluster.serve.endpoint import PORT_VARIABLE
+from warren.compat.environment_variables import ONE_COMPUTE_THREAD
 from warren.compat.ray_cli import TOKEN_VARIABLE, is_submission_message, quiet_submission
-from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.config import Recipe
 from warren.config.versions import git_revision
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
 from warren.errors import ServiceError
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.report import Evaluation
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
 from warren.train.checkpoint import MODEL_FOLDER
-from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.run_report import read_metrics
 
 _BUCKET = "warren-demo"
 _ENDPOINT = "demo"  # a file of jobs/endpoints

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_answers import file, stored
+from test_answer_file import file, stored
+from test_benchmark_questions import make_pope
 from test_benchmarks import CASES, ORACLE, at
-from test_questions import make_pope
 
 from warren.cli.score import run_command
 from warren.errors import DataError
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
-from warren.evaluate.benchmark_scores import score_answers
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.compare import compare_reports, render_comparison
 from warren.evaluate.report_page import NUM_EXAMPLES
+from warren.evaluate.score_answers import score_answers
 
 
 def improved(name: str, share: float) -> list[StoredAnswer]:

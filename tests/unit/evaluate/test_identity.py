@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from warren.config import EvaluateConfig
+from warren.evaluate.accuracy import score
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.report import Evaluation
-from warren.evaluate.scoring import score
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import FileEntry, Location
 
 CONFIG = EvaluateConfig(dataset="test@v1")

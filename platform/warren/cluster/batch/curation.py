@@ -14,8 +14,8 @@ from warren.config import CurateConfig
 from warren.config.curate import EmbeddingsConfig
 from warren.curate import pipeline
 from warren.curate.embedding_model import EmbeddingModel
-from warren.curate.samples import SamplePiece, sample_pieces
-from warren.curate.scored import ComputedVectors, VectorPiece
+from warren.curate.sample_pieces import SamplePiece, sample_pieces
+from warren.curate.sample_vectors import ComputedVectors, VectorPiece
 from warren.curate.tasks import Task, Workspace
 from warren.data.manifest import Manifest
 from warren.storage import Location

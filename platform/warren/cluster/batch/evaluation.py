@@ -17,13 +17,13 @@ from warren.cluster.capacity import lacks, waiting, wanted
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
 from warren.errors import CorruptDataError, EmptyDatasetError
+from warren.evaluate.accuracy import score
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.judge import SampleQuestion, judge_of, to_table
-from warren.evaluate.report import Evaluation
+from warren.evaluate.predictions import SampleQuestion, load_predictor, to_table
 from warren.evaluate.report_page import render_html
-from warren.evaluate.scoring import score
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import Location, StoredFiles
 from warren.storage.file_cache import local_copy
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
@@ -237,8 +237,8 @@ class Predictor:
 
     def __post_init__(self) -> None:
         with local_copy(self.model) as folder:  # loading reads all of it
-            self._judge = judge_of(self.config, folder)
+            self._predict = load_predictor(self.config, folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of samples."""
-        return to_table(self._judge(batch.to_pylist()))
+        return to_table(self._predict(batch.to_pylist()))

@@ -10,7 +10,7 @@ import ray.data
 from tqdm import tqdm
 
 from warren.config import IngestConfig
-from warren.data.card import write_card
+from warren.data.data_card import write_card
 from warren.data.image_rules import ImageRules
 from warren.data.importers import Importer, Piece, importers
 from warren.data.manifest import MANIFEST, Manifest, dataset_folder, described, write_about, write_manifest

@@ -13,8 +13,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from warren.compat.environment_variables import IDLE_THREADS_SLEEP
 from warren.compat.ray_serve import is_redacted, is_shipped_package
-from warren.compat.variables import IDLE_THREADS_SLEEP
 from warren.config import Resources
 from warren.errors import ServiceError
 from warren.release import ALIASES

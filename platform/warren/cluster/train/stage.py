@@ -26,8 +26,8 @@ from warren.storage import Location
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.initial_model import InitialModel
 from warren.train.recovery import write_recoveries
-from warren.train.report import losses_of_data, read_metrics, write_report
 from warren.train.run import Run
+from warren.train.run_report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers
 
 

@@ -3,8 +3,8 @@
 import re
 import string
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 
 _SHORT_CHARS = 4
 
@@ -38,9 +38,9 @@ def _letter(text: str, letters: str) -> str:
     return first[1].upper() if first else ""
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "blink",
-    OneTable(
+    TableTask(
         title="BLINK (validation)",
         files="val",
         key="idx",

@@ -10,8 +10,8 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import ImageFile, Question
 from warren.evaluate.benchmarks.question_files import ImageFolder, lettered, matching_file
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.free_reply import Value, as_number, is_right, key_ends, numbers
 from warren.storage import Location

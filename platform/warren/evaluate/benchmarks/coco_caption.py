@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import required_file, with_images
-from warren.evaluate.benchmarks.reading import read_json
+from warren.evaluate.benchmarks.reference_files import read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.captions import Cider, bleu, rouge_l, tokens
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL

@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConvention, JudgeRequest, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import questions_of_file, required_file
-from warren.evaluate.benchmarks.reading import read_json, read_json_lines
+from warren.evaluate.benchmarks.reference_files import read_json, read_json_lines
 from warren.evaluate.measures import Measure, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete

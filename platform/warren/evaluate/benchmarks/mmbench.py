@@ -8,8 +8,8 @@ from warren.errors import ConfigError, DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, lettered
-from warren.evaluate.benchmarks.reading import by_key, find_file, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, read_records
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete, matched_option

@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question, number_repeats, published_id
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_file, questions_of_file, with_images
-from warren.evaluate.benchmarks.reading import read_lines
+from warren.evaluate.benchmarks.reference_files import read_lines
 from warren.evaluate.measures import Measure, blocks, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT

@@ -11,8 +11,8 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, SHORT_ANSWER, lettered, matching_file
-from warren.evaluate.benchmarks.reading import by_key, read_json, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, read_json, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import Measure, share
 from warren.evaluate.scorers.free_reply import Value, as_number, is_right, key_ends, numbers
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL

@@ -9,7 +9,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConvention, JudgeRequest, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import matching_file, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, read_json
+from warren.evaluate.benchmarks.reference_files import by_key, read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete

@@ -7,7 +7,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, with_images
-from warren.evaluate.benchmarks.reading import by_key, read_json_lines, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, read_json_lines, refuse_unknown
 from warren.evaluate.measures import Measure, blocks, share, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete

@@ -7,7 +7,7 @@ from typing import Any
 
 from warren.errors import DataError
 from warren.evaluate.benchmarks.question import ImageFile, Question
-from warren.evaluate.benchmarks.reading import read_json_lines
+from warren.evaluate.benchmarks.reference_files import read_json_lines
 from warren.storage import Location
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."

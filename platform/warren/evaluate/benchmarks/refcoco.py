@@ -10,7 +10,7 @@ from PIL import Image
 from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import mean, share
 from warren.evaluate.scorers.boxes import ImageBox, first_box, holds_centre, intersection_over_union, relative_box
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL

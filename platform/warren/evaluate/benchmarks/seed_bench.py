@@ -6,7 +6,7 @@ from typing import Any
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, lettered, matching_file, questions_of_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json, refuse_unknown
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete

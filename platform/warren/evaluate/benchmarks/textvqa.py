@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question, number_repeats, published_id
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import find_file, read_json
+from warren.evaluate.benchmarks.reference_files import find_file, read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.anls import anls
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL

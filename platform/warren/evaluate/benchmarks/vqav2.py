@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, read_json_lines
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json, read_json_lines
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import score_soft_accuracy
 from warren.evaluate.scorers.vqa import normalise, normalise_words

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Scores
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.anls import edit_distance
 from warren.evaluate.scorers.vqa import soft_accuracies
