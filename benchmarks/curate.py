@@ -146,9 +146,9 @@ def _without_near_duplicates(rows: np.ndarray, image: np.ndarray, centroid: np.n
         while waiting:
             row = waiting.pop()
             members.append(row)
-            found = np.flatnonzero(near[row] & left)
-            left[found] = False
-            waiting += found.tolist()
+            neighbours = np.flatnonzero(near[row] & left)
+            left[neighbours] = False
+            waiting += neighbours.tolist()
         kept.append(sorted(members, key=lambda row: distance[row])[len(members) // 2])
     return rows[kept]
 
@@ -158,8 +158,8 @@ def quality(kept: np.ndarray) -> dict[str, float]:
     duplicated = np.zeros(len(kept), bool)
     duplicated[3::5] = duplicated[4::5] = True
     pairs = min(len(kept[3::5]), len(kept[4::5]))
-    found = (~kept[3::5][:pairs] | ~kept[4::5][:pairs]).mean()
-    return {"recall": float(found), "precision": float(duplicated[~kept].mean())}
+    recall = (~kept[3::5][:pairs] | ~kept[4::5][:pairs]).mean()
+    return {"recall": float(recall), "precision": float(duplicated[~kept].mean())}
 
 
 def alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -100,8 +100,8 @@ def read_stored(location: Location) -> tuple[list[StoredAnswer], AnswersOrigin]:
         table = pq.read_table(pa.BufferReader(location.read_bytes()))
         missing = [name for name in ("key", "question", "answer", "error") if name not in table.column_names]
         if missing:
-            found = ", ".join(table.column_names)
-            raise DataError(f"{location}: answers need columns {', '.join(SCHEMA.names)}; found {found}")
+            columns = ", ".join(table.column_names)
+            raise DataError(f"{location}: answers need columns {', '.join(SCHEMA.names)}; found {columns}")
         known = table.select([name for name in SCHEMA.names if name in table.column_names])
         rows = [StoredAnswer(**row) for row in known.to_pylist()]
         about = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
@@ -136,13 +136,13 @@ def load_answers(location: Location) -> tuple[Answers, int, AnswersOrigin]:
 def _numbered(answers: list[Answer]) -> list[Answer]:
     """Give answers to different questions with one published id the keys that their questions have."""
     prompts: dict[str, list[str]] = defaultdict(list)
-    found = []
+    numbered = []
     for answer in answers:
         known = prompts[answer.key]
         if answer.prompt not in known:
             known.append(answer.prompt)
-        found.append(replace(answer, key=repeated_key(answer.key, known.index(answer.prompt) + 1)))
-    return found
+        numbered.append(replace(answer, key=repeated_key(answer.key, known.index(answer.prompt) + 1)))
+    return numbered
 
 
 def _check(rows: list[StoredAnswer], where: str) -> None:

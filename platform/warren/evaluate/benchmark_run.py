@@ -68,12 +68,12 @@ class QuestionSource:
         Raises:
             ConfigError: There is no such benchmark, split or convention, or it is not said where its data is.
         """
-        found = benchmark_named(name)
+        benchmark = benchmark_named(name)
         prompts = prompt_convention(name, convention)
-        place = Location.parse(data) if data else found.default_reference
+        place = Location.parse(data) if data else benchmark.default_reference
         if place is None:
-            raise ConfigError(f"{name} needs --data, the folder of its questions: {found.data}")
-        return cls(name, place, split or found.splits[0], prompts)
+            raise ConfigError(f"{name} needs --data, the folder of its questions: {benchmark.data}")
+        return cls(name, place, split or benchmark.splits[0], prompts)
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -177,13 +177,13 @@ class BenchmarkRun:
 
     def _take_folder(self) -> None:
         """Write the plan into a new folder, or check that the folder is of the same plan."""
-        wanted = asdict(self.plan)
+        plan = asdict(self.plan)
         try:
-            (self.folder / _PLAN).create_json(wanted)
+            (self.folder / _PLAN).create_json(plan)
         except ConflictError:
             present = (self.folder / _PLAN).read_json()
-            differing = [name for name in wanted if present.get(name) != wanted[name]]
-            changes = [f"its {name} is {present.get(name)}, not {wanted[name]}" for name in differing]
+            differing = [name for name in plan if present.get(name) != plan[name]]
+            changes = [f"its {name} is {present.get(name)}, not {plan[name]}" for name in differing]
             if changes:
                 raise ConfigError(
                     f"{self.folder} holds answers of something else ({'; '.join(changes)}): give another --out"

@@ -61,10 +61,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
         raise DataError(f"only one run has {names}: the runs rest on different questions")
     pairs = [(measure, others[measure.name]) for measure in measures]
     comparisons = [measure.compare(other) for measure, other in pairs]
-    corrected = iter(holm([found.p_value for found in comparisons if found is not None]))
+    corrected = iter(holm([comparison.p_value for comparison in comparisons if comparison is not None]))
     return [
-        ComparisonRow(measure.name, measure.value, other.value, found, next(corrected) if found else None)
-        for (measure, other), found in zip(pairs, comparisons, strict=True)
+        ComparisonRow(measure.name, measure.value, other.value, comparison, next(corrected) if comparison else None)
+        for (measure, other), comparison in zip(pairs, comparisons, strict=True)
     ]
 
 
@@ -100,12 +100,12 @@ def render_comparison(
 
 def _line(row: ComparisonRow) -> str:
     values = f"| {_cell(row.name)} | {number(row.first)} | {number(row.second)} "
-    found = row.comparison
-    if found is None or row.corrected is None:
+    comparison = row.comparison
+    if comparison is None or row.corrected is None:
         return f"{values}| {_signed(row.second - row.first)} | | | | | one image: no interval |"
-    interval = f"{_signed(found.interval.low)} to {_signed(found.interval.high)}"
-    tested = f"{_p(found.p_value)} | {_p(row.corrected)} | {number(found.smallest_detectable)}"
-    return f"{values}| {_signed(found.difference)} | {interval} | {tested} | {row.verdict} |"
+    interval = f"{_signed(comparison.interval.low)} to {_signed(comparison.interval.high)}"
+    tested = f"{_p(comparison.p_value)} | {_p(row.corrected)} | {number(comparison.smallest_detectable)}"
+    return f"{values}| {_signed(comparison.difference)} | {interval} | {tested} | {row.verdict} |"
 
 
 def _differing_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -130,8 +130,8 @@ def score_with_judge(
     judgements = judge_answers(requests, convention, judge)
     scored = Answers(answer for answer in answers if answer.key in judgements.values)
     scored.failed = answers.failed | frozenset(judgements.failures)
-    said = {key: judgements.values[key] for key in (one.key for one in requests) if key in judgements.values}
-    scores = convention.score(scored, reference, said)
+    judged = {key: judgements.values[key] for key in (one.key for one in requests) if key in judgements.values}
+    scores = convention.score(scored, reference, judged)
     per_question = {
         key: {**row, "judgement": judgements.texts[key]} if key in judgements.texts else row
         for key, row in scores.per_question.items()

@@ -61,8 +61,8 @@ class ModelSource:
         """
         uri = release if "://" in release or release.startswith("/") else f"{root.uri}/releases/{release}"
         folder = Location.parse(resolve_release(uri))
-        found = read_release(folder)
-        return cls._of(f"{found.name} {found.version}", StoredFiles(folder, found.files))
+        manifest = read_release(folder)
+        return cls._of(f"{manifest.name} {manifest.version}", StoredFiles(folder, manifest.files))
 
     @classmethod
     def _of_checkpoint(cls, run: str, checkpoints: Checkpoints, manifest: CheckpointManifest) -> "ModelSource":

@@ -68,13 +68,13 @@ class SampleQuestion:
             BadSampleError: The sample is unsound, or its first answer is nothing to compare with.
         """
         sample = Sample.from_row(row).check()
-        asked, answer = sample.turns[:2]
+        question, answer = sample.turns[:2]
         if not answer.text.strip():
             raise BadSampleError("the first answer is empty: there is nothing to compare with")
         if IMAGE_MARK in answer.text:
             raise BadSampleError("the first answer shows an image; only text can be compared")
-        images = sample.images[: asked.text.count(IMAGE_MARK)]
-        return cls(str(sample.key), str(sample.source), Prompt((asked,), images, sample.system), answer.text)
+        images = sample.images[: question.text.count(IMAGE_MARK)]
+        return cls(str(sample.key), str(sample.source), Prompt((question,), images, sample.system), answer.text)
 
 
 class _Asker(Protocol):
@@ -118,11 +118,11 @@ class _Choosing:
         return self._chooser.prepare(question.prompt, question.truth)
 
     def answers(self, questions: Sequence[SampleQuestion], prepared: Sequence[Any]) -> list[tuple[str, int]]:
-        truths, found = [question.truth for question in questions], []
+        truths, answers = [question.truth for question in questions], []
         for place, shown in enumerate(prepared):
             choices = sorted(list(dict.fromkeys((*truths[place:], *truths[:place])))[: self._num_choices])
-            found.append((choices[self._chooser.choose(shown, choices)], len(choices)))
-        return found
+            answers.append((choices[self._chooser.choose(shown, choices)], len(choices)))
+        return answers
 
 
 PredictBatch = Callable[[Sequence[dict[str, Any]]], list[Prediction]]
@@ -138,21 +138,21 @@ def load_predictor(config: EvaluateConfig, folder: Path) -> PredictBatch:
     asker: _Asker = _Choosing(folder, config) if config.metric == "choice" else _Writing(folder, config)
 
     def predict(rows: Sequence[dict[str, Any]]) -> list[Prediction]:
-        asked: list[_Asked] = []
+        questions: list[_PreparedQuestion] = []
         predictions: dict[int, Prediction] = {}
         for place, row in enumerate(rows):
             try:
                 question = SampleQuestion.of(row)
-                asked.append(_Asked(place, question, asker.prepare(question)))
+                questions.append(_PreparedQuestion(place, question, asker.prepare(question)))
             except Exception as error:  # decoding and tokenising read nothing but the sample: it caused what they raise
                 predictions[place] = _left_out(row, error)
-        for place, reason in _without_company(asked, config).items():
+        for place, reason in _without_comparison(questions, config).items():
             predictions[place] = _left_out(rows[place], BadSampleError(reason))
-        asked = [each for each in asked if each.place not in predictions]
-        prepared = [each.prepared for each in asked]
+        questions = [each for each in questions if each.place not in predictions]
+        prepared = [each.prepared for each in questions]
         shown = _with_others_images(prepared, config.num_choices) if config.shuffled_images else prepared
-        answers = asker.answers([each.question for each in asked], shown)
-        for each, answer in zip(asked, answers, strict=True):
+        answers = asker.answers([each.question for each in questions], shown)
+        for each, answer in zip(questions, answers, strict=True):
             predictions[each.place] = _prediction(each.question, *answer)
         return [predictions[place] for place in range(len(rows))]
 
@@ -160,25 +160,27 @@ def load_predictor(config: EvaluateConfig, folder: Path) -> PredictBatch:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PreparedQuestion:
+    """A question of a batch, decoded and tokenised, with its place in the batch."""
+
     place: int
     question: SampleQuestion
     prepared: Any
 
 
-def _without_company(asked: Sequence[_Asked], config: EvaluateConfig) -> dict[int, str]:
-    """Return which samples of a batch cannot be asked because the batch holds none to compare them with, and why."""
-    found: dict[int, str] = {}
+def _without_comparison(questions: Sequence[_PreparedQuestion], config: EvaluateConfig) -> dict[int, str]:
+    """Return the samples of a batch that cannot be asked, with the reason: the batch has none to compare them with."""
+    reasons: dict[int, str] = {}
     if config.shuffled_images:
-        counts = Counter(len(each.prepared.pixels) for each in asked)
+        counts = Counter(len(each.prepared.pixels) for each in questions)
         reason = "no other sample of its batch shows as many images: none to show instead; raise batch_size"
-        lonely = [each for each in asked if len(each.prepared.pixels) and counts[len(each.prepared.pixels)] == 1]
-        found |= {each.place: reason for each in lonely}
-    left = [each for each in asked if each.place not in found]
+        lonely = [each for each in questions if len(each.prepared.pixels) and counts[len(each.prepared.pixels)] == 1]
+        reasons |= {each.place: reason for each in lonely}
+    left = [each for each in questions if each.place not in reasons]
     if config.metric == "choice" and len({each.question.truth for each in left}) < 2:
         reason = "all samples of its batch have the same answer: nothing to choose from; raise batch_size"
-        found |= {each.place: reason for each in left}
-    return found
+        reasons |= {each.place: reason for each in left}
+    return reasons
 
 
 def to_table(predictions: Sequence[Prediction]) -> pa.Table:

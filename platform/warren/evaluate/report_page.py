@@ -157,8 +157,8 @@ def _example(row: StoredAnswer, verdict: Mapping[str, Any], images: Mapping[str,
 
 
 def _images(report: Mapping[str, Any], data: Location, keys: set[str]) -> dict[str, tuple[str, ...]]:
-    asked = questions(_name(report), data, report.get("split"), report.get("prompts"))
-    return {question.key: _thumbnails(question) for question in asked if question.key in keys}
+    benchmark_questions = questions(_name(report), data, report.get("split"), report.get("prompts"))
+    return {question.key: _thumbnails(question) for question in benchmark_questions if question.key in keys}
 
 
 def _name(report: Mapping[str, Any]) -> str:
@@ -167,13 +167,13 @@ def _name(report: Mapping[str, Any]) -> str:
 
 def _thumbnails(question: Question) -> tuple[str, ...]:
     """Return the images of a question, small; those that cannot be read are left out."""
-    found = []
+    thumbnails = []
     for source in question.images:
         try:
-            found.append(thumbnail(source.read()))
+            thumbnails.append(thumbnail(source.read()))
         except BadSampleError:
             continue
-    return tuple(found)
+    return tuple(thumbnails)
 
 
 def thumbnail(data: bytes) -> str:

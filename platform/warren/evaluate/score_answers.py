@@ -66,12 +66,12 @@ def score_answers(
     rows, num_broken, origin = load_answers(answers)
     _check_origin(origin, chosen, answers)
     _check_failed(rows.failed, len(rows) + len(rows.failed), max_failed_fraction, answers)
-    found, judged = _scored(chosen.conventions[convention], rows, where, judge)
+    scores, judged = _scored(chosen.conventions[convention], rows, where, judge)
     unjudged: dict[str, str] = judged["failed"] if judged else {}
     failed = sorted({*rows.failed, *unjudged})
     if unjudged:
-        _check_judged(unjudged, len(failed), found.num_questions, max_failed_fraction)
-    num_asked = found.num_questions or 1
+        _check_judged(unjudged, len(failed), scores.num_questions, max_failed_fraction)
+    num_asked = scores.num_questions or 1
     return {
         "format": _FORMAT,
         "benchmark": chosen.name,
@@ -83,22 +83,22 @@ def score_answers(
         "split": origin.split or None,
         "digests": dict(origin.digests or {}),
         "versions": dict(origin.versions or {}),
-        "num_questions": found.num_questions,
-        "num_answered": found.num_answered,
-        "answered_fraction": found.num_answered / num_asked,
+        "num_questions": scores.num_questions,
+        "num_answered": scores.num_answered,
+        "answered_fraction": scores.num_answered / num_asked,
         "num_failed": len(failed),
         "failed": failed,
         "num_broken_lines": num_broken,
-        "random_fallback_ids": list(found.random_fallback),
-        "random_fallback_fraction": len(found.random_fallback) / num_asked,
+        "random_fallback_ids": list(scores.random_fallback),
+        "random_fallback_fraction": len(scores.random_fallback) / num_asked,
         "needs_judge": isinstance(chosen.conventions[convention], JudgedConvention),
         "judge": judged,
-        "scores": found.scores,
-        "scores_with_random_fallback_counted_wrong": found.scores_without_luck,
-        "per_question": found.per_question,
-        "submission": found.submission,
+        "scores": scores.scores,
+        "scores_with_random_fallback_counted_wrong": scores.scores_without_luck,
+        "per_question": scores.per_question,
+        "submission": scores.submission,
         "submission_format": chosen.submission_format,
-        "measures": [measure.to_json() for measure in found.measures],
+        "measures": [measure.to_json() for measure in scores.measures],
     }
 
 

@@ -44,12 +44,12 @@ class Evaluations:
 
     def of_step(self, step: int) -> list[Evaluation]:
         """Return every evaluation of a checkpoint."""
-        found = []
+        evaluations = []
         for entry in (self.folder / f"{step:08d}").list():
             if entry.name == REPORT:
                 with suppress(KeyError, TypeError):  # written by an earlier version, which left inputs out
-                    found.append(Evaluation.from_json(entry.read_json()))
-        return found
+                    evaluations.append(Evaluation.from_json(entry.read_json()))
+        return evaluations
 
     def write_quarantine(self, evaluation: Evaluation, rows: Sequence[dict[str, Any]]) -> None:
         """Write which samples could not be asked, also where there are too many of them for a report."""

@@ -120,10 +120,10 @@ class _Table:
             DataError: There are fewer than two, or they cannot be read.
         """
         columns = self.config.options or (_OPTIONS_FIELD,)
-        found = record[columns[0]] if len(columns) == 1 else [record.get(column) for column in columns]
-        if not isinstance(found, list) or len(found) > len(_LETTERS):
-            raise DataError(f"{record.where}: options must be a list of texts, found {str(found)[:80]!r}")
-        options = [str(option) for option in found if option is not None]
+        value = record[columns[0]] if len(columns) == 1 else [record.get(column) for column in columns]
+        if not isinstance(value, list) or len(value) > len(_LETTERS):
+            raise DataError(f"{record.where}: options must be a list of texts, found {str(value)[:80]!r}")
+        options = [str(option) for option in value if option is not None]
         if len(options) < 2:
             raise DataError(f"{record.where}: {len(options)} options; a choice needs two")
         return dict(zip(_LETTERS, options, strict=False))
@@ -131,8 +131,8 @@ class _Table:
     def score(self, answers: Answers, place: Location) -> Scores:
         """Give every answer its points; a question without an answer earns none."""
         records = self._records(place)
-        given = by_key(answers)
-        refuse_unknown(given, records, self.config.name)
+        answered = by_key(answers)
+        refuse_unknown(answered, records, self.config.name)
         per_question: dict[str, dict[str, Any]] = {}
         groups: dict[str, dict[str, float]] = defaultdict(dict)
         clusters = {}
@@ -140,7 +140,7 @@ class _Table:
             if key in answers.failed:
                 continue
             truths = self._truths(record)
-            answer = given[key].text if key in given else None
+            answer = answered[key].text if key in answered else None
             points = 0.0 if answer is None else self._points(answer, record, truths)
             per_question[key] = {"score": points, "truth": truths[0], "right": points == 1.0}
             clusters[key] = str(record.get(self.config.image or "") or key)
@@ -152,7 +152,7 @@ class _Table:
         scores: dict[str, Any] = {"percent": 100 * sum(points_of.values()) / max(1, len(points_of))}
         if groups:
             scores["groups"] = {name: 100 * sum(of.values()) / len(of) for name, of in sorted(groups.items())}
-        return Scores(len(records), len(given), scores, per_question, measures=measures)
+        return Scores(len(records), len(answered), scores, per_question, measures=measures)
 
     def _records(self, place: Location) -> dict[str, Record]:
         records: dict[str, Record] = {}

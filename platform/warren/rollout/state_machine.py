@@ -188,15 +188,15 @@ def taken_over(state: RolloutState) -> RolloutState:
 
 def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutPlan:
     """Return where traffic goes in a state, and what is still to be done."""
-    wanted = {state.stable} | ({state.candidate} if state.phase in ("starting", "shifting", "finishing") else set())
+    needed = {state.stable} | ({state.candidate} if state.phase in ("starting", "shifting", "finishing") else set())
     actions: list[RolloutAction] = []
-    for version in sorted(version for version in wanted if version):
+    for version in sorted(version for version in needed if version):
         status = seen.engine(version).status
         if status == "absent":
             actions.append(StartEngine(version))
         elif status == "failed" and version == state.stable:
             actions.append(DeleteEngine(version))  # once it is gone, it is started again
-    for version in sorted(set(seen.engines) - wanted):
+    for version in sorted(set(seen.engines) - needed):
         if _may_be_deleted(version, seen, policy):
             actions.append(DeleteEngine(version))
     is_promoted = state.phase == "finishing" and seen.engine(state.candidate).status == "ready"
@@ -282,12 +282,12 @@ def _idle(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Roll
         if state.stable is None or seen.engine(state.stable).status == "absent":
             return replace(state, stable=named, reason="")  # nothing serves, so nothing has to be shifted
         return state if state.is_paused else _begun(state, seen, named)
-    wanted = seen.candidate_alias
-    if wanted in (None, state.stable) or wanted in state.refused or seen.gate_refusal or state.is_paused:
+    version = seen.candidate_alias
+    if version in (None, state.stable) or version in state.refused or seen.gate_refusal or state.is_paused:
         return state
     if state.stable is not None and not seen.engine(state.stable).is_up:
         return state  # first what serves, then what is new
-    return _begun(state, seen, wanted)
+    return _begun(state, seen, version)
 
 
 def _begun(state: RolloutState, seen: Observation, version: str) -> RolloutState:

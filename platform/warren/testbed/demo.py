@@ -215,10 +215,10 @@ class Demo:
         checkpoint = run.newest_checkpoint()
         manifest = read_manifest(root, config.dataset)
         identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
-        found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
-        if found is None:
+        evaluation = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
+        if evaluation is None:
             raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")
-        return found
+        return evaluation
 
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]

@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import Resources
 from warren.data.model_inputs import INPUTS_FILE, Inputs
 from warren.evaluate.answer_pieces import AnswerPieces, QuestionPiece
@@ -84,7 +84,7 @@ def ask_on_cluster(
         )
     )
     if lacks(evaluators * cpus, evaluators * gpus):
-        print(f"{run.plan.benchmark}: {waiting(wanted(evaluators, 'evaluators', cpus, gpus))}", file=sys.stderr)
+        print(f"{run.plan.benchmark}: {waiting(size_of(evaluators, 'evaluators', cpus, gpus))}", file=sys.stderr)
     num_asked = 0
     with tqdm(total=num_left, desc=f"ask {run.plan.benchmark}", unit="question", mininterval=5) as bar:
         for row in answered.iter_rows():

@@ -179,12 +179,12 @@ def _forget_unusable(folder: Location) -> None:
 
     That attempt cannot do it: tasks of it may have written receipts behind its end.
     """
-    found = receipts_folder(folder).list()
-    marks = [location for location in found if location.name == _TO_MEND]
+    receipts = receipts_folder(folder).list()
+    marks = [location for location in receipts if location.name == _TO_MEND]
     if marks:
         with ThreadPoolExecutor(_IO_THREADS) as pool:
-            values = list(pool.map(lambda location: location.read_json(), found))
-        _delete([location for location, value in zip(found, values, strict=True) if value.get("bad")])
+            values = list(pool.map(lambda location: location.read_json(), receipts))
+        _delete([location for location, value in zip(receipts, values, strict=True) if value.get("bad")])
         _delete(marks)
 
 
@@ -215,10 +215,12 @@ class _MakeShards:
 def _tidy(folder: Location, manifest: Manifest) -> None:
     """Delete receipts, and shards of attempts with other options or of files that changed since."""
     listed = {(folder / shard.file.path).uri for shard in manifest.shards}
-    shards = [found for found in folder.list() if found.name.startswith("shard-") and found.uri not in listed]
+    shards = [
+        location for location in folder.list() if location.name.startswith("shard-") and location.uri not in listed
+    ]
     _delete([*shards, *receipts_folder(folder).list()])
 
 
 def _delete(objects: list[Location]) -> None:
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda found: found.store.delete(found.key), objects))
+        list(pool.map(lambda location: location.store.delete(location.key), objects))

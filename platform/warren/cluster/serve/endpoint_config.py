@@ -121,7 +121,7 @@ class Instance:
         """
         if not details.get("http_options"):
             return None
-        found: dict[str, ServeConfig] = {}
+        configs: dict[str, ServeConfig] = {}
         others: dict[str, str | None] = {}
         for name, application in details.get("applications", {}).items():
             config = application.get("deployed_app_config")
@@ -135,9 +135,9 @@ class Instance:
                     "nothing is deployed; deploy all applications by hand, with `serve deploy`"
                 )
             else:
-                found[name] = config
+                configs[name] = config
         settings = {key: details[key] for key in _INSTANCE_KEYS if details.get(key) is not None}
-        return cls(settings, found, others)
+        return cls(settings, configs, others)
 
     @property
     def config(self) -> ServeConfig:
@@ -233,11 +233,11 @@ def first_config(
 def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
     """Return what an endpoint file declares, with what the running application keeps: variables, own modules."""
     running = deepcopy(config.get("runtime_env") or {})
-    wanted = declared["runtime_env"]
+    declared_env = declared["runtime_env"]
     own = [module for module in running.get("py_modules") or [] if not is_shipped_package(str(module))]
-    runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **wanted["env_vars"]}}
+    runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **declared_env["env_vars"]}}
     runtime_env.pop("py_modules", None)
-    if modules := [*own, *wanted.get("py_modules", [])]:
+    if modules := [*own, *declared_env.get("py_modules", [])]:
         runtime_env["py_modules"] = modules
     return {**declared, "runtime_env": runtime_env}
 

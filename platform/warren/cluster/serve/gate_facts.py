@@ -82,9 +82,9 @@ def _same_evaluation(root: Location, stable: Release, evaluation: Evaluation) ->
     if not lineage.run or lineage.step is None:
         return None
     weights = {each.checkpoint for each in lineage.evaluations}
-    wanted = evaluation.identity
+    identity = evaluation.identity
     for each in evaluations_of(Run.of(root, lineage.run)).of_step(lineage.step):
-        same = (each.identity.dataset, each.identity.options) == (wanted.dataset, wanted.options)
+        same = (each.identity.dataset, each.identity.options) == (identity.dataset, identity.options)
         if same and each.identity.checkpoint in weights:
             return each
     return None

@@ -4,7 +4,7 @@ import sys
 
 import ray
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import Resources
 from warren.errors import ReleaseError, root_cause
 from warren.storage import FileEntry, Location, StoredFiles
@@ -24,7 +24,7 @@ def write_golden(resources: Resources, model: StoredFiles, folder: Location) -> 
     """
     cpus, gpus = resources.cpus_per_replica, resources.gpus_per_replica
     if lacks(cpus, gpus):
-        print(f"release: {waiting(wanted(1, 'tasks for the golden cases', cpus, gpus))}", file=sys.stderr)
+        print(f"release: {waiting(size_of(1, 'tasks for the golden cases', cpus, gpus))}", file=sys.stderr)
     task = ray.remote(_write).options(num_cpus=cpus, num_gpus=gpus)
     try:
         entries: tuple[FileEntry, ...] = ray.get(task.remote(model, folder))

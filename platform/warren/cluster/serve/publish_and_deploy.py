@@ -80,7 +80,7 @@ def make_release(
         GateError: It does not pass the gate.
     """
     checkpoint = run.newest_checkpoint()
-    name, gate = (wanted := recipe.require("release")).name, wanted.gate
+    name, gate = (release_config := recipe.require("release")).name, release_config.gate
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
     model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
     lineage = lineage_of(root, run, checkpoint, evaluation.identity)
@@ -117,18 +117,18 @@ def measured_as_asked(
     """
     if config.shuffled_images:
         raise ReleaseError("evaluate.shuffled_images is a control, not a score: a release needs the evaluation without")
-    wanted = identify(config, checkpoint, read_manifest(root, config.dataset))
+    identity = identify(config, checkpoint, read_manifest(root, config.dataset))
     stored = evaluations_of(run)
-    evaluation = stored.find(checkpoint.step, wanted)
+    evaluation = stored.find(checkpoint.step, identity)
     if evaluation is not None:
-        evaluation.check_quarantined(config.max_quarantined_fraction, stored.at(checkpoint.step, wanted))
+        evaluation.check_quarantined(config.max_quarantined_fraction, stored.at(checkpoint.step, identity))
         return evaluation
     others = [
-        f"{each.identity.description}: {each.value:.2%} (differs: {', '.join(wanted.differences(each.identity))})"
+        f"{each.identity.description}: {each.value:.2%} (differs: {', '.join(identity.differences(each.identity))})"
         for each in stored.of_step(checkpoint.step)
     ]
     raise ReleaseError(
-        f"step {checkpoint.step} of run {run.name!r} was not measured as the gate asks, by {wanted.description}; "
+        f"step {checkpoint.step} of run {run.name!r} was not measured as the gate asks, by {identity.description}; "
         f"measured so far: {'; '.join(others) or 'nothing'}. Measure it first: {measure}"
     )
 

@@ -30,8 +30,8 @@ def _letter(text: str, letters: str) -> str:
     whole = re.match(rf"\(?([{letters}])\)?[.\s:,)]*$", line, re.IGNORECASE)
     if whole and len(line) <= _SHORT_CHARS:
         return whole[1].upper()
-    said = re.findall(rf"answers?(?:\s+is)?\s*[:\-]?\s*\(?([{letters}])\)?(?![A-Za-z])", text, re.IGNORECASE)
-    last = said or re.findall(rf"\(([{letters}])\)", text)
+    stated = re.findall(rf"answers?(?:\s+is)?\s*[:\-]?\s*\(?([{letters}])\)?(?![A-Za-z])", text, re.IGNORECASE)
+    last = stated or re.findall(rf"\(([{letters}])\)", text)
     if last:
         return str(last[-1]).upper()
     first = re.match(rf"[(\s]*([{letters}])", text, re.IGNORECASE)

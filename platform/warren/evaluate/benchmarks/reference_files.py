@@ -92,7 +92,7 @@ def find_file(reference: Location, *patterns: str) -> Location:
     if not below:
         return reference
     for pattern in patterns:
-        matching = [found for found in below if fnmatch.fnmatch(found.name, pattern)]
+        matching = [file for file in below if fnmatch.fnmatch(file.name, pattern)]
         if matching:
             return matching[0]
     raise DataError(f"{reference}: no file called {' or '.join(patterns)}")
@@ -104,15 +104,15 @@ def by_key(answers: Sequence[Answer]) -> dict[str, Answer]:
     Raises:
         DataError: Two answers to one question differ.
     """
-    found: dict[str, Answer] = {}
+    unique: dict[str, Answer] = {}
     for answer in answers:
-        first = found.setdefault(answer.key, answer)
+        first = unique.setdefault(answer.key, answer)
         if first.text != answer.text:
             raise DataError(
                 f"question {answer.key!r} has two answers, {first.text[:40]!r} and {answer.text[:40]!r}: "
                 "give one answers file of one run"
             )
-    return found
+    return unique
 
 
 def refuse_unknown(keys: Iterable[str], known: Iterable[str], benchmark: str) -> None:

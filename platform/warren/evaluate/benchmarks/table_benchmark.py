@@ -72,8 +72,8 @@ class TableTask:
     def score(self, answers: Answers, reference: Location) -> Scores:
         """Score every answer; every question needs one."""
         records = dict(self.rows(reference))
-        given = complete(answers, records, self.title)
-        points = {key: self.points(answer.text.strip(), records[key]) for key, answer in given.items()}
+        answered = complete(answers, records, self.title)
+        points = {key: self.points(answer.text.strip(), records[key]) for key, answer in answered.items()}
         clusters = {key: self._cluster(key, records[key]) for key in points}
         measures = [self.measure(self.metric, points, clusters)]
         for name, of in sorted(self.grouped(points, records).items()):
@@ -83,10 +83,10 @@ class TableTask:
     def score_as_vlmevalkit(self, answers: Answers, reference: Location) -> Scores:
         """Score multiple choice as VLMEvalKit does without a judge model; every question needs an answer."""
         records = dict(self.rows(reference))
-        given = complete(answers, records, self.title, convention=VLMEVALKIT)
+        answered = complete(answers, records, self.title, convention=VLMEVALKIT)
         points = {
             key: float(chosen_option(answer.text, self._lettered(records[key])) == self.truth(records[key]))
-            for key, answer in given.items()
+            for key, answer in answered.items()
         }
         tables = {"Overall": points} | {
             f"category/{name}": of for name, of in sorted(self.grouped(points, records).items())
@@ -100,10 +100,10 @@ class TableTask:
 
     def grouped(self, points: Points, records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
         """Return the points by group."""
-        found: dict[str, dict[str, float]] = defaultdict(dict)
+        groups: dict[str, dict[str, float]] = defaultdict(dict)
         for key, value in points.items() if self.group else ():
-            found[self.group(records[key])][key] = value  # type: ignore[misc]
-        return found
+            groups[self.group(records[key])][key] = value  # type: ignore[misc]
+        return groups
 
     def measure(self, name: str, points: Points, clusters: Mapping[str, str]) -> Measure:
         """Return the mean of points."""
