@@ -4,9 +4,8 @@ Its first lines are for the Hugging Face `datasets` library: they name the shard
 other Parquet files too.
 """
 
-import io
-
 from warren.data.manifest import Manifest
+from warren.data.plots import new_figure, to_png
 from warren.data.statistics import Statistics
 from warren.storage import Location
 
@@ -73,17 +72,11 @@ def _megabytes(size_bytes: int) -> str:
 
 
 def _plots(statistics: Statistics) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.6)
     for axis, (name, (title, unit)) in zip(figure.subplots(1, len(_TITLES)), _TITLES.items(), strict=True):
         counts = _counts(statistics, name)
         axis.bar([label for label, _ in counts], [count for _, count in counts], color="tab:blue")
         axis.set(title=title, xlabel=unit)
         axis.tick_params(axis="x", rotation=60)
         axis.grid(axis="y", alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # equal counts give equal bytes
-    return buffer.getvalue()
+    return to_png(figure)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from warren import __version__
 from warren.data.images import decode_image
+from warren.data.plots import new_figure, to_png
 from warren.errors import BadSampleError
 from warren.evaluate.answer_file import StoredAnswer, load_answers, read_stored
 from warren.evaluate.benchmark_questions import questions
@@ -109,12 +110,8 @@ def draw_scores(lines: Sequence[Line]) -> bytes | None:
     shown = [line for line in lines if line.low is not None and not line.name.endswith("total")][:_MAX_BARS]
     if not shown:
         return None
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(shown)), layout="constrained")
+    figure = new_figure(8, 1 + 0.28 * len(shown))
+    axis = figure.subplots()
     places, values = range(len(shown)), [line.value for line in shown]
     below = [max(0.0, line.value - (line.low or 0)) for line in shown]
     above = [max(0.0, (line.high or 0) - line.value) for line in shown]
@@ -123,10 +120,7 @@ def draw_scores(lines: Sequence[Line]) -> bytes | None:
     axis.invert_yaxis()
     axis.set_xlabel("score, with its 95 % interval")
     axis.grid(axis="x", alpha=0.3)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return sink.getvalue()
+    return to_png(figure, dpi=110)
 
 
 def _stored(answers: Location) -> list[StoredAnswer]:

@@ -1,12 +1,12 @@
 """The report of a run in `report/` of its folder: its metrics, plots, recoveries and record, in Markdown."""
 
-import io
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from warren.data.plots import new_figure, to_png
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER
 from warren.train.recovery import Recovery, recovery_table
@@ -112,19 +112,15 @@ def _markdown(run: Run, record: RunRecord, rows: Sequence[StepMetrics], recoveri
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], label: str) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = new_figure(7, 3)
     axes = figure.add_subplot(xlabel="step", ylabel=label)
     for column in columns:
         points = [(row["step"], row[column]) for row in rows if column in row and math.isfinite(row[column])]
         if points:
             axes.plot(*zip(*points, strict=True), label=column, marker="." if len(points) < 20 else "")
     if len(columns) > 1 and axes.lines:
-        axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+        axes.legend(loc="upper right")
+    return to_png(figure, dpi=110)
 
 
 def _replace(target: Location, data: bytes) -> None:
