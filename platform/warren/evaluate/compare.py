@@ -6,7 +6,7 @@ from typing import Any
 
 from warren.errors import DataError
 from warren.evaluate.score_answers import measures_of
-from warren.evaluate.score_table import number
+from warren.evaluate.score_table import markdown_cell, number
 from warren.evaluate.statistics import Comparison, holm
 
 _SIGNIFICANT = 0.05
@@ -79,6 +79,7 @@ def render_comparison(
         second: The second run's report.
         names: What the runs are called in the table.
     """
+    left, right = map(markdown_cell, names)
     count = max((len(measure["keys"]) for measure in first["measures"]), default=0)
     lines = [
         f"# {first['title']} ({first['convention']}): {names[1]} against {names[0]}",
@@ -87,7 +88,7 @@ def render_comparison(
         *_differing_prompts(first, second),
         *_differing_judges(first, second),
         "",
-        f"| score | {_cell(names[0])} | {_cell(names[1])} | difference | 95 % interval | p | corrected | smallest | |",
+        f"| score | {left} | {right} | difference | 95 % interval | p | corrected | smallest | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
         *map(_line, rows),
         "",
@@ -99,7 +100,7 @@ def render_comparison(
 
 
 def _line(row: ComparisonRow) -> str:
-    values = f"| {_cell(row.name)} | {number(row.first)} | {number(row.second)} "
+    values = f"| {markdown_cell(row.name)} | {number(row.first)} | {number(row.second)} "
     comparison = row.comparison
     if comparison is None or row.corrected is None:
         return f"{values}| {_signed(row.second - row.first)} | | | | | one image: no interval |"
@@ -133,7 +134,3 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

@@ -5,6 +5,7 @@ from typing import Any
 
 from warren.errors import QuarantineError
 from warren.evaluate.identity import Identity
+from warren.evaluate.score_table import markdown_cell
 from warren.evaluate.statistics import wilson
 
 _SHOWN_TRUTHS = 50
@@ -108,15 +109,10 @@ def render(evaluation: Evaluation) -> str:
             "Samples that could not be asked are in quarantine.parquet. They count neither as right nor as wrong.",
         ]
         lines += ["", "| reason | samples |", "|---|---:|"]
-        lines += [f"| {_cell(reason)} | {count} |" for reason, count in evaluation.reasons.items()]
+        lines += [f"| {markdown_cell(reason)} | {count} |" for reason, count in evaluation.reasons.items()]
     return "\n".join(lines) + "\n"
 
 
 def _line(truth: str, num_samples: int, share: float) -> str:
     interval = wilson(share * num_samples, num_samples)
-    return f"| {_cell(truth)} | {num_samples} | {share:.1%} | {interval.low:.1%} to {interval.high:.1%} |"
-
-
-def _cell(text: str) -> str:
-    """Keep a text inside its cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").split())
+    return f"| {markdown_cell(truth)} | {num_samples} | {share:.1%} | {interval.low:.1%} to {interval.high:.1%} |"

@@ -184,6 +184,18 @@ def blocks(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[fl
     return joined
 
 
+def nested_values(measures: Sequence[Measure]) -> dict[str, Any]:
+    """Return the values of measures by their names, where each `/` in a name opens a further mapping."""
+    values: dict[str, Any] = {}
+    for measure in measures:
+        *parents, name = measure.name.split("/")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = measure.value
+    return values
+
+
 def _of(
     name: str,
     statistic: str,

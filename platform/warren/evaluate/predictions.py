@@ -12,11 +12,10 @@ from warren.config import EvaluateConfig
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.errors import BadSampleError, ConfigError
 from warren.evaluate.accuracy import exact_match
+from warren.evaluate.ask_model import one_line
 from warren.evaluate.multiple_choice import MultipleChoice
 from warren.inference import Prompt
 from warren.inference.transformers_engine.offline import OfflineGenerator
-
-_REASON_CHARS = 300
 
 PREDICTIONS = pa.schema(
     [
@@ -201,12 +200,7 @@ def _prediction(question: SampleQuestion, answer: str, num_choices: int) -> Pred
 
 
 def _left_out(row: dict[str, Any], error: Exception) -> Prediction:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, BadSampleError):
-        reason = f"{type(error).__name__}: {reason}"
-    if len(reason) > _REASON_CHARS:
-        reason = f"{reason[:_REASON_CHARS]}…"
-    return Prediction(str(row.get("key")), str(row.get("source")), problem=reason)
+    return Prediction(str(row.get("key")), str(row.get("source")), problem=one_line(error))
 
 
 def _with_others_images(prepared: Sequence[Any], distance: int) -> list[Any]:

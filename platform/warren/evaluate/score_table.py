@@ -57,6 +57,11 @@ def numbers(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield path, value[0]
 
 
+def markdown_cell(text: str) -> str:
+    """Return a text as one line that stays inside its cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def number(value: float) -> str:
     """Return a number with as many digits as a table needs."""
     if isinstance(value, int) or value == int(value):

@@ -8,7 +8,7 @@ from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConve
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import required_file, with_images
 from warren.evaluate.benchmarks.reference_files import read_json
-from warren.evaluate.measures import Measure, share
+from warren.evaluate.measures import Measure, nested_values, share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
 from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
@@ -71,7 +71,7 @@ def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
         key: {"prediction": predictions[key] or "Unknown", "truth": _truth(rows[key]), "right": value}
         for key, value in right.items()
     }
-    return Scores(len(rows), len(answered), _nested(measures), per_question, measures=measures)
+    return Scores(len(rows), len(answered), nested_values(measures), per_question, measures=measures)
 
 
 def _truth(row: _Row) -> str:
@@ -95,17 +95,6 @@ def _all_right(right: Mapping[str, bool], groups: Mapping[str, str]) -> dict[str
     for key, value in right.items():
         all_right[groups[key]] = all_right.get(groups[key], True) and value
     return all_right
-
-
-def _nested(measures: Sequence[Measure]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for measure in measures:
-        *parents, name = measure.name.split("/")
-        place = numbers
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = measure.value
-    return numbers
 
 
 def _requests(answers: Answers, reference: Location) -> Sequence[JudgeRequest]:
@@ -132,7 +121,7 @@ def _judged(answers: Answers, reference: Location, judged: Mapping[str, str]) ->
     right = {key: word == _RIGHT for key, word in judged.items()}
     measures = _accuracies(right, rows)
     per_question = {key: {"truth": rows[key]["gt_answer_details"], "right": value} for key, value in right.items()}
-    return Scores(len(rows), len(judged), _nested(measures), per_question, measures=measures)
+    return Scores(len(rows), len(judged), nested_values(measures), per_question, measures=measures)
 
 
 def _questions(folder: Location, split: str) -> Iterator[Question]:

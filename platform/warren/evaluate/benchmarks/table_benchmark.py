@@ -4,12 +4,11 @@ import string
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
-from warren.evaluate.measures import Measure, mean, share
+from warren.evaluate.measures import Measure, mean, nested_values, share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
 from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
@@ -116,15 +115,8 @@ class TableTask:
 
     def scores(self, points: Points, records: Mapping[str, Record], measures: Sequence[Measure]) -> Scores:
         """Return what a convention reports: its measures, as nested numbers."""
-        numbers: dict[str, Any] = {}
-        for measure in measures:
-            *parents, name = measure.name.split("/")
-            place = numbers
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[name] = measure.value
         per_question = {key: {"truth": self.truth(records[key]), "score": value} for key, value in points.items()}
-        return Scores(len(records), len(points), numbers, per_question, measures=measures)
+        return Scores(len(records), len(points), nested_values(measures), per_question, measures=measures)
 
 
 def table_benchmark(name: str, task: TableTask, obtained_from: str, max_new_tokens: int, split: str) -> Benchmark:
