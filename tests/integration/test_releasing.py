@@ -3,7 +3,6 @@
 import hashlib
 import runpy
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
     """Write the evaluation that the recipe's gate asks for."""
     config = recipe.require("evaluate")
     identity = identify(config, checkpoint, read_manifest(root, config.dataset))
-    found = Evaluation(run.name, checkpoint.step, identity, asdict(score([True], ["red"])), {"red": [1, 1.0]})
+    found = Evaluation(run.name, checkpoint.step, identity, score([True], ["red"]), {"red": [1, 1.0]})
     evaluations_of(run).write(found, [{"key": "a"}])
 
 

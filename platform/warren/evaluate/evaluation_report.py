@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from warren.errors import QuarantineError
+from warren.evaluate.accuracy import Score
 from warren.evaluate.identity import Identity
 from warren.evaluate.score_table import markdown_cell
 from warren.evaluate.statistics import wilson
@@ -17,7 +18,7 @@ class Evaluation:
 
     Attributes:
         identity: Every input that can change the result.
-        score: The fields of `Score`, over the samples that were asked.
+        score: The share of right answers among the samples that were asked.
         by_truth: Per true answer, how many samples and the share answered right.
         chance: What choosing by lot would score, where the model chose between answers.
         num_quarantined: Samples that could not be asked; they are neither right nor wrong.
@@ -27,7 +28,7 @@ class Evaluation:
     run: str
     step: int
     identity: Identity
-    score: dict[str, Any]
+    score: Score
     by_truth: dict[str, list[float]]
     chance: float | None = None
     num_quarantined: int = 0
@@ -46,7 +47,7 @@ class Evaluation:
     @property
     def value(self) -> float:
         """The score itself, between 0 and 1."""
-        return float(self.score["value"])
+        return self.score.value
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types."""
@@ -55,18 +56,18 @@ class Evaluation:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Evaluation":
         """Rebuild what `to_json` returned."""
-        return cls(**{**value, "identity": Identity(**value["identity"])})
+        return cls(**{**value, "identity": Identity(**value["identity"]), "score": Score(**value["score"])})
 
     def summary(self) -> str:
         """Return one line: the score, its interval, what guessing would reach, and what could not be asked."""
         s = self.score
-        guess = f"always the most frequent answer: {s['majority']:.2%}"
+        guess = f"always the most frequent answer: {s.majority:.2%}"
         if self.chance is not None:
             guess = f"choosing by lot: {self.chance:.2%}"
         left_out = f"; {self.num_quarantined} more could not be asked" if self.num_quarantined else ""
         return (
-            f"{self.run} at step {self.step}, {self.identity.description}: {s['value']:.2%} "
-            f"(95 % interval {s['low']:.2%} to {s['high']:.2%}, {s['num_samples']} samples{left_out}; {guess})"
+            f"{self.run} at step {self.step}, {self.identity.description}: {s.value:.2%} "
+            f"(95 % interval {s.low:.2%} to {s.high:.2%}, {s.num_samples} samples{left_out}; {guess})"
         )
 
     def check_quarantined(self, max_fraction: float, where: object) -> None:
@@ -79,7 +80,7 @@ class Evaluation:
         Raises:
             QuarantineError: More samples could not be asked.
         """
-        total = self.num_quarantined + int(self.score["num_samples"])
+        total = self.num_quarantined + self.score.num_samples
         if self.num_quarantined > max_fraction * total:
             reason, count = max(self.reasons.items(), key=lambda item: item[1])
             raise QuarantineError(

@@ -199,7 +199,7 @@ class Demo:
         measured = self._measured(root)
         metrics = {
             "accuracy": measured.value,
-            "num_questions": measured.score["num_samples"],
+            "num_questions": measured.score.num_samples,
             "asked": len(answers),
             "right": sum(a.answer == a.truth for a in answers),
             "total_s": round(total_s, 1),

@@ -1,6 +1,6 @@
 """From a checkpoint to a release: lineage and verdict are gathered, stable is compared question by question."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def measure(root: Location, run: Run, recipe: Recipe, num_right: int, **changed:
     config = recipe.require("evaluate")
     identity = replace(identify(config, run.newest_checkpoint(), read_manifest(root, config.dataset)), **changed)
     right = [number < num_right for number in range(NUM_QUESTIONS)]
-    evaluation = Evaluation(run.name, 3, identity, asdict(score(right, ["red"] * NUM_QUESTIONS)), {})
+    evaluation = Evaluation(run.name, 3, identity, score(right, ["red"] * NUM_QUESTIONS), {})
     evaluations_of(run).write(
         evaluation,
         [{"key": f"q{n}", "correct": each, "answer": "red" if each else " "} for n, each in enumerate(right)],

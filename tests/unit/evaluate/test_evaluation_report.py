@@ -35,7 +35,7 @@ def identity(**options: Any) -> Identity:
 
 
 def test_the_report_has_the_score_and_every_answer() -> None:
-    evaluation = Evaluation("r", 5, identity(), score([True], ["yes"]).__dict__, {"yes": [1, 1.0]})
+    evaluation = Evaluation("r", 5, identity(), score([True], ["yes"]), {"yes": [1, 1.0]})
     assert "r at step 5, exact_match on test@v1: 100.00%" in evaluation.summary()
     assert "| yes | 1 | 100.0% | 20.7% to 100.0% |" in render(evaluation)
     assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
@@ -43,7 +43,7 @@ def test_the_report_has_the_score_and_every_answer() -> None:
 
 def test_the_report_of_choices_tells_what_lots_would_reach_and_shows_the_commonest_answers() -> None:
     truths = {str(n): [1 + (n == 70), 0.5] for n in range(80)}
-    found = score([True, False], ["1", "2"]).__dict__
+    found = score([True, False], ["1", "2"])
     evaluation = Evaluation("r", 5, identity(metric="choice", limit_samples=2), found, truths, chance=0.1)
     assert "choice on test@v1 (limit_samples=2)" in evaluation.summary()
     assert "by lot: 10.00%" in evaluation.summary()
@@ -53,7 +53,7 @@ def test_the_report_of_choices_tells_what_lots_would_reach_and_shows_the_commone
 
 
 def test_what_could_not_be_asked_is_reported_apart_and_has_a_ceiling() -> None:
-    found = score([True] * 97, ["yes"] * 97).__dict__
+    found = score([True] * 97, ["yes"] * 97)
     evaluation = Evaluation("r", 5, identity(), found, {}, num_quarantined=3, reasons={"no image": 2, "a|b\nc": 1})
     assert evaluation.value == 1.0
     assert "97 samples; 3 more could not be asked" in evaluation.summary()
@@ -75,7 +75,7 @@ def test_the_page_has_an_interval_for_every_answer_and_examples_with_their_image
         }
         for n in range(90)
     ]
-    found = score([row["correct"] for row in predictions], [str(row["truth"]) for row in predictions]).__dict__  # type: ignore[misc]
+    found = score([row["correct"] for row in predictions], [str(row["truth"]) for row in predictions])  # type: ignore[misc]
     evaluation = Evaluation("r", 5, identity(), found, {}, num_quarantined=2, reasons={"no <image>": 2})
     chosen = choose_examples(predictions)
     assert [sum(bool(predictions[place]["correct"]) is kind for place in chosen) for kind in (True, False)] == [20, 20]
@@ -83,7 +83,7 @@ def test_the_page_has_an_interval_for_every_answer_and_examples_with_their_image
     page = evaluation_page(evaluation, predictions, images)
     lines = {line.name: line for line in page.lines}
     assert list(lines) == ["exact_match", "true answer no", "true answer yes"]
-    assert (lines["exact_match"].low, lines["exact_match"].high) == (found["low"], found["high"])
+    assert (lines["exact_match"].low, lines["exact_match"].high) == (found.low, found.high)
     html = render_html(page).decode()
     assert html.count("data:image/jpeg") == 40
     assert html.count("<b>k") == 40

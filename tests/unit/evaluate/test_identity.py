@@ -64,10 +64,10 @@ def test_evaluations_are_kept_side_by_side(tmp_path: Path) -> None:
     asked = [identity(), identity(EvaluateConfig(dataset="test@v1", metric="choice"))]
     for number, each in enumerate(asked):
         assert stored.find(5, each) is None
-        stored.write(Evaluation("run", 5, each, score([bool(number)], ["yes"]).__dict__, {}), [{"key": "a"}])
+        stored.write(Evaluation("run", 5, each, score([bool(number)], ["yes"]), {}), [{"key": "a"}])
     assert [found.value for each in asked if (found := stored.find(5, each))] == [0.0, 1.0]
     assert {each.identity.name for each in stored.of_step(5)} == {each.name for each in asked}
-    again = Evaluation("run", 5, asked[0], score([True], ["yes"]).__dict__, {})
+    again = Evaluation("run", 5, asked[0], score([True], ["yes"]), {})
     assert stored.write(again, [{"key": "a"}]).value == 0.0, "what is stored stays"
     assert not stored.of_step(6)
 

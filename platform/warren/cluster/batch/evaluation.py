@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def _summarise(run: str, step: int, identity: Identity, answered: Rows, unusable
         run,
         step,
         identity,
-        score=asdict(score([row["correct"] for row in answered], [row["truth"] for row in answered])),
+        score=score([row["correct"] for row in answered], [row["truth"] for row in answered]),
         by_truth={truth: [len(right), sum(right) / len(right)] for truth, right in sorted(by_truth.items())},
         chance=sum(chances) / len(chances) if chances else None,
         num_quarantined=len(unusable),

@@ -34,8 +34,8 @@ def facts_of(
     return CandidateFacts(
         metric=evaluation.metric,
         score=evaluation.value,
-        score_low=float(evaluation.score["low"]),
-        num_samples=int(evaluation.score["num_samples"]),
+        score_low=evaluation.score.low,
+        num_samples=evaluation.score.num_samples,
         model_bytes=sum(entry.bytes for entry in model.files),
         datasets=lineage.datasets,
         measured_on=(evaluation.dataset, evaluation.identity.dataset),
@@ -54,7 +54,7 @@ def compare_with_stable(registry: Registry, run: Run, evaluation: Evaluation) ->
     except ReleaseError as error:
         return StableComparison(version, problem=f"{version} is stable, but cannot be read: {error}")
     if evaluation.identity.checkpoint in {each.checkpoint for each in stable.lineage.evaluations}:
-        return StableComparison(version, int(evaluation.score["num_samples"]))  # it is the same model
+        return StableComparison(version, evaluation.score.num_samples)  # it is the same model
     theirs = _same_evaluation(registry.root, stable, evaluation)
     if theirs is None:
         return StableComparison(
