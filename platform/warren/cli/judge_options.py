@@ -1,4 +1,4 @@
-"""The options of `jobs/evaluate.py score` for benchmarks that a judge model scores, and the file for a judge."""
+"""The options of `jobs/evaluate.py score` for benchmarks that a judge model scores, and the requests file."""
 
 import argparse
 import json

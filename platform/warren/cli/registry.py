@@ -18,7 +18,7 @@ _DAY_S = 24 * 3600
 _SHOWN_CHARS = 60
 
 CommandAnswer = tuple[Any, list[str]]
-"""What a command found: as JSON types, and as lines of text."""
+"""The result of a command: as JSON types, and as lines of text."""
 
 
 def main(description: str, arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Scores and how sure they are."""
+"""The accuracy of a model on a dataset: the share of right answers, with its 95 % interval."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ def exact_match(answer: str, truth: str) -> bool:
 
 
 def score(correct: Sequence[bool], truths: Sequence[str]) -> Score:
-    """Score a list of judged answers; empty lists score zero."""
+    """Return the accuracy of a list of answers; an empty list scores zero."""
     n = len(correct)
     if n == 0:
         return Score(0.0, 0.0, 0.0, 0, 0.0)

@@ -29,7 +29,7 @@ _PIECE_SCHEMA = pa.schema([*SCHEMA, pa.field("images", pa.string()), pa.field("i
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one question, with what only its piece records.
+    """The outcome of one question: its answer or its error, and what only its piece records.
 
     Attributes:
         answer: The answer or the error.

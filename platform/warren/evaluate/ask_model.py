@@ -1,4 +1,4 @@
-"""Asking a model of this process: images are decoded in one place, the piece's questions are answered in another."""
+"""Asking a model in this process the questions of a benchmark: pieces are prepared first, then answered."""
 
 import time
 from collections.abc import Mapping, Sequence

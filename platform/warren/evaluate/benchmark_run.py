@@ -1,4 +1,4 @@
-"""One model's run of one benchmark in storage: what it is of, its pieces, and what is made of them.
+"""One model's run of one benchmark in storage: its plan, its pieces of answers, and the files that they become.
 
 benchmarks/BENCHMARK/MODEL-DIGEST/plan.json        what the answers are of; written first
 benchmarks/BENCHMARK/MODEL-DIGEST/pieces/…         answers as they come, with their times

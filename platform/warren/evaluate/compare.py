@@ -31,7 +31,7 @@ class ComparisonRow:
     corrected: float | None
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         """`better`, `worse` or `no difference shown`, after correction."""
         if self.comparison is None or self.corrected is None or self.corrected >= _SIGNIFICANT:
             return "no difference shown"
@@ -106,7 +106,7 @@ def _line(row: ComparisonRow) -> str:
         return f"{values}| {_signed(row.second - row.first)} | | | | | one image: no interval |"
     interval = f"{_signed(comparison.interval.low)} to {_signed(comparison.interval.high)}"
     tested = f"{_p(comparison.p_value)} | {_p(row.corrected)} | {number(comparison.smallest_detectable)}"
-    return f"{values}| {_signed(comparison.difference)} | {interval} | {tested} | {row.verdict} |"
+    return f"{values}| {_signed(comparison.difference)} | {interval} | {tested} | {row.conclusion} |"
 
 
 def _differing_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

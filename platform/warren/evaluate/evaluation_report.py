@@ -1,4 +1,4 @@
-"""The report of an evaluation, as people read it."""
+"""The result of an evaluation on a dataset, and its report in Markdown."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

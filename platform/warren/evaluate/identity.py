@@ -1,4 +1,4 @@
-"""What an evaluation is of: every input that can change its result, as one value with a digest."""
+"""The identity of an evaluation: every input that can change its result, as one value with a digest."""
 
 import hashlib
 import json

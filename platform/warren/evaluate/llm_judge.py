@@ -1,4 +1,4 @@
-"""Judging answers: what a judge writes about each, asked once and kept in storage."""
+"""Scores by a judge model: it is asked about each answer once, and what it writes is kept in storage."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _SHOWN_CHARS = 80
 
 @dataclass
 class Judgements:
-    """What became of each request.
+    """The judgements of a benchmark's answers.
 
     Attributes:
         texts: What the judge wrote, by question.
@@ -116,7 +116,7 @@ async def _judge_one(
 def score_with_judge(
     convention: JudgedConvention, answers: Answers, reference: Location, judge: AnswerJudge
 ) -> tuple[Scores, dict[str, Any]]:
-    """AnswerJudge answers and score them. Answers without a judgement are left out, as failed requests are.
+    """Let a judge model score answers. Answers without a judgement are left out, as failed requests are.
 
     Returns:
         The scores, and what a report says of the judge: enough to ask the same again.

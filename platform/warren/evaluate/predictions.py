@@ -204,7 +204,7 @@ def _left_out(row: dict[str, Any], error: Exception) -> Prediction:
 
 
 def _with_others_images(prepared: Sequence[Any], distance: int) -> list[Any]:
-    """Give every sample the images of one that is none of its choices' and shows as many."""
+    """Give every sample the images of another sample that has as many and is not among its choices."""
     moved = list(prepared)
     for count in {len(each.pixels) for each in prepared}:
         alike = [place for place, each in enumerate(prepared) if len(each.pixels) == count]

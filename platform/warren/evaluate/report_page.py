@@ -61,7 +61,7 @@ class Page:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], answers: Location, data: Location | None = None) -> "Page":
-        """Make a page of scores and the answers that they are of.
+        """Make the page of a score report and of its answers.
 
         Args:
             report: What `score_answers` returned for these answers.
@@ -74,12 +74,12 @@ class Page:
         }
         judged = [(row, decided[row.key]) for row in stored if row.key in decided and row.answer is not None]
         chosen = {
-            right: spread([(row, verdict) for row, verdict in judged if _is_right(verdict) is right])
+            right: spread([(row, entry) for row, entry in judged if _is_right(entry) is right])
             for right in (True, False)
         }
         shown = {row.key for pairs in chosen.values() for row, _ in pairs}
         images = _images(report, data, shown) if data else {}
-        right, wrong = ([_example(row, verdict, images) for row, verdict in chosen[kind]] for kind in (True, False))
+        right, wrong = ([_example(row, entry, images) for row, entry in chosen[kind]] for kind in (True, False))
         failures = {row.key: row.error for row in stored if row.error is not None}
         failures |= (report.get("judge") or {}).get("failed", {})
         return cls(report, right, wrong, _facts(report, stored, answers), failures)
@@ -129,12 +129,12 @@ def _stored(answers: Location) -> list[StoredAnswer]:
     return [StoredAnswer(answer.key, answer.prompt, answer.text) for answer in load_answers(answers)[0]]
 
 
-def _is_right(verdict: Mapping[str, Any]) -> bool | None:
-    """Tell whether a verdict is right or wrong; None for something between, or where only a server scores."""
+def _is_right(entry: Mapping[str, Any]) -> bool | None:
+    """Tell whether a scored question is right or wrong; None for something between, or where only a server scores."""
     for name in ("right", "correct"):
-        if name in verdict:
-            return bool(verdict[name])
-    points = verdict.get("score")
+        if name in entry:
+            return bool(entry[name])
+    points = entry.get("score")
     return None if points is None or 0 < points < 1 else bool(points)
 
 
@@ -144,8 +144,8 @@ def spread(pairs: Sequence[ItemT]) -> list[ItemT]:
     return list(pairs[::step][:NUM_EXAMPLES])
 
 
-def _example(row: StoredAnswer, verdict: Mapping[str, Any], images: Mapping[str, tuple[str, ...]]) -> Example:
-    truth = verdict.get("truth", "")
+def _example(row: StoredAnswer, entry: Mapping[str, Any], images: Mapping[str, tuple[str, ...]]) -> Example:
+    truth = entry.get("truth", "")
     shown = ", ".join(map(str, truth)) if isinstance(truth, list) else str(truth)
     return Example(row.key, row.question, row.answer or "", shown, images.get(row.key, ()))
 

@@ -27,7 +27,7 @@ QUARANTINE = "quarantine.parquet"
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The evaluations of one run: kept side by side, found by what they are of."""
+    """The evaluations of one run, each in a folder of its own and found by its identity."""
 
     folder: Location
 
@@ -36,7 +36,7 @@ class Evaluations:
         return self.folder / f"{step:08d}" / str(identity.options["dataset"]) / identity.name
 
     def find(self, step: int, identity: Identity) -> Evaluation | None:
-        """Return the evaluation of exactly these inputs, or None."""
+        """Return the evaluation with this identity, or None."""
         try:
             return Evaluation.from_json((self.at(step, identity) / REPORT).read_json())
         except NotFoundError:
@@ -56,7 +56,7 @@ class Evaluations:
         (self.at(evaluation.step, evaluation.identity) / QUARANTINE).put_bytes(_parquet(rows))
 
     def write(self, evaluation: Evaluation, predictions: Sequence[dict[str, Any]], page: bytes = b"") -> Evaluation:
-        """Write predictions and the report, and return what is stored: somebody else may have been faster.
+        """Write predictions and the report, and return the stored evaluation, another job's if that was first.
 
         Args:
             evaluation: The result.

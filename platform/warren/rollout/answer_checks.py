@@ -56,7 +56,7 @@ class Reply:
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether it is no answer at all."""
+        """Whether the answer is empty."""
         return self.text is None or not self.text.strip() or is_repetitive(self.text)
 
     def is_wrong(self, question: SanityQuestion) -> bool:

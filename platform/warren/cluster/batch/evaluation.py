@@ -43,12 +43,12 @@ def evaluations_of(run: Run) -> Evaluations:
 
 
 def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
-    """Return what an evaluation of a checkpoint on a dataset would be of."""
+    """Return the identity of the evaluation of a checkpoint on a dataset."""
     return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
 
 
 def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
-    """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
+    """Evaluate the run's newest checkpoint. An evaluation of the same identity is read from storage, not repeated.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.

@@ -59,7 +59,7 @@ def _ingest_one(importer: Importer, config: IngestConfig, root: Location) -> Man
 
 
 def shard_maker(importer: Importer, folder: Location, config: IngestConfig, provenance: Provenance) -> ShardMaker:
-    """Return what makes an importer's pieces to shards as the configuration says."""
+    """Return the shard maker of an importer, with the options of the configuration."""
     return ShardMaker(
         importer,
         folder,
@@ -175,9 +175,9 @@ def _quarantine(
 
 
 def _forget_unusable(folder: Location) -> None:
-    """Do shards with unusable samples anew if an attempt ended because of them: their images may be mended since.
+    """Delete shards with unusable samples if an attempt ended because of them: their images may have been repaired.
 
-    That attempt cannot do it: tasks of it may have written receipts behind its end.
+    That attempt could not delete them itself, because its tasks may have written receipts after it ended.
     """
     receipts = receipts_folder(folder).list()
     marks = [location for location in receipts if location.name == _TO_MEND]

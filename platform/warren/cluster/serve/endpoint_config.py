@@ -1,7 +1,7 @@
-"""What Ray Serve is told when a release rolls in: everything that runs, unchanged, but for one application's release.
+"""The configuration that Ray Serve gets for a new release: the running one, with one application's release changed.
 
-With an endpoint file, that application gets the file's settings too: then the file is the truth, and what was set
-otherwise (its args, options of its deployments) goes. The environment variables that it runs with stay.
+With an endpoint file, that application gets the file's settings too: then only the file counts, and args and
+deployment options that were set otherwise are dropped. The environment variables that it runs with stay.
 
 A declarative configuration is the whole truth for Serve: applications that it does not name are deleted, and settings
 that it does not repeat fall back to their defaults. So what runs is read first, from Serve's REST API

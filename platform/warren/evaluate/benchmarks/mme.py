@@ -27,22 +27,22 @@ _QUESTIONS_PER_IMAGE = 2
 
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as MME's own `calculation.py`: accuracy plus the share of images with both questions right."""
-    return _score(answers, _without_failed(_truths(reference), answers.failed), _verdict)
+    return _score(answers, _without_failed(_truths(reference), answers.failed), _decision)
 
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `mme`: the same sums, but answers are stripped first, of full stops too."""
     names = {"Perception": "mme_perception_score", "Cognition": "mme_cognition_score"}
-    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _lmms_verdict), names)
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _lmms_decision), names)
 
 
 def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
     """Score as VLMEvalKit's dataset `MME`: the same sums, yes or no as the only one of the two words."""
     names = {"Perception": "perception", "Cognition": "reasoning"}
-    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _vlmevalkit_verdict), names)
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _vlmevalkit_decision), names)
 
 
-def _vlmevalkit_verdict(text: str) -> str:
+def _vlmevalkit_decision(text: str) -> str:
     return (yes_or_no(text) or "other").lower()
 
 
@@ -58,12 +58,12 @@ def _renamed(result: Scores, names: Mapping[str, str]) -> Scores:
     return replace(result, scores=scores, measures=measures)
 
 
-def _lmms_verdict(text: str) -> str:
+def _lmms_decision(text: str) -> str:
     text = text.lower().strip().replace(".", "")
-    return {"y": "yes", "n": "no"}.get(text) or _verdict(text)
+    return {"y": "yes", "n": "no"}.get(text) or _decision(text)
 
 
-def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict_of: Callable[[str], str]) -> Scores:
+def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], decide: Callable[[str], str]) -> Scores:
     decided: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     per_question = {}
     images = {place[:2] for place in truths}
@@ -72,13 +72,13 @@ def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict
         if answers.failed and (task, image) not in images:
             continue  # the other question about its image failed
         question = _question(answer.prompt, task, image, truths)
-        verdict = verdict_of(answer.text)
+        decision = decide(answer.text)
         truth = truths[task, image, question].lower()
-        right = verdict == truth
+        right = decision == truth
         decided[task].append((image, right))
         per_question[f"{published_id(answer.key)}: {question}"] = {
             "key": answer.key,
-            "decided": verdict,
+            "decided": decision,
             "truth": truth,
             "right": right,
         }
@@ -154,7 +154,7 @@ def _task_score(task: str, decided: list[tuple[str, bool]], num_questions: int) 
     return accuracy * 100 + both_right * 100
 
 
-def _verdict(text: str) -> str:
+def _decision(text: str) -> str:
     text = text.lower()
     if text in ("yes", "no"):
         return text
