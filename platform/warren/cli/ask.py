@@ -111,12 +111,12 @@ def check_options(options: argparse.Namespace) -> None:
         ConfigError: With what to do instead.
     """
     if not options.benchmark:
-        raise ConfigError("--endpoint goes with --benchmark: say what is asked")
+        raise ConfigError("--endpoint needs --benchmark NAME: the benchmark that is asked")
     who = [name for name in ("run", "checkpoint", "release", "endpoint") if getattr(options, name)]
     if len(who) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in who)} name two models: give one")
     if not options.endpoint and (options.model or options.api_key_env):
-        raise ConfigError("--model and --api-key-env go with --endpoint")
+        raise ConfigError("--model and --api-key-env need --endpoint URL")
     check_fraction(options.max_failed_fraction)
 
 

@@ -32,7 +32,7 @@ def judge_of(options: argparse.Namespace) -> AnswerJudge | None:
     """
     if options.judge is None:
         if options.judge_key_env or options.judge_cache:
-            raise ConfigError("--judge-key-env and --judge-cache are of a judge: give --judge URL too")
+            raise ConfigError("--judge-key-env and --judge-cache need --judge URL")
         return None
     endpoint = JudgeEndpoint.of(options.judge, options.judge_model, options.judge_key_env)
     cache = options.judge_cache or f"{options.out.rpartition('/')[0] or '.'}/judgements"

@@ -184,7 +184,7 @@ def _unpin(root: Location, options: argparse.Namespace) -> CommandAnswer:
 
 def _gc(root: Location, options: argparse.Namespace) -> CommandAnswer:
     if options.window < 0 or options.min_age_days < 0:
-        raise ConfigError("--window and --min-age-days are numbers of moves and days: 0 or more")
+        raise ConfigError("--window and --min-age-days must be 0 or more")
     registry = Registry(root, options.name)
     plan = plan_gc(registry, options.window, options.min_age_days * _DAY_S)
     rows = [{"version": version, "becomes": "removed", "because": "nothing needs it"} for version in plan.removed]

@@ -108,7 +108,7 @@ def read_stored(location: Location) -> tuple[list[StoredAnswer], AnswersOrigin]:
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataError(f"{location}: not a readable Parquet file of answers: {error}") from None
     if about.pop("format", _FORMAT) != _FORMAT:
-        raise DataError(f"{location}: answers of a newer version of Warren")
+        raise DataError(f"{location}: answers of a newer version of Warren; read them with that version")
     _check(rows, str(location))
     return rows, AnswersOrigin(**about)
 

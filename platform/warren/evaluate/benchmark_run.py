@@ -198,7 +198,7 @@ def without_time(answer: StoredAnswer) -> StoredAnswer:
 def _plan(source: QuestionSource, model: AskedModel, questions_per_piece: int) -> tuple[AskPlan, list[str]]:
     """Read all questions once; return the plan and their keys."""
     if questions_per_piece < 1:
-        raise ConfigError(f"--questions-per-piece is {questions_per_piece}; it is at least 1")
+        raise ConfigError(f"--questions-per-piece is {questions_per_piece}; it must be at least 1")
     keys, digest = [], hashlib.sha256()
     for question in source:
         keys.append(question.key)

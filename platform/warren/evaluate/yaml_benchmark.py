@@ -64,9 +64,9 @@ class BenchmarkFile(Config):
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
         except ValueError as error:
-            raise ValueError(f"not a template: {error}; a brace of the text is doubled") from None
+            raise ValueError(f"not a template: {error}; write {{{{ and }}}} for braces in the text") from None
         if any(not name.isidentifier() for name in fields):
-            raise ValueError("columns stand in braces by their name, as in {question}; a brace of the text is doubled")
+            raise ValueError("name a column in braces, as in {question}; write {{ and }} for braces in the text")
         return prompt
 
 

@@ -244,7 +244,7 @@ def test_the_command_line_asks_scores_and_reports(
     for arguments, message in (
         (["--benchmark", benchmark, "--api-key-env", "KEY_OF_NOBODY"], "that variable is not set"),
         (["--benchmark", benchmark, "--release", "demo/stable"], "--release and --endpoint name two models"),
-        ([], "--endpoint goes with --benchmark"),
+        ([], "--endpoint needs --benchmark"),
         (["--benchmark", benchmark, "--max-failed-fraction", "2"], "it is a share between 0 and 1"),
         (["--benchmark", "mme"], "mme needs --data"),
     ):

@@ -241,7 +241,7 @@ def test_only_so_many_requests_are_in_flight() -> None:
             "NO_SUCH_KEY, which is not set",
         ),
         (("--judge", "http://me:secret@h/v1", "--judge-model", "m"), "give the key by --judge-key-env VAR"),
-        (("--judge-cache", "x"), "give --judge URL too"),
+        (("--judge-cache", "x"), "need --judge URL"),
         (("--judge", "http://h/v1", "--judge-model", "m", "--convention", "bunny"), "needs no judge"),
     ],
 )

@@ -113,7 +113,7 @@ def test_scorers_of_texts() -> None:
         ("questions: a.jsonl\nscorers: exact\n", "unknown key 'scorers'; did you mean 'scorer'"),
         ("questions: a.jsonl\nscorer: bleu\n", "scorer: .*'exact', 'contains'"),
         ("scorer: exact\n", "questions: is required"),
-        ('questions: a.jsonl\nprompt: "{question.__class__}"\n', "columns stand in braces by their name"),
+        ('questions: a.jsonl\nprompt: "{question.__class__}"\n', "name a column in braces"),
         ('questions: a.jsonl\nprompt: "{question"\n', "not a template"),
         ("questions: a.jsonl\noptions: [A, B]\n", "neither is used"),
         ("[]", "a mapping of keys is expected"),
