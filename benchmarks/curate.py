@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from warren.config.curate import ClusterStep, NearDuplicatesStep
-from warren.curate.arrays import pack
+from warren.curate.array_files import pack
 from warren.curate.bands import keep_band
 from warren.curate.cluster_steps import keep_in_clusters
 from warren.curate.clusters import cluster
 from warren.curate.ranking import band_ranks
 from warren.curate.row_mask import RowSet
-from warren.curate.scored import ComputedVectors, clip_scores
+from warren.curate.sample_vectors import ComputedVectors, clip_scores
 from warren.curate.tasks import Task, Workspace
-from warren.curate.vectors import unit
+from warren.curate.vector_math import unit
 from warren.storage import Location
 
 WIDTH = 64
@@ -104,7 +104,7 @@ def plain(folder: Path, samples: int) -> dict[str, Any]:
     """Do the same with numpy and faiss in one process, as a script would."""
     import faiss
 
-    from warren.curate.arrays import ArrayFile
+    from warren.curate.array_files import ArrayFile
 
     faiss.omp_set_num_threads(CORES)
     began = time.perf_counter()
@@ -146,9 +146,9 @@ def _without_near_duplicates(rows: np.ndarray, image: np.ndarray, centroid: np.n
         while waiting:
             row = waiting.pop()
             members.append(row)
-            found = np.flatnonzero(near[row] & left)
-            left[found] = False
-            waiting += found.tolist()
+            neighbours = np.flatnonzero(near[row] & left)
+            left[neighbours] = False
+            waiting += neighbours.tolist()
         kept.append(sorted(members, key=lambda row: distance[row])[len(members) // 2])
     return rows[kept]
 
@@ -158,8 +158,8 @@ def quality(kept: np.ndarray) -> dict[str, float]:
     duplicated = np.zeros(len(kept), bool)
     duplicated[3::5] = duplicated[4::5] = True
     pairs = min(len(kept[3::5]), len(kept[4::5]))
-    found = (~kept[3::5][:pairs] | ~kept[4::5][:pairs]).mean()
-    return {"recall": float(found), "precision": float(duplicated[~kept].mean())}
+    recall = (~kept[3::5][:pairs] | ~kept[4::5][:pairs]).mean()
+    return {"recall": float(recall), "precision": float(duplicated[~kept].mean())}
 
 
 def alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Row:
     """One recipe's second stage on a number of GPUs."""
 
     recipe: Recipe
-    found: Estimate
+    estimate: Estimate
     flops_per_step: float
     num_gpus: int
     zero_stage: int
@@ -58,7 +58,7 @@ class Row:
     @property
     def steps(self) -> int:
         """Optimizer steps of the stage."""
-        return self.found.num_steps or 0
+        return self.estimate.num_steps or 0
 
     def seconds_per_step(self, gpu: Gpu) -> float:
         """Arithmetic alone, at the assumed share of the peak."""
@@ -67,10 +67,10 @@ class Row:
     def sent_bytes(self, zero_stage: int) -> float:
         """What one GPU sends in a step (ZeRO paper, section 7; ring collectives)."""
         share = (self.num_gpus - 1) / self.num_gpus
-        total = sum(count for count, _ in self.found.parameters.values())
+        total = sum(count for count, _ in self.estimate.parameters.values())
         if zero_stage < 3:
-            return share * 2 * 2 * self.found.trained
-        return share * 2 * (2 * total * self.found.num_micro_batches + self.found.trained)
+            return share * 2 * 2 * self.estimate.trained
+        return share * 2 * (2 * total * self.estimate.num_micro_batches + self.estimate.trained)
 
 
 def rows(num_gpus: int) -> list[Row]:
@@ -83,8 +83,8 @@ def rows(num_gpus: int) -> list[Row]:
         per_gpu = max(1, min(resources.micro_batch_size, stage.global_batch_size // num_gpus))
         resources = resources.model_copy(update={"num_workers": num_gpus, "micro_batch_size": per_gpu})
         dataset = str(stage.dataset).split("@")[0]
-        found = estimate(recipe, stage, resources, DATASET_SAMPLES[dataset])
-        result.append(Row(recipe, found, _flops(recipe), num_gpus, resources.zero_stage))
+        stage_estimate = estimate(recipe, stage, resources, DATASET_SAMPLES[dataset])
+        result.append(Row(recipe, stage_estimate, _flops(recipe), num_gpus, resources.zero_stage))
     return result
 
 
@@ -98,23 +98,23 @@ def _flops(recipe: Recipe) -> float:
     return step.vision + step.text
 
 
-def memory_table(found: list[Row]) -> str:
+def memory_table(estimates: list[Row]) -> str:
     """Return GiB of one GPU, model states and activations, for each ZeRO stage."""
     lines = [
         "| recipe, stage 2 | ZeRO-0 | ZeRO-1 | ZeRO-2 | ZeRO-3 | of it activations |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for row in found:
-        totals = " | ".join(f"{memory.total / GIB:.0f}" for memory in row.found.memory)
-        lines.append(f"| `{row.recipe.name}` | {totals} | {row.found.memory[0].activations / GIB:.0f} |")
+    for row in estimates:
+        totals = " | ".join(f"{memory.total / GIB:.0f}" for memory in row.estimate.memory)
+        lines.append(f"| `{row.recipe.name}` | {totals} | {row.estimate.memory[0].activations / GIB:.0f} |")
     return "\n".join(lines)
 
 
-def network_table(found: list[Row]) -> str:
+def network_table(estimates: list[Row]) -> str:
     """Return what a GPU sends in a step, and how long that and the arithmetic take."""
     gpus = " | ".join(f"{gpu.name}: arithmetic, sent" for gpu in GPUS)
     lines = [f"| recipe, stage 2 | ZeRO-2 sends | ZeRO-3 sends | {gpus} |", "|---|---:|---:|" + "---:|" * len(GPUS)]
-    for row in found:
+    for row in estimates:
         two, three = (row.sent_bytes(stage) / GB for stage in (2, 3))
         cells = []
         for gpu in GPUS:
@@ -124,19 +124,19 @@ def network_table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def work_table(found: list[Row]) -> str:
+def work_table(estimates: list[Row]) -> str:
     """Return steps, days, data rate and checkpoint size."""
     gpus = " | ".join(f"{gpu.name}: hours, GPU-hours" for gpu in GPUS)
     head = (
         f"| recipe, stage 2 | steps | PFLOP a step | {gpus} | samples/s ({GPUS[-1].name}) | images MB/s | checkpoint |"
     )
     lines = [head, "|---|---:|---:|" + "---:|" * len(GPUS) + "---:|---:|---:|"]
-    for row in found:
+    for row in estimates:
         times = [row.seconds_per_step(gpu) * row.steps / 3600 for gpu in GPUS]
         cells = " | ".join(f"{hours:.1f}, {hours * row.num_gpus:.0f}" for hours in times)
         rate = row.stage.global_batch_size / row.seconds_per_step(GPUS[-1])
-        total = sum(count for count, _ in row.found.parameters.values())
-        size = (2 * total + 14 * row.found.trained) / GB
+        total = sum(count for count, _ in row.estimate.parameters.values())
+        size = (2 * total + 14 * row.estimate.trained) / GB
         lines.append(
             f"| `{row.recipe.name}` | {row.steps:,} | {row.flops_per_step / 1e15:.1f} | {cells} | {rate:.0f} | "
             f"{rate * BYTES_PER_IMAGE / 1e6:.1f} | {size:.0f} GB |"
@@ -147,10 +147,10 @@ def work_table(found: list[Row]) -> str:
 def main() -> None:
     """Print all tables as Markdown."""
     for num_gpus in (8, 64):
-        found = rows(num_gpus)
-        print(f"### {num_gpus} GPUs: memory of one GPU in GiB\n\n{memory_table(found)}\n")
-        print(f"### {num_gpus} GPUs: network\n\n{network_table(found)}\n")
-        print(f"### {num_gpus} GPUs: time, data, checkpoints\n\n{work_table(found)}\n")
+        estimates = rows(num_gpus)
+        print(f"### {num_gpus} GPUs: memory of one GPU in GiB\n\n{memory_table(estimates)}\n")
+        print(f"### {num_gpus} GPUs: network\n\n{network_table(estimates)}\n")
+        print(f"### {num_gpus} GPUs: time, data, checkpoints\n\n{work_table(estimates)}\n")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main() -> None:
     """Print one line for each share kept; the last line is one JSON object."""
     encoded = [image(number) for number in range(64)]
     turns = (Turn("user", IMAGE_MARK), Turn("assistant", "noise"))
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory(prefix="selection-reading-") as name:
         root = Location(name)
         samples = [Sample(f"{n}", (encoded[n % 64],), turns, "bench") for n in range(SAMPLES)]
@@ -73,9 +73,9 @@ def main() -> None:
                     task_memory_mib=1 + int(1000 * fraction),
                 )
                 took.append(seconds(root, curate(config, root, run_here)) / len(keys) * 1000)
-            found[fraction] = {"masked_ms": round(took[0], 3), "rewritten_ms": round(took[1], 3)}
-            print(json.dumps({"kept": fraction, **found[fraction]}), file=sys.stderr, flush=True)
-    print(json.dumps({"ms_a_sample": found}))
+            results[fraction] = {"masked_ms": round(took[0], 3), "rewritten_ms": round(took[1], 3)}
+            print(json.dumps({"kept": fraction, **results[fraction]}), file=sys.stderr, flush=True)
+    print(json.dumps({"ms_a_sample": results}))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
 
 
 def main(job: Job) -> None:
-    from warren.cluster.serve.golden import write_golden
-    from warren.cluster.serve.rollout import make_release, roll_out
+    from warren.cluster.serve.golden_task import write_golden
+    from warren.cluster.serve.publish_and_deploy import make_release, roll_out
     from warren.cluster.train.stage import run_name
     from warren.train.run import Run
 

@@ -12,7 +12,7 @@ from factories import make_image, write_dataset
 from warren.config import CurateConfig
 from warren.curate.pipeline import curate
 from warren.curate.tasks import Runner, run_here
-from warren.curate.vectors import unit
+from warren.curate.vector_math import unit
 from warren.data.manifest import Manifest, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import iter_samples

@@ -8,7 +8,7 @@ from ray import serve
 
 from warren.errors import ReleaseError
 from warren.inference import TokenDelta
-from warren.rollout.answers import BUILT_IN
+from warren.rollout.answer_checks import BUILT_IN
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.front import FrontSettings, assemble_front
 

@@ -136,14 +136,14 @@ def _take_turns(
     for number in range(options.rounds):
         for name in options.only:
             if not name.startswith("warren"):
-                found = _run(options.peers, name, folder, options, environment)
+                result = _run(options.peers, name, folder, options, environment)
             else:  # its cluster lives for its turn only: idle processes would cost the others
                 with RayHead(ray_folder, options.readers, environment, object_store_bytes=600_000_000) as head:
                     address = {"RAY_ADDRESS": head.driver_address, "RAY_AUTH_MODE": "disabled"}
                     cluster = ["--cluster", str(ray_folder)] + ["--only-begin"] * (name == "warren-cold")
-                    found = _run(sys.executable, name, folder, options, {**environment, **address}, cluster)
-            print(f"round {number + 1} {name}: {json.dumps(found)}", flush=True)
-            results[name].append(found)
+                    result = _run(sys.executable, name, folder, options, {**environment, **address}, cluster)
+            print(f"round {number + 1} {name}: {json.dumps(result)}", flush=True)
+            results[name].append(result)
     return results
 
 
@@ -159,8 +159,8 @@ def _run(
     command += ["--profile"] * options.profile
     command += ["--first", str(options.first), "--last", str(options.last), *(more or [])]
     done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def _report(results: dict[str, list[dict[str, float]]], num_pairs: int) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
-from contestants import CONTESTANTS, Task, begins_early, import_for, prepare
+from loaders import CONTESTANTS, Task, begins_early, import_for, prepare
 
 _IDLE_S = 8.0
 
@@ -37,21 +37,21 @@ def main() -> None:
 def _measure(options: argparse.Namespace, task: Task, idle_cpus: float) -> dict[str, float]:
     begin_s, begin_cpu_s = time.perf_counter(), _cpu_s(options.cluster)
     prepare(options.contestant, task)
-    found: dict[str, float] = {"prepare_s": time.perf_counter() - begin_s}
+    result: dict[str, float] = {"prepare_s": time.perf_counter() - begin_s}
     batches = CONTESTANTS[options.contestant](task) if begins_early(options.contestant) else None
-    found |= {"load_s": _load_what_trains()}
+    result |= {"load_s": _load_what_trains()}
     begin_s = time.perf_counter()
     if batches is None:
         batches = CONTESTANTS[options.contestant](task)
     peak_bytes = images = 0
     for number, batch in enumerate(batches):
         if number == 0:
-            found["first_batch_s"] = time.perf_counter() - begin_s
-            found["first_batch_cpu_s"] = sum(_cpu_s(options.cluster)) - sum(begin_cpu_s)
+            result["first_batch_s"] = time.perf_counter() - begin_s
+            result["first_batch_cpu_s"] = sum(_cpu_s(options.cluster)) - sum(begin_cpu_s)
         if number == 1:
-            found["second_batch_s"] = time.perf_counter() - begin_s
+            result["second_batch_s"] = time.perf_counter() - begin_s
             if options.only_begin:
-                return found
+                return result
         if options.first < number <= options.last:
             images += len(batch["pixels"])
         if number % 8 == 0 or number == options.last:
@@ -67,7 +67,7 @@ def _measure(options: argparse.Namespace, task: Task, idle_cpus: float) -> dict[
     wall_s, stop_cpu_s = time.perf_counter() - start_s, _cpu_s(options.cluster)
     worker_s, cluster_s = (stop - start for stop, start in zip(stop_cpu_s, start_cpu_s, strict=True))
     return {
-        **found,
+        **result,
         "images": images,
         "images_per_s": images / wall_s,
         "cpu_ms_per_image": 1e3 * (worker_s + cluster_s) / images,
@@ -127,16 +127,16 @@ def _cluster_processes(folder: str) -> list[psutil.Process]:
     roots = [
         p for p in psutil.process_iter(["cmdline"]) if p.pid != mine and folder in " ".join(p.info["cmdline"] or ())
     ]
-    found = {process.pid: process for root in roots for process in [root, *_children(root)]}
-    return [process for pid, process in found.items() if pid != mine]
+    processes = {process.pid: process for root in roots for process in [root, *_children(root)]}
+    return [process for pid, process in processes.items() if pid != mine]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
-        found: list[psutil.Process] = process.children(recursive=True)
+        children: list[psutil.Process] = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return found
+    return children
 
 
 def _memory_bytes() -> int:

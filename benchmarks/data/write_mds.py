@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from contestants import import_streaming, s3
+from loaders import import_streaming, s3
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serve.alone import latencies_s
 from benchmarks.serve.cluster import Endpoint, endpoint
+from benchmarks.serve.endpoint_overhead import latencies_s
 from benchmarks.serve.load import Load, send_all
 from benchmarks.serve.metrics import Metrics, draw, metrics_of, middle, table
 from benchmarks.serve.model import IMAGE_PX, NAME

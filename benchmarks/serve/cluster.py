@@ -63,11 +63,11 @@ class Endpoint:
         status: dict[str, Any] | None = details.get("applications", {}).get("bench")
         return status
 
-    def _wait_for(self, wanted: str | None) -> None:
+    def _wait_for(self, expected: str | None) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        while (status := self.status() or {}).get("status") != wanted:
+        while (status := self.status() or {}).get("status") != expected:
             if status.get("status") == "DEPLOY_FAILED" or time.monotonic() > deadline:
-                raise RuntimeError(f"the endpoint did not become {wanted}: {status}")
+                raise RuntimeError(f"the endpoint did not become {expected}: {status}")
             time.sleep(0.3)
 
 

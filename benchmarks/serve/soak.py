@@ -80,14 +80,14 @@ async def _user(target: Target, rng: random.Random, until: float, outcomes: Coun
 async def _watch(served: Endpoint, until: float, memory: dict[str, list[float]]) -> None:
     """Note the memory of each kind of process of this cluster; a replica's engine is its child."""
     while time.monotonic() < until:
-        found: Counter[str] = Counter()
+        resident: Counter[str] = Counter()
         for process in served.processes():
             with suppress(psutil.NoSuchProcess):
                 title = " ".join(process.cmdline())
                 if name := next((name for name, mark in _REPLICA_MARKS.items() if mark in title), None):
-                    found[name] += sum(one.memory_info().rss for one in (process, *process.children()))
+                    resident[name] += sum(one.memory_info().rss for one in (process, *process.children()))
         for name, samples in memory.items():
-            samples.append(found[name] / 2**20)
+            samples.append(resident[name] / 2**20)
         print("MiB:", {name: round(samples[-1]) for name, samples in memory.items()}, flush=True)
         await asyncio.sleep(_SAMPLE_EVERY_S)
 

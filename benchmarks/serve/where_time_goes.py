@@ -120,11 +120,11 @@ def _median_ms(batch: Scheduler, steps: int) -> float:
 
 def _print_parts(stats: pstats.Stats, steps: int) -> None:
     entries: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = stats.stats  # type: ignore[attr-defined]
-    for part, (wanted, is_whole) in _PARTS.items():
+    for part, (function, is_whole) in _PARTS.items():
         spent = sum(
             whole if is_whole else own
             for (path, _, name), (_, _, own, whole, _) in entries.items()
-            if wanted in (name, f"{Path(path).name}:{name}")
+            if function in (name, f"{Path(path).name}:{name}")
         )
         print(f"  {part}: {1e3 * spent / steps:.1f} ms")
     everything = sum(own for _, _, own, _, _ in entries.values())

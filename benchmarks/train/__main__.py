@@ -38,8 +38,8 @@ def run_loop(name: str, folder: Path, steps: int) -> Metrics:
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    found: Metrics = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: Metrics = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def run_warren(resources: Resources, folder: Path, steps: int, name: str) -> Metrics:
@@ -87,7 +87,7 @@ def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict
     from warren.testbed import RayHead
 
     workload.write_samples(workload.root_of(folder))
-    found: dict[str, list[Metrics]] = {}
+    results: dict[str, list[Metrics]] = {}
     sources = os.pathsep.join(str(REPOSITORY / name) for name in ("platform", "serve"))
     environment = {"OMP_NUM_THREADS": str(workload.NUM_THREADS), "PYTHONPATH": sources}
     os.environ["PYTHONPATH"] = sources
@@ -101,12 +101,12 @@ def measure(folder: Path, steps: int, rounds: int, names: Sequence[str]) -> dict
                     one = run_warren(WARREN[name], folder, steps, f"{name}-{number}")
                 else:
                     one = run_loop(name, folder, steps)
-                found.setdefault(name, []).append(one)
+                results.setdefault(name, []).append(one)
                 median = statistics.median(one["step_s"])
                 print(
                     f"round {number} {name}: {median:.2f} s a step, {time.monotonic() - began:.0f} s in all", flush=True
                 )
-    return {name: _together(metrics) for name, metrics in found.items()}
+    return {name: _together(metrics) for name, metrics in results.items()}
 
 
 def _together(metrics: list[Metrics]) -> Metrics:
@@ -129,25 +129,25 @@ def main() -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "RAY_AUTH_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory(prefix="warren-bench-", ignore_cleanup_errors=True) as folder:
         names = [name for name in NAMES if name == "warren" or name in options.only]
-        found = measure(Path(folder), options.steps, options.rounds, names)
+        results = measure(Path(folder), options.steps, options.rounds, names)
     print("| | s a step | samples/s | peak memory |\n|---|---|---|---|")
-    for name, one in found.items():
+    for name, one in results.items():
         print(f"| {name} | {one['step_s']:.2f} | {one['samples_per_s']:.2f} | {one['peak_bytes'] / 2**30:.2f} GiB |")
-    print(json.dumps({key: round(value, 3) for key, value in _summary(found).items()}))
+    print(json.dumps({key: round(value, 3) for key, value in _summary(results).items()}))
 
 
-def _summary(found: dict[str, Metrics]) -> dict[str, float]:
-    warren = found["warren"]
-    took = {name: one["step_s"] / warren["step_s"] for name, one in found.items()}
+def _summary(results: dict[str, Metrics]) -> dict[str, float]:
+    warren = results["warren"]
+    took = {name: one["step_s"] / warren["step_s"] for name, one in results.items()}
     summary = {"padding_fraction": warren["padding_fraction"]}
-    if "padded" in found:
+    if "padded" in results:
         summary["speedup_vs_padded_full_logits"] = took["padded"]
-        summary["peak_memory_ratio"] = warren["peak_bytes"] / found["padded"]["peak_bytes"]
-    if "hugging_face" in found:
+        summary["peak_memory_ratio"] = warren["peak_bytes"] / results["padded"]["peak_bytes"]
+    if "hugging_face" in results:
         summary["speedup_vs_hf_trainer"] = took["hugging_face"]
-    if "bare_deepspeed" in found:
+    if "bare_deepspeed" in results:
         summary["overhead_vs_bare_deepspeed"] = 1 / took["bare_deepspeed"] - 1
-    if "warren_compiled" in found:
+    if "warren_compiled" in results:
         summary["speedup_by_compile"] = 1 / took["warren_compiled"]
     return summary
 

@@ -173,7 +173,7 @@ def main(name: str, folder: Path, steps: int) -> None:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         dist.init_process_group("gloo", rank=0, world_size=1)
-    ended = [found or time.perf_counter() for found in LOOPS[name](Workload(folder, steps))]
+    ended = [ended_at or time.perf_counter() for ended_at in LOOPS[name](Workload(folder, steps))]
     seconds = [after - before for before, after in pairwise(ended)]
     print(json.dumps({"step_s": seconds, "peak_bytes": peak_bytes(os.getpid())}))
 

@@ -138,7 +138,7 @@ def root_cause(error: BaseException) -> BaseException:
             # A Ray task error is also an instance of its cause's class; the plain error is the readable one.
             return getattr(seen, "cause", None) or seen
         for failure in (getattr(seen, "worker_failures", None) or {}).values():
-            if isinstance(found := root_cause(failure), WarrenError):
-                return found
+            if isinstance(cause := root_cause(failure), WarrenError):
+                return cause
         seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
     return error

@@ -14,11 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from warren_serve.admission import Admission, OwnAccounts, RateLimitLease, SharedAccounts, lease_of
 from warren_serve.backend import EngineRequest, ResponseChunk
+from warren_serve.chat_page import SlashBehindPrefix, page_routes
 from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
 from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.middleware import RequestMiddleware
 from warren_serve.openapi import describe_requests, error_responses
-from warren_serve.pages import SlashBehindPrefix, page_routes
 from warren_serve.protocol import GenerationFields, parse_chat_request, parse_completion_request
 from warren_serve.response_models import (
     ChatCompletion,

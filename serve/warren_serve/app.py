@@ -33,9 +33,9 @@ from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.cluster_metrics import ClusterMetrics, Mirror
 from warren_serve.errors import RETRY_AFTER_S, ApiError
 from warren_serve.metrics import engine_registry
-from warren_serve.proxy import Disconnects
+from warren_serve.proxy_errors import Disconnects
 from warren_serve.ratelimit import Accounts, RateLimitDecision, RateLimits
-from warren_serve.remote import RemoteAccounts, RemoteBackend, notify
+from warren_serve.remote_backend import RemoteAccounts, RemoteBackend, notify
 from warren_serve.replicas import replicas_that_fit
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings

@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import reason_in
 from warren.errors import WarrenError
-from warren.rollout.answers import Reply, SanityQuestion
-from warren.rollout.machine import EngineStatus, EngineView
+from warren.rollout.answer_checks import Reply, SanityQuestion
+from warren.rollout.state_machine import EngineStatus, EngineView
 
 logger = logging.getLogger(__name__)
 

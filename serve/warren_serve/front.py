@@ -28,7 +28,7 @@ from warren.compat.ray_serve import RoutesBuiltLate
 from warren.config import RolloutPolicy
 from warren.errors import ConfigError
 from warren.release import ALIASES, locate_release
-from warren.rollout.answers import Reply, SanityQuestion
+from warren.rollout.answer_checks import Reply, SanityQuestion
 from warren.rollout.records import RolloutFiles
 from warren.storage import Location
 from warren_serve.admission import OwnAccounts
@@ -43,14 +43,14 @@ from warren_serve.app import (
     sized_ingress,
 )
 from warren_serve.cluster_metrics import ClusterMetrics, Mirror
-from warren_serve.controller import RolloutController
 from warren_serve.engine_applications import EngineApplications
 from warren_serve.metrics import RolloutMetrics
-from warren_serve.proxy import Disconnects
-from warren_serve.questions import ask_engine
-from warren_serve.remote import RemoteAccounts, RemoteBackend
+from warren_serve.proxy_errors import Disconnects
+from warren_serve.remote_backend import RemoteAccounts, RemoteBackend
 from warren_serve.replicas import replicas_that_fit
+from warren_serve.rollout_controller import RolloutController
 from warren_serve.routing import IngressReport, RoutingTable, TrafficRouter
+from warren_serve.sanity_questions import ask_engine
 from warren_serve.service import ChatService, load_served
 from warren_serve.settings import ServeSettings
 

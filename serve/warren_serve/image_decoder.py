@@ -18,7 +18,7 @@ import numpy as np
 
 from warren.data.model_inputs import Inputs
 from warren.errors import BadSampleError
-from warren.inference.child import start_child
+from warren.inference.child_process import start_child
 from warren_serve.errors import ApiError, bad_request, unavailable
 from warren_serve.image_checks import check_image
 

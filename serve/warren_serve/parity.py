@@ -89,9 +89,9 @@ def check_engine(golden: GoldenCases, backend: LocalBackend, settings: ServeSett
     engine = backend.engine
     check_vocabulary(golden, engine.inputs, engine.tokenizer)
     cases = cases_within(golden, engine.max_context_tokens)
-    asked = [(case, _prepared(case, backend)) for case in cases]
+    requests = [(case, _prepared(case, backend)) for case in cases]
     with ThreadPoolExecutor(1) as thread:  # because the caller may be on an event loop
-        answers = thread.submit(asyncio.run, _answers(engine, asked, settings.num_slots)).result()
+        answers = thread.submit(asyncio.run, _answers(engine, requests, settings.num_slots)).result()
     differences = [
         check_answer(case, answer, golden.eos_token_id, bound) for case, answer in zip(cases, answers, strict=True)
     ]
@@ -119,7 +119,7 @@ def _prepared(case: GoldenCase, backend: LocalBackend) -> GenerationRequest:
 
 
 async def _answers(
-    engine: Engine, asked: Sequence[tuple[GoldenCase, GenerationRequest]], num_at_once: int
+    engine: Engine, requests: Sequence[tuple[GoldenCase, GenerationRequest]], num_at_once: int
 ) -> list[Completion]:
     free = asyncio.Semaphore(num_at_once)
 
@@ -131,7 +131,7 @@ async def _answers(
             raise ReleaseError(f"golden case {case.name!r}: the release does not generate: {error}") from None
         return Completion(whole.text, whole.token_ids, whole.finish_reason or "length", whole.logprobs)
 
-    return await asyncio.gather(*(answer(case, request) for case, request in asked))
+    return await asyncio.gather(*(answer(case, request) for case, request in requests))
 
 
 def _chat_request(case: GoldenCase) -> ChatRequest:

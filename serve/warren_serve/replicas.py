@@ -20,13 +20,13 @@ def replicas_that_fit(settings: EndpointSettings, nodes: Sequence[Mapping[str, f
         nodes: What each node has in all; None asks Ray.
     """
     held = _nodes() if nodes is None else nodes
-    wanted = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
-    fit = sum(_on_node(node, wanted) for node in held)
+    per_replica = {"CPU": settings.num_cpus, "GPU": settings.num_gpus}
+    fit = sum(_on_node(node, per_replica) for node in held)
     return max(1, settings.min_replicas, fit - 1)
 
 
-def _on_node(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    return min(math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0)
+def _on_node(node: Mapping[str, float], per_replica: Mapping[str, float]) -> int:
+    return min(math.floor(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in per_replica.items() if amount > 0)
 
 
 def _nodes() -> list[dict[str, Any]]:

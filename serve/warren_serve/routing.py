@@ -17,8 +17,8 @@ from typing import Literal
 
 from prometheus_client.metrics_core import Metric
 
-from warren.rollout.answers import is_repetitive
-from warren.rollout.judging import AnswerRecord
+from warren.rollout.answer_checks import is_repetitive
+from warren.rollout.traffic_analysis import AnswerRecord
 from warren_serve.auth import ANONYMOUS
 from warren_serve.backend import Backend, EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, unavailable

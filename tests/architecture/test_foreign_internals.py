@@ -13,7 +13,7 @@ ROOM = "platform/warren/compat/"
 PRODUCT = ("platform", "serve", "jobs")
 # What looks inside on purpose, to measure or to test what a library does.
 LOOKS_INSIDE = {
-    "benchmarks/data/contestants.py": ["_raw_stream"],
+    "benchmarks/data/loaders.py": ["_raw_stream"],
     "tests/integration/test_loss_curve.py": ["ZeroParamStatus", "_world", "_get_backend"],
     "tests/unit/docs/test_documented_commands.py": ["submit"],
     "tests/unit/models/test_bunny_refusals.py": ["_use_new_zipfile_serialization"],

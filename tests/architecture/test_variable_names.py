@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 SAY_NOTHING = {"found", "given", "told", "wanted"}
-ROOMS = (
-    "platform/warren/config",
-    "platform/warren/curate",
-    "platform/warren/data",
-    "platform/warren/models",
-    "platform/warren/storage",
-    "platform/warren/train",
-    "jobs",
-)
+ROOMS = ("benchmarks", "jobs", "platform/warren", "serve/warren_serve")
 
 
 @pytest.mark.parametrize("room", ROOMS)

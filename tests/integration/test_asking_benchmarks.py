@@ -22,12 +22,12 @@ from warren.cluster.batch.benchmark import ask_on_cluster, load_asker
 from warren.config import Resources
 from warren.data.importers.easy_vqa import easy_vqa
 from warren.errors import QuarantineError, root_cause
-from warren.evaluate.answers import read_stored
+from warren.evaluate.answer_file import read_stored
 from warren.evaluate.ask_endpoint import ask_at_endpoint, find_model
-from warren.evaluate.asked_model import ModelSource
 from warren.evaluate.benchmark_result import finish
 from warren.evaluate.benchmark_run import BenchmarkRun, QuestionSource
 from warren.evaluate.endpoint_client import EndpointOptions
+from warren.evaluate.model_source import ModelSource
 from warren.inference.engine import EngineError
 from warren.storage import Location, StoredFiles
 from warren.storage.scratch import scratch_folder

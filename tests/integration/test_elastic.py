@@ -21,8 +21,8 @@ from warren.storage import Location
 from warren.testbed import RayHead
 from warren.testbed.chaos import compare
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.run_report import read_metrics
 
 STEPS = 900  # enough for a node to start meanwhile
 STORE_BYTES = 200_000_000

@@ -10,14 +10,14 @@ import ray
 
 from factories import colour_sample, make_image, tiny_model_config, tiny_recipe, write_dataset
 from warren.cluster.batch.evaluation import evaluate, evaluations_of
-from warren.cluster.serve.golden import write_golden
-from warren.cluster.serve.rollout import make_release
+from warren.cluster.serve.golden_task import write_golden
+from warren.cluster.serve.publish_and_deploy import make_release
 from warren.config import EvaluateConfig, Recipe, Resources
 from warren.data.golden_cases import CASES_FILE
 from warren.data.manifest import dataset_folder
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CorruptDataError, GateError, QuarantineError, ReleaseError, root_cause
-from warren.evaluate.report import Evaluation
+from warren.evaluate.evaluation_report import Evaluation
 from warren.models import build_model, inputs_of, save_model, train_tokenizer
 from warren.release import read_alias, read_release, release_folder
 from warren.storage import Location
@@ -74,7 +74,7 @@ def test_what_was_measured_is_what_was_asked_and_the_gate_looks_for_just_that(
         evaluate(CONFIG, every_cpu, root, run)
     allowed = CONFIG.model_copy(update={"max_quarantined_fraction": 0.1})
     whole = evaluate(allowed, NOWHERE, root, run)  # read, not measured again
-    assert (whole.score["num_samples"], whole.num_quarantined) == (25, 2)
+    assert (whole.score.num_samples, whole.num_quarantined) == (25, 2)
     assert column(run, whole, "quarantine.parquet", "key") == ["no-image", "too-long"]
     assert column(run, whole, "quarantine.parquet", "source") == ["here.jpg", "tests"]
     asked = [*(colour_sample(i).key for i in range(NUM_SAMPLES)), "second-question"]
@@ -90,7 +90,7 @@ def test_what_was_measured_is_what_was_asked_and_the_gate_looks_for_just_that(
     )
     part = evaluate(drawn, SMALL, root, run)
     assert (part.metric, part.chance) == ("choice", 0.25)
-    assert int(part.score["num_samples"]) + part.num_quarantined == 16
+    assert part.score.num_samples + part.num_quarantined == 16
     assert column(run, part, "predictions.parquet", "key") != [colour_sample(i).key for i in range(16)]
     assert len(evaluations_of(run).of_step(1)) == 2
 

@@ -3,7 +3,6 @@
 import hashlib
 import runpy
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from factories import colour_sample, tiny_recipe, write_dataset
 from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.cli.job import run_job
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve import golden
-from warren.cluster.serve.golden import write_golden
+from warren.cluster.serve import golden_task
+from warren.cluster.serve.golden_task import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
-from warren.evaluate.report import Evaluation
-from warren.evaluate.scoring import score
+from warren.evaluate.accuracy import score
+from warren.evaluate.evaluation_report import Evaluation
 from warren.inference.testing import save_random_model
 from warren.release import read_alias
 from warren.storage import Location
@@ -96,7 +95,7 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
     """Write the evaluation that the recipe's gate asks for."""
     config = recipe.require("evaluate")
     identity = identify(config, checkpoint, read_manifest(root, config.dataset))
-    found = Evaluation(run.name, checkpoint.step, identity, asdict(score([True], ["red"])), {"red": [1, 1.0]})
+    found = Evaluation(run.name, checkpoint.step, identity, score([True], ["red"]), {"red": [1, 1.0]})
     evaluations_of(run).write(found, [{"key": "a"}])
 
 
@@ -147,7 +146,7 @@ def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_un
     with monkeypatch.context() as patch:
         # The weights of one step with the cases of another: it loads, but is not the model that was trained.
         trained = run.checkpoints.part(second, MODEL_FOLDER)
-        patch.setattr(golden, "write_golden", lambda size, _, folder: write_golden(size, trained, folder))
+        patch.setattr(golden_task, "write_golden", lambda size, _, folder: write_golden(size, trained, folder))
         code, message = release(recipe)
     assert code == 1
     assert "ReleaseError: golden case 'wide image': log-probability of token" in message

@@ -15,7 +15,7 @@ from warren.evaluate.benchmark_run import QUESTIONS_PER_PIECE, BenchmarkRun, Que
 from warren.storage import Location
 
 if TYPE_CHECKING:
-    from warren.evaluate.asked_model import ModelSource
+    from warren.evaluate.model_source import ModelSource
 
 
 def asks_benchmark(arguments: Sequence[str]) -> bool:
@@ -68,7 +68,7 @@ def ask_model(job: Job) -> str:
 
 def _model_of(job: Job) -> "ModelSource":
     from warren.cluster.train.stage import run_name
-    from warren.evaluate.asked_model import ModelSource
+    from warren.evaluate.model_source import ModelSource
     from warren.train.run import Run
 
     if job.options.release:
@@ -111,12 +111,12 @@ def check_options(options: argparse.Namespace) -> None:
         ConfigError: With what to do instead.
     """
     if not options.benchmark:
-        raise ConfigError("--endpoint goes with --benchmark: say what is asked")
+        raise ConfigError("--endpoint needs --benchmark NAME: the benchmark that is asked")
     who = [name for name in ("run", "checkpoint", "release", "endpoint") if getattr(options, name)]
     if len(who) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in who)} name two models: give one")
     if not options.endpoint and (options.model or options.api_key_env):
-        raise ConfigError("--model and --api-key-env go with --endpoint")
+        raise ConfigError("--model and --api-key-env need --endpoint URL")
     check_fraction(options.max_failed_fraction)
 
 

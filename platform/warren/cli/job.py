@@ -56,7 +56,7 @@ class Job:
 
     @property
     def root_or_none(self) -> Location | None:
-        """The same for what can do without."""
+        """The storage root, or None where none is configured, for jobs that can do without storage."""
         return self.root if os.environ.get(STORAGE_VARIABLE) else None
 
 
@@ -103,7 +103,7 @@ def run_job(
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Do a command's work, print what it knows to be wrong as one line, and return the exit code.
+    """Run a command, print an error of Warren's as one line, and return the exit code.
 
     Interrupted (Ctrl-C) and terminated, it ends without a word.
     """

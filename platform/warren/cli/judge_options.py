@@ -1,4 +1,4 @@
-"""The options of `jobs/evaluate.py score` for benchmarks that a judge model scores, and the file for a judge."""
+"""The options of `jobs/evaluate.py score` for benchmarks that a judge model scores, and the requests file."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from warren.errors import ConfigError
 from warren.evaluate.judge_client import JudgeEndpoint
-from warren.evaluate.judging import AnswerJudge, JudgementCache
+from warren.evaluate.llm_judge import AnswerJudge, JudgementCache
 from warren.storage import Location
 
 
@@ -32,7 +32,7 @@ def judge_of(options: argparse.Namespace) -> AnswerJudge | None:
     """
     if options.judge is None:
         if options.judge_key_env or options.judge_cache:
-            raise ConfigError("--judge-key-env and --judge-cache are of a judge: give --judge URL too")
+            raise ConfigError("--judge-key-env and --judge-cache need --judge URL")
         return None
     endpoint = JudgeEndpoint.of(options.judge, options.judge_model, options.judge_key_env)
     cache = options.judge_cache or f"{options.out.rpartition('/')[0] or '.'}/judgements"

@@ -11,14 +11,14 @@ from warren.cli.job import Parser, exit_code
 from warren.config.environment import STORAGE_VARIABLE, storage_root
 from warren.errors import ConfigError, ReleaseError
 from warren.release import ALIASES, AliasMove, Registry, Release, gc, plan_gc
-from warren.release.collection import HISTORY_WINDOW, MIN_AGE_S
+from warren.release.garbage_collection import HISTORY_WINDOW, MIN_AGE_S
 from warren.storage import Location
 
 _DAY_S = 24 * 3600
 _SHOWN_CHARS = 60
 
 CommandAnswer = tuple[Any, list[str]]
-"""What a command found: as JSON types, and as lines of text."""
+"""The result of a command: as JSON types, and as lines of text."""
 
 
 def main(description: str, arguments: Sequence[str] | None = None) -> int:
@@ -184,7 +184,7 @@ def _unpin(root: Location, options: argparse.Namespace) -> CommandAnswer:
 
 def _gc(root: Location, options: argparse.Namespace) -> CommandAnswer:
     if options.window < 0 or options.min_age_days < 0:
-        raise ConfigError("--window and --min-age-days are numbers of moves and days: 0 or more")
+        raise ConfigError("--window and --min-age-days must be 0 or more")
     registry = Registry(root, options.name)
     plan = plan_gc(registry, options.window, options.min_age_days * _DAY_S)
     rows = [{"version": version, "becomes": "removed", "because": "nothing needs it"} for version in plan.removed]

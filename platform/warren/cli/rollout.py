@@ -1,4 +1,4 @@
-"""The command line of `jobs/rollout.py`: look at an endpoint's rollout, and tell its controller something."""
+"""The command line of `jobs/rollout.py`: show an endpoint's rollout, and send its controller a command."""
 
 import argparse
 import getpass
@@ -16,8 +16,8 @@ from warren.storage import Location
 
 _SHOWN_EVENTS = 10
 _COMMANDS: dict[str, str] = {
-    "pause": "hold the rollout where it is, and begin no other",
-    "resume": "go on",
+    "pause": "keep the rollout at its step, and begin no other",
+    "resume": "continue a rollout that was paused",
     "abort": "undo the candidate; it is not tried again by itself",
     "retry": "try a version again that was undone; without --version, all of them",
 }
@@ -29,7 +29,7 @@ def main(description: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def rollout_parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Return the parser of the command line."""
     parser = Parser(description)
     commands = parser.add_subparsers(dest="command", required=True)
     looking = {

@@ -8,12 +8,12 @@ from typing import Any
 
 from warren.cli.judge_options import add_judge_options, judge_of, write_requests
 from warren.errors import ConfigError, DataError, WarrenError
-from warren.evaluate.benchmark_scores import describe_benchmarks, score_answers
 from warren.evaluate.compare import compare_reports, render_comparison
-from warren.evaluate.judging import AnswerJudge
+from warren.evaluate.llm_judge import AnswerJudge
 from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.score_answers import describe_benchmarks, score_answers
+from warren.evaluate.score_table import score_lines
 from warren.evaluate.submission import write_submission
-from warren.evaluate.table import score_lines
 from warren.storage import Location
 
 COMMANDS = ("score", "compare", "--list")

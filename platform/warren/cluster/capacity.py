@@ -5,11 +5,11 @@ import ray
 from warren.compat.ray_core import job_placement_states
 
 
-def wanted(number: int | tuple[int, int], kind: str, cpus: float, gpus: float) -> str:
-    """Say how many processes of what size there are to be.
+def size_of(number: int | tuple[int, int], kind: str, cpus: float, gpus: float) -> str:
+    """Say how many processes of what size a job asks for.
 
     Args:
-        number: Or the fewest and the most.
+        number: A number, or the smallest and the largest one.
         kind: What they are called, in the plural.
         cpus: Of each; so are `gpus`.
     """
@@ -40,5 +40,5 @@ def waiting(for_what: str) -> str:
     """Say what is waited for, and what the cluster has of it."""
     there, free = ray.cluster_resources(), ray.available_resources()
     kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
-    found = " and ".join(f"{there[kind]:g} {kind}s ({free.get(kind, 0.0):g} of them free)" for kind in kinds)
-    return f"waiting for {for_what}; the cluster has {found or 'no node'}"
+    capacity = " and ".join(f"{there[kind]:g} {kind}s ({free.get(kind, 0.0):g} of them free)" for kind in kinds)
+    return f"waiting for {for_what}; the cluster has {capacity or 'no node'}"

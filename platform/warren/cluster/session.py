@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 import warren
+from warren.compat.environment_variables import ONE_HEAP, QUIET_LIBRARIES
 from warren.compat.ray_core import job_keys_may_repeat, submitted_runtime_env
-from warren.compat.variables import ONE_HEAP, QUIET_LIBRARIES
 from warren.config.environment import (
     CACHE_BYTES_VARIABLE,
     CACHE_VARIABLE,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from warren.config.documents import Tree, parse
+from warren.config.strict_yaml import Tree, parse
 from warren.errors import ConfigError
 
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from warren.config.documents import Tree, read_document
 from warren.config.layered_config import SET, Config, Layers, node_type
+from warren.config.strict_yaml import Tree, read_document
 from warren.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Config)

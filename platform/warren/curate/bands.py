@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.ranking import band_ranks, keys_in_ranks, rows_of, scores_of, sorted_keys
 from warren.curate.report import ScoreTable
 from warren.curate.row_mask import RowSet, StoredRows

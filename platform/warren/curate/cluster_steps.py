@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.clusters import Bucket, Clusters, Members, read_members
 from warren.curate.near_duplicates import GROUPS_SHOWN, chosen, components, largest, links
 from warren.curate.report import Groups

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from warren.config.curate import ClusterStep
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.kmeans import Centroids, train
 from warren.curate.row_mask import RowSet, StoredRows
+from warren.curate.sample_vectors import VectorPiece, Vectors
 from warren.curate.sampling import row_hash
-from warren.curate.scored import VectorPiece, Vectors
 from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
-from warren.curate.vectors import cosines, unit
+from warren.curate.vector_math import cosines, unit
 from warren.errors import DataError
 from warren.storage import Location
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from warren.config.curate import DecontaminateStep
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.image_matching import (
     COARSE_PX,
     COARSE_SCALE,
@@ -28,9 +28,9 @@ from warren.curate.image_matching import (
     compared_pixels,
     stored_coarse_pixels,
 )
-from warren.curate.perceptual import distance, perceptual_hash
+from warren.curate.perceptual_hash import distance, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
+from warren.curate.sample_pieces import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from warren.config.curate import DuplicatesStep
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.filters import caption_of
 from warren.curate.near_duplicates import components
-from warren.curate.perceptual import linked, perceptual_hash
+from warren.curate.perceptual_hash import linked, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import PieceTask, SamplePiece
+from warren.curate.sample_pieces import PieceTask, SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from warren.config.curate import EmbeddingsConfig
-from warren.curate.arrays import Arrays
+from warren.curate.array_files import Arrays
 from warren.curate.filters import caption_of
-from warren.curate.samples import SamplePiece
+from warren.curate.sample_pieces import SamplePiece
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.errors import ModelError
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from warren.config.curate import CaptionStep, FunctionStep, ImageStep, KeysStep
-from warren.curate.arrays import Arrays
+from warren.curate.array_files import Arrays
 from warren.curate.row_mask import RowSet
-from warren.curate.samples import PieceTask, SamplePiece
+from warren.curate.sample_pieces import PieceTask, SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.errors import ConfigError, DataError

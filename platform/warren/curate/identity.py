@@ -6,7 +6,7 @@ from pathlib import Path
 
 from warren.config import CurateConfig
 from warren.config.curate import ClusterStep, KeysStep
-from warren.curate.samples import Parent
+from warren.curate.sample_pieces import Parent
 from warren.data.importers.fingerprints import file_fingerprint
 from warren.errors import NotFoundError
 from warren.storage import Location, digest_bytes

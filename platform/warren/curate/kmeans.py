@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 from warren.errors import DataError
 
 _FLAT_CLUSTERS = 1024  # more clusters than this have two levels

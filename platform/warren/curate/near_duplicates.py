@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from warren.curate.arrays import Arrays
+from warren.curate.array_files import Arrays
 
 Keep = Literal["median", "nearest", "farthest"]
 BLOCK = 2048  # rows of a product

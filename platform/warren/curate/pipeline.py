@@ -25,7 +25,7 @@ from warren.config.curate import (
     SemDeDupStep,
     Step,
 )
-from warren.curate import contamination, joining, scored
+from warren.curate import contamination, embedding_join, sample_vectors
 from warren.curate.bands import band_scores, keep_band
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
@@ -36,9 +36,9 @@ from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
 from warren.curate.report import StepReport, write_card, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
-from warren.curate.samples import Parent, SamplePiece, sample_pieces, stored_shards
+from warren.curate.sample_pieces import Parent, SamplePiece, sample_pieces, stored_shards
+from warren.curate.sample_vectors import PrecomputedVectors, VectorPiece
 from warren.curate.sampling import sample
-from warren.curate.scored import PrecomputedVectors, VectorPiece
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
 from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
@@ -187,7 +187,7 @@ class _Selecting:
             raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
         else:
             self._vectors = embed(config, self._work / "embeddings", self.pieces)
-        files = scored.clip_scores(self._run, self._work / "scores", self._vectors)
+        files = sample_vectors.clip_scores(self._run, self._work / "scores", self._vectors)
         self._scores = [file.location for file in files]
 
     def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
@@ -196,7 +196,7 @@ class _Selecting:
         rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
         source = embedding_pieces(config, rows)
         work = self._work / "keys"
-        placed = joining.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
+        placed = embedding_join.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
         return [PrecomputedVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
 
     def _store(self, name: str, rows: RowSet) -> Location:

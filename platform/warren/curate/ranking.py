@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from warren.curate.arrays import ArrayFile, Arrays
+from warren.curate.array_files import ArrayFile, Arrays
 
 _FENCE = 1024
 

@@ -3,18 +3,19 @@
 A hash of the rows decides which images are shown, so equal selections have equal reports, byte for byte.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import SamplePiece, read_row
+from warren.curate.sample_pieces import SamplePiece, read_row
 from warren.curate.sampling import sample
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.data.manifest import Manifest
+from warren.data.plots import new_figure, to_png
 from warren.storage import Location
 
 CARD = "README.md"
@@ -118,7 +119,7 @@ def _funnel(steps: Sequence[StepReport]) -> bytes:
     axis.set(title="samples after each step", xlabel="samples", xlim=(0, max(counts) * 1.25))
     for place, count in zip(places, counts, strict=True):
         axis.text(count + max(counts) * 0.01, place, f"{count:,} ({count / max(1, counts[0]):.1%})", va="center")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _histogram(scores: ScoreTable) -> bytes:
@@ -131,8 +132,8 @@ def _histogram(scores: ScoreTable) -> bytes:
         axis.axvline(edge, color="black", linewidth=1, linestyle="--")
     title = f"{scores.by}: kept from {scores.lowest:.3f} to {scores.highest:.3f}"
     axis.set(title=title, xlabel=scores.by, ylabel="samples")
-    axis.legend()
-    return _png(figure)
+    axis.legend(loc="upper right")  # to look for the best place takes long with many bars, and matplotlib warns
+    return to_png(figure)
 
 
 def _contact_sheet(step: StepReport, pieces: Sequence[SamplePiece]) -> bytes | None:
@@ -166,7 +167,7 @@ def _sheet(rows: list[tuple[str, list[Image.Image]]], title: str, along: int = _
             axis.imshow(tile, extent=(column, column + 0.95, top + line + 0.95, top + line))
         top += height
     axis.set(xlim=(0, along), ylim=(top, 0))
-    return _png(figure)
+    return to_png(figure)
 
 
 def _rows(rows: RowSet) -> list[int]:
@@ -184,16 +185,7 @@ def _tiles(rows: list[int], pieces: Sequence[SamplePiece]) -> list[Image.Image]:
     return tiles
 
 
-def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return an empty figure with one pair of axes."""
+    figure = new_figure(width, height)
     return figure, figure.subplots()
-
-
-def _png(figure) -> bytes:  # type: ignore[no-untyped-def]
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})  # equal plots give equal bytes
-    return buffer.getvalue()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from warren.curate.arrays import ArrayFile, pack
+from warren.curate.array_files import ArrayFile, pack
 from warren.storage import Location
 
 MAX_ROWS = 2**32 - 1

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from warren.curate.arrays import Arrays
+from warren.curate.array_files import Arrays
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import StoredShard
+from warren.curate.sample_pieces import StoredShard
 from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.data.manifest import Shard, StoredGroup, write_shard
 from warren.data.sample import Sample

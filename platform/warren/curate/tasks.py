@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from warren.curate.arrays import ArrayFile, Arrays, pack
+from warren.curate.array_files import ArrayFile, Arrays, pack
 from warren.storage import Location
 
 

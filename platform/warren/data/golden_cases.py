@@ -3,7 +3,7 @@
 golden/cases.json       the questions, and what is expected of each
 golden/SHA256.png       their images
 
-`train/golden.py` makes them, `inference/parity.py` compares an engine with them.
+`train/golden_maker.py` makes them, `inference/parity.py` compares an engine with them.
 """
 
 import json

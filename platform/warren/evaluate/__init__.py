@@ -1,1 +1,1 @@
-"""Measuring a checkpoint: scorers, statistics and the report."""
+"""Evaluation: predictions for datasets, answers and scores of benchmarks, intervals and reports."""

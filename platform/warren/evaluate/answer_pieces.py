@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from warren.errors import ConflictError, DataError, NotFoundError
-from warren.evaluate.answers import SCHEMA, StoredAnswer
+from warren.evaluate.answer_file import SCHEMA, StoredAnswer
 from warren.evaluate.benchmarks import Question
 from warren.storage import Location
 
@@ -29,7 +29,7 @@ _PIECE_SCHEMA = pa.schema([*SCHEMA, pa.field("images", pa.string()), pa.field("i
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one question, with what only its piece records.
+    """The outcome of one question: its answer or its error, and what only its piece records.
 
     Attributes:
         answer: The answer or the error.
@@ -138,7 +138,7 @@ class AnswerPieces:
             DataError: One is damaged.
         """
         with ThreadPoolExecutor(_IO_THREADS) as pool:
-            pieces = list(pool.map(lambda found: _read(found[-1]), sorted(self._files(), key=lambda each: each[:2])))
+            pieces = list(pool.map(lambda entry: _read(entry[-1]), sorted(self._files(), key=lambda each: each[:2])))
         outcomes = {each.answer.key: each for each in chain.from_iterable(rows for rows, _ in pieces)}
         return StoredPieces(outcomes, [effort for _, effort in pieces])
 
@@ -150,7 +150,7 @@ class AnswerPieces:
 
     def _numbers(self) -> dict[str, int]:
         """Return the highest number of each range."""
-        return {place: number for place, number, _ in sorted(self._files(), key=lambda found: found[:2])}
+        return {place: number for place, number, _ in sorted(self._files(), key=lambda entry: entry[:2])}
 
 
 def _storable(value: object) -> object:

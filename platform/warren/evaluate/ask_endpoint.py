@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible endpoint instead of a model of one's own: the same pieces, the same files."""
+"""Asking an OpenAI-compatible endpoint the questions of a benchmark; the results are stored as those of a model are."""
 
 import asyncio
 import base64
@@ -14,8 +14,8 @@ from typing import Any
 from warren import __version__
 from warren.data.sample import IMAGE_MARK
 from warren.errors import AccessDeniedError, BadSampleError, ConfigError, ServiceError
+from warren.evaluate.answer_file import StoredAnswer
 from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
-from warren.evaluate.answers import StoredAnswer
 from warren.evaluate.ask_model import digest_of, failed, fixed, one_line
 from warren.evaluate.benchmark_run import AskedModel, BenchmarkRun
 from warren.evaluate.benchmarks import Question
@@ -62,7 +62,7 @@ async def _find_model(options: EndpointOptions) -> AskedModel:
 def ask_at_endpoint(
     run: BenchmarkRun, options: EndpointOptions, progress: OnAnswer = lambda _: None
 ) -> tuple[int, int]:
-    """Ask what is left of a run; every piece is stored as soon as all its questions have an outcome.
+    """Ask the questions of a run that no stored piece answers, and store each piece once it is answered.
 
     Returns:
         How many questions were asked now, and how many were answered before.

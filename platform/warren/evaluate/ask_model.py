@@ -1,4 +1,4 @@
-"""Asking a model of this process: images are decoded in one place, the piece's questions are answered in another."""
+"""Asking a model in this process the questions of a benchmark: pieces are prepared first, then answered."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 
 from warren.data.model_inputs import Inputs
 from warren.errors import AccessDeniedError, BadSampleError, StorageError, WarrenError
+from warren.evaluate.answer_file import StoredAnswer
 from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
-from warren.evaluate.answers import StoredAnswer
 from warren.evaluate.benchmarks import Question
 from warren.inference.engine import Completion, GenerationFailedError, GenerationRequest
 from warren.inference.transformers_engine.offline import Finished, OfflineGenerator

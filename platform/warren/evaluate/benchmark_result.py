@@ -1,4 +1,4 @@
-"""From asked questions to a result: one file of answers, scores by every convention that they allow, a report page."""
+"""The result of a benchmark run: one file of answers, scores by each convention that they allow, and a report page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,10 +6,10 @@ from typing import Any
 
 from warren.errors import QuarantineError, WarrenError
 from warren.evaluate.answer_pieces import Outcome, PieceEffort
+from warren.evaluate.benchmark_questions import prompt_convention
 from warren.evaluate.benchmark_run import ANSWERS, BenchmarkRun
-from warren.evaluate.benchmark_scores import score_answers
-from warren.evaluate.questions import prompt_convention
 from warren.evaluate.report_page import Page, write_page
+from warren.evaluate.score_answers import score_answers
 from warren.storage import Location
 
 SCORES = "scores.json"
@@ -39,7 +39,7 @@ def finish(
     convention: str | None = None,
     max_failed_fraction: float = 0.0,
 ) -> BenchmarkResult:
-    """Join the answers of a run that is asked to its end, score them and write the report.
+    """Join the answers of a run whose questions are all asked, score them and write the report.
 
     Args:
         run: Every question has an outcome.

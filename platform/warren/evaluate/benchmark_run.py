@@ -1,4 +1,4 @@
-"""One model's run of one benchmark in storage: what it is of, its pieces, and what is made of them.
+"""One model's run of one benchmark in storage: its plan, its pieces of answers, and the files that they become.
 
 benchmarks/BENCHMARK/MODEL-DIGEST/plan.json        what the answers are of; written first
 benchmarks/BENCHMARK/MODEL-DIGEST/pieces/…         answers as they come, with their times
@@ -15,10 +15,10 @@ from functools import cached_property
 
 from warren import __version__
 from warren.errors import ConfigError, ConflictError, DataError
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.answer_pieces import AnswerPieces, Outcome, QuestionPiece, StoredPieces
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
+from warren.evaluate.benchmark_questions import prompt_convention, questions
 from warren.evaluate.benchmarks import Benchmark, Question, benchmark_named
-from warren.evaluate.questions import prompt_convention, questions
 from warren.storage import Location, digest_bytes
 
 QUESTIONS_PER_PIECE = 128
@@ -68,12 +68,12 @@ class QuestionSource:
         Raises:
             ConfigError: There is no such benchmark, split or convention, or it is not said where its data is.
         """
-        found = benchmark_named(name)
+        benchmark = benchmark_named(name)
         prompts = prompt_convention(name, convention)
-        place = Location.parse(data) if data else found.default_reference
+        place = Location.parse(data) if data else benchmark.default_reference
         if place is None:
-            raise ConfigError(f"{name} needs --data, the folder of its questions: {found.data}")
-        return cls(name, place, split or found.splits[0], prompts)
+            raise ConfigError(f"{name} needs --data, the folder of its questions: {benchmark.data}")
+        return cls(name, place, split or benchmark.splits[0], prompts)
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -177,13 +177,13 @@ class BenchmarkRun:
 
     def _take_folder(self) -> None:
         """Write the plan into a new folder, or check that the folder is of the same plan."""
-        wanted = asdict(self.plan)
+        plan = asdict(self.plan)
         try:
-            (self.folder / _PLAN).create_json(wanted)
+            (self.folder / _PLAN).create_json(plan)
         except ConflictError:
             present = (self.folder / _PLAN).read_json()
-            differing = [name for name in wanted if present.get(name) != wanted[name]]
-            changes = [f"its {name} is {present.get(name)}, not {wanted[name]}" for name in differing]
+            differing = [name for name in plan if present.get(name) != plan[name]]
+            changes = [f"its {name} is {present.get(name)}, not {plan[name]}" for name in differing]
             if changes:
                 raise ConfigError(
                     f"{self.folder} holds answers of something else ({'; '.join(changes)}): give another --out"
@@ -198,7 +198,7 @@ def without_time(answer: StoredAnswer) -> StoredAnswer:
 def _plan(source: QuestionSource, model: AskedModel, questions_per_piece: int) -> tuple[AskPlan, list[str]]:
     """Read all questions once; return the plan and their keys."""
     if questions_per_piece < 1:
-        raise ConfigError(f"--questions-per-piece is {questions_per_piece}; it is at least 1")
+        raise ConfigError(f"--questions-per-piece is {questions_per_piece}; it must be at least 1")
     keys, digest = [], hashlib.sha256()
     for question in source:
         keys.append(question.key)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from warren.errors import DataError
-from warren.evaluate.benchmark_scores import measures_of
+from warren.evaluate.score_answers import measures_of
+from warren.evaluate.score_table import markdown_cell, number
 from warren.evaluate.statistics import Comparison, holm
-from warren.evaluate.table import number
 
 _SIGNIFICANT = 0.05
 
@@ -31,7 +31,7 @@ class ComparisonRow:
     corrected: float | None
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         """`better`, `worse` or `no difference shown`, after correction."""
         if self.comparison is None or self.corrected is None or self.corrected >= _SIGNIFICANT:
             return "no difference shown"
@@ -61,10 +61,10 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
         raise DataError(f"only one run has {names}: the runs rest on different questions")
     pairs = [(measure, others[measure.name]) for measure in measures]
     comparisons = [measure.compare(other) for measure, other in pairs]
-    corrected = iter(holm([found.p_value for found in comparisons if found is not None]))
+    corrected = iter(holm([comparison.p_value for comparison in comparisons if comparison is not None]))
     return [
-        ComparisonRow(measure.name, measure.value, other.value, found, next(corrected) if found else None)
-        for (measure, other), found in zip(pairs, comparisons, strict=True)
+        ComparisonRow(measure.name, measure.value, other.value, comparison, next(corrected) if comparison else None)
+        for (measure, other), comparison in zip(pairs, comparisons, strict=True)
     ]
 
 
@@ -79,6 +79,7 @@ def render_comparison(
         second: The second run's report.
         names: What the runs are called in the table.
     """
+    left, right = map(markdown_cell, names)
     count = max((len(measure["keys"]) for measure in first["measures"]), default=0)
     lines = [
         f"# {first['title']} ({first['convention']}): {names[1]} against {names[0]}",
@@ -87,7 +88,7 @@ def render_comparison(
         *_differing_prompts(first, second),
         *_differing_judges(first, second),
         "",
-        f"| score | {_cell(names[0])} | {_cell(names[1])} | difference | 95 % interval | p | corrected | smallest | |",
+        f"| score | {left} | {right} | difference | 95 % interval | p | corrected | smallest | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
         *map(_line, rows),
         "",
@@ -99,13 +100,13 @@ def render_comparison(
 
 
 def _line(row: ComparisonRow) -> str:
-    values = f"| {_cell(row.name)} | {number(row.first)} | {number(row.second)} "
-    found = row.comparison
-    if found is None or row.corrected is None:
+    values = f"| {markdown_cell(row.name)} | {number(row.first)} | {number(row.second)} "
+    comparison = row.comparison
+    if comparison is None or row.corrected is None:
         return f"{values}| {_signed(row.second - row.first)} | | | | | one image: no interval |"
-    interval = f"{_signed(found.interval.low)} to {_signed(found.interval.high)}"
-    tested = f"{_p(found.p_value)} | {_p(row.corrected)} | {number(found.smallest_detectable)}"
-    return f"{values}| {_signed(found.difference)} | {interval} | {tested} | {row.verdict} |"
+    interval = f"{_signed(comparison.interval.low)} to {_signed(comparison.interval.high)}"
+    tested = f"{_p(comparison.p_value)} | {_p(row.corrected)} | {number(comparison.smallest_detectable)}"
+    return f"{values}| {_signed(comparison.difference)} | {interval} | {tested} | {row.conclusion} |"
 
 
 def _differing_prompts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -133,7 +134,3 @@ def _signed(value: float) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

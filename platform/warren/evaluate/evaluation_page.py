@@ -7,16 +7,17 @@ from typing import Any
 from warren import __version__
 from warren.data.sample import IMAGE_MARK
 from warren.errors import BadSampleError
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.measures import Measure, share
-from warren.evaluate.report import Evaluation
 from warren.evaluate.report_page import Example, Page, spread, thumbnail
 
 _SHOWN_TRUTHS = 39
 
-Prediction = Mapping[str, Any]
+PredictionRow = Mapping[str, Any]
+"""One row of `predictions.parquet`."""
 
 
-def choose_examples(predictions: Sequence[Prediction]) -> list[int]:
+def choose_examples(predictions: Sequence[PredictionRow]) -> list[int]:
     """Return the places of the predictions that a page shows: twenty right ones and twenty wrong ones, spread out."""
     right = [place for place, row in enumerate(predictions) if row["correct"]]
     wrong = [place for place, row in enumerate(predictions) if not row["correct"]]
@@ -25,8 +26,8 @@ def choose_examples(predictions: Sequence[Prediction]) -> list[int]:
 
 def evaluation_page(
     evaluation: Evaluation,
-    predictions: Sequence[Prediction],
-    examples: Sequence[tuple[Prediction, Sequence[bytes]]],
+    predictions: Sequence[PredictionRow],
+    examples: Sequence[tuple[PredictionRow, Sequence[bytes]]],
 ) -> Page:
     """Return the page of an evaluation.
 
@@ -57,7 +58,7 @@ def evaluation_page(
     return Page(report, shown[True], shown[False], facts)
 
 
-def _measures(metric: str, predictions: Sequence[Prediction]) -> list[Measure]:
+def _measures(metric: str, predictions: Sequence[PredictionRow]) -> list[Measure]:
     """Return the share of right answers, of all samples and by true answer, the most frequent answers first."""
     everything = {str(row["key"]): bool(row["correct"]) for row in predictions}
     truths = [truth for truth, _ in Counter(str(row["truth"]) for row in predictions).most_common(_SHOWN_TRUTHS)]
@@ -71,7 +72,7 @@ def _measures(metric: str, predictions: Sequence[Prediction]) -> list[Measure]:
     return [share(metric, everything), *parts]
 
 
-def _example(row: Prediction, images: Sequence[bytes]) -> Example:
+def _example(row: PredictionRow, images: Sequence[bytes]) -> Example:
     shown = []
     for image in images:
         try:

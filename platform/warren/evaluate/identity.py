@@ -1,4 +1,4 @@
-"""What an evaluation is of: every input that can change its result, as one value with a digest."""
+"""The identity of an evaluation: every input that can change its result, as one value with a digest."""
 
 import hashlib
 import json
@@ -59,14 +59,16 @@ class Identity:
     def differences(self, other: "Identity") -> list[str]:
         """Say how another identity differs, as `limit_samples=100`; empty if it is the same."""
         keys = {**self.options, **other.options}
-        found = [f"{key}={other.options.get(key)}" for key in keys if self.options.get(key) != other.options.get(key)]
+        differences = [
+            f"{key}={other.options.get(key)}" for key in keys if self.options.get(key) != other.options.get(key)
+        ]
         if self.checkpoint != other.checkpoint:
-            found.append("other weights at the same step")
+            differences.append("other weights at the same step")
         if self.dataset != other.dataset and self.options["dataset"] == other.options["dataset"]:
-            found.append("the dataset had other content")
+            differences.append("the dataset had other content")
         if self.code != other.code:
-            found.append(f"by {other.code}")
-        return found
+            differences.append(f"by {other.code}")
+        return differences
 
 
 def _described(options: dict[str, Any]) -> str:

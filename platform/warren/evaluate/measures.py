@@ -93,10 +93,10 @@ class Measure:
     def interval(self) -> Interval | None:
         """Return its 95 % interval; None where one image is too few to tell."""
         if self.statistic == _SHARE:
-            found: Interval | None = statistics.wilson(float(self.sums[:, 0].sum()), len(self.keys))
+            interval: Interval | None = statistics.wilson(float(self.sums[:, 0].sum()), len(self.keys))
         else:
-            found = statistics.bootstrap(self.sums, self.clusters, STATISTICS[self.statistic])
-        return found and _scaled(found, self.scale)
+            interval = statistics.bootstrap(self.sums, self.clusters, STATISTICS[self.statistic])
+        return interval and _scaled(interval, self.scale)
 
     def compare(self, other: "Measure") -> Comparison | None:
         """Compare with another run's number; the difference is the other's minus this one's.
@@ -114,10 +114,10 @@ class Measure:
         order = [place[key] for key in self.keys]
         first, second = self.sums, other.sums[order]
         if self.statistic == _SHARE:
-            found: Comparison | None = statistics.compare_shares(first[:, 0] > 0, second[:, 0] > 0)
+            comparison: Comparison | None = statistics.compare_shares(first[:, 0] > 0, second[:, 0] > 0)
         else:
-            found = statistics.compare_bootstrapped(first, second, self.clusters, STATISTICS[self.statistic])
-        return found and _scaled_comparison(found, self.scale)
+            comparison = statistics.compare_bootstrapped(first, second, self.clusters, STATISTICS[self.statistic])
+        return comparison and _scaled_comparison(comparison, self.scale)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as JSON types, with its number and interval."""
@@ -177,11 +177,23 @@ def summed(
 def blocks(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, ...]]:
     """Set the components of several groups of questions side by side, for a statistic over all groups."""
     widths = [len(next(iter(part.values()), ())) for part in parts]
-    found: dict[str, tuple[float, ...]] = {}
+    joined: dict[str, tuple[float, ...]] = {}
     for number, part in enumerate(parts):
         before, after = (0.0,) * sum(widths[:number]), (0.0,) * sum(widths[number + 1 :])
-        found |= {key: (*before, *values, *after) for key, values in part.items()}
-    return found
+        joined |= {key: (*before, *values, *after) for key, values in part.items()}
+    return joined
+
+
+def nested_values(measures: Sequence[Measure]) -> dict[str, Any]:
+    """Return the values of measures by their names, where each `/` in a name opens a further mapping."""
+    values: dict[str, Any] = {}
+    for measure in measures:
+        *parents, name = measure.name.split("/")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = measure.value
+    return values
 
 
 def _of(
@@ -200,11 +212,11 @@ def _scaled(interval: Interval, scale: float) -> Interval:
     return Interval(interval.low * scale, interval.high * scale, interval.method)
 
 
-def _scaled_comparison(found: Comparison, scale: float) -> Comparison:
+def _scaled_comparison(comparison: Comparison, scale: float) -> Comparison:
     return Comparison(
-        found.difference * scale,
-        _scaled(found.interval, scale),
-        found.p_value,
-        found.smallest_detectable * scale,
-        found.test,
+        comparison.difference * scale,
+        _scaled(comparison.interval, scale),
+        comparison.p_value,
+        comparison.smallest_detectable * scale,
+        comparison.test,
     )

@@ -12,7 +12,7 @@ from torch.nn import functional
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.data.template import IGNORED, encode
 from warren.errors import BadSampleError
-from warren.inference.limits import context_limit
+from warren.inference.engine_options import context_limit
 from warren.inference.prompts import Prompt
 from warren.inference.transformers_engine.offline import load_alone
 from warren.models.head import excluded

@@ -14,12 +14,13 @@ from PIL import Image
 
 from warren import __version__
 from warren.data.images import decode_image
+from warren.data.plots import new_figure, to_png
 from warren.errors import BadSampleError
-from warren.evaluate.answers import StoredAnswer, load_answers, read_stored
+from warren.evaluate.answer_file import StoredAnswer, load_answers, read_stored
+from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.benchmarks import Question
-from warren.evaluate.questions import questions
 from warren.evaluate.report_templates import HTML, MARKDOWN
-from warren.evaluate.table import Line, number, table
+from warren.evaluate.score_table import Line, number, table
 from warren.storage import Location, digest_bytes
 
 NUM_EXAMPLES = 20
@@ -60,7 +61,7 @@ class Page:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], answers: Location, data: Location | None = None) -> "Page":
-        """Make a page of scores and the answers that they are of.
+        """Make the page of a score report and of its answers.
 
         Args:
             report: What `score_answers` returned for these answers.
@@ -73,12 +74,12 @@ class Page:
         }
         judged = [(row, decided[row.key]) for row in stored if row.key in decided and row.answer is not None]
         chosen = {
-            right: spread([(row, verdict) for row, verdict in judged if _is_right(verdict) is right])
+            right: spread([(row, entry) for row, entry in judged if _is_right(entry) is right])
             for right in (True, False)
         }
         shown = {row.key for pairs in chosen.values() for row, _ in pairs}
         images = _images(report, data, shown) if data else {}
-        right, wrong = ([_example(row, verdict, images) for row, verdict in chosen[kind]] for kind in (True, False))
+        right, wrong = ([_example(row, entry, images) for row, entry in chosen[kind]] for kind in (True, False))
         failures = {row.key: row.error for row in stored if row.error is not None}
         failures |= (report.get("judge") or {}).get("failed", {})
         return cls(report, right, wrong, _facts(report, stored, answers), failures)
@@ -109,12 +110,8 @@ def draw_scores(lines: Sequence[Line]) -> bytes | None:
     shown = [line for line in lines if line.low is not None and not line.name.endswith("total")][:_MAX_BARS]
     if not shown:
         return None
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(shown)), layout="constrained")
+    figure = new_figure(8, 1 + 0.28 * len(shown))
+    axis = figure.subplots()
     places, values = range(len(shown)), [line.value for line in shown]
     below = [max(0.0, line.value - (line.low or 0)) for line in shown]
     above = [max(0.0, (line.high or 0) - line.value) for line in shown]
@@ -123,10 +120,7 @@ def draw_scores(lines: Sequence[Line]) -> bytes | None:
     axis.invert_yaxis()
     axis.set_xlabel("score, with its 95 % interval")
     axis.grid(axis="x", alpha=0.3)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return sink.getvalue()
+    return to_png(figure, dpi=110)
 
 
 def _stored(answers: Location) -> list[StoredAnswer]:
@@ -135,12 +129,12 @@ def _stored(answers: Location) -> list[StoredAnswer]:
     return [StoredAnswer(answer.key, answer.prompt, answer.text) for answer in load_answers(answers)[0]]
 
 
-def _is_right(verdict: Mapping[str, Any]) -> bool | None:
-    """Tell whether a verdict is right or wrong; None for something between, or where only a server scores."""
+def _is_right(entry: Mapping[str, Any]) -> bool | None:
+    """Tell whether a scored question is right or wrong; None for something between, or where only a server scores."""
     for name in ("right", "correct"):
-        if name in verdict:
-            return bool(verdict[name])
-    points = verdict.get("score")
+        if name in entry:
+            return bool(entry[name])
+    points = entry.get("score")
     return None if points is None or 0 < points < 1 else bool(points)
 
 
@@ -150,15 +144,15 @@ def spread(pairs: Sequence[ItemT]) -> list[ItemT]:
     return list(pairs[::step][:NUM_EXAMPLES])
 
 
-def _example(row: StoredAnswer, verdict: Mapping[str, Any], images: Mapping[str, tuple[str, ...]]) -> Example:
-    truth = verdict.get("truth", "")
+def _example(row: StoredAnswer, entry: Mapping[str, Any], images: Mapping[str, tuple[str, ...]]) -> Example:
+    truth = entry.get("truth", "")
     shown = ", ".join(map(str, truth)) if isinstance(truth, list) else str(truth)
     return Example(row.key, row.question, row.answer or "", shown, images.get(row.key, ()))
 
 
 def _images(report: Mapping[str, Any], data: Location, keys: set[str]) -> dict[str, tuple[str, ...]]:
-    asked = questions(_name(report), data, report.get("split"), report.get("prompts"))
-    return {question.key: _thumbnails(question) for question in asked if question.key in keys}
+    benchmark_questions = questions(_name(report), data, report.get("split"), report.get("prompts"))
+    return {question.key: _thumbnails(question) for question in benchmark_questions if question.key in keys}
 
 
 def _name(report: Mapping[str, Any]) -> str:
@@ -167,13 +161,13 @@ def _name(report: Mapping[str, Any]) -> str:
 
 def _thumbnails(question: Question) -> tuple[str, ...]:
     """Return the images of a question, small; those that cannot be read are left out."""
-    found = []
+    thumbnails = []
     for source in question.images:
         try:
-            found.append(thumbnail(source.read()))
+            thumbnails.append(thumbnail(source.read()))
         except BadSampleError:
             continue
-    return tuple(found)
+    return tuple(thumbnails)
 
 
 def thumbnail(data: bytes) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from warren.data.plots import new_figure, to_png
+
 _COLUMNS = 4
 _SMOOTHING_STEPS = 20
 
@@ -21,13 +23,8 @@ def draw_run_plot(
         sheet: Encoded image, question, answer and truth of each held-out sample.
         target: The PNG file to write.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = -(-len(sheet) // _COLUMNS)
-    figure = plt.figure(figsize=(13, 3.2 + 2.3 * rows), layout="constrained")
+    figure = new_figure(13, 3.2 + 2.3 * rows)
     top, bottom = figure.subfigures(2, 1, height_ratios=[3.0, 2.3 * rows])
     for axis, (stage, losses) in zip(np.atleast_1d(top.subplots(1, len(curves))), curves.items(), strict=True):
         axis.plot(losses, color="tab:blue", alpha=0.3, linewidth=1)
@@ -41,8 +38,7 @@ def draw_run_plot(
         cell.set_title(f"{question}\n{answer} (truth: {truth})", fontsize=9, color=colour)
     for cell in bottom.axes:
         cell.axis("off")
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    target.write_bytes(to_png(figure, dpi=110))
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:

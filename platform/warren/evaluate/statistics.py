@@ -54,7 +54,7 @@ class Comparison:
 
 
 def wilson(num_right: float, num_questions: int) -> Interval:
-    """Return the interval of a share; without questions it is everything."""
+    """Return the Wilson interval of a share; without questions it is 0 to 1."""
     if num_questions == 0:
         return Interval(0.0, 1.0, "wilson")
     z, n = _z(), num_questions

@@ -14,8 +14,8 @@ from warren.errors import ConfigError, DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import ImageFolder, lettered
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, read_records
 from warren.evaluate.measures import Measure, mean, share
 from warren.evaluate.scorers.anls import anls
 from warren.evaluate.scorers.texts import chosen_letter, contains, exact, relaxed
@@ -64,9 +64,9 @@ class BenchmarkFile(Config):
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
         except ValueError as error:
-            raise ValueError(f"not a template: {error}; a brace of the text is doubled") from None
+            raise ValueError(f"not a template: {error}; write {{{{ and }}}} for braces in the text") from None
         if any(not name.isidentifier() for name in fields):
-            raise ValueError("columns stand in braces by their name, as in {question}; a brace of the text is doubled")
+            raise ValueError("name a column in braces, as in {question}; write {{ and }} for braces in the text")
         return prompt
 
 
@@ -120,10 +120,10 @@ class _Table:
             DataError: There are fewer than two, or they cannot be read.
         """
         columns = self.config.options or (_OPTIONS_FIELD,)
-        found = record[columns[0]] if len(columns) == 1 else [record.get(column) for column in columns]
-        if not isinstance(found, list) or len(found) > len(_LETTERS):
-            raise DataError(f"{record.where}: options must be a list of texts, found {str(found)[:80]!r}")
-        options = [str(option) for option in found if option is not None]
+        value = record[columns[0]] if len(columns) == 1 else [record.get(column) for column in columns]
+        if not isinstance(value, list) or len(value) > len(_LETTERS):
+            raise DataError(f"{record.where}: options must be a list of texts, found {str(value)[:80]!r}")
+        options = [str(option) for option in value if option is not None]
         if len(options) < 2:
             raise DataError(f"{record.where}: {len(options)} options; a choice needs two")
         return dict(zip(_LETTERS, options, strict=False))
@@ -131,8 +131,8 @@ class _Table:
     def score(self, answers: Answers, place: Location) -> Scores:
         """Give every answer its points; a question without an answer earns none."""
         records = self._records(place)
-        given = by_key(answers)
-        refuse_unknown(given, records, self.config.name)
+        answered = by_key(answers)
+        refuse_unknown(answered, records, self.config.name)
         per_question: dict[str, dict[str, Any]] = {}
         groups: dict[str, dict[str, float]] = defaultdict(dict)
         clusters = {}
@@ -140,7 +140,7 @@ class _Table:
             if key in answers.failed:
                 continue
             truths = self._truths(record)
-            answer = given[key].text if key in given else None
+            answer = answered[key].text if key in answered else None
             points = 0.0 if answer is None else self._points(answer, record, truths)
             per_question[key] = {"score": points, "truth": truths[0], "right": points == 1.0}
             clusters[key] = str(record.get(self.config.image or "") or key)
@@ -152,7 +152,7 @@ class _Table:
         scores: dict[str, Any] = {"percent": 100 * sum(points_of.values()) / max(1, len(points_of))}
         if groups:
             scores["groups"] = {name: 100 * sum(of.values()) / len(of) for name, of in sorted(groups.items())}
-        return Scores(len(records), len(given), scores, per_question, measures=measures)
+        return Scores(len(records), len(answered), scores, per_question, measures=measures)
 
     def _records(self, place: Location) -> dict[str, Record]:
         records: dict[str, Record] = {}

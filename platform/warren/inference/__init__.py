@@ -21,7 +21,7 @@ from warren.inference.engine import (
     TokenStream,
     join_deltas,
 )
-from warren.inference.limits import EngineOptions, context_limit
+from warren.inference.engine_options import EngineOptions, context_limit
 from warren.inference.prompts import Prompt, encode_request
 from warren.inference.streams import ChoiceDelta, merge_streams
 from warren.inference.transformers_engine.engine import TransformersEngine

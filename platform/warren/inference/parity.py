@@ -86,8 +86,8 @@ def check_prompt(case: GoldenCase, prompt_ids: np.ndarray) -> None:
         return
     shared = min(len(here), len(expected))
     place = next((place for place in range(shared) if here[place] != expected[place]), shared)
-    there, wanted = (ids[place] if place < len(ids) else "the end" for ids in (here, expected))
-    raise _difference(case.name, f"prompt id {place} (of {len(here)} and {len(expected)})", there, wanted)
+    own_id, golden_id = (ids[place] if place < len(ids) else "the end" for ids in (here, expected))
+    raise _difference(case.name, f"prompt id {place} (of {len(here)} and {len(expected)})", own_id, golden_id)
 
 
 def check_request(case: GoldenCase, request: GenerationRequest, inputs: Inputs) -> None:
@@ -104,8 +104,8 @@ def check_request(case: GoldenCase, request: GenerationRequest, inputs: Inputs) 
         if here != expected:
             raise _difference(case.name, f"SHA-256 of image {number}'s pixels", here[:12], expected[:12])
         if not np.allclose(means[number], case.channel_means[number], rtol=0, atol=_MEANS_BOUND):
-            here_means, wanted = (_rounded(each[number]) for each in (means, case.channel_means))
-            raise _difference(case.name, f"means of image {number}'s normalised channels", here_means, wanted)
+            here_means, case_means = (_rounded(each[number]) for each in (means, case.channel_means))
+            raise _difference(case.name, f"means of image {number}'s normalised channels", here_means, case_means)
     check_prompt(case, request.prompt_ids)
 
 

@@ -5,9 +5,9 @@ from warren.models.adapters import add_adapters
 from warren.models.bunny import export_bunny, import_bunny
 from warren.models.conversion import average_models, export_model, merge_adapter
 from warren.models.head import unfold_head
+from warren.models.llava_layout import load_bundle, read_model_config, save_model
 from warren.models.loading import load
 from warren.models.pretrained import folder_of
-from warren.models.saved import load_bundle, read_model_config, save_model
 from warren.models.tokenizer import read_tokenizer, train_tokenizer
 from warren.models.vlm import build_model, freeze_all_but, inputs_of
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from warren.config import LoraConfig, ModelPart
-from warren.models.lora import ADAPTER_WEIGHTS, PEFT_PREFIX, adapted
+from warren.models.lora_merge import ADAPTER_WEIGHTS, PEFT_PREFIX, adapted
 
 LANGUAGE_MODEL = "model.language_model"
 _WHOLE_MODULES: dict[ModelPart, str] = {"projector": "multi_modal_projector", "vision_tower": "vision_tower"}

@@ -13,8 +13,8 @@ from torch import Tensor
 from warren.errors import ModelError
 from warren.models.bunny.exporter import export_bunny
 from warren.models.bunny.importer import import_bunny, is_bunny
-from warren.models.lora import ADAPTER_CONFIG, merged
-from warren.models.saved import disk_name, expected_shapes, new_folder, read_model_config
+from warren.models.llava_layout import disk_name, expected_shapes, new_folder, read_model_config
+from warren.models.lora_merge import ADAPTER_CONFIG, merged
 from warren.models.tensors import LazyTensors, read_folder, write_tensors
 
 ModelLayout = Literal["llava", "bunny"]

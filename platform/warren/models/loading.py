@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from warren.models.bunny import import_bunny, is_bunny
-from warren.models.saved import load_bundle
+from warren.models.llava_layout import load_bundle
 from warren.storage.scratch import scratch_folder
 
 

@@ -10,8 +10,8 @@ from warren.release.aliases import (
     read_history,
     resolve_release,
 )
-from warren.release.collection import RemovalPlan, gc, plan_gc
 from warren.release.deployments import deployment_marker, read_deployment, read_deployments, write_deployment
+from warren.release.garbage_collection import RemovalPlan, gc, plan_gc
 from warren.release.gate import AnswerShares, CandidateFacts, StableComparison, check_gate, judge
 from warren.release.lineage import (
     Decontamination,

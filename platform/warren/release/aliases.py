@@ -23,7 +23,7 @@ from warren.config.environment import storage_root
 from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.records import parse_record, read_record
 from warren.release.release import read_release, release_folder
-from warren.release.removal import check_not_removed
+from warren.release.removal_marks import check_not_removed
 from warren.storage import Location
 
 Alias = Literal["candidate", "stable"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from warren.config import check_name
 from warren.errors import NotFoundError
 from warren.release.records import read_record
-from warren.release.removal import check_not_removed
+from warren.release.removal_marks import check_not_removed
 from warren.storage import Location
 
 

@@ -1,4 +1,4 @@
-"""Small JSON objects beside the releases: pins, markers, verdicts, history. One that is damaged is a named error."""
+"""Reading the small JSON objects beside the releases (pins, marks, verdicts, history); an error names the file."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -22,7 +22,7 @@ from warren.release.aliases import (
 from warren.release.deployments import read_deployments
 from warren.release.records import read_record
 from warren.release.release import MANIFEST, RESERVED, Release, read_release, release_folder
-from warren.release.removal import check_not_removed
+from warren.release.removal_marks import check_not_removed
 from warren.release.verdict import GateVerdict, read_verdict
 from warren.storage import Location
 

@@ -18,7 +18,7 @@ from warren.data.golden_cases import GOLDEN_FOLDER
 from warren.errors import ConfigError, ConflictError, NotFoundError, ReleaseError
 from warren.release.lineage import Lineage
 from warren.release.records import read_record
-from warren.release.removal import check_not_removed
+from warren.release.removal_marks import check_not_removed
 from warren.storage import FileEntry, Location, StoredFiles, digest_bytes
 from warren.storage.file_cache import fetch_cached
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from warren.config import check_name
 from warren.errors import ConflictError, NotFoundError, ServiceError
-from warren.rollout.machine import CommandAction, RolloutCommand, RolloutState, taken_over
+from warren.rollout.state_machine import CommandAction, RolloutCommand, RolloutState, taken_over
 from warren.storage import Location
 
 _MAX_EVENTS = 200

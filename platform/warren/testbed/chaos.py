@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 
+from warren.compat.environment_variables import ONE_COMPUTE_THREAD
 from warren.compat.ray_cli import process_title
-from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.errors import ServiceError, StorageError
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.testbed import RayHead, S3Server
-from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.run_report import read_metrics
 from warren.train.step_metrics import StepMetrics
 
 _BUCKET = "warren-chaos"
@@ -134,12 +134,12 @@ class Chaos:
 
 def titled(head: RayHead, kind: str) -> list[psutil.Process]:
     """Return a cluster's processes of a kind: `worker`, `reader`, `splitter` or `controller`."""
-    found = []
+    processes = []
     for process in head.processes():
         with suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith(process_title(kind)):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def compare(whole: Run, broken: Run, killed: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -152,19 +152,21 @@ def compare(whole: Run, broken: Run, killed: Sequence[tuple[str, float]]) -> dic
         `weights_bit_equal`; samples of steps that `broken` left out, took twice or took others for; seconds from each
         kill to the next step that counted.
     """
-    expected, found = read_metrics(whole), read_metrics(broken)
+    expected, actual = read_metrics(whole), read_metrics(broken)
     by_step: dict[int, list[StepMetrics]] = {}
-    for row in found:
+    for row in actual:
         by_step.setdefault(row["step"], []).append(row)
     lost = repeated = 0
     for row in expected:
         same = [other for other in by_step.get(row["step"], []) if other["keys_sum"] == row["keys_sum"]]
         lost += 0 if same else row["samples"]
         repeated += row["samples"] * (len(by_step.get(row["step"], [])) - len(same[:1]))
-    recovery = [(kind, min((row["time"] for row in found if row["time"] > at), default=at) - at) for kind, at in killed]
+    recovery = [
+        (kind, min((row["time"] for row in actual if row["time"] > at), default=at) - at) for kind, at in killed
+    ]
     return {
         "weights_bit_equal": _weights(whole) == _weights(broken),
-        "losses_bit_equal": [row["loss"] for row in expected] == [row["loss"] for row in found],
+        "losses_bit_equal": [row["loss"] for row in expected] == [row["loss"] for row in actual],
         "samples_lost": lost,
         "samples_repeated": repeated,
         "steps": len(expected),

@@ -18,24 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from warren.cluster.serve.endpoint import PORT_VARIABLE
+from warren.compat.environment_variables import ONE_COMPUTE_THREAD
 from warren.compat.ray_cli import TOKEN_VARIABLE, is_submission_message, quiet_submission
-from warren.compat.variables import ONE_COMPUTE_THREAD
 from warren.config import Recipe
 from warren.config.versions import git_revision
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.data.stream import iter_samples
 from warren.errors import ServiceError
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.report import Evaluation
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
 from warren.train.checkpoint import MODEL_FOLDER
-from warren.train.report import read_metrics
 from warren.train.run import Run
+from warren.train.run_report import read_metrics
 
 _BUCKET = "warren-demo"
 _ENDPOINT = "demo"  # a file of jobs/endpoints
@@ -199,7 +199,7 @@ class Demo:
         measured = self._measured(root)
         metrics = {
             "accuracy": measured.value,
-            "num_questions": measured.score["num_samples"],
+            "num_questions": measured.score.num_samples,
             "asked": len(answers),
             "right": sum(a.answer == a.truth for a in answers),
             "total_s": round(total_s, 1),
@@ -215,10 +215,10 @@ class Demo:
         checkpoint = run.newest_checkpoint()
         manifest = read_manifest(root, config.dataset)
         identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
-        found = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
-        if found is None:
+        evaluation = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
+        if evaluation is None:
             raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")
-        return found
+        return evaluation
 
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]

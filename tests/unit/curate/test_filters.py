@@ -12,7 +12,7 @@ from PIL import Image
 
 from factories import make_image, write_dataset
 from selecting import samples_of, select
-from warren.curate.perceptual import linked, perceptual_hash
+from warren.curate.perceptual_hash import linked, perceptual_hash
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import DataError
 from warren.storage import Location

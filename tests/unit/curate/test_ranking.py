@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warren.curate import ranking
-from warren.curate.arrays import ArrayFile, pack
+from warren.curate.array_files import ArrayFile, pack
 from warren.curate.row_mask import RowSet
 from warren.curate.sampling import sample
 from warren.storage import Location

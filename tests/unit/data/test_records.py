@@ -11,7 +11,7 @@ import raw_pairs
 from warren.config.ingest import ColumnsConfig, IngestConfig
 from warren.data.importers.files import find_files
 from warren.data.importers.image_sources import ImageSources
-from warren.data.importers.inlined import inlined
+from warren.data.importers.inline_images import inlined
 from warren.data.importers.record import RecordReader
 from warren.data.sample import Sample
 from warren.data.template import get_template

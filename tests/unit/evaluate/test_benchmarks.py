@@ -10,7 +10,7 @@ import pytest
 from warren.cli.score import main
 from warren.errors import ConfigError, DataError
 from warren.evaluate import benchmarks
-from warren.evaluate.benchmark_scores import score_answers
+from warren.evaluate.score_answers import score_answers
 from warren.evaluate.scorers.vqa import normalise
 from warren.storage import Location
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from test_benchmark_questions import PNG, parquet, put
 from test_benchmarks import approx
-from test_questions import PNG, parquet, put
 
 from warren.errors import DataError
-from warren.evaluate.benchmark_scores import measures_of, score_answers
-from warren.evaluate.questions import questions
+from warren.evaluate.benchmark_questions import questions
+from warren.evaluate.score_answers import measures_of, score_answers
 from warren.evaluate.scorers.boxes import first_box, intersection_over_union
 from warren.evaluate.scorers.captions import bleu, rouge_l, tokens
 from warren.storage import Location

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_answers import file, stored
+from test_answer_file import file, stored
+from test_benchmark_questions import make_pope
 from test_benchmarks import CASES, ORACLE, at
-from test_questions import make_pope
 
 from warren.cli.score import run_command
 from warren.errors import DataError
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
-from warren.evaluate.benchmark_scores import score_answers
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
 from warren.evaluate.compare import compare_reports, render_comparison
 from warren.evaluate.report_page import NUM_EXAMPLES
+from warren.evaluate.score_answers import score_answers
 
 
 def improved(name: str, share: float) -> list[StoredAnswer]:
@@ -42,8 +42,8 @@ def reports(folder: Path, name: str = "pope", share: float = 0.6) -> tuple[dict[
 def test_a_better_run_is_shown_to_be_better(name: str, tmp_path: Path) -> None:
     first, second = reports(tmp_path, name, 1.0)
     rows = compare_reports(first, second)
-    assert rows[0].verdict == "better"
-    assert compare_reports(second, first)[0].verdict == "worse"
+    assert rows[0].conclusion == "better"
+    assert compare_reports(second, first)[0].conclusion == "worse"
     for row in rows:
         assert row.comparison is not None
         assert row.corrected is not None
@@ -59,7 +59,7 @@ def test_a_better_run_is_shown_to_be_better(name: str, tmp_path: Path) -> None:
 def test_the_same_run_twice_shows_nothing(tmp_path: Path) -> None:
     first, _ = reports(tmp_path)
     for row in compare_reports(first, first):
-        assert row.verdict == "no difference shown"
+        assert row.conclusion == "no difference shown"
         assert row.comparison is not None
         assert (row.comparison.difference, row.corrected) == (0.0, 1.0)
 

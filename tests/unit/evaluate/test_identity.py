@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from warren.config import EvaluateConfig
+from warren.evaluate.accuracy import score
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.report import Evaluation
-from warren.evaluate.scoring import score
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import FileEntry, Location
 
 CONFIG = EvaluateConfig(dataset="test@v1")
@@ -64,10 +64,10 @@ def test_evaluations_are_kept_side_by_side(tmp_path: Path) -> None:
     asked = [identity(), identity(EvaluateConfig(dataset="test@v1", metric="choice"))]
     for number, each in enumerate(asked):
         assert stored.find(5, each) is None
-        stored.write(Evaluation("run", 5, each, score([bool(number)], ["yes"]).__dict__, {}), [{"key": "a"}])
+        stored.write(Evaluation("run", 5, each, score([bool(number)], ["yes"]), {}), [{"key": "a"}])
     assert [found.value for each in asked if (found := stored.find(5, each))] == [0.0, 1.0]
     assert {each.identity.name for each in stored.of_step(5)} == {each.name for each in asked}
-    again = Evaluation("run", 5, asked[0], score([True], ["yes"]).__dict__, {})
+    again = Evaluation("run", 5, asked[0], score([True], ["yes"]), {})
     assert stored.write(again, [{"key": "a"}]).value == 0.0, "what is stored stays"
     assert not stored.of_step(6)
 

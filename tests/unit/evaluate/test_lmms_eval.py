@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_benchmark_questions import LETTER, PNG, SHORT, lines, make_mmmu, parquet, put
 from test_benchmarks import CASES, ORACLE, approx, at
-from test_questions import LETTER, PNG, SHORT, lines, make_mmmu, parquet, put
 
 from warren.errors import ConfigError, DataError
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
-from warren.evaluate.benchmark_scores import measures_of, score_answers
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
+from warren.evaluate.benchmark_questions import prompt_convention, questions
 from warren.evaluate.benchmarks import all_benchmarks
-from warren.evaluate.questions import prompt_convention, questions
-from warren.evaluate.table import numbers
+from warren.evaluate.score_answers import measures_of, score_answers
+from warren.evaluate.score_table import numbers
 from warren.storage import Location
 
 GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"
 GOLDEN = json.loads((GOLDEN_FOLDER / "lmms_eval_scores.json").read_text())
-ELSEWHERE = {  # compared in test_judge_models.py and test_boxes_and_captions.py
+ELSEWHERE = {  # compared in test_llm_judge.py and test_boxes_and_captions.py
     name: value
     for file in ("judged_scores", "boxes_and_captions")
     for name, value in json.loads((GOLDEN_FOLDER / f"{file}.json").read_text()).items()

@@ -9,9 +9,9 @@ from test_benchmarks import CASES, scored
 
 from warren.errors import DataError
 from warren.evaluate import statistics
-from warren.evaluate.benchmark_scores import measures_of
 from warren.evaluate.measures import Measure, blocks, mean, share, summed
-from warren.evaluate.table import numbers
+from warren.evaluate.score_answers import measures_of
+from warren.evaluate.score_table import numbers
 
 SIMULATIONS = 1_500
 

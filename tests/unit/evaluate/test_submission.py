@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from test_benchmark_questions import lines, make_mmmu, put
 from test_benchmarks import CASES, ORACLE, expected
-from test_questions import lines, make_mmmu, put
 
 from warren.cli.score import main
 from warren.evaluate.submission import sheet

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_benchmark_questions import PNG, parquet, put
 from test_benchmarks import CASES, approx, at
-from test_judge_models import GOLDEN, make_reference
+from test_llm_judge import GOLDEN, make_reference
 from test_lmms_eval import GOLDEN as LMMS_EVAL_GOLDEN
 from test_lmms_eval import TABLES, make_mmbench
-from test_questions import PNG, parquet, put
 
 from warren.errors import DataError
-from warren.evaluate.benchmark_scores import measures_of, score_answers
+from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.benchmarks import all_benchmarks
-from warren.evaluate.questions import questions
+from warren.evaluate.score_answers import measures_of, score_answers
+from warren.evaluate.score_table import numbers
 from warren.evaluate.scorers.vlmevalkit import chosen_option, yes_or_no
-from warren.evaluate.table import numbers
 from warren.storage import Location
 
 VLMEVALKIT = json.loads((Path(__file__).parents[2] / "golden" / "vlmevalkit_scores.json").read_text())

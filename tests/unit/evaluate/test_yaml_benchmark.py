@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_questions import PNG, ask, put
+from test_benchmark_questions import PNG, ask, put
 
 from warren.errors import ConfigError, DataError
-from warren.evaluate.answers import AnswersOrigin, StoredAnswer, write_answers
-from warren.evaluate.benchmark_scores import score_answers
-from warren.evaluate.questions import questions
+from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answers
+from warren.evaluate.benchmark_questions import questions
+from warren.evaluate.score_answers import score_answers
 from warren.evaluate.scorers.texts import chosen_letter, contains, exact, relaxed
 from warren.storage import Location
 
@@ -113,7 +113,7 @@ def test_scorers_of_texts() -> None:
         ("questions: a.jsonl\nscorers: exact\n", "unknown key 'scorers'; did you mean 'scorer'"),
         ("questions: a.jsonl\nscorer: bleu\n", "scorer: .*'exact', 'contains'"),
         ("scorer: exact\n", "questions: is required"),
-        ('questions: a.jsonl\nprompt: "{question.__class__}"\n', "columns stand in braces by their name"),
+        ('questions: a.jsonl\nprompt: "{question.__class__}"\n', "name a column in braces"),
         ('questions: a.jsonl\nprompt: "{question"\n', "not a template"),
         ("questions: a.jsonl\noptions: [A, B]\n", "neither is used"),
         ("[]", "a mapping of keys is expected"),

@@ -32,7 +32,7 @@ from warren.inference import (
     TransformersEngine,
     encode_request,
 )
-from warren.inference.limits import context_limit
+from warren.inference.engine_options import context_limit
 from warren.inference.testing import png_bytes
 from warren.inference.transformers_engine.offline import OfflineGenerator, completion_of, generate_all
 from warren.inference.transformers_engine.scheduler import MAX_FAILURES_IN_A_ROW, Scheduler

@@ -15,7 +15,7 @@ from warren.config import LoraConfig, ModelConfig
 from warren.config.model import ModelPart
 from warren.models import add_adapters, build_model, freeze_all_but, inputs_of, load_bundle, merge_adapter, save_model
 from warren.models.adapters import is_adapter, merged_state, save_adapter
-from warren.models.lora import PEFT_PREFIX
+from warren.models.lora_merge import PEFT_PREFIX
 from warren.models.tokenizer import TrainedTokenizer, train_tokenizer
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -18,7 +18,7 @@ from warren.data.batch import Cut, MicroBatch, cut_global_batch
 from warren.data.model_inputs import tokenizer_from_json
 from warren.evaluate.multiple_choice import MultipleChoice
 from warren.inference.engine import GenerationRequest, SamplingParams
-from warren.inference.limits import EngineOptions
+from warren.inference.engine_options import EngineOptions
 from warren.inference.transformers_engine.offline import generate_all
 from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import (

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from warren.errors import UnsafePathError
-from warren.models.saved import new_folder
+from warren.models.llava_layout import new_folder
 from warren.models.tensors import read_folder
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from benchmarks.pairs import split
+from benchmarks.split_pairs import split
 
 from warren.errors import ConfigError
 from warren.models.packaged import PACKAGED, fetch_packaged

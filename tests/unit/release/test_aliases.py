@@ -8,7 +8,7 @@ from releases import NAME, registry_with
 from warren.errors import ConflictError, ReleaseError
 from warren.release import Registry, aliases, move_alias, read_alias, read_history
 from warren.release.aliases import AliasMove
-from warren.release.removal import mark_for_removal
+from warren.release.removal_marks import mark_for_removal
 from warren.storage import Location
 from warren.storage.files import FileStore
 

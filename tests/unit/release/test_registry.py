@@ -21,7 +21,7 @@ from warren.release import (
     read_deployment,
     write_deployment,
 )
-from warren.release.removal import mark_for_removal
+from warren.release.removal_marks import mark_for_removal
 from warren.storage import Location
 
 FULL = Lineage(

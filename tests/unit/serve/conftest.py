@@ -14,7 +14,7 @@ from warren.data.model_inputs import Inputs, tokenizer_from_json
 from warren.inference import EngineError, GenerationRequest, TokenDelta
 from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.release import Lineage, Release
-from warren.train.golden import make_cases
+from warren.train.golden_maker import make_cases
 from warren_serve.api import create_api
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder

@@ -24,7 +24,7 @@ from warren.inference.testing import ScriptedEngine, save_random_model
 from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import import_bunny, load_bundle
 from warren.release import Lineage, Release
-from warren.train.golden import make_cases
+from warren.train.golden_maker import make_cases
 from warren_serve.backend import LocalBackend
 from warren_serve.image_decoder import ImageDecoder
 from warren_serve.parity import check_engine, read_cases

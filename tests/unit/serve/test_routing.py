@@ -10,7 +10,7 @@ import pytest
 
 from warren.inference import TokenDelta
 from warren.release import Lineage, Release
-from warren.rollout.judging import AnswerRecord
+from warren.rollout.traffic_analysis import AnswerRecord
 from warren_serve.auth import ANONYMOUS
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, bad_request, internal_error, unavailable

@@ -12,8 +12,8 @@ from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.recovery import Recovery
-from warren.train.report import summary, write_report
 from warren.train.run import Run
+from warren.train.run_report import summary, write_report
 from warren.train.trackers import open_trackers
 
 

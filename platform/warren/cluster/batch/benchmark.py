@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import Resources
 from warren.data.model_inputs import INPUTS_FILE, Inputs
 from warren.evaluate.answer_pieces import AnswerPieces, QuestionPiece
@@ -26,7 +26,7 @@ from warren.storage.file_cache import local_copy
 
 _READERS_PER_EVALUATOR = 2
 _MAX_TRIES_PER_PIECE = 4
-"""A piece that was begun so often, and never stored, ends the job: it may be what kills the evaluators."""
+"""How often a piece may be begun without being stored. Then the job ends, because the piece may kill the evaluators."""
 
 LoadAsker = Callable[[StoredFiles, int], ModelAsker]
 
@@ -40,7 +40,7 @@ def load_asker(model: StoredFiles, max_new_tokens: int) -> ModelAsker:
 def ask_on_cluster(
     run: BenchmarkRun, model: StoredFiles, resources: Resources, load: LoadAsker = load_asker
 ) -> tuple[int, int]:
-    """Ask what is left of a run; every piece is stored as soon as it is answered.
+    """Ask the questions of a run that no stored piece answers, and store each piece as soon as it is answered.
 
     Args:
         run: What is asked, and where the answers go.
@@ -84,7 +84,7 @@ def ask_on_cluster(
         )
     )
     if lacks(evaluators * cpus, evaluators * gpus):
-        print(f"{run.plan.benchmark}: {waiting(wanted(evaluators, 'evaluators', cpus, gpus))}", file=sys.stderr)
+        print(f"{run.plan.benchmark}: {waiting(size_of(evaluators, 'evaluators', cpus, gpus))}", file=sys.stderr)
     num_asked = 0
     with tqdm(total=num_left, desc=f"ask {run.plan.benchmark}", unit="question", mininterval=5) as bar:
         for row in answered.iter_rows():

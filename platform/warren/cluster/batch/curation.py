@@ -9,13 +9,13 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import CurateConfig
 from warren.config.curate import EmbeddingsConfig
 from warren.curate import pipeline
 from warren.curate.embedding_model import EmbeddingModel
-from warren.curate.samples import SamplePiece, sample_pieces
-from warren.curate.scored import ComputedVectors, VectorPiece
+from warren.curate.sample_pieces import SamplePiece, sample_pieces
+from warren.curate.sample_vectors import ComputedVectors, VectorPiece
 from warren.curate.tasks import Task, Workspace
 from warren.data.manifest import Manifest
 from warren.storage import Location
@@ -66,7 +66,7 @@ def embed(config: EmbeddingsConfig, work: Workspace, pieces: list[SamplePiece]) 
     if missing:
         number, gpus = min(config.batch_actors, len(missing)), config.gpus_per_actor
         if lacks(number, number * gpus):
-            print(f"curate: {waiting(wanted(number, 'embedding actors', 1, gpus))}", file=sys.stderr)
+            print(f"curate: {waiting(size_of(number, 'embedding actors', 1, gpus))}", file=sys.stderr)
         blocks = [pa.table({"place": [n]}) for n in range(len(missing))]
         written = ray.data.from_arrow(blocks).map_batches(
             _Embedder,

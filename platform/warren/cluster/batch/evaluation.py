@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,17 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import EvaluateConfig, Resources
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
 from warren.errors import CorruptDataError, EmptyDatasetError
+from warren.evaluate.accuracy import score
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
+from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
-from warren.evaluate.judge import SampleQuestion, judge_of, to_table
-from warren.evaluate.report import Evaluation
+from warren.evaluate.predictions import SampleQuestion, load_predictor, to_table
 from warren.evaluate.report_page import render_html
-from warren.evaluate.scoring import score
-from warren.evaluate.stored import Evaluations
+from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import Location, StoredFiles
 from warren.storage.file_cache import local_copy
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
@@ -43,12 +43,12 @@ def evaluations_of(run: Run) -> Evaluations:
 
 
 def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
-    """Return what an evaluation of a checkpoint on a dataset would be of."""
+    """Return the identity of the evaluation of a checkpoint on a dataset."""
     return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
 
 
 def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
-    """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
+    """Evaluate the run's newest checkpoint. An evaluation of the same identity is read from storage, not repeated.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
@@ -59,25 +59,25 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     manifest = read_manifest(root, config.dataset)
     identity = identify(config, checkpoint, manifest)
     stored = evaluations_of(run)
-    found = stored.find(checkpoint.step, identity)
+    stored_evaluation = stored.find(checkpoint.step, identity)
     where = stored.at(checkpoint.step, identity)
-    if found is not None:
-        found.check_quarantined(config.max_quarantined_fraction, where)
-        return found
+    if stored_evaluation is not None:
+        stored_evaluation.check_quarantined(config.max_quarantined_fraction, where)
+        return stored_evaluation
     in_stored_order = _predict(config, resources, root, run, checkpoint, manifest)
     rows = sorted(in_stored_order, key=lambda row: row["key"])
-    asked = [row for row in rows if row["problem"] is None]
+    answered = [row for row in rows if row["problem"] is None]
     unusable = [row for row in rows if row["problem"] is not None]
-    measured = _summarise(run.name, checkpoint.step, identity, asked, unusable)
+    measured = _summarise(run.name, checkpoint.step, identity, answered, unusable)
     if unusable:
         stored.write_quarantine(
             measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
         )
-    if not asked:
+    if not answered:
         measured.check_quarantined(config.max_quarantined_fraction, where)
         raise EmptyDatasetError(f"dataset {config.dataset!r}: no sample could be asked")
     # Stored first, checked by every reader: with a higher limit, the same is not measured again.
-    predictions = [{key: row[key] for key in row if key != "problem"} for row in asked]
+    predictions = [{key: row[key] for key in row if key != "problem"} for row in answered]
     examples = _examples(config, root, manifest, in_stored_order)
     page = render_html(evaluation_page(measured, predictions, examples))
     measured = stored.write(measured, predictions, page)
@@ -85,16 +85,16 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     return measured
 
 
-def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: Rows) -> Evaluation:
+def _summarise(run: str, step: int, identity: Identity, answered: Rows, unusable: Rows) -> Evaluation:
     by_truth: dict[str, list[bool]] = {}
-    for row in asked:
+    for row in answered:
         by_truth.setdefault(row["truth"], []).append(row["correct"])
-    chances = [1 / row["num_choices"] for row in asked if row["num_choices"]]
+    chances = [1 / row["num_choices"] for row in answered if row["num_choices"]]
     return Evaluation(
         run,
         step,
         identity,
-        score=asdict(score([row["correct"] for row in asked], [row["truth"] for row in asked])),
+        score=score([row["correct"] for row in answered], [row["truth"] for row in answered]),
         by_truth={truth: [len(right), sum(right) / len(right)] for truth, right in sorted(by_truth.items())},
         chance=sum(chances) / len(chances) if chances else None,
         num_quarantined=len(unusable),
@@ -113,8 +113,8 @@ def _examples(
         manifest: The dataset's.
         rows: What became of each sample, in stored order.
     """
-    asked = [(place, row) for place, row in enumerate(rows) if row["problem"] is None]
-    shown = [asked[number] for number in choose_examples([row for _, row in asked])]
+    answered = [(place, row) for place, row in enumerate(rows) if row["problem"] is None]
+    shown = [answered[number] for number in choose_examples([row for _, row in answered])]
     if config.shuffled_images:  # they were asked about other images than their own
         return [(row, ()) for _, row in shown]
     reads, folder = _chosen(config, manifest), dataset_folder(root, config.dataset)
@@ -150,7 +150,7 @@ def _predict(
     )
     number, cpus, gpus = resources.num_evaluators, resources.cpus_per_replica, resources.gpus_per_replica
     if lacks(number * cpus, number * gpus):
-        print(f"evaluate {run.name}: {waiting(wanted(number, 'evaluators', cpus, gpus))}", file=sys.stderr)
+        print(f"evaluate {run.name}: {waiting(size_of(number, 'evaluators', cpus, gpus))}", file=sys.stderr)
     total = min(manifest.rows, config.limit_samples or manifest.rows)
     rows: Rows = []
     with tqdm(total=total, desc=f"evaluate {run.name}", unit="sample", mininterval=5) as bar:
@@ -191,13 +191,13 @@ def _chosen(config: EvaluateConfig, manifest: Manifest) -> list[_RowGroup]:
     if config.sample_seed is not None:
         drawn = np.random.default_rng(config.sample_seed).permutation(manifest.rows)
         places = np.sort(drawn[: config.limit_samples])
-    found, start = [], 0
+    row_groups, start = [], 0
     for group, size in groups:
         rows = (places[(places >= start) & (places < start + size)] - start).tolist()
         start += size
         if rows:
-            found.append(_RowGroup(group, rows, len(rows)))
-    return found
+            row_groups.append(_RowGroup(group, rows, len(rows)))
+    return row_groups
 
 
 def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Dataset:
@@ -217,15 +217,15 @@ def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Datase
     return samples
 
 
-def _read_row_group(wanted: pa.Table) -> pa.Table:
-    (wanted,) = wanted.to_pylist()
+def _read_row_group(request: pa.Table) -> pa.Table:
+    (read,) = request.to_pylist()
     try:
-        with Location(wanted["uri"]).open() as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(wanted["row_group"])
+        with Location(read["uri"]).open() as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(read["row_group"])
     except (pa.ArrowException, OSError) as error:  # storage's own errors are Warren's, and pass
-        where = f"{wanted['uri']}, row group {wanted['row_group']}"
+        where = f"{read['uri']}, row group {read['row_group']}"
         raise CorruptDataError(f"{where} is damaged: {error}; restore it or make the dataset anew") from None
-    return table if wanted["rows"] is None else table.take(wanted["rows"])
+    return table if read["rows"] is None else table.take(read["rows"])
 
 
 @dataclass
@@ -237,8 +237,8 @@ class Predictor:
 
     def __post_init__(self) -> None:
         with local_copy(self.model) as folder:  # loading reads all of it
-            self._judge = judge_of(self.config, folder)
+            self._predict = load_predictor(self.config, folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of samples."""
-        return to_table(self._judge(batch.to_pylist()))
+        return to_table(self._predict(batch.to_pylist()))

@@ -10,7 +10,7 @@ import ray.data
 from tqdm import tqdm
 
 from warren.config import IngestConfig
-from warren.data.card import write_card
+from warren.data.data_card import write_card
 from warren.data.image_rules import ImageRules
 from warren.data.importers import Importer, Piece, importers
 from warren.data.manifest import MANIFEST, Manifest, dataset_folder, described, write_about, write_manifest
@@ -59,7 +59,7 @@ def _ingest_one(importer: Importer, config: IngestConfig, root: Location) -> Man
 
 
 def shard_maker(importer: Importer, folder: Location, config: IngestConfig, provenance: Provenance) -> ShardMaker:
-    """Return what makes an importer's pieces to shards as the configuration says."""
+    """Return the shard maker of an importer, with the options of the configuration."""
     return ShardMaker(
         importer,
         folder,
@@ -175,16 +175,16 @@ def _quarantine(
 
 
 def _forget_unusable(folder: Location) -> None:
-    """Do shards with unusable samples anew if an attempt ended because of them: their images may be mended since.
+    """Delete shards with unusable samples if an attempt ended because of them: their images may have been repaired.
 
-    That attempt cannot do it: tasks of it may have written receipts behind its end.
+    That attempt could not delete them itself, because its tasks may have written receipts after it ended.
     """
-    found = receipts_folder(folder).list()
-    marks = [location for location in found if location.name == _TO_MEND]
+    receipts = receipts_folder(folder).list()
+    marks = [location for location in receipts if location.name == _TO_MEND]
     if marks:
         with ThreadPoolExecutor(_IO_THREADS) as pool:
-            values = list(pool.map(lambda location: location.read_json(), found))
-        _delete([location for location, value in zip(found, values, strict=True) if value.get("bad")])
+            values = list(pool.map(lambda location: location.read_json(), receipts))
+        _delete([location for location, value in zip(receipts, values, strict=True) if value.get("bad")])
         _delete(marks)
 
 
@@ -215,10 +215,12 @@ class _MakeShards:
 def _tidy(folder: Location, manifest: Manifest) -> None:
     """Delete receipts, and shards of attempts with other options or of files that changed since."""
     listed = {(folder / shard.file.path).uri for shard in manifest.shards}
-    shards = [found for found in folder.list() if found.name.startswith("shard-") and found.uri not in listed]
+    shards = [
+        location for location in folder.list() if location.name.startswith("shard-") and location.uri not in listed
+    ]
     _delete([*shards, *receipts_folder(folder).list()])
 
 
 def _delete(objects: list[Location]) -> None:
     with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda found: found.store.delete(found.key), objects))
+        list(pool.map(lambda location: location.store.delete(location.key), objects))

@@ -1,1 +1,1 @@
-"""What stands around the endpoint on a cluster: releasing, deploying, rolling back."""
+"""Publishing a release, and deploying it to the endpoint of a cluster."""

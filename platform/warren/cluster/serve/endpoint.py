@@ -177,20 +177,20 @@ def _keys(spec: EndpointSpec) -> str:
 
 
 def _say_what_stays(running: ServeConfig, spec: EndpointSpec | None) -> None:
-    """Tell whoever asks for other options than Serve runs with that those of a running Serve cannot be changed."""
+    """Warn that options which differ from those of a running Serve have no effect."""
     http_options = running["http_options"]
     for variable, key in ((_HOST_VARIABLE, "host"), (PORT_VARIABLE, "port")):
-        wanted, runs = os.environ.get(variable), str(http_options.get(key))
+        requested, current = os.environ.get(variable), str(http_options.get(key))
         declared = spec.instance["http_options"].get(key) if spec else None
-        if declared is None and wanted and wanted != runs:
-            print(f"endpoint: {variable}={wanted} has no effect, Serve runs with {key} {runs}", file=sys.stderr)
+        if declared is None and requested and requested != current:
+            print(f"endpoint: {variable}={requested} has no effect, Serve runs with {key} {current}", file=sys.stderr)
     if spec is None:
         return
-    for key, wanted in {**spec.instance["http_options"], "proxy_location": spec.instance["proxy_location"]}.items():
-        there = running.get(key) if key == "proxy_location" else http_options.get(key)
-        if there is not None and there != wanted:
+    for key, value in {**spec.instance["http_options"], "proxy_location": spec.instance["proxy_location"]}.items():
+        kept = running.get(key) if key == "proxy_location" else http_options.get(key)
+        if kept is not None and kept != value:
             print(
-                f"endpoint: {key} {wanted} has no effect, Serve runs with {there}; a new Serve instance takes it",
+                f"endpoint: {key} {value} has no effect, Serve runs with {kept}; a new Serve instance takes it",
                 file=sys.stderr,
             )
 

@@ -1,7 +1,7 @@
-"""What Ray Serve is told when a release rolls in: everything that runs, unchanged, but for one application's release.
+"""The configuration that Ray Serve gets for a new release: the running one, with one application's release changed.
 
-With an endpoint file, that application gets the file's settings too: then the file is the truth, and what was set
-otherwise (its args, options of its deployments) goes. The environment variables that it runs with stay.
+With an endpoint file, that application gets the file's settings too: then only the file counts, and args and
+deployment options that were set otherwise are dropped. The environment variables that it runs with stay.
 
 A declarative configuration is the whole truth for Serve: applications that it does not name are deleted, and settings
 that it does not repeat fall back to their defaults. So what runs is read first, from Serve's REST API
@@ -13,8 +13,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from warren.compat.environment_variables import IDLE_THREADS_SLEEP
 from warren.compat.ray_serve import is_redacted, is_shipped_package
-from warren.compat.variables import IDLE_THREADS_SLEEP
 from warren.config import Resources
 from warren.errors import ServiceError
 from warren.release import ALIASES
@@ -121,7 +121,7 @@ class Instance:
         """
         if not details.get("http_options"):
             return None
-        found: dict[str, ServeConfig] = {}
+        configs: dict[str, ServeConfig] = {}
         others: dict[str, str | None] = {}
         for name, application in details.get("applications", {}).items():
             config = application.get("deployed_app_config")
@@ -135,9 +135,9 @@ class Instance:
                     "nothing is deployed; deploy all applications by hand, with `serve deploy`"
                 )
             else:
-                found[name] = config
+                configs[name] = config
         settings = {key: details[key] for key in _INSTANCE_KEYS if details.get(key) is not None}
-        return cls(settings, found, others)
+        return cls(settings, configs, others)
 
     @property
     def config(self) -> ServeConfig:
@@ -233,11 +233,11 @@ def first_config(
 def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
     """Return what an endpoint file declares, with what the running application keeps: variables, own modules."""
     running = deepcopy(config.get("runtime_env") or {})
-    wanted = declared["runtime_env"]
+    declared_env = declared["runtime_env"]
     own = [module for module in running.get("py_modules") or [] if not is_shipped_package(str(module))]
-    runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **wanted["env_vars"]}}
+    runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **declared_env["env_vars"]}}
     runtime_env.pop("py_modules", None)
-    if modules := [*own, *wanted.get("py_modules", [])]:
+    if modules := [*own, *declared_env.get("py_modules", [])]:
         runtime_env["py_modules"] = modules
     return {**declared, "runtime_env": runtime_env}
 

@@ -113,9 +113,9 @@ def _held_out(config: StageConfig, root: Location, stream: StreamSpec) -> Stream
         return None
     name = config.validation.dataset
     manifest = read_manifest(root, name)
-    wanted = min(config.validation.num_samples, manifest.rows)
+    num_samples = min(config.validation.num_samples, manifest.rows)
     source = DatasetSource(dataset_folder(root, name), manifest, manifest.rows)
-    return replace(stream, sources=(source,), num_steps=-(-wanted // stream.global_batch_size), epochs=None)
+    return replace(stream, sources=(source,), num_steps=-(-num_samples // stream.global_batch_size), epochs=None)
 
 
 def _as_begun(initial_model: InitialModel, record: RunRecord, root: Location) -> InitialModel:

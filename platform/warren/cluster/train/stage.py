@@ -10,7 +10,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
-from warren.cluster.capacity import wanted
+from warren.cluster.capacity import size_of
 from warren.cluster.train.elastic import CheckpointBeforeResize
 from warren.cluster.train.failure_policy import FailureNotice, FailurePolicy
 from warren.cluster.train.monitor import start_monitor
@@ -26,8 +26,8 @@ from warren.storage import Location
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.initial_model import InitialModel
 from warren.train.recovery import write_recoveries
-from warren.train.report import losses_of_data, read_metrics, write_report
 from warren.train.run import Run
+from warren.train.run_report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers
 
 
@@ -82,7 +82,7 @@ def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: 
     if isinstance(resources.num_workers, tuple):
         reconsider_workers_after(10)
     trackers = open_trackers(resources.trackers, task.run, task.record, first_step)
-    workers = wanted(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
+    workers = size_of(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
     fewest = resources.min_workers * resources.cpus_per_worker, resources.min_workers * resources.gpus_per_worker
     with Progress(monitor, task.run.name, num_steps, trackers, workers, fewest):
         FailurePolicy(

@@ -8,14 +8,14 @@ from warren.data.importers.bunny_json import BunnyJson
 from warren.data.importers.easy_vqa import easy_vqa
 from warren.data.importers.importer import Importer, Piece, Raw
 from warren.data.importers.parquet import Parquet
-from warren.data.importers.table import Table
+from warren.data.importers.text_table import TextTable
 from warren.data.importers.webdataset import WebDataset
 
 _FORMATS: dict[Source, Callable[[IngestConfig], Sequence[Importer]]] = {
     "bunny-json": lambda config: [BunnyJson.of(config)],
     "easy-vqa": lambda config: easy_vqa(config.path, config.limit_images, config.questions_per_conversation),
     "parquet": lambda config: [Parquet.of(config)],
-    "table": lambda config: [Table.of(config)],
+    "table": lambda config: [TextTable.of(config)],
     "webdataset": lambda config: [WebDataset.of(config)],
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from warren.data.importers.conversation import first_of
 from warren.data.importers.downloads import download
-from warren.data.importers.inlined import inlined, unpacked
+from warren.data.importers.inline_images import inlined, unpacked
 from warren.data.printable import is_unicode, shown
 from warren.errors import BadSampleError, BucketNotFoundError, ConfigError, NotFoundError
 from warren.storage import Location

@@ -36,7 +36,7 @@ __all__ = [
 @cache
 def all_benchmarks() -> dict[str, Benchmark]:
     """Return every benchmark by name, in alphabetical order."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     benchmarks = (module.BENCHMARK for module in modules if hasattr(module, "BENCHMARK"))
     return {benchmark.name: benchmark for benchmark in sorted(benchmarks, key=lambda benchmark: benchmark.name)}
 

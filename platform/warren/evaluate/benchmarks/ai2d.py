@@ -2,9 +2,9 @@
 
 import re
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
 from warren.evaluate.benchmarks.question_files import LETTER, lettered
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 from warren.evaluate.scorers.lmms_eval import same_but_for_punctuation
 
 _LETTER_FIRST = re.compile(r"\s*([A-Z])\.")
@@ -19,9 +19,9 @@ def _truth(record: Record) -> str:
     return chr(ord("A") + int(record["answer"]))
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "ai2d",
-    OneTable(
+    TableTask(
         title="AI2D",
         files="test",
         text=lambda record: f"{lettered(record['question'], record['options'])}\n{LETTER}",

@@ -3,8 +3,8 @@
 import re
 import string
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 
 _SHORT_CHARS = 4
 
@@ -30,17 +30,17 @@ def _letter(text: str, letters: str) -> str:
     whole = re.match(rf"\(?([{letters}])\)?[.\s:,)]*$", line, re.IGNORECASE)
     if whole and len(line) <= _SHORT_CHARS:
         return whole[1].upper()
-    said = re.findall(rf"answers?(?:\s+is)?\s*[:\-]?\s*\(?([{letters}])\)?(?![A-Za-z])", text, re.IGNORECASE)
-    last = said or re.findall(rf"\(([{letters}])\)", text)
+    stated = re.findall(rf"answers?(?:\s+is)?\s*[:\-]?\s*\(?([{letters}])\)?(?![A-Za-z])", text, re.IGNORECASE)
+    last = stated or re.findall(rf"\(([{letters}])\)", text)
     if last:
         return str(last[-1]).upper()
     first = re.match(rf"[(\s]*([{letters}])", text, re.IGNORECASE)
     return first[1].upper() if first else ""
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "blink",
-    OneTable(
+    TableTask(
         title="BLINK (validation)",
         files="val",
         key="idx",

@@ -1,11 +1,11 @@
 """ChartQA (arXiv 2203.10244): questions about charts; numbers may be off by 5 %."""
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
 from warren.evaluate.scorers.lmms_eval import is_within_five_percent
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "chartqa",
-    OneTable(
+    TableTask(
         title="ChartQA",
         files="test",
         text=lambda record: f"{record['question']}\nAnswer the question with a single word.",

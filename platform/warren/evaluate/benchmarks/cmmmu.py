@@ -10,8 +10,8 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import ImageFile, Question
 from warren.evaluate.benchmarks.question_files import ImageFolder, lettered, matching_file
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.free_reply import Value, as_number, is_right, key_ends, numbers
 from warren.storage import Location
@@ -66,16 +66,16 @@ _MORE_CHARS, _MORE_LETTERS = 20, 2  # by which a reply may exceed the truth and 
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as CMMMU's and Bunny's scripts; what cannot be read draws, Python's generator seeded with 42."""
     questions = {str(row["id"]): row.values for row in _records(reference, "val")}
-    given = by_key(answers)
-    refuse_unknown(given, questions, "CMMMU")
+    answered = by_key(answers)
+    refuse_unknown(answered, questions, "CMMMU")
     generator = random.Random(_SEED)
     per_question: dict[str, dict[str, Any]] = {}
     drawn: list[str] = []
     by_category: dict[str, list[str]] = {}
     for category, title in _CATEGORIES.items():
-        by_category[title] = [key for key in given if questions[key]["category"] == category]
+        by_category[title] = [key for key in answered if questions[key]["category"] == category]
         for key in by_category[title]:
-            decided, was_drawn = _decide(given[key], questions[key], generator)
+            decided, was_drawn = _decide(answered[key], questions[key], generator)
             per_question[key] = {**decided, "truth": questions[key]["answer"]}
             drawn += [key] if was_drawn else []
     by_category["Overall"] = list(per_question)
@@ -85,7 +85,7 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
         {title: _entry([of[key] for key in keys]) for title, keys in by_category.items()} for of in (right, lucky)
     )
     measures = [share(f"{title}/acc", {key: right[key] for key in keys}) for title, keys in by_category.items() if keys]
-    return Scores(len(questions), len(given), next(tables), per_question, drawn, next(tables), measures=measures)
+    return Scores(len(questions), len(answered), next(tables), per_question, drawn, next(tables), measures=measures)
 
 
 def _records(folder: Location, split: str) -> Iterator[Record]:
@@ -108,13 +108,13 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
             raise DataError(f"{record.where}: type {kind!r}; valid: {', '.join(_INSTRUCTIONS)}")
         if kind == _CHOICE and not options:
             raise DataError(f"{record.where} ({record['id']}): a multiple-choice question without options")
-        asked = f"问题：{record['question']}"
+        question = f"问题：{record['question']}"
         if kind == _CHOICE:
-            asked = lettered(asked + "\n选项：", options, "({}) {}") + "\n"
+            question = lettered(question + "\n选项：", options, "({}) {}") + "\n"
         fixed = None
         if record.image("image_2") or record.get("image_2"):
             fixed = generator.choice(_LETTERS[: len(options)]) if kind == _CHOICE else _SEVERAL_IMAGES
-        text = f"{_INSTRUCTIONS[kind]}\n\n{asked}\n正确答案：\n"
+        text = f"{_INSTRUCTIONS[kind]}\n\n{question}\n正确答案：\n"
         images = record.image("image_1") or _named_image(record, files)
         key = str(record["id"])
         yield Question(key, text, images, record["category"], key, fixed)

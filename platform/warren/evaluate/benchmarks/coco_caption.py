@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import required_file, with_images
-from warren.evaluate.benchmarks.reading import read_json
+from warren.evaluate.benchmarks.reference_files import read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.captions import Cider, bleu, rouge_l, tokens
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
@@ -22,10 +22,10 @@ _YEARS = ("2014", "2017")
 
 def _captions(file: Location) -> dict[str, list[str]]:
     """Return people's captions by image."""
-    found: dict[str, list[str]] = defaultdict(list)
+    captions: dict[str, list[str]] = defaultdict(list)
     for row in _part(file, "annotations", "image_id", "caption"):
-        found[str(row["image_id"])].append(str(row["caption"]))
-    return dict(found)
+        captions[str(row["image_id"])].append(str(row["caption"]))
+    return dict(captions)
 
 
 def _part(file: Location, name: str, *fields: str) -> list[dict[str, Any]]:
@@ -40,9 +40,9 @@ def _part(file: Location, name: str, *fields: str) -> list[dict[str, Any]]:
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's tasks `coco*_cap_val`, but for METEOR. BLEU is of all captions together: no interval."""
     captions = _captions(required_file(reference, *(f"captions_val{year}.json" for year in _YEARS), "*captions*.json"))
-    given = complete(answers, captions, _TITLE)
-    written = {key: tokens(answer.text.strip()) for key, answer in given.items()}
-    people = {key: [tokens(caption) for caption in captions[key]] for key in given}
+    answered = complete(answers, captions, _TITLE)
+    written = {key: tokens(answer.text.strip()) for key, answer in answered.items()}
+    people = {key: [tokens(caption) for caption in captions[key]] for key in answered}
     cider = Cider(people.values())
     measures = [
         mean("coco_CIDEr", {key: cider.score(words, people[key]) for key, words in written.items()}),
@@ -55,20 +55,20 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     }
     of_each = [dict(zip(measure.keys, (row[0] for row in measure.components), strict=True)) for measure in measures]
     per_question = {
-        key: {"truth": captions[key][0], "score": of_each[0][key], "rouge_l": of_each[1][key]} for key in given
+        key: {"truth": captions[key][0], "score": of_each[0][key], "rouge_l": of_each[1][key]} for key in answered
     }
-    return Scores(len(captions), len(given), scores, per_question, measures=measures)
+    return Scores(len(captions), len(answered), scores, per_question, measures=measures)
 
 
 def _questions(folder: Location, split: str) -> Iterator[Question]:
     file = required_file(folder, f"captions_{split}.json")
     captions = _captions(file)
-    asked = [
+    questions = [
         (Question(str(row["id"]), _PROMPT), [str(row["file_name"])])
         for row in _part(file, "images", "id", "file_name")
         if str(row["id"]) in captions
     ]
-    return with_images(folder, asked)
+    return with_images(folder, questions)
 
 
 BENCHMARK = Benchmark(

@@ -1,12 +1,12 @@
 """DocVQA (arXiv 2007.00398), validation split: questions about documents, scored by edit distance."""
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
 from warren.evaluate.scorers.lmms_eval import document_anls
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "docvqa",
-    OneTable(
+    TableTask(
         title="DocVQA (validation)",
         files="validation",
         key="questionId",

@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_file, questions_of_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json
 from warren.evaluate.measures import Measure, share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete, same_but_for_punctuation
@@ -63,17 +63,17 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `gqa`: equal but for case and punctuation."""
     every = read_json(find_file(reference, "testdev_balanced_questions.json", "*_questions.json"))
     questions = {key: question for key, question in every.items() if question["isBalanced"]}
-    given = complete(answers, questions, "GQA", every)
-    right = {key: same_but_for_punctuation(each.text, questions[key]["answer"]) for key, each in given.items()}
+    answered = complete(answers, questions, "GQA", every)
+    right = {key: same_but_for_punctuation(each.text, questions[key]["answer"]) for key, each in answered.items()}
     measure = share("exact_match", right, 1, {key: str(questions[key]["imageId"]) for key in right})
     per_question = {key: {"truth": questions[key]["answer"], "right": value} for key, value in right.items()}
-    return Scores(len(questions), len(given), {measure.name: measure.value}, per_question, measures=[measure])
+    return Scores(len(questions), len(answered), {measure.name: measure.value}, per_question, measures=[measure])
 
 
 def _measures(questions: Mapping[str, Any], right: Mapping[str, bool]) -> list[Measure]:
     images = {key: str(question["imageId"]) for key, question in questions.items()}
     is_open = {key: question["types"]["structural"] == "query" for key, question in questions.items()}
-    found = [
+    measures = [
         share("main/Accuracy", right, 100, images),
         share("main/Binary", {key: value for key, value in right.items() if not is_open[key]}, 100, images),
         share("main/Open", {key: value for key, value in right.items() if is_open[key]}, 100, images),
@@ -82,16 +82,16 @@ def _measures(questions: Mapping[str, Any], right: Mapping[str, bool]) -> list[M
         members: dict[str, dict[str, bool]] = defaultdict(dict)
         for key, question in questions.items():
             members[group(question)][key] = right[key]
-        found += [share(f"detailed/{name}/{title}", of, 100, images) for title, of in sorted(members.items())]
-    return found
+        measures += [share(f"detailed/{name}/{title}", of, 100, images) for title, of in sorted(members.items())]
+    return measures
 
 
 def _by(group: Any, questions: Mapping[str, Any], right: Mapping[str, bool]) -> dict[str, list[float]]:
     """Return percent right and the number of questions, by group."""
-    found: dict[str, list[bool]] = defaultdict(list)
+    groups: dict[str, list[bool]] = defaultdict(list)
     for key, question in questions.items():
-        found[group(question)].append(right[key])
-    return {name: [_percent(of), len(of)] for name, of in sorted(found.items())}
+        groups[group(question)].append(right[key])
+    return {name: [_percent(of), len(of)] for name, of in sorted(groups.items())}
 
 
 def _num_steps(question: Mapping[str, Any]) -> int:
@@ -126,7 +126,7 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
     if file is not None:
         return questions_of_file(file, folder)
     questions = read_json(find_file(folder, "testdev_balanced_questions.json"))
-    asked = [
+    with_paths = [
         (
             Question(key, f"{row['question']}\n{SHORT_ANSWER}", group=row["types"]["structural"]),
             [f"{row['imageId']}.jpg"],
@@ -134,7 +134,7 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
         for key, row in questions.items()
         if row["isBalanced"]
     ]
-    return with_images(folder, asked)
+    return with_images(folder, with_paths)
 
 
 BENCHMARK = Benchmark(

@@ -7,8 +7,8 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConvention, JudgeRequest, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import required_file, with_images
-from warren.evaluate.benchmarks.reading import read_json
-from warren.evaluate.measures import Measure, share
+from warren.evaluate.benchmarks.reference_files import read_json
+from warren.evaluate.measures import Measure, nested_values, share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
 from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
@@ -37,15 +37,15 @@ def _rows(folder: Location) -> dict[str, _Row]:
     """Return the questions that have an image, by the id that their fields make."""
     file = required_file(folder, "HallusionBench.json", "*allusion*.json")
     rows = read_json(file)
-    found: dict[str, _Row] = {}
+    unique: dict[str, _Row] = {}
     for number, row in enumerate(rows if isinstance(rows, list) else [None], 1):
         missing = [name for name in _FIELDS if not isinstance(row, dict) or name not in row]
         if missing:
             raise DataError(f"{file}: row {number} has no {', '.join(missing)}; give HallusionBench.json as published")
         key = _joined(row, "figure_id", "question_id")
-        if found.setdefault(key, row) is not row:
+        if unique.setdefault(key, row) is not row:
             raise DataError(f"{file}: row {number}: the question {key} occurs twice")
-    return {key: row for key, row in found.items() if row["filename"]}
+    return {key: row for key, row in unique.items() if row["filename"]}
 
 
 def _joined(row: _Row, *ids: str) -> str:
@@ -55,9 +55,9 @@ def _joined(row: _Row, *ids: str) -> str:
 def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
     """Score as VLMEvalKit does without a judge: yes or no is read from the words of the answer."""
     rows = _rows(reference)
-    given = complete(answers, rows, _TITLE, convention=VLMEVALKIT)
-    said = {key: yes_or_no(answer.text) for key, answer in given.items()}
-    right = {key: text is not None and text == _truth(rows[key]) for key, text in said.items()}
+    answered = complete(answers, rows, _TITLE, convention=VLMEVALKIT)
+    predictions = {key: yes_or_no(answer.text) for key, answer in answered.items()}
+    right = {key: text is not None and text == _truth(rows[key]) for key, text in predictions.items()}
     kinds: dict[str, Callable[[_Row], str]] = {
         "category": lambda row: str(row["category"]),
         "subcategory": lambda row: f"{row['category']}_{row['subcategory']}",
@@ -68,10 +68,10 @@ def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
             of = {key: value for key, value in right.items() if name_of(rows[key]) == name}
             measures += _accuracies(of, rows, f"{kind}/{name}/")
     per_question = {
-        key: {"prediction": said[key] or "Unknown", "truth": _truth(rows[key]), "right": value}
+        key: {"prediction": predictions[key] or "Unknown", "truth": _truth(rows[key]), "right": value}
         for key, value in right.items()
     }
-    return Scores(len(rows), len(given), _nested(measures), per_question, measures=measures)
+    return Scores(len(rows), len(answered), nested_values(measures), per_question, measures=measures)
 
 
 def _truth(row: _Row) -> str:
@@ -91,21 +91,10 @@ def _accuracies(right: Mapping[str, bool], rows: Mapping[str, _Row], prefix: str
 
 
 def _all_right(right: Mapping[str, bool], groups: Mapping[str, str]) -> dict[str, bool]:
-    found: dict[str, bool] = {}
+    all_right: dict[str, bool] = {}
     for key, value in right.items():
-        found[groups[key]] = found.get(groups[key], True) and value
-    return found
-
-
-def _nested(measures: Sequence[Measure]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for measure in measures:
-        *parents, name = measure.name.split("/")
-        place = numbers
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = measure.value
-    return numbers
+        all_right[groups[key]] = all_right.get(groups[key], True) and value
+    return all_right
 
 
 def _requests(answers: Answers, reference: Location) -> Sequence[JudgeRequest]:
@@ -132,16 +121,16 @@ def _judged(answers: Answers, reference: Location, judged: Mapping[str, str]) ->
     right = {key: word == _RIGHT for key, word in judged.items()}
     measures = _accuracies(right, rows)
     per_question = {key: {"truth": rows[key]["gt_answer_details"], "right": value} for key, value in right.items()}
-    return Scores(len(rows), len(judged), _nested(measures), per_question, measures=measures)
+    return Scores(len(rows), len(judged), nested_values(measures), per_question, measures=measures)
 
 
 def _questions(folder: Location, split: str) -> Iterator[Question]:
     """Read the questions that have an image; their texts are sent as they are."""
-    asked = [
+    with_paths = [
         (Question(key, row["question"], group=f"{row['category']}_{row['subcategory']}"), [_path(row)])
         for key, row in _rows(folder).items()
     ]
-    return with_images(folder, asked)
+    return with_images(folder, with_paths)
 
 
 def _path(row: _Row) -> str:

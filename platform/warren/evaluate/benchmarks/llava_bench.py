@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConvention, JudgeRequest, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import questions_of_file, required_file
-from warren.evaluate.benchmarks.reading import read_json, read_json_lines
+from warren.evaluate.benchmarks.reference_files import read_json, read_json_lines
 from warren.evaluate.measures import Measure, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
@@ -25,14 +25,14 @@ _Row = Mapping[str, Any]
 def _rows(folder: Location, name: str, key: str, *fields: str) -> dict[str, _Row]:
     """Read one of the published files of JSON lines, by one of its fields."""
     file = required_file(folder, name)
-    found: dict[str, _Row] = {}
+    unique: dict[str, _Row] = {}
     for number, row in enumerate(read_json_lines(file), 1):
         missing = [field for field in (key, *fields) if not isinstance(row, dict) or field not in row]
         if missing:
             raise DataError(f"{file}: line {number} has no {', '.join(missing)}; give the published file")
-        if found.setdefault(str(row[key]), row) is not row:
+        if unique.setdefault(str(row[key]), row) is not row:
             raise DataError(f"{file}: {key} {row[key]!r} occurs twice")
-    return found
+    return unique
 
 
 def _asked(folder: Location) -> dict[str, _Row]:

@@ -8,8 +8,8 @@ from warren.errors import ConfigError, DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, lettered
-from warren.evaluate.benchmarks.reading import by_key, find_file, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, read_records
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete, matched_option
@@ -28,14 +28,14 @@ _ABSENT = ("nan", "none")  # as pandas writes empty fields
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Write the table without images and categories, and with a column of raw answers; empty where there is none."""
     columns, rows = _read(find_file(reference, "mmbench_*.tsv", "*.tsv"))
-    given = by_key(answers)
-    refuse_unknown(given, (str(row["index"]) for row in rows), "MMBench")
+    answered = by_key(answers)
+    refuse_unknown(answered, (str(row["index"]) for row in rows), "MMBench")
     kept = [column for column in columns if column not in _LEFT_OUT]
     kept.insert(_BEFORE, _PREDICTION)
     num_answered = 0
     sheet = []
     for row in rows:
-        answer = given.get(str(row["index"]))
+        answer = answered.get(str(row["index"]))
         num_answered += answer is not None
         sheet.append([{**row, _PREDICTION: (answer.text or None) if answer else None}[column] for column in kept])
     return Scores(len(rows), num_answered, None, submission={"columns": kept, "rows": sheet})
@@ -69,11 +69,11 @@ def _circular(
     }
     if any("answer" not in record.values for record in records.values()):
         raise DataError(f"{reference}: this table has no answers: only the server scores the test split")
-    given = complete(answers, records, "MMBench", convention=convention)
+    answered = complete(answers, records, "MMBench", convention=convention)
     failed = {int(key) % _ROTATION for key in answers.failed}
     right: dict[str, bool] = {}
     first: dict[str, bool] = {}
-    for key, answer in given.items():
+    for key, answer in answered.items():
         record, question = records[key], str(int(key) % _ROTATION)
         options = {letter: option for letter in _OPTIONS if (option := _present(record.get(letter))) is not None}
         is_right = read(answer.text, options) == record["answer"]
@@ -94,7 +94,7 @@ def _circular(
         else:
             scores[column] = measure.value
     per_question = {key: {"truth": records[key]["answer"], "right": value} for key, value in right.items()}
-    return Scores(len(records), len(given), scores, per_question, measures=measures)
+    return Scores(len(records), len(answered), scores, per_question, measures=measures)
 
 
 def _read(file: Location) -> tuple[list[str], list[dict[str, Any]]]:

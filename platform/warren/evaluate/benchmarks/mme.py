@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question, number_repeats, published_id
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, matching_file, questions_of_file, with_images
-from warren.evaluate.benchmarks.reading import read_lines
+from warren.evaluate.benchmarks.reference_files import read_lines
 from warren.evaluate.measures import Measure, blocks, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.vlmevalkit import NAME as VLMEVALKIT
@@ -27,43 +27,43 @@ _QUESTIONS_PER_IMAGE = 2
 
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as MME's own `calculation.py`: accuracy plus the share of images with both questions right."""
-    return _score(answers, _without_failed(_truths(reference), answers.failed), _verdict)
+    return _score(answers, _without_failed(_truths(reference), answers.failed), _decision)
 
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `mme`: the same sums, but answers are stripped first, of full stops too."""
     names = {"Perception": "mme_perception_score", "Cognition": "mme_cognition_score"}
-    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _lmms_verdict), names)
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _lmms_decision), names)
 
 
 def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
     """Score as VLMEvalKit's dataset `MME`: the same sums, yes or no as the only one of the two words."""
     names = {"Perception": "perception", "Cognition": "reasoning"}
-    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _vlmevalkit_verdict), names)
+    return _renamed(_score(answers, _without_failed(_truths(reference), answers.failed), _vlmevalkit_decision), names)
 
 
-def _vlmevalkit_verdict(text: str) -> str:
+def _vlmevalkit_decision(text: str) -> str:
     return (yes_or_no(text) or "other").lower()
 
 
-def _renamed(found: Scores, names: Mapping[str, str]) -> Scores:
+def _renamed(result: Scores, names: Mapping[str, str]) -> Scores:
     """Return the scores in the form of a harness: the sums by its names, and the subtasks beside them."""
-    groups = found.scores or {}
+    groups = result.scores or {}
     totals = {new: groups[old]["total"] for old, new in names.items() if groups[old]["tasks"]}
     scores = totals | {"tasks": {task: value for old in names for task, value in groups[old]["tasks"].items()}}
     measures = []
-    for measure in found.measures:
+    for measure in result.measures:
         group, _, name = measure.name.partition("/")
         measures.append(replace(measure, name=names[group] if name == "total" else name))
-    return replace(found, scores=scores, measures=measures)
+    return replace(result, scores=scores, measures=measures)
 
 
-def _lmms_verdict(text: str) -> str:
+def _lmms_decision(text: str) -> str:
     text = text.lower().strip().replace(".", "")
-    return {"y": "yes", "n": "no"}.get(text) or _verdict(text)
+    return {"y": "yes", "n": "no"}.get(text) or _decision(text)
 
 
-def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict_of: Callable[[str], str]) -> Scores:
+def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], decide: Callable[[str], str]) -> Scores:
     decided: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     per_question = {}
     images = {place[:2] for place in truths}
@@ -72,13 +72,13 @@ def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict
         if answers.failed and (task, image) not in images:
             continue  # the other question about its image failed
         question = _question(answer.prompt, task, image, truths)
-        verdict = verdict_of(answer.text)
+        decision = decide(answer.text)
         truth = truths[task, image, question].lower()
-        right = verdict == truth
+        right = decision == truth
         decided[task].append((image, right))
         per_question[f"{published_id(answer.key)}: {question}"] = {
             "key": answer.key,
-            "decided": verdict,
+            "decided": decision,
             "truth": truth,
             "right": right,
         }
@@ -95,15 +95,15 @@ def _score(answers: Answers, truths: Mapping[tuple[str, str, str], str], verdict
 def _measures(decided: Mapping[str, Sequence[tuple[str, bool]]]) -> list[Measure]:
     """Return a number for each subtask and for the two sums; questions about one image belong together."""
     by_task = {task: _components(task, rows) for task, rows in decided.items() if rows}
-    found = []
+    measures = []
     for name, tasks in (("Perception", _PERCEPTION), ("Cognition", _COGNITION)):
         present = [task for task in tasks if task in by_task]
         parts = {f"{name}/total": blocks([by_task[task] for task in present])} if present else {}
         parts |= {f"{name}/tasks/{task}": by_task[task] for task in present}
         for path, components in parts.items():
             clusters = {key: key.rpartition("#")[0] for key in components}
-            found.append(summed(path, "mme", components, 100, clusters))
-    return found
+            measures.append(summed(path, "mme", components, 100, clusters))
+    return measures
 
 
 def _components(task: str, rows: Sequence[tuple[str, bool]]) -> dict[str, tuple[float, ...]]:
@@ -112,11 +112,11 @@ def _components(task: str, rows: Sequence[tuple[str, bool]]) -> dict[str, tuple[
     for image, right in rows:
         both[image] = right and both.get(image, True)
     seen: dict[str, int] = defaultdict(int)
-    found: dict[str, tuple[float, ...]] = {}
+    components: dict[str, tuple[float, ...]] = {}
     for image, right in rows:
         seen[image] += 1
-        found[f"{task}/{image}#{seen[image]}"] = (float(right), 1.0, both[image] / 2, 0.5)
-    return found
+        components[f"{task}/{image}#{seen[image]}"] = (float(right), 1.0, both[image] / 2, 0.5)
+    return components
 
 
 def _place(key: str) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def _task_score(task: str, decided: list[tuple[str, bool]], num_questions: int) 
     return accuracy * 100 + both_right * 100
 
 
-def _verdict(text: str) -> str:
+def _decision(text: str) -> str:
     text = text.lower()
     if text in ("yes", "no"):
         return text
@@ -164,12 +164,12 @@ def _verdict(text: str) -> str:
 
 def _question(prompt: str, task: str, image: str, truths: Mapping[tuple[str, str, str], str]) -> str:
     """Return the reference's spelling of a question; some of its files have two spaces before the last sentence."""
-    asked = prompt.replace(SHORT_ANSWER, "").strip()
-    tried = [asked] if _ASKED in asked else [f"{asked} {_ASKED}", f"{asked}  {_ASKED}"]
+    bare = prompt.replace(SHORT_ANSWER, "").strip()
+    tried = [bare] if _ASKED in bare else [f"{bare} {_ASKED}", f"{bare}  {_ASKED}"]
     for question in tried:
         if (task, image, question) in truths:
             return question
-    raise DataError(f"MME {task}/{image} has no question {asked[:80]!r}: answers and reference do not belong together")
+    raise DataError(f"MME {task}/{image} has no question {bare[:80]!r}: answers and reference do not belong together")
 
 
 def _truths(reference: Location) -> dict[tuple[str, str, str], str]:
@@ -194,8 +194,8 @@ def _truths(reference: Location) -> dict[tuple[str, str, str], str]:
 def _questions(folder: Location, split: str) -> Iterator[Question]:
     """Read Bunny's question file, or make the same questions of the published folder."""
     file = matching_file(folder, "*mme*.jsonl")
-    asked = questions_of_file(file, folder) if file else _of_release(folder)
-    for question in number_repeats(asked):
+    questions = questions_of_file(file, folder) if file else _of_release(folder)
+    for question in number_repeats(questions):
         yield replace(question, group=question.key.partition("/")[0])
 
 
@@ -205,13 +205,13 @@ def _of_release(folder: Location) -> Iterator[Question]:
         for file in folder.list()
         if file.name.lower().endswith((".jpg", ".jpeg", ".png"))
     }
-    asked = []
+    with_paths = []
     for task, name, question in _truths(folder):
         image = images.get((task, name.removesuffix(".txt")))
         path = f"{task}/{name.removesuffix('.txt')}.jpg" if image is None else _below(folder, image)
         text = f"{question.replace(_ASKED, '').strip()}\n{SHORT_ANSWER}"
-        asked.append((Question(f"{task}/{path.rpartition('/')[2]}", text), [path]))
-    return with_images(folder, asked)
+        with_paths.append((Question(f"{task}/{path.rpartition('/')[2]}", text), [path]))
+    return with_images(folder, with_paths)
 
 
 def _below(folder: Location, file: Location) -> str:

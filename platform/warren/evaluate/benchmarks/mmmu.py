@@ -11,8 +11,8 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, SHORT_ANSWER, lettered, matching_file
-from warren.evaluate.benchmarks.reading import by_key, read_json, refuse_unknown
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.reference_files import by_key, read_json, refuse_unknown
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import Measure, share
 from warren.evaluate.scorers.free_reply import Value, as_number, is_right, key_ends, numbers
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
@@ -64,11 +64,11 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
 
 def _score(answers: Answers, reference: Location, read_choice: ChoiceReader, digits: int) -> Scores:
     truths = _truths(reference)
-    given = by_key(answers)
-    refuse_unknown(given, truths, "MMMU")
+    answered = by_key(answers)
+    refuse_unknown(answered, truths, "MMMU")
     generator = random.Random(_SEED)
     drawn, right, per_question = [], {}, {}
-    for key, answer in given.items():
+    for key, answer in answered.items():
         truth = truths[key]["ground_truth"]
         if truths[key]["question_type"] == _MULTIPLE_CHOICE:
             choices, texts = _options(answer, truths[key])
@@ -90,21 +90,21 @@ def _score(answers: Answers, reference: Location, read_choice: ChoiceReader, dig
     without_luck = {key: value and key not in drawn for key, value in right.items()}
     submission = {key: row["parsed"] for key, row in per_question.items()}
     if all(truth["ground_truth"] == _UNKNOWN for truth in truths.values()):
-        return Scores(len(truths), len(given), None, per_question, drawn, submission=submission)
+        return Scores(len(truths), len(answered), None, per_question, drawn, submission=submission)
     tables = _table(right, digits), _table(without_luck, digits)
-    return Scores(len(truths), len(given), tables[0], per_question, drawn, tables[1], submission, _measures(right))
+    return Scores(len(truths), len(answered), tables[0], per_question, drawn, tables[1], submission, _measures(right))
 
 
 def _measures(right: Mapping[str, bool]) -> list[Measure]:
     """Return a share for every line of the table; the table itself is rounded to three decimals."""
-    found = [share("Overall/acc", right)]
+    measures = [share("Overall/acc", right)]
     for domain, subjects in _DOMAINS.items():
         of_domain = {key: value for key, value in right.items() if _subject(key) in subjects}
-        found += [share(f"Overall-{domain}/acc", of_domain)] if of_domain else []
+        measures += [share(f"Overall-{domain}/acc", of_domain)] if of_domain else []
         for subject in subjects:
             of_subject = {key: value for key, value in of_domain.items() if _subject(key) == subject}
-            found += [share(f"{subject}/acc", of_subject)] if of_subject else []
-    return found
+            measures += [share(f"{subject}/acc", of_subject)] if of_subject else []
+    return measures
 
 
 def _truths(reference: Location) -> dict[str, dict[str, Any]]:
@@ -209,14 +209,14 @@ def _choice(text: str, choices: Sequence[str], texts: Mapping[str, str]) -> str 
         text = text.strip(char)
     text = f" {text} "
     for form in ("({})", " {} "):
-        found = [choice for choice in choices if form.format(choice) in text]
-        if found:
-            return max(found, key=lambda choice: text.rfind(form.format(choice)))
+        named = [choice for choice in choices if form.format(choice) in text]
+        if named:
+            return max(named, key=lambda choice: text.rfind(form.format(choice)))
     if len(text.split()) <= _LONG_WORDS:
         return None
     lower = text.lower()
-    found = [choice for choice, option in texts.items() if option.lower() in lower]
-    return max(found, key=lambda choice: lower.rfind(texts[choice].lower()), default=None)
+    named = [choice for choice, option in texts.items() if option.lower() in lower]
+    return max(named, key=lambda choice: lower.rfind(texts[choice].lower()), default=None)
 
 
 def open_values(text: str) -> set[Value]:

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from warren.evaluate.benchmarks.benchmark import Scores
-from warren.evaluate.benchmarks.one_table import OneTable, Points, one_table_benchmark
 from warren.evaluate.benchmarks.question_files import LETTER
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import Points, TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 from warren.evaluate.measures import Measure, blocks, summed
 from warren.evaluate.scorers.lmms_eval import extracted_letter
 
 
 @dataclass(frozen=True)
-class _MMStar(OneTable):
+class _MMStar(TableTask):
     """Every detailed category weighs the same, however many questions it has."""
 
     def scores(self, points: Points, records: Mapping[str, Record], measures: Sequence[Measure]) -> Scores:
@@ -32,7 +32,7 @@ def _mean_of_means(name: str, points: Points, records: Mapping[str, Record]) -> 
     return summed(name, "mean_ratio", blocks([parts[part] for part in sorted(parts)]))
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "mmstar",
     _MMStar(
         title="MMStar",

@@ -9,7 +9,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, JudgedConvention, JudgeRequest, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import matching_file, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, read_json
+from warren.evaluate.benchmarks.reference_files import by_key, read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
@@ -27,9 +27,9 @@ _REASONING = (
 
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Write one object of id and text."""
-    given = by_key(answers)
-    submission = {f"{_PREFIX}{key}": answer.text for key, answer in given.items()}
-    return Scores(len(given), len(given), None, submission=submission)
+    answered = by_key(answers)
+    submission = {f"{_PREFIX}{key}": answer.text for key, answer in answered.items()}
+    return Scores(len(answered), len(answered), None, submission=submission)
 
 
 def _rows(folder: Location) -> dict[str, dict[str, Any]]:
@@ -88,11 +88,11 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
     file = matching_file(folder, "*mm-vet*.jsonl", "*mmvet*.jsonl")
     if file is not None:
         return questions_of_file(file, folder)
-    asked = [
+    with_paths = [
         (Question(key, row["question"], group=",".join(row["capability"])), [row["imagename"]])
         for key, row in _rows(folder).items()
     ]
-    return with_images(folder, asked)
+    return with_images(folder, with_paths)
 
 
 def _lmms_questions(folder: Location, split: str) -> Iterator[Question]:

@@ -1,7 +1,7 @@
 """OCRBench (arXiv 2305.07895): a thousand questions about text in images; the answer must contain the truth."""
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 
 _FORMULAS = "HME100k"  # compared without spaces and with case
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
@@ -22,9 +22,9 @@ def _folded(text: str) -> str:
     return text.translate(_FULL_WIDTH).lower().strip().replace("\n", " ")
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "ocrbench",
-    OneTable(
+    TableTask(
         title="OCRBench",
         files="test",
         text=lambda record: record["question"].strip(),

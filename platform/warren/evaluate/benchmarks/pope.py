@@ -7,7 +7,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, with_images
-from warren.evaluate.benchmarks.reading import by_key, read_json_lines, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, read_json_lines, refuse_unknown
 from warren.evaluate.measures import Measure, blocks, share, summed
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
@@ -23,8 +23,8 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
     """Score as LLaVA's and Bunny's script: F1 of "yes" in each split, and the mean of the three."""
     labels, questions = _read(reference)
     categories = {str(question["question_id"]): question["category"] for question in questions}
-    given = by_key(answers)
-    refuse_unknown(given, categories, "POPE")
+    answered = by_key(answers)
+    refuse_unknown(answered, categories, "POPE")
     splits: dict[str, dict[str, float]] = {}
     images = {str(question["question_id"]): question["image"] for question in questions}
     measured: dict[str, dict[str, tuple[bool, bool]]] = {}
@@ -32,14 +32,14 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
     for split, truths in labels.items():
         # The annotations number their lines anew in each split: the order of the questions is what joins them.
         keys = [key for key, category in categories.items() if category == split]
-        missing = [key for key in keys if key not in given and key not in answers.failed]
+        missing = [key for key in keys if key not in answered and key not in answers.failed]
         if missing or len(keys) != len(truths):
             raise DataError(
                 f"POPE {split}: {len(keys) - len(missing)} answers, {len(keys)} questions and {len(truths)} labels; "
                 "every label needs one question and one answer"
             )
         pairs = zip(keys, truths, strict=True)
-        measured[split] = {key: (_says_yes(given[key].text), truth) for key, truth in pairs if key in given}
+        measured[split] = {key: (_says_yes(answered[key].text), truth) for key, truth in pairs if key in answered}
         splits[split] = _counts(list(measured[split].values()))
         per_question |= {
             key: {"yes": yes, "truth": "yes" if truth else "no", "right": yes == truth}
@@ -47,7 +47,7 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
         }
     scores = {"splits": splits, "average_f1": sum(split["f1_score"] for split in splits.values()) / len(splits)}
     measures = _measures(measured, images)
-    return Scores(len(categories), len(given), scores, per_question, measures=measures)
+    return Scores(len(categories), len(answered), scores, per_question, measures=measures)
 
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
@@ -70,7 +70,7 @@ def _pooled(
     """Score what every answer says against its label, over all splits and in each."""
     labels, questions = _read(reference)
     places = {str(question["question_id"]): question for question in questions}
-    given = complete(answers, places, "POPE", convention=convention)
+    answered = complete(answers, places, "POPE", convention=convention)
     decided: dict[str, dict[str, tuple[str, str]]] = {}
     for split, truths in labels.items():
         keys = [key for key, question in places.items() if question["category"] == split]
@@ -78,8 +78,8 @@ def _pooled(
             raise DataError(
                 f"POPE {split}: {len(keys)} questions and {len(truths)} labels; every label needs a question"
             )
-        pairs = [(key, "yes" if truth else "no") for key, truth in zip(keys, truths, strict=True) if key in given]
-        decided[split] = {key: (read(given[key].text), truth) for key, truth in pairs}
+        pairs = [(key, "yes" if truth else "no") for key, truth in zip(keys, truths, strict=True) if key in answered]
+        decided[split] = {key: (read(answered[key].text), truth) for key, truth in pairs}
     images = {key: question["image"] for key, question in places.items()}
     whole = {key: pair for of in decided.values() for key, pair in of.items()}
     tables = {"": whole} | {f"splits/{split}/": of for split, of in decided.items() if of}
@@ -91,18 +91,23 @@ def _pooled(
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = measure.value
-    per_question = {key: {"said": said, "truth": truth, "right": said == truth} for key, (said, truth) in whole.items()}
-    return Scores(len(places), len(given), scores, per_question, measures=measures)
+    per_question = {
+        key: {"said": prediction, "truth": truth, "right": prediction == truth}
+        for key, (prediction, truth) in whole.items()
+    }
+    return Scores(len(places), len(answered), scores, per_question, measures=measures)
 
 
 def _lmms_measures(prefix: str, of: Mapping[str, tuple[str, str]], images: Mapping[str, str]) -> list[Measure]:
     """Return lmms-eval's five numbers; its yes_ratio is that of the truths, and its recall knows only yes and no."""
-    true = {key: said == truth == "yes" for key, (said, truth) in of.items()}
-    wrong = {key: said == "yes" != truth for key, (said, truth) in of.items()}
-    missed = {key: said == "no" != truth for key, (said, truth) in of.items()}
+    true = {key: prediction == truth == "yes" for key, (prediction, truth) in of.items()}
+    wrong = {key: prediction == "yes" != truth for key, (prediction, truth) in of.items()}
+    missed = {key: prediction == "no" != truth for key, (prediction, truth) in of.items()}
     counts = {key: (float(true[key]), float(wrong[key]), float(missed[key])) for key in of}
     return [
-        share(f"{prefix}pope_accuracy", {key: said == truth for key, (said, truth) in of.items()}, 1, images),
+        share(
+            f"{prefix}pope_accuracy", {key: prediction == truth for key, (prediction, truth) in of.items()}, 1, images
+        ),
         summed(f"{prefix}pope_precision", "ratio", {key: (t, t + w) for key, (t, w, _) in counts.items()}, 1, images),
         summed(f"{prefix}pope_recall", "ratio", {key: (t, t + m) for key, (t, _, m) in counts.items()}, 1, images),
         summed(f"{prefix}pope_f1_score", "f1", counts, 1, images),
@@ -114,17 +119,23 @@ def _vlmevalkit_measures(prefix: str, of: Mapping[str, tuple[str, str]], images:
     """Return VLMEvalKit's four numbers; an answer that says neither counts as a no in F1, and is wrong in accuracy."""
     counts = {
         key: (
-            float(said == truth == "yes"),
-            float(said == "yes" and truth == "no"),
-            float(said != "yes" and truth == "yes"),
+            float(prediction == truth == "yes"),
+            float(prediction == "yes" and truth == "no"),
+            float(prediction != "yes" and truth == "yes"),
         )
-        for key, (said, truth) in of.items()
+        for key, (prediction, truth) in of.items()
     }
     true_and = {key: (true, true + wrong, true + missed) for key, (true, wrong, missed) in counts.items()}
     return [
         summed(f"{prefix}Overall", "f1", counts, 100, images),
-        share(f"{prefix}acc", {key: said == truth for key, (said, truth) in of.items()}, 100, images),
-        summed(f"{prefix}precision", "ratio", {key: (t, said) for key, (t, said, _) in true_and.items()}, 100, images),
+        share(f"{prefix}acc", {key: prediction == truth for key, (prediction, truth) in of.items()}, 100, images),
+        summed(
+            f"{prefix}precision",
+            "ratio",
+            {key: (t, prediction) for key, (t, prediction, _) in true_and.items()},
+            100,
+            images,
+        ),
         summed(f"{prefix}recall", "ratio", {key: (t, yes) for key, (t, _, yes) in true_and.items()}, 100, images),
     ]
 
@@ -135,16 +146,16 @@ def _measures(decided: Mapping[str, Mapping[str, tuple[bool, bool]]], images: Ma
         split: {key: (float(yes and truth), float(yes > truth), float(yes < truth)) for key, (yes, truth) in of.items()}
         for split, of in decided.items()
     }
-    found = [summed("average_f1", "mean_f1", blocks(list(parts.values())), 1, images)]
+    measures = [summed("average_f1", "mean_f1", blocks(list(parts.values())), 1, images)]
     for split, of in decided.items():
-        found.append(summed(f"splits/{split}/f1_score", "f1", parts[split], 1, images))
-        found.append(share(f"splits/{split}/accuracy", {key: yes == truth for key, (yes, truth) in of.items()}))
-        found.append(share(f"splits/{split}/yes_ratio", {key: yes for key, (yes, _) in of.items()}))
-        said = {key: (float(yes and truth), float(yes)) for key, (yes, truth) in of.items()}
+        measures.append(summed(f"splits/{split}/f1_score", "f1", parts[split], 1, images))
+        measures.append(share(f"splits/{split}/accuracy", {key: yes == truth for key, (yes, truth) in of.items()}))
+        measures.append(share(f"splits/{split}/yes_ratio", {key: yes for key, (yes, _) in of.items()}))
+        positive = {key: (float(yes and truth), float(yes)) for key, (yes, truth) in of.items()}
         true = {key: (float(yes and truth), float(truth)) for key, (yes, truth) in of.items()}
-        found.append(summed(f"splits/{split}/precision", "ratio", said, 1, images))
-        found.append(summed(f"splits/{split}/recall", "ratio", true, 1, images))
-    return found
+        measures.append(summed(f"splits/{split}/precision", "ratio", positive, 1, images))
+        measures.append(summed(f"splits/{split}/recall", "ratio", true, 1, images))
+    return measures
 
 
 def _says_yes(text: str) -> bool:
@@ -188,8 +199,8 @@ def _read(reference: Location) -> tuple[dict[str, list[bool]], list[dict[str, st
     if not labels:
         raise DataError(f"{reference}: no {_PREFIX}*{_SUFFIX}, the labels of a split")
     beside = Location(reference.uri.rpartition("/")[0]).list() if reference.name == "annotations" else []
-    asked = [file for file in (*files, *beside) if file.name.endswith(".jsonl")]
-    for file in asked:
+    question_files = [file for file in (*files, *beside) if file.name.endswith(".jsonl")]
+    for file in question_files:
         questions = read_json_lines(file)
         if questions and {"question_id", "category"} <= questions[0].keys():
             return labels, questions
@@ -210,12 +221,12 @@ def _annotations(reference: Location, split: str) -> Location:
 def _questions(folder: Location, split: str) -> Iterator[Question]:
     """Read the question file, or make the questions of the annotations."""
     _, rows = _read(folder)
-    asked = [
+    with_paths = [
         (Question(str(row["question_id"]), row["text"], group=row["category"]), [row["image"]])
         for row in rows
         if split in ("all", row["category"])
     ]
-    return with_images(folder, asked)
+    return with_images(folder, with_paths)
 
 
 BENCHMARK = Benchmark(

@@ -7,7 +7,7 @@ from typing import Any
 
 from warren.errors import DataError
 from warren.evaluate.benchmarks.question import ImageFile, Question
-from warren.evaluate.benchmarks.reading import read_json_lines
+from warren.evaluate.benchmarks.reference_files import read_json_lines
 from warren.storage import Location
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -102,15 +102,15 @@ def questions_of_file(file: Location, folder: Location) -> Iterator[Question]:
     )
 
 
-def with_images(folder: Location, asked: Sequence[tuple[Question, Sequence[str]]]) -> Iterator[Question]:
+def with_images(folder: Location, questions: Sequence[tuple[Question, Sequence[str]]]) -> Iterator[Question]:
     """Give questions the images that they name; the first image is what questions share.
 
     Raises:
         DataError: An image is missing.
     """
     images = ImageFolder(folder.list())
-    images.require((path for _, paths in asked for path in paths), folder)
-    for question, paths in asked:
+    images.require((path for _, paths in questions for path in paths), folder)
+    for question, paths in questions:
         yield _with(question, images, paths)
 
 

@@ -1,7 +1,7 @@
 """RealWorldQA: questions about photographs, most of them multiple choice."""
 
-from warren.evaluate.benchmarks.one_table import OneTable, one_table_benchmark
-from warren.evaluate.benchmarks.tables import Record
+from warren.evaluate.benchmarks.table_benchmark import TableTask, table_benchmark
+from warren.evaluate.benchmarks.table_records import Record
 from warren.evaluate.scorers.lmms_eval import extracted_letter
 
 _LETTERS = "ABCD"
@@ -14,9 +14,9 @@ def _points(answer: str, record: Record) -> float:
     return float(answer.lower().strip().rstrip(".") == truth.lower())
 
 
-BENCHMARK = one_table_benchmark(
+BENCHMARK = table_benchmark(
     "realworldqa",
-    OneTable(
+    TableTask(
         title="RealWorldQA",
         files="test",
         text=lambda record: record["question"].strip(),

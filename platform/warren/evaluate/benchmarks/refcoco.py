@@ -10,7 +10,7 @@ from PIL import Image
 from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
-from warren.evaluate.benchmarks.tables import Record, find_tables, read_records
+from warren.evaluate.benchmarks.table_records import Record, find_tables, read_records
 from warren.evaluate.measures import mean, share
 from warren.evaluate.scorers.boxes import ImageBox, first_box, holds_centre, intersection_over_union, relative_box
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
@@ -45,8 +45,8 @@ def _asked_splits(answers: Answers, reference: Location) -> dict[str, Record]:
         files[file.name.partition("-")[0]].append(file)
     keys = {answer.key for answer in answers} | answers.failed
     splits = [{key: record for key, _, record in _phrases(of)} for of in files.values()]
-    asked = [split for split in splits if keys & split.keys()] or splits
-    return {key: record for split in asked for key, record in split.items()}
+    answered = [split for split in splits if keys & split.keys()] or splits
+    return {key: record for split in answered for key, record in split.items()}
 
 
 def _truth(record: Record) -> ImageBox:
@@ -66,12 +66,12 @@ def _truth(record: Record) -> ImageBox:
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's tasks `refcoco_bbox_rec_*`: the first `[x1, y1, x2, y2]` of an answer, between 0 and 1."""
     records = _asked_splits(answers, reference)
-    given = complete(answers, records, "RefCOCO")
-    truths = {key: _truth(records[key]) for key in given}
-    boxes = {key: first_box(answer.text.strip()) for key, answer in given.items()}
+    answered = complete(answers, records, "RefCOCO")
+    truths = {key: _truth(records[key]) for key in answered}
+    boxes = {key: first_box(answer.text.strip()) for key, answer in answered.items()}
     overlaps = {key: intersection_over_union(truth, boxes[key] or _NO_BOX) for key, truth in truths.items()}
     centred = {key: holds_centre(truth, boxes[key] or _NO_BOX) for key, truth in truths.items()}
-    images = {key: _image(records[key]) for key in given}
+    images = {key: _image(records[key]) for key in answered}
     measures = [
         share("refcoco_ACC@0.5", {key: value >= 0.5 for key, value in overlaps.items()}, 1, images),
         mean("refcoco_IoU", overlaps, 1, images),
@@ -92,7 +92,7 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
         for key, truth in truths.items()
     }
     scores = {measure.name: measure.value for measure in measures}
-    return Scores(len(records), len(given), scores, per_question, measures=measures)
+    return Scores(len(records), len(answered), scores, per_question, measures=measures)
 
 
 def _image(record: Record) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import LETTER, lettered, matching_file, questions_of_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json, refuse_unknown
 from warren.evaluate.measures import share
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import complete
@@ -20,10 +20,10 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
     data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
     questions = [row for row in data["questions"] if str(row["question_id"]) not in answers.failed]
     keys = [str(question["question_id"]) for question in questions]
-    given = by_key(answers)
-    refuse_unknown(given, keys, "SEED-Bench")
+    answered = by_key(answers)
+    refuse_unknown(answered, keys, "SEED-Bench")
     right = {
-        key: key in given and given[key].text == question["answer"]
+        key: key in answered and answered[key].text == question["answer"]
         for key, question in zip(keys, questions, strict=True)
     }
 
@@ -37,25 +37,27 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
     tables |= {kind: right_of("data_type", kind) for kind in ("image", "video")}
     scores = {name: sum(of.values()) / len(of) * 100 if of else 0.0 for name, of in tables.items()}
     measures = [share(name, of, 100) for name, of in tables.items() if of]
-    submission = [{"question_id": key, "prediction": given[key].text} for key in keys if key in given]
+    submission = [{"question_id": key, "prediction": answered[key].text} for key in keys if key in answered]
     truths = {str(question["question_id"]): question["answer"] for question in questions}
     per_question = {key: {"truth": truths[key], "right": value} for key, value in right.items()}
-    return Scores(len(keys), len(given), scores, per_question, submission=submission, measures=measures)
+    return Scores(len(keys), len(answered), scores, per_question, submission=submission, measures=measures)
 
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `seedbench`: the first character, in any case."""
     data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
     questions = {str(row["question_id"]): row for row in data["questions"]}
-    given = complete(answers, questions, "SEED-Bench")
-    right = {key: answer.text.strip()[:1].lower() == questions[key]["answer"].lower() for key, answer in given.items()}
+    answered = complete(answers, questions, "SEED-Bench")
+    right = {
+        key: answer.text.strip()[:1].lower() == questions[key]["answer"].lower() for key, answer in answered.items()
+    }
     tables = {"seed_all": right}
     for kind in ("image", "video"):
         tables[f"seed_{kind}"] = {key: value for key, value in right.items() if questions[key]["data_type"] == kind}
     measures = [share(name, of) for name, of in tables.items() if of]
     per_question = {key: {"truth": questions[key]["answer"], "right": value} for key, value in right.items()}
     scores = {measure.name: measure.value for measure in measures}
-    return Scores(len(questions), len(given), scores, per_question, measures=measures)
+    return Scores(len(questions), len(answered), scores, per_question, measures=measures)
 
 
 def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
@@ -63,11 +65,11 @@ def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
     data = read_json(find_file(reference, "SEED-Bench.json", "SEED-Bench*.json"))
     rows = {str(row["question_id"]): row for row in data["questions"]}
     images = {key: row for key, row in rows.items() if row["data_type"] == "image"}
-    given = complete(answers, images, "SEED-Bench", rows, VLMEVALKIT)
+    answered = complete(answers, images, "SEED-Bench", rows, VLMEVALKIT)
     right = {
         key: chosen_option(answer.text, {letter: str(images[key][f"choice_{letter.lower()}"]) for letter in "ABCD"})
         == images[key]["answer"]
-        for key, answer in given.items()
+        for key, answer in answered.items()
     }
     names = {number: name for name, number in data["question_type"].items()}
     tables = {"Overall": right}
@@ -78,7 +80,7 @@ def _vlmevalkit(answers: Answers, reference: Location) -> Scores:
     by_category = {measure.name.partition("/")[2]: measure.value for measure in measures[1:]}
     scores = {"Overall": measures[0].value, "category": by_category}
     per_question = {key: {"truth": images[key]["answer"], "right": value} for key, value in right.items()}
-    return Scores(len(images), len(given), scores, per_question, measures=measures)
+    return Scores(len(images), len(answered), scores, per_question, measures=measures)
 
 
 def _questions(folder: Location, split: str) -> Iterator[Question]:
@@ -87,14 +89,14 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
     kinds = {str(row["question_id"]): row["data_type"] for row in data["questions"]}
     file = matching_file(folder, "*seed*bench*.jsonl")
     names = {number: name for name, number in data["question_type"].items()}
-    asked = (
+    questions = (
         questions_of_file(file, folder)
         if file
         else with_images(
             folder, [_asked(row, names) for row in data["questions"] if split in ("all", row["data_type"])]
         )
     )
-    return (question for question in asked if split in ("all", kinds.get(question.key)))
+    return (question for question in questions if split in ("all", kinds.get(question.key)))
 
 
 def _asked(row: dict[str, Any], names: dict[int, str]) -> tuple[Question, list[str]]:

@@ -8,7 +8,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question, number_repeats, published_id
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import find_file, read_json
+from warren.evaluate.benchmarks.reference_files import find_file, read_json
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.anls import anls
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
@@ -48,25 +48,25 @@ def _bunny(answers: Answers, reference: Location) -> Scores:
 
 def _lmms_eval(answers: Answers, reference: Location) -> Scores:
     """Score as lmms-eval's task `textvqa_val`: the same soft accuracy, as a share."""
-    found = _bunny(answers, reference)
-    if found.num_answered + len(answers.failed) < found.num_questions:
+    scores = _bunny(answers, reference)
+    if scores.num_answered + len(answers.failed) < scores.num_questions:
         raise DataError(
-            f"TextVQA: {found.num_answered} answers to {found.num_questions} questions; lmms-eval has no rule for "
+            f"TextVQA: {scores.num_answered} answers to {scores.num_questions} questions; lmms-eval has no rule for "
             "missing answers, so every question needs one"
         )
-    points = {name: float(row["score"]) for name, row in found.per_question.items()}
-    measure = replace(found.measures[0], name="exact_match", scale=1.0)
-    return replace(found, scores={"exact_match": sum(points.values()) / len(points)}, measures=[measure])
+    points = {name: float(row["score"]) for name, row in scores.per_question.items()}
+    measure = replace(scores.measures[0], name="exact_match", scale=1.0)
+    return replace(scores, scores={"exact_match": sum(points.values()) / len(points)}, measures=[measure])
 
 
 def _lmms_questions(folder: Location, split: str) -> Iterator[Question]:
     """Ask as lmms-eval does, from TextVQA's own file: the question without OCR tokens."""
     rows = read_json(find_file(folder, "TextVQA_*_val.json", "annotations.json"))["data"]
-    asked = [
+    with_paths = [
         (Question(row["image_id"], f"{row['question'].capitalize()}\n{SHORT_ANSWER}"), [f"{row['image_id']}.jpg"])
         for row in rows
     ]
-    return number_repeats(with_images(folder, asked))
+    return number_repeats(with_images(folder, with_paths))
 
 
 def _question(prompt: str) -> str:

@@ -6,7 +6,7 @@ from warren.errors import ConfigError, DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, read_json_lines
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json, read_json_lines
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import score_soft_accuracy
 from warren.evaluate.scorers.vqa import normalise
@@ -18,17 +18,17 @@ _UNANSWERABLE = "When the provided information is insufficient, respond with 'Un
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Write the normalised answer to every question."""
     questions = read_json_lines(find_file(reference, "*vizwiz*.jsonl", "questions.jsonl", "*.jsonl"))
-    given = by_key(answers)
-    missing = [question["question_id"] for question in questions if str(question["question_id"]) not in given]
+    answered = by_key(answers)
+    missing = [question["question_id"] for question in questions if str(question["question_id"]) not in answered]
     missing = [key for key in missing if str(key) not in answers.failed]
     if missing:
         raise DataError(
             f"VizWiz: no answer to {len(missing)} of {len(questions)} questions, the first is {missing[0]!r}"
         )
     submission = [
-        {"image": question["image"], "answer": normalise(given[str(question["question_id"])].text)}
+        {"image": question["image"], "answer": normalise(answered[str(question["question_id"])].text)}
         for question in questions
-        if str(question["question_id"]) in given
+        if str(question["question_id"]) in answered
     ]
     return Scores(len(questions), len(submission), None, submission=submission)
 
@@ -43,11 +43,11 @@ def _lmms_eval(answers: Answers, reference: Location) -> Scores:
 def _lmms_questions(folder: Location, split: str) -> Iterator[Question]:
     """Ask as lmms-eval does, from VizWiz's own file of a split."""
     rows = read_json(required_file(folder, f"{split}.json"))
-    asked = [
+    with_paths = [
         (Question(row["image"], f"{row['question'].capitalize()}\n{_UNANSWERABLE}\n{SHORT_ANSWER}"), [row["image"]])
         for row in rows
     ]
-    return with_images(folder, asked)
+    return with_images(folder, with_paths)
 
 
 def _questions(folder: Location, split: str) -> Iterator[Question]:

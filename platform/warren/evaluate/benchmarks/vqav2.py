@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
 from warren.evaluate.benchmarks.question_files import SHORT_ANSWER, questions_of_file, required_file, with_images
-from warren.evaluate.benchmarks.reading import by_key, find_file, read_json, read_json_lines
+from warren.evaluate.benchmarks.reference_files import by_key, find_file, read_json, read_json_lines
 from warren.evaluate.scorers.lmms_eval import NAME as LMMS_EVAL
 from warren.evaluate.scorers.lmms_eval import score_soft_accuracy
 from warren.evaluate.scorers.vqa import normalise, normalise_words
@@ -15,12 +15,13 @@ from warren.storage import Location
 def _bunny(answers: Answers, reference: Location) -> Scores:
     """Write a line for every question of the whole test split; those that were not asked get an empty answer."""
     questions = read_json_lines(find_file(reference, "*vqav2*test2015*.jsonl", "*.jsonl"))
-    given = by_key(answers)
+    answered = by_key(answers)
     keys = [question["question_id"] for question in questions]
     submission = [
-        {"question_id": key, "answer": normalise(given[str(key)].text) if str(key) in given else ""} for key in keys
+        {"question_id": key, "answer": normalise(answered[str(key)].text) if str(key) in answered else ""}
+        for key in keys
     ]
-    num_answered = sum(str(key) in given for key in keys)
+    num_answered = sum(str(key) in answered for key in keys)
     return Scores(len(keys), num_answered, None, submission=submission)
 
 
@@ -42,11 +43,11 @@ def _questions(folder: Location, split: str) -> Iterator[Question]:
     """Read the question file of a split in LLaVA's format."""
     if split == "val":
         rows = read_json(required_file(folder, "v2_OpenEnded_mscoco_val2014_questions.json"))["questions"]
-        asked = [
+        with_paths = [
             (Question(str(row["question_id"]), f"{row['question']}\n{SHORT_ANSWER}"), [_image(row["image_id"])])
             for row in rows
         ]
-        return with_images(folder, asked)
+        return with_images(folder, with_paths)
     name = {"test-dev": "*vqav2*test-dev*.jsonl", "test": "*vqav2*test2015*.jsonl"}[split]
     return questions_of_file(required_file(folder, name), folder)
 

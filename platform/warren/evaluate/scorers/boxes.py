@@ -11,10 +11,10 @@ _BOX = re.compile(rf"\[{','.join([_NUMBER] * 4)}\s*\]")  # as lmms-eval reads th
 
 def first_box(text: str) -> ImageBox | None:
     """Return the first four numbers in square brackets, `[x1, y1, x2, y2]`; None where there are none."""
-    found = _BOX.search(text)
-    if found is None:
+    match = _BOX.search(text)
+    if match is None:
         return None
-    left, upper, right, lower = map(float, found.groups())
+    left, upper, right, lower = map(float, match.groups())
     return left, upper, right, lower
 
 

@@ -43,12 +43,12 @@ _QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'"})
 
 def tokens(caption: str) -> list[str]:
     """Return a caption's tokens in lower case and without punctuation, split as the Penn Treebank's tokeniser does."""
-    found: list[str] = []
+    words: list[str] = []
     for text in _TOKEN.findall(" ".join(caption.translate(_QUOTES).lower().split())):
         word = text.strip()
         if word and word not in _DROPPED and word.strip(".-"):
-            found += [word] if word == "'n'" else _split(_BRACKETS.get(word, word))
-    return found
+            words += [word] if word == "'n'" else _split(_BRACKETS.get(word, word))
+    return words
 
 
 def _split(word: str) -> Sequence[str]:

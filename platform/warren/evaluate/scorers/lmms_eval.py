@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answer, Answers, Scores
-from warren.evaluate.benchmarks.reading import by_key, refuse_unknown
+from warren.evaluate.benchmarks.reference_files import by_key, refuse_unknown
 from warren.evaluate.measures import mean
 from warren.evaluate.scorers.anls import edit_distance
 from warren.evaluate.scorers.vqa import soft_accuracies
@@ -51,15 +51,15 @@ def complete(
         DataError: A question has none, or an answer is to another question.
     """
     keys = list(keys)
-    given = by_key(answers)
-    refuse_unknown(given, [*keys, *known], benchmark)
-    missing = [key for key in keys if key not in given and key not in answers.failed]
+    answered = by_key(answers)
+    refuse_unknown(answered, [*keys, *known], benchmark)
+    missing = [key for key in keys if key not in answered and key not in answers.failed]
     if missing:
         raise DataError(
             f"{benchmark}: no answer to {len(missing)} of {len(keys)} questions, the first is {missing[0]!r}; "
             f"{convention} has no rule for missing answers, so every question needs one"
         )
-    return {key: given[key] for key in keys if key in given}
+    return {key: answered[key] for key in keys if key in answered}
 
 
 def score_soft_accuracy(
@@ -83,17 +83,17 @@ def score_soft_accuracy(
     """
     if not all(humans.values()):
         raise DataError(f"{benchmark}: this reference has no answers of people: only the server scores the test split")
-    given = complete(answers, humans, benchmark)
+    answered = complete(answers, humans, benchmark)
     per_question: dict[str, dict[str, object]] = {}
     scores: dict[str, float] = {}
-    for key, answer in given.items():
+    for key, answer in answered.items():
         points = soft_accuracies(humans[key], normal)
         text = normal(answer.text.strip())
         scores[key] = points.get(text, 0.0)
         commonest = max(points.items(), key=lambda one: one[1])[0]
         per_question[key] = {"prediction": text, "truth": commonest, "score": scores[key]}
     measure = mean("exact_match", scores, 1, images)
-    return Scores(len(humans), len(given), {measure.name: measure.value}, per_question, measures=[measure])
+    return Scores(len(humans), len(answered), {measure.name: measure.value}, per_question, measures=[measure])
 
 
 def same_but_for_punctuation(answer: str, truth: str) -> bool:
@@ -124,10 +124,10 @@ def matched_option(text: str, options: Mapping[str, str]) -> str | None:
 
 def is_within_five_percent(answer: str, truth: str) -> bool:
     """Tell whether a number is within 5 % of the truth, or another text equals it but for case: ChartQA's rule."""
-    given, wanted = _as_number(answer), _as_number(truth)
-    if given is None or not wanted:  # a truth of zero allows no relative error
+    value, target = _as_number(answer), _as_number(truth)
+    if value is None or not target:  # a truth of zero allows no relative error
         return answer.lower() == truth.lower()
-    return abs(given - wanted) / abs(wanted) <= _ALLOWED_ERROR
+    return abs(value - target) / abs(target) <= _ALLOWED_ERROR
 
 
 def document_anls(answer: str, truths: Sequence[str]) -> float:
@@ -175,24 +175,24 @@ def extracted_letter(text: str, choices: Sequence[str]) -> str | None:
     for char in (*_STRIPPED, '"'):
         text = text.strip(char)
     text = f" {text} "
-    found = [
+    mentions = [
         (belief, text.rfind(form.format(choice)), choice)
         for belief, form in _FORMS
         for choice in choices
         if form.format(choice) in text
     ]
-    found += _after_phrases(text, choices)
+    mentions += _after_phrases(text, choices)
     bare = text.strip()
-    found += [(_START, 0, choice) for choice in choices if re.match(rf"{choice}(?![^\W\d_])", bare)]
-    found += [(_END, len(text) - 1, choice) for choice in choices if re.search(rf"(?<![^\W\d_]){choice}$", bare)]
-    found = found or [(0, text.rfind(choice), choice) for choice in choices if choice in text]
-    return max(found, key=lambda one: one[:2])[2] if found else None
+    mentions += [(_START, 0, choice) for choice in choices if re.match(rf"{choice}(?![^\W\d_])", bare)]
+    mentions += [(_END, len(text) - 1, choice) for choice in choices if re.search(rf"(?<![^\W\d_]){choice}$", bare)]
+    mentions = mentions or [(0, text.rfind(choice), choice) for choice in choices if choice in text]
+    return max(mentions, key=lambda one: one[:2])[2] if mentions else None
 
 
 def _after_phrases(text: str, choices: Sequence[str]) -> list[tuple[int, int, str]]:
-    lower, found = text.lower(), []
+    lower, mentions = text.lower(), []
     for phrase in _PHRASES:
         place = lower.find(phrase)
         after = [text.find(choice, place + len(phrase)) for choice in choices] if place != -1 else []
-        found += [(_PHRASE, there, choice) for there, choice in zip(after, choices, strict=False) if there != -1]
-    return found
+        mentions += [(_PHRASE, there, choice) for there, choice in zip(after, choices, strict=False) if there != -1]
+    return mentions

@@ -45,18 +45,18 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
     first = _LETTER_FIRST.match(text)
     if first and first[1] in options:
         return str(first[1])
-    said = {letter.upper() for letter in _SAID.findall(text)} & options.keys()
-    if len(said) == 1:
-        return str(said.pop())
+    letters = {letter.upper() for letter in _SAID.findall(text)} & options.keys()
+    if len(letters) == 1:
+        return str(letters.pop())
     same = [letter for letter, option in options.items() if plain(option) == plain(text)]
     return same[0] if len(same) == 1 else None
 
 
 def _is_close(answer: str, truth: str) -> bool:
-    given, wanted = _as_number(answer), _as_number(truth)
-    if given is None or not wanted:  # a truth of zero allows no relative error
+    value, target = _as_number(answer), _as_number(truth)
+    if value is None or not target:  # a truth of zero allows no relative error
         return plain(answer) == plain(truth)
-    return abs(given - wanted) / abs(wanted) <= _ALLOWED_ERROR
+    return abs(value - target) / abs(target) <= _ALLOWED_ERROR
 
 
 def _as_number(text: str) -> float | None:

@@ -23,8 +23,8 @@ _LONGER = 2  # an answer more than so many times as long as all options together
 def yes_or_no(answer: str) -> str | None:
     """Return `Yes` or `No` where the answer holds exactly one of the two words; None otherwise."""
     words = without_punctuation(answer.lower(), _COMMA_IN_NUMBER).split()
-    said = [word for word in ("yes", "no") if word in words]
-    return said[0].capitalize() if len(said) == 1 else None
+    answers = [word for word in ("yes", "no") if word in words]
+    return answers[0].capitalize() if len(answers) == 1 else None
 
 
 def chosen_option(answer: str, options: Mapping[str, str]) -> str | None:

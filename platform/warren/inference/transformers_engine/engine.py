@@ -17,7 +17,7 @@ from warren.inference.engine import (
     GenerationRequest,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions, check_request
+from warren.inference.engine_options import EngineOptions, check_request
 from warren.inference.streams import QueueStream
 from warren.inference.transformers_engine.process import StepOutput, WorkerCommand, WorkerConfig, WorkerProcess
 

@@ -21,7 +21,7 @@ from warren.inference.engine import (
     TokenDelta,
     join_deltas,
 )
-from warren.inference.limits import EngineOptions, check_request, context_limit, kv_bytes_per_token
+from warren.inference.engine_options import EngineOptions, check_request, context_limit, kv_bytes_per_token
 from warren.inference.prompts import Prompt, encode_request
 from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.models import load_bundle

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warren.errors import WarrenError
-from warren.inference.child import start_child
+from warren.inference.child_process import start_child
 from warren.inference.engine import EngineStats, Event, GenerationRequest
-from warren.inference.limits import EngineOptions
+from warren.inference.engine_options import EngineOptions
 
 _ENTRY = "warren.inference.transformers_engine.worker:main"
 

@@ -24,7 +24,7 @@ from warren.inference.engine import (
     GenerationRequest,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions, check_kv_bytes, context_limit
+from warren.inference.engine_options import EngineOptions, check_kv_bytes, context_limit
 from warren.inference.transformers_engine.model_runner import BatchRow, ModelRunner, PrefillPlan
 from warren.inference.transformers_engine.sampling import SampledToken, Sampler, choose
 from warren.inference.transformers_engine.slot_cache import SlotCache

@@ -27,7 +27,7 @@ from warren.inference.engine import (
     GenerationRequest,
     TokenDelta,
 )
-from warren.inference.limits import EngineOptions, check_request, context_limit
+from warren.inference.engine_options import EngineOptions, check_request, context_limit
 from warren.inference.streams import QueueStream
 from warren.inference.vllm_engine.sampling import DeltaBuilder, vllm_sampling
 from warren.models import read_model_config

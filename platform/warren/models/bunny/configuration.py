@@ -11,9 +11,9 @@ from warren.errors import ConfigError, ModelError
 from warren.models.bunny.families import PROMPT_KEY, Family
 from warren.models.extended_llava import PLAIN_PROJECTOR, config_class
 from warren.models.head import Head
+from warren.models.llava_layout import image_size_px
 from warren.models.minicpm import granite_fields
 from warren.models.projectors import check_projector, num_projected
-from warren.models.saved import image_size_px
 from warren.models.towers import Normalisation
 from warren.models.vlm import CLIP_MEAN, CLIP_STD, FEATURE_LAYER, RESIZE, SIGLIP_MEAN, SIGLIP_STD, num_patches
 

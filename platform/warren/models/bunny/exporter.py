@@ -15,8 +15,8 @@ from warren.models.bunny.tokenizer import in_old_format, without_image_token
 from warren.models.bunny.tower_files import OWN_TOWERS, with_eva_extras, write_json, write_tower
 from warren.models.extended_llava import PLAIN_PROJECTOR
 from warren.models.head import Head
+from warren.models.llava_layout import new_folder, read_model_config
 from warren.models.minicpm import check_minicpm, minicpm_fields
-from warren.models.saved import new_folder, read_model_config
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, read_folder, write_tensors
 from warren.models.vocabulary import HEAD, num_rows, scaled_head, with_vocabulary
 

@@ -13,10 +13,10 @@ from warren.models.bunny.families import FAMILIES, Family, family_of
 from warren.models.bunny.names import to_llava
 from warren.models.bunny.tower import read_tower
 from warren.models.head import Head, appended_ids
-from warren.models.lora import ADAPTER_CONFIG, merged, unwrapped
+from warren.models.llava_layout import new_folder, save_tensors
+from warren.models.lora_merge import ADAPTER_CONFIG, merged, unwrapped
 from warren.models.minicpm import granite_fields
 from warren.models.pretrained import read_config
-from warren.models.saved import new_folder, save_tensors
 from warren.models.tensors import MAX_SHARD_BYTES, LazyTensors, has_weights, read_either, read_folder
 from warren.models.tokenizer import check_named, has_tokenizer, read_tokenizer
 from warren.models.vocabulary import num_rows, scaled_head, untied, with_vocabulary

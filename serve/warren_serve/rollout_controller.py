@@ -1,0 +1,351 @@
+"""The rollout controller of one endpoint: it looks, follows the rules of `warren.rollout`, and acts.
+
+It decides nothing itself, and it knows no Ray: engines are behind `Engines`. One thread looks and acts; calls of
+ingress replicas only leave reports and take the routing table.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from warren.config import RolloutPolicy
+from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageError, WarrenError
+from warren.release import move_alias, read_alias, read_release, release_folder, write_deployment
+from warren.rollout.answer_checks import judge_answers, read_questions
+from warren.rollout.records import RolloutFiles, RolloutOwner, SupersededError
+from warren.rollout.state_machine import (
+    DeleteEngine,
+    EngineView,
+    Judgement,
+    MoveStable,
+    Observation,
+    RolloutAction,
+    RolloutCommand,
+    RolloutState,
+    StartEngine,
+    advance,
+    plan,
+)
+from warren.rollout.traffic_analysis import AnswerRecord, StepJudge
+from warren.storage import Location
+from warren_serve.engine_applications import Engines
+from warren_serve.routing import IngressReport, RoutingTable
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_REPORTS_LAST_S = 5.0  # an ingress replica that is silent for so long is gone
+_MAX_BASELINE = 2000
+_GATE_FILE = "verdict.json"
+
+
+@dataclass(frozen=True)
+class _Registry:
+    """What storage said when it was last asked."""
+
+    stable: str | None = None
+    candidate: str | None = None
+    gate_refusal: str = ""
+    command: RolloutCommand | None = None
+
+
+@dataclass
+class _Asking:
+    """The sanity questions to one candidate, asked by a thread."""
+
+    version: str
+    judgement: Judgement | None = None
+    thread: threading.Thread | None = None
+
+
+@dataclass
+class _Reports:
+    """The last report of every ingress replica, and when it came."""
+
+    last: dict[str, tuple[float, IngressReport]] = field(default_factory=dict)
+
+    def current(self, now_s: float) -> list[IngressReport]:
+        return [report for at_s, report in self.last.values() if now_s - at_s <= _REPORTS_LAST_S]
+
+
+class RolloutController:
+    """Watches a release's aliases and rolls candidates in.
+
+    Args:
+        root: Where releases live.
+        name: The release's name.
+        endpoint: Name of the endpoint's application.
+        policy: How candidates roll in.
+        engines: Starts, deletes and asks engines.
+        owner: What this controller calls itself.
+        clock: Monotonic seconds.
+
+    Raises:
+        StorageError: The state cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        root: Location,
+        name: str,
+        endpoint: str,
+        policy: RolloutPolicy,
+        engines: Engines,
+        owner: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._root, self._name, self._policy, self._engines, self._clock = root, name, policy, engines, clock
+        self._files, self._endpoint = RolloutFiles(root, name, endpoint), endpoint
+        self._deployed: set[str] | None = None
+        self._owned: RolloutOwner = self._files.take_over(owner)
+        self._registry, self._read_s = _Registry(), float("-inf")
+        self._began_s = self._ready_s = clock()
+        self._judge, self._baseline = StepJudge(policy), deque[AnswerRecord](maxlen=_MAX_BASELINE)
+        self._verification: tuple[str, Judgement] | None = None
+        self._asking: _Asking | None = None
+        self._promotion_error = ""
+        self._views: Mapping[str, EngineView] = {}
+        self._table: RoutingTable | None = None
+        self._reports = _Reports()
+        self._lock = threading.Lock()  # of the judge, the baseline and the reports
+        self._closed = threading.Event()
+        self.superseded = ""
+
+    @property
+    def state(self) -> RolloutState:
+        """Where the rollout stands."""
+        return self._owned.record.state
+
+    def run(self) -> None:
+        """Look and act until closed, or until another controller takes over."""
+        while not self._closed.wait(_TICK_S):
+            try:
+                self.tick()
+            except SupersededError as error:
+                self.superseded = str(error)
+                logger.error("%s", error)
+                return
+            except StorageError as error:
+                logger.warning("storage does not answer, so the rollout waits: %s", error)
+            except Exception:  # the serving release goes on serving, so the next look may find what to do
+                logger.exception("the rollout controller failed, and tries again")
+
+    def close(self) -> None:
+        """Stop looking. Engines go on serving."""
+        self._closed.set()
+
+    def exchange(self, report: IngressReport) -> RoutingTable | None:
+        """Take an ingress replica's report and return the weights; fast, because all replicas ask often.
+
+        A controller that has not looked yet returns None, so that the weights of the one before it stay.
+        """
+        with self._lock:
+            self._reports.last[report.replica] = self._clock(), report
+            self._judge.add(report.records)
+            self._baseline.extend(one for one in report.records if one.version == self.state.stable)
+        return self._table
+
+    def status(self) -> dict[str, Any]:
+        """Return where the rollout stands, as JSON types."""
+        state = self.state
+        return {
+            "phase": state.phase,
+            "stable": state.stable,
+            "candidate": state.candidate,
+            "step": state.step,
+            "weights": dict(self._table.weights) if self._table else {},
+            "paused": state.is_paused,
+            "reason": state.reason,
+            "refused": dict(state.refused),
+            "engines": {version: asdict(view) for version, view in self._views.items()},
+            "gate_refusal": self._registry.gate_refusal,
+            "superseded": self.superseded,
+        }
+
+    def tick(self) -> None:
+        """Look once, and do what follows.
+
+        Raises:
+            SupersededError: Another controller has taken over; nothing was done.
+            StorageError: Storage does not answer.
+        """
+        self._read_registry()
+        seen = self._look()
+        state = advance(self.state, seen, self._policy)
+        if state != self.state:
+            self._enter(state)
+        self._mark_deployed(state)
+        planned = plan(state, replace(seen, since_s=self._clock() - self._began_s), self._policy)
+        running = {version for version, view in self._views.items() if view.is_up}
+        applications = {version: self._engines.application(version) for version in sorted(running)}
+        self._table = RoutingTable(planned.weights, state.candidate, applications, self._policy.sticky)
+        for action in planned.actions:
+            self._do(action, state)
+
+    def _enter(self, state: RolloutState) -> None:
+        """Store a new state before anything is done in it."""
+        before = self.state
+        self._owned.save(state)
+        logger.info("rollout of %s: %s, step %d %s", state.candidate, state.phase, state.step, state.reason)
+        self._promotion_error = ""
+        if state.moment != before.moment:
+            self._began_s = self._ready_s = self._clock()
+            with self._lock:
+                self._judge = StepJudge(self._policy, tuple(self._baseline))
+                if state.stable != before.stable:
+                    self._baseline.clear()
+        if state.phase in ("idle", "verifying"):
+            self._asking = self._verification = None
+        self._read_s = float("-inf")
+
+    def _mark_deployed(self, state: RolloutState) -> None:
+        """Say which versions this endpoint needs, before it starts them, so that nobody removes them meanwhile."""
+        needed = {version for version in (state.stable, state.candidate, *self._views) if version}
+        if needed == self._deployed:
+            return
+        try:
+            write_deployment(self._root, self._name, self._endpoint, sorted(needed))
+        except ReleaseError as error:  # one is being removed; its engines will not load, which undoes a candidate
+            logger.warning("an endpoint needs a release that is being removed: %s", error)
+        self._deployed = needed
+
+    def _read_registry(self) -> None:
+        now_s = self._clock()
+        wait_s = self._policy.poll_s if self.state.phase == "idle" else min(1.0, self._policy.poll_s)
+        if now_s - self._read_s < wait_s:
+            return
+        self._owned.check()
+        candidate = read_alias(self._root, self._name, "candidate")
+        self._registry = _Registry(
+            stable=read_alias(self._root, self._name, "stable"),
+            candidate=candidate,
+            gate_refusal=_gate_refusal(self._root, self._name, candidate) if candidate else "",
+            command=self._files.read_command(),
+        )
+        self._read_s = now_s
+
+    def _look(self) -> Observation:
+        state, now_s = self.state, self._clock()
+        views = dict(self._engines.views())
+        self._views = dict(views)
+        if state.candidate and state.phase == "starting":
+            views[state.candidate] = self._seen_by_ingress(state.candidate, views.get(state.candidate, EngineView()))
+        if state.candidate and views.get(state.candidate, EngineView()).status == "ready":
+            self._ready_s = now_s
+        with self._lock:
+            judgement = self._judge.verdict(state.candidate, state.stable) if state.phase == "shifting" else None
+        return Observation(
+            since_s=now_s - self._began_s,
+            unready_s=now_s - self._ready_s,
+            stable_alias=self._registry.stable,
+            candidate_alias=self._registry.candidate,
+            gate_refusal=self._registry.gate_refusal,
+            engines=views,
+            verification=self._verified(state) if state.phase == "verifying" else None,
+            answers=self._answers(state, views) if state.phase == "starting" else None,
+            judgement=judgement,
+            promotion_error=self._promotion_error,
+            command=self._registry.command,
+        )
+
+    def _seen_by_ingress(self, version: str, view: EngineView) -> EngineView:
+        """Return an engine's view, which is ready only when every ingress replica can check its requests."""
+        with self._lock:
+            reports = self._reports.current(self._clock())
+        for report in reports:
+            if version in report.failures:
+                return EngineView("failed", f"an ingress replica cannot load it: {report.failures[version]}")
+        if view.status == "ready" and not all(version in report.loaded for report in reports):
+            return EngineView("starting", "its engines are ready; the ingress replicas load its tokenizer")
+        return view
+
+    def _verified(self, state: RolloutState) -> Judgement:
+        version = state.candidate or ""
+        if self._verification is None or self._verification[0] != version:
+            self._verification = version, verify(self._root, self._name, version)
+        return self._verification[1]
+
+    def _answers(self, state: RolloutState, views: Mapping[str, EngineView]) -> Judgement | None:
+        version = state.candidate or ""
+        if views.get(version, EngineView()).status != "ready":
+            return None
+        if self._asking is None or self._asking.version != version:
+            asking = self._asking = _Asking(version)
+            stable = state.stable if state.stable and views.get(state.stable, EngineView()).is_up else None
+            asking.thread = threading.Thread(target=self._ask, args=(asking, stable), name="warren-ask", daemon=True)
+            asking.thread.start()
+        return self._asking.judgement
+
+    def _ask(self, asking: _Asking, stable: str | None) -> None:
+        try:
+            questions = read_questions(release_folder(self._root, self._name, asking.version))
+            new = self._engines.ask(asking.version, questions)
+            old = self._engines.ask(stable, questions) if stable else None
+            policy = self._policy
+            asking.judgement = judge_answers(questions, new, old, policy.max_extra_bad_answers, policy.false_alarm)
+            logger.info("answers of %s: %s", asking.version, asking.judgement.reason)
+        except Exception as error:  # of any type: a candidate that cannot be asked must not hold the controller
+            logger.exception("the sanity questions could not be asked")
+            asking.judgement = Judgement(False, f"the sanity questions could not be asked: {error}")
+
+    def _do(self, action: RolloutAction, state: RolloutState) -> None:
+        if isinstance(action, StartEngine):
+            partial = max((step for step in self._policy.steps if step < 1.0), default=1.0)
+            beside = state.stable if action.version == state.candidate else None
+            self._engines.start(action.version, beside, partial)
+        elif isinstance(action, DeleteEngine):
+            self._engines.delete(action.version)
+        elif isinstance(action, MoveStable):
+            self._promote(action)
+
+    def _promote(self, action: MoveStable) -> None:
+        try:
+            move_alias(self._root, self._name, "stable", action.version, action.expected)
+        except ConflictError as error:  # the next look sees who moved it
+            logger.warning("the alias 'stable' was moved by somebody else: %s", error)
+        except (ReleaseError, NotFoundError) as error:
+            self._promotion_error = str(error)
+        self._read_s = float("-inf")
+
+
+def verify(root: Location, name: str, version: str) -> Judgement:
+    """Check that a release is complete: its manifest, and that every file has its size.
+
+    The bytes are checked by the engines, while they download them.
+
+    Raises:
+        StorageError: Storage does not answer.
+    """
+    try:
+        folder = release_folder(root, name, version)
+        release = read_release(folder)
+        for entry in release.files:
+            size = folder.store.size((folder / entry.path).key)
+            if size != entry.bytes:
+                return Judgement(False, f"{entry.path} has {size} bytes, the manifest says {entry.bytes}")
+    except NotFoundError as error:
+        return Judgement(False, f"a file of the release is missing: {error}")
+    except (KeyError, TypeError, ValueError) as error:
+        return Judgement(False, f"the manifest cannot be read: {error!r}")
+    except StorageError:
+        raise
+    except WarrenError as error:
+        return Judgement(False, str(error))
+    return Judgement(True)
+
+
+def _gate_refusal(root: Location, name: str, version: str) -> str:
+    """Return why the stored verdict of the gate refuses a version; empty if it does not, or if there is none."""
+    try:
+        verdict = (release_folder(root, name, version) / _GATE_FILE).read_json()
+    except (NotFoundError, json.JSONDecodeError):
+        return ""
+    if not isinstance(verdict, dict) or verdict.get("passed", True) or verdict.get("override"):
+        return ""
+    failed = [str(check.get("reason")) for check in verdict.get("checks", ()) if not check.get("passed")]
+    return f"the gate refused {version}: {'; '.join(failed) or 'no reason is stored'}"
