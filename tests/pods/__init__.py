@@ -1,0 +1,1 @@
+"""`make test-cluster`: pods of the rendered manifests, as namespaces of this machine with addresses of their own."""
