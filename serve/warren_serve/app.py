@@ -65,7 +65,7 @@ class EngineServer:
         parsed = ServeSettings.parse(settings)
         report_usage = partial(notify, accounts, "debit") if accounts else None
         self._backend = load_backend(parsed, _compute_threads(parsed), report_usage=report_usage)
-        self._mirror = Mirror(engine_registry(self._backend.engine.stats))
+        self._mirror = Mirror(engine_registry(self._backend.engine.stats, self._backend.version))
 
     async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk | ApiError]:
         """Yield the answer chunk by chunk. An error is the last item, because exceptions lose their type on the way.

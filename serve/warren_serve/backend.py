@@ -110,6 +110,9 @@ class Backend(Protocol):
 class LocalBackend:
     """A backend with its engine in this process.
 
+    Attributes:
+        version: The release's version.
+
     Args:
         engine: A running engine; closed with the backend.
         version: The release's version.
@@ -129,7 +132,7 @@ class LocalBackend:
         self.engine = engine
         self.prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
         self._token_bytes = TokenBytes(engine.tokenizer)
-        self._version = version
+        self.version = version
         self._settings = settings
         self._report_usage = report_usage
         # Few images at a time, because decoding needs much memory and competes with the model for cores. Decoding has
@@ -174,7 +177,7 @@ class LocalBackend:
 
     def metrics(self) -> Iterable[Metric]:
         """See `Backend.metrics`."""
-        return engine_registry(self.engine.stats).collect()
+        return engine_registry(self.engine.stats, self.version).collect()
 
     def close(self) -> None:
         """Stop the engine; unfinished answers fail."""
@@ -204,7 +207,7 @@ class LocalBackend:
         token_ids = {one.token_id for _, delta in deltas for one in delta.logprobs}
         token_ids |= {token for _, delta in deltas for one in delta.logprobs for token, _ in one.alternatives}
         token_bytes = {token_id: self._token_bytes(token_id) for token_id in token_ids}
-        return ResponseChunk(deltas, len(generation.prompt_ids), self._version, token_bytes)
+        return ResponseChunk(deltas, len(generation.prompt_ids), self.version, token_bytes)
 
 
 class _CountedStream:

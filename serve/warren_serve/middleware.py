@@ -12,7 +12,16 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warren_serve.admission import key_of
-from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, clipped, internal_error, too_large
+from warren_serve.errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    bad_request,
+    clipped,
+    error_of,
+    internal_error,
+    record_error,
+    too_large,
+)
 from warren_serve.metrics import RequestMetrics
 
 logger = logging.getLogger("warren_serve.access")
@@ -123,6 +132,7 @@ class _HttpExchange:
 
     async def fail(self, error: ApiError) -> None:
         """Send an error, unless a response has begun; that one can only be cut off."""
+        record_error(self._scope, error)
         if self._status is None:
             await error.response()(self._scope, self._receive, self.send)
 
@@ -133,6 +143,8 @@ class _HttpExchange:
         """
         path = next((one.path for one in routes if one.matches(self._scope)[0] is not Match.NONE), "none")  # type: ignore[attr-defined]
         route = str(path)
+        if (reason := error_of(self._scope)) is not None:
+            metrics.errors.labels(reason).inc()
         metrics.requests.labels(route, str(self._status or CLIENT_CLOSED_REQUEST)).inc()
         metrics.duration_s.labels(route).observe(time.perf_counter() - self._start)
 
@@ -143,6 +155,7 @@ class _HttpExchange:
             "method": self._method,
             "path": clipped(self._path, _MAX_LOGGED_CHARS),
             "status": self._status,
+            "error": error_of(self._scope),
             "key": key_of(self._scope),
             "body_bytes": self._num_bytes,
             "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
