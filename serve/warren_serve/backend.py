@@ -13,9 +13,11 @@ import dataclasses
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from opentelemetry.trace import Status, StatusCode
 from prometheus_client.metrics_core import Metric
 
 from warren.inference import (
@@ -37,6 +39,7 @@ from warren_serve.metrics import engine_registry
 from warren_serve.prompt import PromptBuilder
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import start_engine_span
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +60,14 @@ class EngineRequest:
         images: Encoded images, in the order of the request's image parts.
         key: Digest of the key whose tokens are counted; None where tokens are not limited.
         version: The release that the ingress chose; another one answers if that one is gone.
+        traceparent: Identifies the request's trace; None where nothing is traced.
     """
 
     request: GenerationFields
     images: tuple[bytes, ...] = ()
     key: str | None = None
     version: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,19 @@ class LocalBackend:
 
     async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """See `Backend.ask`."""
+        span = start_engine_span(engine_request.traceparent, self.version)
+        try:
+            async with aclosing(self._ask(engine_request)) as chunks:
+                async for chunk in chunks:
+                    span.add_event("step", {"tokens": sum(len(delta.token_ids) for _, delta in chunk.deltas)})
+                    yield chunk
+        except ApiError as error:
+            span.set_status(Status(StatusCode.ERROR, error.code))
+            raise
+        finally:
+            span.end()
+
+    async def _ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         loop = asyncio.get_running_loop()
         threads = self._decoding if engine_request.images else self._preparing
         generation = await loop.run_in_executor(threads, self.prepare, engine_request)

@@ -53,6 +53,7 @@ from warren_serve.replicas import replicas_that_fit
 from warren_serve.routing import IngressReport, RoutingTable, TrafficRouter
 from warren_serve.service import ChatService, load_served
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,7 @@ class FrontIngress(RoutesBuiltLate):
         self, settings: Mapping[str, Any], controller: DeploymentHandle, accounts: DeploymentHandle | None
     ) -> None:
         log_as_serve_does()
+        start_tracing("warren-ingress")
         parsed = FrontSettings.parse(settings)
         self._controller = controller
         self._router = TrafficRouter(parsed.request_timeout_s)

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from warren.config.json_logs import FIELDS
 from warren_serve.admission import key_of
 from warren_serve.errors import (
     CLIENT_CLOSED_REQUEST,
@@ -23,6 +24,7 @@ from warren_serve.errors import (
     too_large,
 )
 from warren_serve.metrics import RequestMetrics
+from warren_serve.tracing import finish_request, request_span
 
 logger = logging.getLogger("warren_serve.access")
 
@@ -64,18 +66,20 @@ class RequestMiddleware:
             return
         exchange = _HttpExchange(scope, receive, send, self._max_body_bytes, self._names_requests)
         self._metrics.in_flight.inc()
-        try:
-            exchange.check_length()
-            await self._app(scope, exchange.receive, exchange.send)
-        except ApiError as error:
-            await exchange.fail(error)
-        except Exception:
-            logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail(internal_error())
-        finally:
-            self._metrics.in_flight.dec()
-            exchange.count(self._metrics, self._routes)
-            exchange.log()
+        with request_span(scope["method"], Headers(scope=scope)) as span:
+            try:
+                exchange.check_length()
+                await self._app(scope, exchange.receive, exchange.send)
+            except ApiError as error:
+                await exchange.fail(error)
+            except Exception:
+                logger.exception("request %s failed", exchange.request_id)
+                await exchange.fail(internal_error())
+            finally:
+                self._metrics.in_flight.dec()
+                route = exchange.count(self._metrics, self._routes)
+                finish_request(span, scope["method"], route, exchange.status)
+                exchange.log()
 
 
 class _HttpExchange:
@@ -136,8 +140,13 @@ class _HttpExchange:
         if self._status is None:
             await error.response()(self._scope, self._receive, self.send)
 
-    def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
-        """Count the request under its route, because clients could make up labels if it were its path.
+    @property
+    def status(self) -> int:
+        """The response's status; nginx's 499 where the client left before it."""
+        return self._status or CLIENT_CLOSED_REQUEST
+
+    def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> str:
+        """Count the request under its route, and return that: clients could make up labels if it were its path.
 
         The route is looked up here, because a refused request never reaches the router.
         """
@@ -145,8 +154,9 @@ class _HttpExchange:
         route = str(path)
         if (reason := error_of(self._scope)) is not None:
             metrics.errors.labels(reason).inc()
-        metrics.requests.labels(route, str(self._status or CLIENT_CLOSED_REQUEST)).inc()
+        metrics.requests.labels(route, str(self.status)).inc()
         metrics.duration_s.labels(route).observe(time.perf_counter() - self._start)
+        return route
 
     def log(self) -> None:
         """Write one line of JSON."""
@@ -160,7 +170,7 @@ class _HttpExchange:
             "body_bytes": self._num_bytes,
             "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
         }
-        logger.info(json.dumps(line))
+        logger.info(json.dumps(line), extra={FIELDS: line})
 
 
 def _normalise(scope: Scope) -> None:
