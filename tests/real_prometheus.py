@@ -75,7 +75,14 @@ class Prometheus:
         self._range = {"start": min(times), "end": max(times), "step": _STEP_S}
         (folder / "metrics.txt").write_text(f"{text}# EOF\n")
         data = folder / "data"
-        backfill = ["promtool", "tsdb", "create-blocks-from", "openmetrics", folder / "metrics.txt", data]
+        backfill: list[str | Path] = [
+            "promtool",
+            "tsdb",
+            "create-blocks-from",
+            "openmetrics",
+            folder / "metrics.txt",
+            data,
+        ]
         subprocess.run(backfill, check=True, capture_output=True)
         (folder / "prometheus.yml").write_text("{}\n")
         port = free_port()

@@ -175,7 +175,8 @@ def test_no_image_is_handed_to_another_program(tmp_path: Path, monkeypatch: pyte
         Image.open(io.BytesIO(postscript)).load()
     assert ran.exists(), "Pillow runs nothing any more, so this test shows nothing"
     ran.unlink()
-    for read in (decode_image, image_size, ImageRules(alpha="white").rewritten):
+    readers: list[Callable[[bytes], object]] = [decode_image, image_size, ImageRules(alpha="white").rewritten]
+    for read in readers:
         with pytest.raises((BadSampleError, UnidentifiedImageError)):
             read(postscript)
     assert not ran.exists()

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from warren.errors import ConfigError
 
@@ -81,7 +81,7 @@ class JsonLines(io.TextIOBase):
 
 def json_handler(target: TextIO | None = None) -> logging.Handler:
     """Return a handler that writes JSON to standard error, or to `target`."""
-    handler = logging.StreamHandler(target)
+    handler = logging.StreamHandler(target or sys.stderr)
     handler.setFormatter(JsonFormatter())
     return handler
 
@@ -103,7 +103,7 @@ def json_standard_error(name: str) -> Iterator[None]:
     handler, lines = json_handler(target), JsonLines(target, name)
     logging.getLogger().addHandler(handler)
     try:
-        with contextlib.redirect_stderr(lines):
+        with contextlib.redirect_stderr(cast(TextIO, lines)):
             yield
     finally:
         lines.finish()

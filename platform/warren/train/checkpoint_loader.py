@@ -3,6 +3,7 @@
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from warren.train.ranks import Ranks
 from warren.train.step_metrics import StepMetrics, from_json_lines
 
 # Earlier versions wrote NumPy's state as an array.
-_NUMPY_TYPES = [np.zeros(1).__reduce__()[0], np.ndarray, np.dtype, np.dtypes.UInt32DType]
+_NUMPY_TYPES: list[Any] = [np.zeros(1).__reduce__()[0], np.ndarray, np.dtype, np.dtypes.UInt32DType]
 
 
 def resizes(checkpoint: CheckpointManifest | None, world_size: int, zero_stage: int) -> bool:
@@ -66,7 +67,8 @@ def random_state_file(rank: int) -> str:
 
 def write_random_state(path: Path) -> None:
     """Write the random-number state of this process, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()
+    drawn: Any = np.random.get_state()
+    name, keys, *rest = drawn
     numpy_state = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
     state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_a_location_with_keys_is_refused_without_showing_them(uri: str, monkeypa
 
 
 def test_clients_neither_take_keys_in_urls_nor_show_them() -> None:
-    for make in (lambda url: EndpointOptions(url), lambda url: JudgeEndpoint(url, "m")):
+    makers: list[Callable[[str], object]] = [EndpointOptions, lambda url: JudgeEndpoint(url, "m")]
+    for make in makers:
         with pytest.raises(ConfigError, match="-key-env VAR") as refused:
             make(f"http://user:{MARK}@host/v1")
         assert MARK not in str(refused.value)

@@ -33,7 +33,9 @@ def test_a_commit_is_reported_and_so_is_every_way_to_fail(ranks: Ranks, tmp_path
     checkpoints = Checkpoints(Location.parse(str(tmp_path / "checkpoints")))
 
     def writer(at: Checkpoints = checkpoints) -> CheckpointWriter:
-        return CheckpointWriter(at, ranks, "a", manifest, 2, lambda *outcome: outcomes.append(outcome))
+        return CheckpointWriter(
+            at, ranks, "a", manifest, 2, lambda step, is_committed: outcomes.append((step, is_committed))
+        )
 
     first = writer()
     first.begin(4, write, 7, None)
