@@ -55,7 +55,7 @@ def declared_series() -> str:
 
 
 def _series_of(spec: MetricSpec) -> list[str]:
-    labels = {label: "internal_error" if label == "reason" else "x" for label in spec.labels}
+    labels = {label: {"reason": "internal_error", "route": "/v1/completions"}.get(label, "x") for label in spec.labels}
     if spec not in TRAINING_METRICS:
         labels |= {"application": "chat", "replica": "a"}  # Ray Serve adds them
     if spec.kind != "histogram":
