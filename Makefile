@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-long check bench clean demo-curate chaos bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate
+.PHONY: help docs install demo test test-long check bench clean demo-curate chaos bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,5 +74,11 @@ bench-data: install  ## Compare the data loader with torch's, webdataset and mos
 	$(BIN)/python -m pip --python $(PEERS)/bin/python install --quiet --no-deps --requirement benchmarks/data/peers.txt
 	$(BIN)/python benchmarks/data/bench.py --peers $(PEERS)/bin/python $(ARGS)
 
+DOCS := .venv-docs
+docs:  ## Build the documentation site into site/; a broken link or anchor is an error
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "mkdocs-material>=9.6,<10"
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 clean:  ## Remove .venv and what the demo wrote
-	rm -rf $(VENV) .venv-bench-data demo-output
+	rm -rf $(VENV) .venv-bench-data .venv-docs site demo-output

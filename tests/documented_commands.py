@@ -67,6 +67,7 @@ FATES: dict[str, Fate] = {
     r"python jobs/rollout\.py ": Elsewhere("tests/unit/rollout/test_rollout_command.py"),
     r"make (install|check|test|demo)$": Elsewhere(".ci/run"),
     r"make (chaos|demo KEEP=1|test-long)": _CHAOS,
+    r"make docs": NotRun("installs the site's generator; tests/unit/docs/test_pages.py checks the links"),
     r"python jobs/demo\.py$": Elsewhere("Makefile"),
     r"python jobs/chaos\.py$": _CHAOS,
     r"python jobs/demo_curate\.py$": NotRun("takes minutes; make demo-curate runs it by hand"),

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from warren_serve.admission import Admission, OwnAccounts, RateLimitLease, SharedAccounts, lease_of
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.chat_page import SlashBehindPrefix, page_routes
-from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, unavailable
+from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, record_error, unavailable
 from warren_serve.metrics import CONTENT_TYPE
 from warren_serve.middleware import RequestMiddleware
 from warren_serve.openapi import describe_requests, error_responses
@@ -49,6 +49,8 @@ class _Stream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            if self._response.failure is not None:
+                record_error(scope, self._response.failure)
             await self._response.close()
 
 
@@ -260,17 +262,19 @@ def _client_gone() -> ApiError:
     return ApiError(CLIENT_CLOSED_REQUEST, "The client closed the connection.", code="client_closed_request")
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    record_error(request.scope, error)
     return error.response()
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
-    return bad_request("The request does not fit the endpoint.", "invalid_value").response()
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    return await _on_api_error(request, bad_request("The request does not fit the endpoint.", "invalid_value"))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path[:200]}: {error.detail}."
-    return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()
+    refusal = ApiError(error.status_code, message, code=code, headers=dict(error.headers or {}))
+    return await _on_api_error(request, refusal)

@@ -24,6 +24,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import RoutesBuiltLate
+from warren.config.json_logs import json_handler, logs_are_json
 from warren.errors import ServiceError
 from warren.release import read_release, resolve_release
 from warren.storage import Location
@@ -39,6 +40,7 @@ from warren_serve.remote_backend import RemoteAccounts, RemoteBackend, notify
 from warren_serve.replicas import replicas_that_fit
 from warren_serve.service import load_backend, open_service
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +64,11 @@ class EngineServer:
 
     def __init__(self, settings: Mapping[str, Any], accounts: DeploymentHandle | None = None) -> None:
         log_as_serve_does()
+        start_tracing("warren-engine")
         parsed = ServeSettings.parse(settings)
         report_usage = partial(notify, accounts, "debit") if accounts else None
         self._backend = load_backend(parsed, _compute_threads(parsed), report_usage=report_usage)
-        self._mirror = Mirror(engine_registry(self._backend.engine.stats))
+        self._mirror = Mirror(engine_registry(self._backend.engine.stats, self._backend.version))
 
     async def answer(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk | ApiError]:
         """Yield the answer chunk by chunk. An error is the last item, because exceptions lose their type on the way.
@@ -149,6 +152,7 @@ class IngressServer(RoutesBuiltLate):
         self, settings: Mapping[str, Any], engines: DeploymentHandle, accounts: DeploymentHandle | None
     ) -> None:
         log_as_serve_does()
+        start_tracing("warren-ingress")
         parsed = ServeSettings.parse(settings)
         self._service = open_service(parsed, RemoteBackend(engines))
         self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
@@ -245,10 +249,15 @@ def _pace(settings: ServeSettings) -> dict[str, Any]:
 
 
 def log_as_serve_does() -> None:
-    """Send Warren's log records to the replica's own log file; otherwise they would be lost."""
+    """Send Warren's log records to the replica's own log file, or to standard error where they are to be JSON.
+
+    Raises:
+        ConfigError: The environment asks for another format.
+    """
+    handlers = [json_handler()] if logs_are_json() else logging.getLogger("ray.serve").handlers
     for name in ("warren", "warren_serve"):
         logger = logging.getLogger(name)
-        logger.handlers = logging.getLogger("ray.serve").handlers
+        logger.handlers = handlers
         logger.setLevel(logging.INFO)
         logger.propagate = False
 

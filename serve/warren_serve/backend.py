@@ -13,9 +13,11 @@ import dataclasses
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from opentelemetry.trace import Status, StatusCode
 from prometheus_client.metrics_core import Metric
 
 from warren.inference import (
@@ -37,6 +39,7 @@ from warren_serve.metrics import engine_registry
 from warren_serve.prompt import PromptBuilder
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import start_engine_span
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +60,14 @@ class EngineRequest:
         images: Encoded images, in the order of the request's image parts.
         key: Digest of the key whose tokens are counted; None where tokens are not limited.
         version: The release that the ingress chose; another one answers if that one is gone.
+        traceparent: Identifies the request's trace; None where nothing is traced.
     """
 
     request: GenerationFields
     images: tuple[bytes, ...] = ()
     key: str | None = None
     version: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class Backend(Protocol):
 class LocalBackend:
     """A backend with its engine in this process.
 
+    Attributes:
+        version: The release's version.
+
     Args:
         engine: A running engine; closed with the backend.
         version: The release's version.
@@ -129,7 +137,7 @@ class LocalBackend:
         self.engine = engine
         self.prompts = PromptBuilder(engine.inputs, engine.tokenizer, engine.max_context_tokens, settings)
         self._token_bytes = TokenBytes(engine.tokenizer)
-        self._version = version
+        self.version = version
         self._settings = settings
         self._report_usage = report_usage
         # Few images at a time, because decoding needs much memory and competes with the model for cores. Decoding has
@@ -147,6 +155,19 @@ class LocalBackend:
 
     async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         """See `Backend.ask`."""
+        span = start_engine_span(engine_request.traceparent, self.version)
+        try:
+            async with aclosing(self._ask(engine_request)) as chunks:
+                async for chunk in chunks:
+                    span.add_event("step", {"tokens": sum(len(delta.token_ids) for _, delta in chunk.deltas)})
+                    yield chunk
+        except ApiError as error:
+            span.set_status(Status(StatusCode.ERROR, error.code))
+            raise
+        finally:
+            span.end()
+
+    async def _ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
         loop = asyncio.get_running_loop()
         threads = self._decoding if engine_request.images else self._preparing
         generation = await loop.run_in_executor(threads, self.prepare, engine_request)
@@ -174,7 +195,7 @@ class LocalBackend:
 
     def metrics(self) -> Iterable[Metric]:
         """See `Backend.metrics`."""
-        return engine_registry(self.engine.stats).collect()
+        return engine_registry(self.engine.stats, self.version).collect()
 
     def close(self) -> None:
         """Stop the engine; unfinished answers fail."""
@@ -204,7 +225,7 @@ class LocalBackend:
         token_ids = {one.token_id for _, delta in deltas for one in delta.logprobs}
         token_ids |= {token for _, delta in deltas for one in delta.logprobs for token, _ in one.alternatives}
         token_bytes = {token_id: self._token_bytes(token_id) for token_id in token_ids}
-        return ResponseChunk(deltas, len(generation.prompt_ids), self._version, token_bytes)
+        return ResponseChunk(deltas, len(generation.prompt_ids), self.version, token_bytes)
 
 
 class _CountedStream:

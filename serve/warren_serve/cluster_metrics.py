@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.metrics import Gauge
 
 from warren.compat.ray_core import metrics_agents
+from warren.metrics import SERVE_METRICS
 from warren_serve.metrics import all_families, render
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ _OWN_LINES = ("ray_warren_", "# TYPE ray_warren_", "# HELP ray_warren_")
 _MIRROR_EVERY_S = 5.0
 _AGENT_TIMEOUT_S = 3.0
 _SHARED_FOR_S = 2.0
-_LABELS = frozenset({"route", "status", "le", "version", "phase", "application", "deployment", "replica"})
+_RAYS_LABELS = {"application", "deployment", "replica"}
+_LABELS = _RAYS_LABELS | {"le"} | {label for spec in SERVE_METRICS for label in spec.labels}
 _ENDINGS = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
 
@@ -75,10 +77,11 @@ class ClusterMetrics:
 
     Args:
         application: Name of the Serve application. Those of others are left out, because their keys may differ.
+        engines_prefix: What the names of its engines' applications begin with, if those are applications of their own.
     """
 
-    def __init__(self, application: str) -> None:
-        self._application = application
+    def __init__(self, application: str, engines_prefix: str | None = None) -> None:
+        self._application, self._engines_prefix = application, engines_prefix
         self._round: asyncio.Task[bytes] | None = None
         self._begun_s = 0.0
 
@@ -96,11 +99,15 @@ class ClusterMetrics:
         timeout = aiohttp.ClientTimeout(total=_AGENT_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             texts = await asyncio.gather(*(_agent_text(session, address) for address in addresses))
-        return await loop.run_in_executor(None, partial(merged, texts, self._application))
+        return await loop.run_in_executor(None, partial(merged, texts, self._application, self._engines_prefix))
 
 
-def merged(texts: Iterable[str], application: str) -> bytes:
+def merged(texts: Iterable[str], application: str, engines_prefix: str | None = None) -> bytes:
     """Merge the agents' texts on one application: Warren's names and types, and of Ray's labels only the replica's."""
+
+    def belongs(name: str) -> bool:
+        return name == application or (engines_prefix is not None and name.startswith(engines_prefix))
+
     families = all_families()
     owners = {f"{_PREFIX}{family.name}{end}": family for family in families for end in _ENDINGS[family.type]}
     for family in families:
@@ -109,7 +116,7 @@ def merged(texts: Iterable[str], application: str) -> bytes:
         for mirrored in text_string_to_metric_families(_own_lines(text)):
             for sample in mirrored.samples:
                 owner = owners.get(sample.name)
-                if owner and sample.labels.get("application") == application:
+                if owner and belongs(sample.labels.get("application", "")):
                     labels = {name: value for name, value in sample.labels.items() if name in _LABELS}
                     owner.add_sample(sample.name.removeprefix(_PREFIX), labels, sample.value)
     return render(family for family in families if family.samples)

@@ -65,6 +65,11 @@ class Engines(Protocol):
         ...
 
 
+def engines_prefix(endpoint: str) -> str:
+    """Return what the names of an endpoint's engine applications begin with; a version follows."""
+    return f"{endpoint}-engine-"
+
+
 class EngineApplications:
     """The engines as Serve applications called `ENDPOINT-engine-VERSION`.
 
@@ -78,7 +83,7 @@ class EngineApplications:
     def __init__(
         self, endpoint: str, build: BuildApplication, ask_engine: AskEngine, replicas: tuple[int, int]
     ) -> None:
-        self._prefix = f"{endpoint}-engine-"
+        self._prefix = engines_prefix(endpoint)
         self._build, self._ask, self._replicas = build, ask_engine, replicas
         self._starting: dict[str, threading.Thread] = {}
         self._errors: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`."""
 
+from collections.abc import MutableMapping
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from warren.errors import WarrenError
 from warren_serve.response_models import ErrorDetail, ErrorResponse
 
 RETRY_AFTER_S = 1
+_ERROR_CODE = "error_code"  # in the ASGI scope's state
 _MAX_MESSAGE_CHARS = 500
 _MAX_NAME_CHARS = 120
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log shows it
@@ -107,3 +109,14 @@ def internal_error() -> ApiError:
         code="internal_error",
         kind="server_error",
     )
+
+
+def record_error(scope: MutableMapping[str, Any], error: ApiError) -> None:
+    """Remember in a request's ASGI scope why it was refused, for metrics and the access log."""
+    scope.setdefault("state", {})[_ERROR_CODE] = error.code
+
+
+def error_of(scope: MutableMapping[str, Any]) -> str | None:
+    """Return the code of the error that a request ended with; None if it had none."""
+    code: str | None = scope.get("state", {}).get(_ERROR_CODE)
+    return code

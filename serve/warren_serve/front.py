@@ -43,7 +43,7 @@ from warren_serve.app import (
     sized_ingress,
 )
 from warren_serve.cluster_metrics import ClusterMetrics, Mirror
-from warren_serve.engine_applications import EngineApplications
+from warren_serve.engine_applications import EngineApplications, engines_prefix
 from warren_serve.metrics import RolloutMetrics
 from warren_serve.proxy_errors import Disconnects
 from warren_serve.remote_backend import RemoteAccounts, RemoteBackend
@@ -53,6 +53,7 @@ from warren_serve.routing import IngressReport, RoutingTable, TrafficRouter
 from warren_serve.sanity_questions import ask_engine
 from warren_serve.service import ChatService, load_served
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +133,7 @@ class ControllerServer:
     async def exchange(self, report: IngressReport) -> RoutingTable | None:
         """See `RolloutController.exchange`."""
         table = self._controller.exchange(report)
-        self._metrics.set_weights(table.weights if table else {})
-        self._metrics.enter(self._controller.state.phase)
+        self._metrics.show(self._controller.status())
         return table
 
     async def status(self) -> dict[str, Any]:
@@ -173,6 +173,7 @@ class FrontIngress(RoutesBuiltLate):
         self, settings: Mapping[str, Any], controller: DeploymentHandle, accounts: DeploymentHandle | None
     ) -> None:
         log_as_serve_does()
+        start_tracing("warren-ingress")
         parsed = FrontSettings.parse(settings)
         self._controller = controller
         self._router = TrafficRouter(parsed.request_timeout_s)
@@ -184,7 +185,8 @@ class FrontIngress(RoutesBuiltLate):
 
     def build_routes(self) -> FastAPI:
         """Return the routes; Serve asks once, after the constructor."""
-        metrics = ClusterMetrics(serve.get_replica_context().app_name)
+        endpoint = serve.get_replica_context().app_name
+        metrics = ClusterMetrics(endpoint, engines_prefix(endpoint))
         api = create_api(self._service, metrics.read, self._accounts, names_requests=False)
         controller = self._controller
 
@@ -272,7 +274,7 @@ class _Follower:
         try:
             root, name = self._settings.place
             stable = RolloutFiles(root, name, self._endpoint).read().state.stable
-            application = f"{self._endpoint}-engine-{stable}"
+            application = f"{engines_prefix(self._endpoint)}{stable}"
             if stable and application in serve.status().applications:
                 self._follow(RoutingTable({stable: 1.0}, None, {stable: application}))
         except Exception as error:  # it is tried again

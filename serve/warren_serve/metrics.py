@@ -1,49 +1,35 @@
 """Metrics in Prometheus' text format. Nothing here knows Ray; `cluster_metrics.py` mirrors them to its agents."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from warren import metrics as declared
 from warren.inference import EngineStats
+from warren.metrics import MetricSpec
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-_ANSWER_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # nothing reads the creation times
 
 
 class RequestMetrics:
-    """The metrics of the routes. Labels are routes and statuses, never a client's text."""
+    """The metrics of the routes. Labels are routes, statuses and error codes, never a client's text."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.in_flight = Gauge("warren_requests_in_flight", "HTTP requests being answered", registry=registry)
-        self.requests = Counter("warren_requests", "HTTP requests answered", ["route", "status"], registry=registry)
-        self.duration_s = Histogram(
-            "warren_request_seconds",
-            "From the request's head to the last byte of the answer",
-            ["route"],
-            buckets=_ANSWER_BUCKETS_S,
-            registry=registry,
-        )
-        self.prompt_tokens = Counter("warren_prompt_tokens", "Tokens of answered prompts", registry=registry)
-        self.answer_tokens = Counter("warren_answer_tokens", "Tokens of answers", registry=registry)
-        self.first_token_s = Histogram(
-            "warren_time_to_first_token_seconds",
-            "From the read request to the first tokens of a streamed answer",
-            buckets=_ANSWER_BUCKETS_S,
-            registry=registry,
-        )
-        self.between_tokens_s = Histogram(
-            "warren_inter_token_seconds",
-            "Between two tokens of a streamed answer; tokens that come together share their time",
-            buckets=_TOKEN_BUCKETS_S,
-            registry=registry,
-        )
+        self.in_flight = _gauge(declared.IN_FLIGHT, registry)
+        self.requests = _counter(declared.REQUESTS, registry)
+        self.errors = _counter(declared.REQUEST_ERRORS, registry)
+        self.duration_s = _histogram(declared.REQUEST_SECONDS, registry)
+        self.prompt_tokens = _counter(declared.PROMPT_TOKENS, registry)
+        self.answer_tokens = _counter(declared.ANSWER_TOKENS, registry)
+        self.first_token_s = _histogram(declared.FIRST_TOKEN_SECONDS, registry)
+        self.between_tokens_s = _histogram(declared.INTER_TOKEN_SECONDS, registry)
 
     def count_tokens(self, num_prompt: int, num_answer: int) -> None:
         """Add tokens of one answer."""
@@ -61,38 +47,26 @@ class EngineCollector(Collector):
 
     Args:
         stats: Returns them.
+        version: The release that the engine serves.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        self._stats = stats
+    def __init__(self, stats: Callable[[], EngineStats], version: str) -> None:
+        self._stats, self._version = stats, version
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         stats = self._stats()
-        for field, text in _ENGINE_GAUGES.items():
-            yield GaugeMetricFamily(f"warren_engine_{field.removeprefix('num_')}", text, value=getattr(stats, field))
-        for field, text in _ENGINE_COUNTERS.items():
-            yield CounterMetricFamily(f"warren_engine_{field.removeprefix('num_')}", text, value=getattr(stats, field))
-
-
-_ENGINE_GAUGES = {
-    "num_slots": "Requests that can generate at the same time",
-    "num_running": "Slots in use",
-    "num_waiting": "Requests that wait for a slot",
-    "kv_bytes": "Memory of the slots' keys and values",
-    "kv_used_tokens": "Tokens held in slots",
-    "kv_capacity_tokens": "Tokens that fit into the slots",
-    "image_cache_bytes": "Visual features kept for repeated images",
-}
-_ENGINE_COUNTERS = {
-    "image_cache_hits": "Images whose features were kept",
-    "image_cache_misses": "Images that were encoded",
-    "num_prompt_tokens": "Prompt tokens read",
-    "num_generated_tokens": "Tokens generated",
-    "num_finished": "Requests that ended by themselves",
-    "num_cancelled": "Requests whose reader left",
-    "num_failed": "Requests that failed",
-}
+        for spec in declared.ENGINE_STATS:
+            name = spec.name.removeprefix("warren_engine_")
+            value = getattr(stats, name if hasattr(stats, name) else f"num_{name}")
+            if spec.kind == "gauge":
+                yield GaugeMetricFamily(spec.name, spec.meaning, value=value)
+            else:
+                yield CounterMetricFamily(spec.name, spec.meaning, value=value)
+        spec = declared.ENGINE_RELEASE
+        release = GaugeMetricFamily(spec.name, spec.meaning, labels=spec.labels)
+        release.add_metric((self._version,), 1)
+        yield release
 
 
 class RolloutMetrics:
@@ -100,21 +74,37 @@ class RolloutMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._weights = Gauge(
-            "warren_rollout_weight", "Fraction of the traffic by version", ["version"], registry=registry
-        )
-        self._phase = Gauge("warren_rollout_phase", "1 for the phase of the rollout", ["phase"], registry=registry)
-        self.rollbacks = Counter("warren_rollout_rollbacks", "Candidates that were undone", registry=registry)
+        self._weight = _gauge(declared.ROLLOUT_WEIGHT, registry)
+        self._phase = _gauge(declared.ROLLOUT_PHASE, registry)
+        self._version = _gauge(declared.ROLLOUT_VERSION, registry)
+        self._step = _gauge(declared.ROLLOUT_STEP, registry)
+        self._paused = _gauge(declared.ROLLOUT_PAUSED, registry)
+        self._refused = _gauge(declared.ROLLOUT_REFUSED, registry)
+        self._gate = _gauge(declared.ROLLOUT_GATE, registry)
+        self._superseded = _gauge(declared.ROLLOUT_SUPERSEDED, registry)
+        self.rollbacks = _counter(declared.ROLLOUT_ROLLBACKS, registry)
         self._versions: set[str] = set()
+        self._roles: set[tuple[str, str]] = set()
         self._last_phase = ""
 
-    def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Show where traffic goes; versions without traffic go to 0."""
+    def show(self, status: Mapping[str, Any]) -> None:
+        """Show what `RolloutController.status` returned. What is over goes to 0, because Ray keeps every series."""
+        weights = status["weights"]
         self._versions |= weights.keys()
         for version in self._versions:
-            self._weights.labels(version).set(weights.get(version, 0.0))
+            self._weight.labels(version).set(weights.get(version, 0.0))
+        roles = {(role, status[role]) for role in ("stable", "candidate") if status[role]}
+        self._roles |= roles
+        for role in self._roles:
+            self._version.labels(*role).set(role in roles)
+        self._enter(status["phase"])
+        self._step.set(status["step"])
+        self._paused.set(status["paused"])
+        self._refused.set(len(status["refused"]))
+        self._gate.set(bool(status["gate_refusal"]))
+        self._superseded.set(bool(status["superseded"]))
 
-    def enter(self, phase: str) -> None:
+    def _enter(self, phase: str) -> None:
         """Show the phase, and count each time that a candidate is undone."""
         if phase == self._last_phase:
             return
@@ -126,10 +116,22 @@ class RolloutMetrics:
             self.rollbacks.inc()
 
 
-def engine_registry(stats: Callable[[], EngineStats]) -> CollectorRegistry:
+def _gauge(spec: MetricSpec, registry: CollectorRegistry) -> Gauge:
+    return Gauge(spec.name, spec.meaning, spec.labels, registry=registry)
+
+
+def _counter(spec: MetricSpec, registry: CollectorRegistry) -> Counter:
+    return Counter(spec.name, spec.meaning, spec.labels, registry=registry)
+
+
+def _histogram(spec: MetricSpec, registry: CollectorRegistry) -> Histogram:
+    return Histogram(spec.name, spec.meaning, spec.labels, buckets=spec.buckets, registry=registry)
+
+
+def engine_registry(stats: Callable[[], EngineStats], version: str) -> CollectorRegistry:
     """Return a registry of one engine's metrics."""
     registry = CollectorRegistry()
-    registry.register(EngineCollector(stats))
+    registry.register(EngineCollector(stats, version))
     return registry
 
 
@@ -137,7 +139,7 @@ def all_families() -> tuple[Metric, ...]:
     """Return the metric families of all processes, for their names and types; the samples are meaningless."""
     zeros = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
     rollout = RolloutMetrics().registry.collect()
-    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: zeros).collect(), *rollout)
+    return (*RequestMetrics().registry.collect(), *EngineCollector(lambda: zeros, "").collect(), *rollout)
 
 
 class _Families(CollectorRegistry):

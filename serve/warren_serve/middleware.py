@@ -11,9 +11,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from warren.config.json_logs import FIELDS
 from warren_serve.admission import key_of
-from warren_serve.errors import CLIENT_CLOSED_REQUEST, ApiError, bad_request, clipped, internal_error, too_large
+from warren_serve.errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    bad_request,
+    clipped,
+    error_of,
+    internal_error,
+    record_error,
+    too_large,
+)
 from warren_serve.metrics import RequestMetrics
+from warren_serve.tracing import finish_request, request_span
 
 logger = logging.getLogger("warren_serve.access")
 
@@ -55,18 +66,20 @@ class RequestMiddleware:
             return
         exchange = _HttpExchange(scope, receive, send, self._max_body_bytes, self._names_requests)
         self._metrics.in_flight.inc()
-        try:
-            exchange.check_length()
-            await self._app(scope, exchange.receive, exchange.send)
-        except ApiError as error:
-            await exchange.fail(error)
-        except Exception:
-            logger.exception("request %s failed", exchange.request_id)
-            await exchange.fail(internal_error())
-        finally:
-            self._metrics.in_flight.dec()
-            exchange.count(self._metrics, self._routes)
-            exchange.log()
+        with request_span(scope["method"], Headers(scope=scope)) as span:
+            try:
+                exchange.check_length()
+                await self._app(scope, exchange.receive, exchange.send)
+            except ApiError as error:
+                await exchange.fail(error)
+            except Exception:
+                logger.exception("request %s failed", exchange.request_id)
+                await exchange.fail(internal_error())
+            finally:
+                self._metrics.in_flight.dec()
+                route = exchange.count(self._metrics, self._routes)
+                finish_request(span, scope["method"], route, exchange.status)
+                exchange.log()
 
 
 class _HttpExchange:
@@ -123,18 +136,27 @@ class _HttpExchange:
 
     async def fail(self, error: ApiError) -> None:
         """Send an error, unless a response has begun; that one can only be cut off."""
+        record_error(self._scope, error)
         if self._status is None:
             await error.response()(self._scope, self._receive, self.send)
 
-    def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> None:
-        """Count the request under its route, because clients could make up labels if it were its path.
+    @property
+    def status(self) -> int:
+        """The response's status; nginx's 499 where the client left before it."""
+        return self._status or CLIENT_CLOSED_REQUEST
+
+    def count(self, metrics: RequestMetrics, routes: Sequence[BaseRoute]) -> str:
+        """Count the request under its route, and return that: clients could make up labels if it were its path.
 
         The route is looked up here, because a refused request never reaches the router.
         """
         path = next((one.path for one in routes if one.matches(self._scope)[0] is not Match.NONE), "none")  # type: ignore[attr-defined]
         route = str(path)
-        metrics.requests.labels(route, str(self._status or CLIENT_CLOSED_REQUEST)).inc()
+        if (reason := error_of(self._scope)) is not None:
+            metrics.errors.labels(reason).inc()
+        metrics.requests.labels(route, str(self.status)).inc()
         metrics.duration_s.labels(route).observe(time.perf_counter() - self._start)
+        return route
 
     def log(self) -> None:
         """Write one line of JSON."""
@@ -143,11 +165,12 @@ class _HttpExchange:
             "method": self._method,
             "path": clipped(self._path, _MAX_LOGGED_CHARS),
             "status": self._status,
+            "error": error_of(self._scope),
             "key": key_of(self._scope),
             "body_bytes": self._num_bytes,
             "duration_ms": round(1000 * (time.perf_counter() - self._start), 1),
         }
-        logger.info(json.dumps(line))
+        logger.info(json.dumps(line), extra={FIELDS: line})
 
 
 def _normalise(scope: Scope) -> None:

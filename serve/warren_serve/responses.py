@@ -50,6 +50,9 @@ class _Head(TypedDict):
 class ChatResponse:
     """The response to one request while it is generated. Whatever happens, `close` must be called to free its slots.
 
+    Attributes:
+        failure: The error that a stream ended with, after it had begun.
+
     Args:
         service: The service whose backend answers.
         engine_request: The request.
@@ -62,6 +65,7 @@ class ChatResponse:
     def __init__(
         self, service: ChatService, engine_request: EngineRequest, lease: RateLimitLease, deadline: float
     ) -> None:
+        self.failure: ApiError | None = None
         self._request = engine_request.request
         self._lease = lease
         self._timeout_s = service.settings.request_timeout_s
@@ -128,10 +132,12 @@ class ChatResponse:
                 yield _event(self._usage_chunk())
             yield b"data: [DONE]\n\n"
         except ApiError as error:
+            self.failure = error
             yield _event(error.body())  # the status line was sent; clients raise when they read this
         except Exception:
             logger.exception("a stream failed")
-            yield _event(internal_error().body())
+            self.failure = internal_error()
+            yield _event(self.failure.body())
         finally:
             await self.close()
 

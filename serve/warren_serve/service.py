@@ -35,6 +35,7 @@ from warren_serve.parity import check_engine, check_ingress, read_cases
 from warren_serve.prompt import PromptBuilder, detach_images
 from warren_serve.protocol import GenerationFields
 from warren_serve.settings import ServeSettings
+from warren_serve.tracing import current_traceparent
 
 _PREPARING_THREADS = 2
 _WARM_UP_TOKENS = 4
@@ -145,7 +146,7 @@ class ChatService:
         sources = await self._fetcher.fetch_all(prompt.images)
         images = await loop.run_in_executor(self._preparing, served.prompts.read_images, sources)
         key = lease.key if self.settings.tokens_per_minute else None
-        return EngineRequest(detach_images(request), images, key, served.release.version)
+        return EngineRequest(detach_images(request), images, key, served.release.version, current_traceparent())
 
     @property
     def max_context_tokens(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import warren
 from warren.config import Recipe, Resources, Section, check_name, load_config
 from warren.config.environment import STORAGE_VARIABLE, storage_root
+from warren.config.json_logs import json_standard_error
 from warren.errors import ConfigError, WarrenError, root_cause
 from warren.storage import Location
 
@@ -108,6 +109,15 @@ def exit_code(work: Callable[[], None]) -> int:
     Interrupted (Ctrl-C) and terminated, it ends without a word.
     """
     end_quietly()
+    try:
+        with json_standard_error(Path(sys.argv[0]).stem):
+            return _exit_code(work)
+    except ConfigError as error:  # of the environment, before anything began
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _exit_code(work: Callable[[], None]) -> int:
     try:
         work()
     except KeyboardInterrupt:

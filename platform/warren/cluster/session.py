@@ -16,9 +16,16 @@ from warren.config.environment import (
     STORAGE_DEADLINE_VARIABLE,
     STORAGE_VARIABLE,
 )
+from warren.config.json_logs import LOG_FORMAT_VARIABLE
 from warren.errors import ServiceError
 
-_STORAGE_VARIABLES = (STORAGE_VARIABLE, STORAGE_DEADLINE_VARIABLE, CACHE_VARIABLE, CACHE_BYTES_VARIABLE)
+_JOBS_VARIABLES = (
+    STORAGE_VARIABLE,
+    STORAGE_DEADLINE_VARIABLE,
+    CACHE_VARIABLE,
+    CACHE_BYTES_VARIABLE,
+    LOG_FORMAT_VARIABLE,
+)
 
 
 def connect(verbose: bool = False) -> None:
@@ -58,7 +65,7 @@ def job_environment() -> dict[str, str]:
 
 def _runtime_env(job: dict[str, Any]) -> dict[str, Any]:
     """Add to a job's runtime environment what Warren needs; what the job was given stays as it is."""
-    storage = {name: os.environ[name] for name in _STORAGE_VARIABLES if name in os.environ}
+    storage = {name: os.environ[name] for name in _JOBS_VARIABLES if name in os.environ}
     variables = {**QUIET_LIBRARIES, **ONE_HEAP, **storage, **(job.get("env_vars") or {})}
     runtime_env: dict[str, Any] = {"env_vars": variables}
     if packages := source_packages():

@@ -232,8 +232,11 @@ def _assigned_centroids(
 ) -> Location:
     if step.centroids is not None:
         location = Location.parse(step.centroids)
-        with location.open() as opened:
-            fine = np.load(opened, allow_pickle=False).astype(np.float32)
+        try:
+            with location.open() as opened:
+                fine = np.load(opened, allow_pickle=False).astype(np.float32)
+        except ValueError as error:
+            raise DataError(f"{location} is no .npy file of numbers: {error}") from None
     else:
         files = finish(run, work / "sums", [_Sum(n, piece, selected) for n, piece in enumerate(pieces)])
         size = max(file.rows("sum") for file in files)

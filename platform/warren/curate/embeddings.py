@@ -13,6 +13,7 @@ from warren.config.curate import EmbeddingsConfig
 from warren.data.importers.files import find_files
 from warren.errors import ConfigError, DataError
 from warren.storage import Location
+from warren.storage.parquet import open_parquet
 
 _NUMBER = re.compile(r"(\d+)(?=\.\w+$)")
 
@@ -141,7 +142,7 @@ def _num_rows(files: tuple[Location, ...], config: EmbeddingsConfig) -> int:
 
 
 def _open(file: Location) -> pq.ParquetFile:
-    return pq.ParquetFile(file.key, filesystem=file.filesystem)
+    return open_parquet(file.key, str(file), filesystem=file.filesystem)
 
 
 def _table(piece: EmbeddingPiece, columns: list[str]) -> pa.Table:

@@ -1,7 +1,6 @@
 """Steps that judge each sample by itself: caption, image size, lists of keys, a user's own function."""
 
 import importlib
-import io
 import re
 import unicodedata
 from collections import Counter
@@ -11,17 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image
 
 from warren.config.curate import CaptionStep, FunctionStep, ImageStep, KeysStep
 from warren.curate.array_files import Arrays
 from warren.curate.row_mask import RowSet
 from warren.curate.sample_pieces import PieceTask, SamplePiece
 from warren.curate.tasks import Runner, Workspace, finish
+from warren.data.image_formats import open_image
 from warren.data.sample import IMAGE_MARK, Sample
 from warren.errors import ConfigError, DataError
 from warren.storage import Location
+from warren.storage.parquet import read_parquet
 
 FilterStep = CaptionStep | ImageStep | KeysStep | FunctionStep
 FilterRow = dict[str, Any]
@@ -128,7 +127,7 @@ def _image(step: ImageStep) -> Callable[[FilterRow], bool]:
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Return width and height of an encoded image, without decoding it."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         return image.size
 
 
@@ -136,7 +135,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 def _keys(path: str) -> frozenset[str]:
     location = Location.parse(path)
     if location.name.endswith(".parquet"):
-        table = pq.read_table(location.key, filesystem=location.filesystem)
+        table = read_parquet(location.key, str(location), filesystem=location.filesystem)
         if "key" not in table.column_names:
             raise ConfigError(f"{location} has no column 'key'; it has {', '.join(table.column_names)}")
         return frozenset(str(key) for key in table["key"].to_pylist())

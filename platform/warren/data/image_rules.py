@@ -7,6 +7,7 @@ from typing import Literal
 from PIL import ExifTags, Image, ImageOps
 
 from warren.data.grey_images import DEEP_MODES, to_8_bits
+from warren.data.image_formats import open_image
 from warren.data.sample import Sample
 
 
@@ -30,7 +31,7 @@ class ImageRules:
 
     def rewritten(self, data: bytes) -> bytes:
         """Return the same bytes, or a PNG of the changed image."""
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             turns = self.exif_orientation == "apply" and _orientation(image) != 1
             blends = self.alpha != "drop" and image.has_transparency_data and image.mode not in DEEP_MODES
             if not turns and not blends:

@@ -1,6 +1,5 @@
 """From encoded images to pixels: checked, limited in size, and prepared as the vision tower was trained."""
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from warren.compat.pillow import lift_pixel_limit
 from warren.data.grey_images import DEEP_MODES, to_8_bits
+from warren.data.image_formats import open_image
 from warren.errors import BadSampleError, ConfigError
 
 lift_pixel_limit()  # every size is checked here before pixels are decoded
@@ -85,7 +85,7 @@ def decode_image(
     Args:
         data: The encoded image.
         max_pixels: Larger images are refused; None for those of a dataset, which ingest checked against its own limit.
-        formats: Formats that it may have, in Pillow's names; None for all.
+        formats: Formats that it may have, in Pillow's names; None for those of `open_image`.
 
     Raises:
         BadSampleError: Empty, truncated, larger than `max_pixels`, longer than `MAX_SIDE_PX`, or no image at all.
@@ -94,7 +94,7 @@ def decode_image(
         raise BadSampleError("the image is empty (0 bytes)")
     _check_scans(data)
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with open_image(data, formats) as image:
             width, height = image.size
             if max_pixels is not None and width * height > max_pixels:
                 raise BadSampleError(f"the image has {width}×{height} pixels; at most {max_pixels} are decoded")

@@ -19,6 +19,7 @@ from warren.data.order import Order, Plan, RowRef, Slice, WindowTask, window_mul
 from warren.data.sample import Sample
 from warren.errors import BadSampleError, SampleTooLongError
 from warren.storage import FileEntry, Location, read_verified
+from warren.storage.parquet import open_parquet
 
 _PARALLEL_READS = 8  # of shards that a batch needs: a request to object storage is mostly waiting
 
@@ -235,6 +236,10 @@ def iter_samples(folder: Location, manifest: Manifest) -> Iterator[Sample]:
 @lru_cache(maxsize=64)
 def _open(location: Location) -> pq.ParquetFile:
     # Pages have checksums, so a read of one row group finds damage without a digest of the whole shard.
-    return pq.ParquetFile(
-        location.key, filesystem=location.filesystem, pre_buffer=True, page_checksum_verification=True
+    return open_parquet(
+        location.key,
+        str(location),
+        filesystem=location.filesystem,
+        pre_buffer=True,
+        page_checksum_verification=True,
     )

@@ -16,6 +16,7 @@ from warren.evaluate.benchmarks.benchmark import Answer, Answers
 from warren.evaluate.benchmarks.question import repeated_key
 from warren.evaluate.benchmarks.reference_files import read_answers
 from warren.storage import Location
+from warren.storage.parquet import read_parquet
 
 SCHEMA = pa.schema(
     [
@@ -97,7 +98,7 @@ def read_stored(location: Location) -> tuple[list[StoredAnswer], AnswersOrigin]:
         DataError: It is another kind of file, or is damaged.
     """
     try:
-        table = pq.read_table(pa.BufferReader(location.read_bytes()))
+        table = read_parquet(pa.BufferReader(location.read_bytes()), str(location))
         missing = [name for name in ("key", "question", "answer", "error") if name not in table.column_names]
         if missing:
             columns = ", ".join(table.column_names)

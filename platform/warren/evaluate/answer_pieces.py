@@ -19,6 +19,7 @@ from warren.errors import ConflictError, DataError, NotFoundError
 from warren.evaluate.answer_file import SCHEMA, StoredAnswer
 from warren.evaluate.benchmarks import Question
 from warren.storage import Location
+from warren.storage.parquet import read_parquet
 
 _FOLDER = "pieces"
 _METADATA = b"warren.piece"
@@ -164,7 +165,7 @@ def _is_open(outcome: Outcome | None) -> bool:
 
 def _read(file: Location) -> tuple[list[Outcome], PieceEffort]:
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+        table = read_parquet(pa.BufferReader(file.read_bytes()), str(file))
         effort = PieceEffort(**json.loads((table.schema.metadata or {})[_METADATA]))
         outcomes = []
         for row in table.to_pylist():

@@ -5,9 +5,10 @@ import email.utils
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -53,7 +54,7 @@ class EndpointOptions:
 
     url: str
     model: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     concurrency: int = 8
     timeout_s: float = 300.0
     num_tries: int = 4
@@ -61,6 +62,9 @@ class EndpointOptions:
     away_s: float = 120.0
 
     def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ConfigError("--endpoint holds a user name or password; give the key by --api-key-env VAR instead")
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"--endpoint is {self.url!r}; it is a URL such as http://127.0.0.1:8000/v1")
         if self.concurrency < 1:

@@ -1,12 +1,11 @@
 """One image of a run: its loss curves, and a sheet of held-out images with question, answer and truth."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from warren.data.image_formats import open_image
 from warren.data.plots import new_figure, to_png
 
 _COLUMNS = 4
@@ -33,7 +32,7 @@ def draw_run_plot(
         axis.grid(alpha=0.3)
     cells = bottom.subplots(rows, _COLUMNS, squeeze=False).flat
     for cell, (image, question, answer, truth) in zip(cells, sheet, strict=False):
-        cell.imshow(Image.open(io.BytesIO(image)).convert("RGB"))
+        cell.imshow(open_image(image).convert("RGB"))
         colour = "tab:green" if answer == truth else "tab:red"
         cell.set_title(f"{question}\n{answer} (truth: {truth})", fontsize=9, color=colour)
     for cell in bottom.axes:

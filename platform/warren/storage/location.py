@@ -37,10 +37,15 @@ class Location:
         """Take `s3://bucket/key`, `file:///path` or a path.
 
         Raises:
-            ConfigError: Another scheme, or an S3 URI without a bucket.
+            ConfigError: Another scheme, or an S3 URI without a bucket or with credentials.
         """
         text = text.strip()
         if text.startswith("s3://"):
+            if "@" in text.removeprefix("s3://").split("/", 1)[0]:
+                raise ConfigError(  # without the text: it would be in every log
+                    "an s3:// location has a user name or key before an '@': locations are written into records and "
+                    "logs, so give keys by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and here s3://bucket/prefix"
+                )
             if not text.removeprefix("s3://").strip("/"):
                 raise ConfigError(f"{text!r} names no bucket: expected s3://bucket/prefix")
             return cls("s3://" + text.removeprefix("s3://").strip("/"))

@@ -3,15 +3,19 @@
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from warren.errors import CorruptDataError, DamagedCheckpointError, NotFoundError
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER, STATE_FOLDER, CheckpointManifest, Checkpoints
-from warren.train.engine import to_universal
+from warren.train.engine import refused_as_checkpoint, to_universal
 from warren.train.ranks import Ranks
 from warren.train.step_metrics import StepMetrics, from_json_lines
+
+# Earlier versions wrote NumPy's state as an array.
+_NUMPY_TYPES: list[Any] = [np.zeros(1).__reduce__()[0], np.ndarray, np.dtype, np.dtypes.UInt32DType]
 
 
 def resizes(checkpoint: CheckpointManifest | None, world_size: int, zero_stage: int) -> bool:
@@ -62,20 +66,29 @@ def random_state_file(rank: int) -> str:
 
 
 def write_random_state(path: Path) -> None:
-    """Write the random-number state of this process."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    """Write the random-number state of this process, as tensors and plain values."""
+    drawn: Any = np.random.get_state()
+    name, keys, *rest = drawn
+    numpy_state = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     torch.save(state, path)
 
 
 def read_random_state(path: Path) -> None:
-    """Restore the random-number state from `path`; a rank that did not exist then keeps its own."""
+    """Restore the random-number state from `path`; a rank that did not exist then keeps its own.
+
+    Raises:
+        CheckpointError: The file holds something else than tensors and plain values.
+    """
     if not path.is_file():
         return
-    state = torch.load(path, weights_only=False)
+    with refused_as_checkpoint(path.name), torch.serialization.safe_globals(_NUMPY_TYPES):
+        state = torch.load(path, weights_only=True)
+    name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state((name, np.asarray(keys).astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

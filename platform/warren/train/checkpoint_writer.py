@@ -8,9 +8,9 @@ is raised on all ranks at the same step.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class CheckpointWriter:
     Args:
         manifest: Makes the manifest of a step from all ranks' files.
         keep: How many checkpoints to keep; the newest complete one is never deleted.
+        on_outcome: Called with a step, and whether its checkpoint was committed: on rank 0 for one that was, on every
+            rank that failed for one that was not. Must not block.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class CheckpointWriter:
         attempt: str,
         manifest: Callable[[int, tuple[FileEntry, ...]], CheckpointManifest],
         keep: int,
+        on_outcome: Callable[[int, bool], None] = lambda _step, _is_committed: None,
     ) -> None:
         self._checkpoints, self._ranks, self._attempt = checkpoints, ranks, attempt
-        self._manifest, self._keep = manifest, keep
+        self._manifest, self._keep, self._on_outcome = manifest, keep, on_outcome
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="warren-checkpoint")
         self._work: Future[Any] | None = None
         self._then: Callable[[list[Any]], None] = lambda _: None
@@ -96,6 +99,7 @@ class CheckpointWriter:
             write_random_state(local / RANKS_FOLDER / random_state_file(self._ranks.rank))
         except BaseException:
             held.close()
+            self._on_outcome(step, False)
             raise
         self._work = self._thread.submit(self._upload, step, local, snapshot, held)
         self._then = lambda files: self._commit(step, [entry for entries in files for entry in entries])
@@ -118,22 +122,32 @@ class CheckpointWriter:
             self.advance(0)
 
     def _upload(self, step: int, local: Path, snapshot: Snapshot | None, held: ExitStack) -> list[FileEntry]:
-        try:
-            if snapshot is not None:
-                snapshot.write(local)
-            return self._checkpoints.upload(step, self._attempt, local)
-        except OSError as error:
-            raise CheckpointError(f"cannot write the checkpoint of step {step} to {local}: {error}") from None
-        finally:
-            held.close()
+        with self._failure_reported(step), held:
+            try:
+                if snapshot is not None:
+                    snapshot.write(local)
+                return self._checkpoints.upload(step, self._attempt, local)
+            except OSError as error:
+                raise CheckpointError(f"cannot write the checkpoint of step {step} to {local}: {error}") from None
 
     def _commit(self, step: int, files: list[FileEntry]) -> None:
         self._work = self._thread.submit(self._write_manifest, step, files)
 
     def _write_manifest(self, step: int, files: list[FileEntry]) -> None:
-        if self._ranks.rank == 0:
+        if self._ranks.rank != 0:
+            return
+        with self._failure_reported(step):
             self._checkpoints.commit(self._manifest(step, tuple(files)))
-            self._checkpoints.prune(self._keep)
+        self._on_outcome(step, True)
+        self._checkpoints.prune(self._keep)
+
+    @contextmanager
+    def _failure_reported(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._on_outcome(step, False)
+            raise
 
 
 def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import math
+import pickle
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from warren.compat.deepspeed import (
 from warren.compat.torch import set_group_timeouts
 from warren.config import Resources, StageConfig
 from warren.data.batch import Cut
-from warren.errors import TrainingError
+from warren.errors import CheckpointError, TrainingError
 from warren.train.optimization import cosine_schedule, optimizer
 
 STATE_TAG = "state"
@@ -206,12 +208,36 @@ class TrainingEngine:
         self._engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, from a folder that holds every rank's files; frozen weights stay as they are."""
+        """Restore what `save` wrote, from a folder that holds every rank's files; frozen weights stay as they are.
+
+        Raises:
+            CheckpointError: A file holds something else than tensors and plain values.
+        """
         settings = group_settings(self._engine)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), refused_as_checkpoint(STATE_TAG):
             self._engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
         if self._universal:
             mend_universal_load(self._engine, settings, self._schedule.get_last_lr())
+
+
+@contextlib.contextmanager
+def refused_as_checkpoint(name: str) -> Iterator[None]:
+    """Explain why torch refuses a file of a checkpoint that would run code.
+
+    Args:
+        name: Of the file or part.
+
+    Raises:
+        CheckpointError: It holds something else than tensors and plain values.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), str(error).strip())
+        raise CheckpointError(
+            f"the checkpoint's part {name!r} is refused, because it holds more than tensors and plain values, which "
+            f"could run code ({reason[:200]}): find out who wrote it; an older checkpoint, or another run, can go on"
+        ) from None
 
 
 def to_universal(folder: Path) -> None:
@@ -219,8 +245,12 @@ def to_universal(folder: Path) -> None:
 
     DeepSpeed refuses to load ZeRO's partitioned optimizer state at another world size; its universal layout has one
     file a parameter instead.
+
+    Raises:
+        CheckpointError: A file holds something else than tensors and plain values.
     """
     source, target = folder / STATE_TAG, folder / "universal"
-    convert_to_universal(source, target)
+    with refused_as_checkpoint(STATE_TAG):
+        convert_to_universal(source, target)
     shutil.rmtree(source)
     target.rename(source)

@@ -76,6 +76,7 @@ class TrainingSetup:
         on_step: Callable[[StepMetrics], None] = lambda _: None,
         on_ready: Callable[[], None] = lambda: None,
         must_stop: Callable[[], bool] = lambda: False,
+        on_checkpoint: Callable[[int, bool], None] = lambda _step, _is_committed: None,
     ) -> "TrainingLoop":
         """Build the loop; every rank must call it at once.
 
@@ -85,8 +86,9 @@ class TrainingSetup:
             on_step: Called on rank 0 with each step's metrics; must not block.
             on_ready: Called on rank 0 when the checkpoint is loaded, before the first step.
             must_stop: Returns whether to write a checkpoint and stop; called on all ranks at once, every few seconds.
+            on_checkpoint: See `CheckpointWriter`'s `on_outcome`.
         """
-        return TrainingLoop(self, model, start, on_step, on_ready, must_stop)
+        return TrainingLoop(self, model, start, on_step, on_ready, must_stop, on_checkpoint)
 
     def manifest(self, step: int, files: tuple[FileEntry, ...]) -> CheckpointManifest:
         """Return the manifest of the checkpoint at a step."""
@@ -110,6 +112,7 @@ class TrainingLoop:
         on_step: Callable[[StepMetrics], None],
         on_ready: Callable[[], None],
         must_stop: Callable[[], bool],
+        on_checkpoint: Callable[[int, bool], None],
     ) -> None:
         self.run, self.stage, self.resources, self.ranks = setup.run, setup.stage, setup.resources, setup.ranks
         self.on_step, self.on_ready, self.must_stop = on_step, on_ready, must_stop
@@ -123,8 +126,9 @@ class TrainingLoop:
         self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
         validation = self.stage.validation
         self._validation = Validation(setup.held_out, validation.every_steps) if validation else None
+        keep = self.stage.keep_checkpoints
         self._writer = CheckpointWriter(
-            self.run.checkpoints, self.ranks, self._attempt, setup.manifest, self.stage.keep_checkpoints
+            self.run.checkpoints, self.ranks, self._attempt, setup.manifest, keep, on_checkpoint
         )
         stacks = self.run.folder / "stacks" / f"{self._attempt}-rank-{self.ranks.rank:05d}.txt"
         self._watchdog = Watchdog(self.resources.hang_timeout_s, stacks)

@@ -75,3 +75,16 @@ def test_all_ranks_are_handed_the_checkpoint_that_the_data_starts_from() -> None
     assert monitor.start() == manifest
     monitor.set_start(None)
     assert monitor.start() is None
+
+
+def test_outcomes_of_checkpoints_are_counted_once_whoever_reports_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "time", lambda: 50.0)
+    monitor = RunMonitor()
+    assert (monitor.health().checkpoint_step, monitor.health().checkpoint_time_s) == (None, 50.0)
+    monkeypatch.setattr(module.time, "time", lambda: 70.0)
+    monitor.report_checkpoint(4, True)
+    monitor.report_checkpoint(8, False)
+    monitor.report_checkpoint(8, False)
+    health = monitor.health()
+    assert (health.checkpoint_step, health.checkpoint_time_s) == (4, 70.0)
+    assert (health.num_checkpoints, health.num_checkpoint_failures) == (1, 1)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from warren.inference import GenerationRequest, TokenDelta
+from warren.inference import GenerationFailedError, GenerationRequest, TokenDelta
 from warren_serve.cluster_metrics import ClusterMetrics, merged
+from warren_serve.metrics import RolloutMetrics, render
 
 PATH = "/v1/chat/completions"
 
@@ -43,6 +44,7 @@ def test_requests_tokens_and_times_are_counted(scripted: Any) -> None:
     assert counted["warren_inter_token_seconds_count",] == 3
     assert counted["warren_engine_slots",] == engine.stats().num_slots
     assert counted["warren_engine_running",] == 0
+    assert counted["warren_engine_release", "v7"] == 1
     assert "made-up" not in answer.text
 
 
@@ -70,6 +72,61 @@ def test_requests_refused_before_they_are_routed_count_under_their_route(
     assert counted["warren_requests_total", PATH, "429"] == 1
     assert counted["warren_requests_total", "/v1/models/{model:path}", "401"] == 1
     assert counted["warren_requests_total", "none", "401"] == 1
+
+
+def test_refusals_and_broken_streams_count_under_their_reason(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", hashlib.sha256(b"sesame").hexdigest())
+    answer = [TokenDelta("a", (5,)), GenerationFailedError("broke")]
+    endpoint, _ = scripted(lambda _: answer, {"api_keys_env": "KEYS", "requests_per_minute": 3})
+    headers = {"authorization": "Bearer sesame"}
+    endpoint.chat()
+    for body in ({"model": "other", "messages": [{"role": "user", "content": "?"}]}, {"temperature": "hot"}):
+        endpoint.request("POST", PATH, json=body, headers=headers)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "stream": True}
+    assert endpoint.request("POST", PATH, json=body, headers=headers).status_code == 200
+    endpoint.request("POST", PATH, json=body, headers=headers)
+    endpoint.request("GET", "/made-up", headers=headers)
+    endpoint.request("POST", PATH, content=b"x" * 700_000, headers=headers)
+    counted = samples(endpoint.request("GET", "/metrics", headers=headers).text)
+    reasons = {key[1]: value for key, value in counted.items() if key[0] == "warren_request_errors_total"}
+    assert reasons == {
+        "missing_api_key": 1,
+        "model_not_found": 1,
+        "missing_required_parameter": 1,
+        "internal_error": 1,
+        "rate_limit_exceeded": 1,
+        "not_found": 1,
+        "request_too_large": 1,
+    }
+
+
+def test_the_rollouts_state_is_shown_and_what_is_over_goes_to_zero() -> None:
+    status: dict[str, Any] = {
+        "phase": "shifting",
+        "stable": "v1",
+        "candidate": "v2",
+        "step": 1,
+        "weights": {"v1": 0.7, "v2": 0.3},
+        "paused": True,
+        "refused": {"v0": "bad"},
+        "gate_refusal": "",
+        "superseded": "",
+    }
+    metrics = RolloutMetrics()
+    metrics.show(status)
+    shown = samples(render(metrics.registry.collect()).decode())
+    assert shown["warren_rollout_weight", "v2"] == 0.3
+    assert shown["warren_rollout_version", "candidate", "v2"] == 1
+    assert (shown["warren_rollout_step",], shown["warren_rollout_paused",]) == (1, 1)
+    assert shown["warren_rollout_refused_versions",] == 1
+    metrics.show({**status, "phase": "rolling_back", "weights": {"v1": 1.0}})
+    metrics.show({**status, "phase": "idle", "candidate": None, "weights": {"v1": 1.0}, "gate_refusal": "worse"})
+    shown = samples(render(metrics.registry.collect()).decode())
+    assert shown["warren_rollout_weight", "v2"] == 0
+    assert shown["warren_rollout_version", "candidate", "v2"] == 0
+    assert shown["warren_rollout_version", "stable", "v1"] == 1
+    assert (shown["warren_rollout_phase", "shifting"], shown["warren_rollout_phase", "idle"]) == (0, 1)
+    assert (shown["warren_rollout_rollbacks_total",], shown["warren_rollout_gate_refuses",]) == (1, 1)
 
 
 def test_readers_at_the_same_time_share_one_round_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +157,7 @@ ray_warren_request_seconds_bucket{application="chat",le="+Inf",replica="%s",rout
 # TYPE ray_warren_engine_slots gauge
 ray_warren_engine_slots{application="chat",replica="%s"} 8.0
 ray_warren_engine_slots{application="closed",replica="c"} 8.0
+ray_warren_engine_slots{application="chat-engine-v2",replica="d"} 4.0
 # TYPE ray_other gauge
 ray_other 1.0
 """
@@ -110,6 +168,9 @@ ray_other 1.0
     for replica in "ab":
         labels = f'application="chat",replica="{replica}",route="/v1/x",status="200"'
         assert f"warren_requests_total{{{labels}}} 3.0" in text
-    assert "closed" not in text, "another application's metrics may need another key"
+    assert "v2" not in text
+    front = merged([agent % (("a",) * 3)], "chat", "chat-engine-").decode()
+    assert 'warren_engine_slots{application="chat-engine-v2",replica="d"} 4.0' in front
+    assert "closed" not in front + text, "another application's metrics may need another key"
     assert "other" not in text
     assert "core_worker" not in text

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from warren.evaluate.report_page import render_html
 from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import Location, StoredFiles
 from warren.storage.file_cache import local_copy
+from warren.storage.parquet import open_parquet
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
@@ -221,7 +221,8 @@ def _read_row_group(request: pa.Table) -> pa.Table:
     (read,) = request.to_pylist()
     try:
         with Location(read["uri"]).open() as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(read["row_group"])
+            parquet = open_parquet(file, read["uri"], page_checksum_verification=True)
+            table = parquet.read_row_group(read["row_group"])
     except (pa.ArrowException, OSError) as error:  # storage's own errors are Warren's, and pass
         where = f"{read['uri']}, row group {read['row_group']}"
         raise CorruptDataError(f"{where} is damaged: {error}; restore it or make the dataset anew") from None

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from warren.cluster.batch.evaluation import evaluations_of
 from warren.config import GateConfig
 from warren.errors import NotFoundError, ReleaseError
@@ -14,6 +12,7 @@ from warren.evaluate.statistics import compare_shares
 from warren.evaluate.stored_evaluations import PREDICTIONS
 from warren.release import AnswerShares, CandidateFacts, Lineage, Registry, Release, StableComparison
 from warren.storage import Location, StoredFiles
+from warren.storage.parquet import read_parquet
 from warren.train.run import Run
 
 
@@ -116,5 +115,5 @@ def _columns(run: Run, evaluation: Evaluation, *names: str) -> list[list[Any]]:
     """
     file = evaluations_of(run).at(evaluation.step, evaluation.identity) / PREDICTIONS
     with file.open() as opened:
-        rows = pq.read_table(opened, columns=list(names))
+        rows = read_parquet(opened, str(file), list(names))
     return [rows[name].to_pylist() for name in names]

@@ -1,6 +1,7 @@
 """The run monitor: an actor through which the workers and Ray Train's controller report to the driver."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +20,27 @@ def start_monitor() -> Any:
     return ray.remote(RunMonitor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
+@dataclass(frozen=True)
+class RunHealth:
+    """What a job's run has been through.
+
+    Attributes:
+        recoveries: One for every attempt after the first.
+        without_workers_s: For how long there have been no workers; 0 while there are some.
+        checkpoint_time_s: When the newest checkpoint was committed; before the first one, when the job began.
+        checkpoint_step: The steps in that checkpoint; None before the first one.
+        num_checkpoints: Checkpoints that were committed.
+        num_checkpoint_failures: Checkpoints that could not be written or committed.
+    """
+
+    recoveries: tuple[Recovery, ...]
+    without_workers_s: float
+    checkpoint_time_s: float
+    checkpoint_step: int | None
+    num_checkpoints: int
+    num_checkpoint_failures: int
+
+
 class RunMonitor:
     """Holds what the driver shows and what the workers of one run must agree on. Reports never wait for a reader."""
 
@@ -32,6 +54,9 @@ class RunMonitor:
         self._stop_requested = self._has_stopped = False
         self._without_workers_since: float | None = time.time()
         self._placement_group: PlacementGroup | None = None
+        self._committed: list[int] = []
+        self._failed_checkpoints: set[int] = set()
+        self._checkpoint_time_s = time.time()
 
     def set_placement_group(self, group: PlacementGroup) -> None:
         """Record the placement group of the newest workers."""
@@ -63,6 +88,25 @@ class RunMonitor:
         """Return the metrics reported since the last call."""
         rows, self._untaken = self._untaken, []
         return rows
+
+    def report_checkpoint(self, step: int, is_committed: bool) -> None:
+        """Take the outcome of a checkpoint. Several ranks may report the same failure."""
+        if is_committed:
+            self._committed.append(step)
+            self._checkpoint_time_s = time.time()
+        else:
+            self._failed_checkpoints.add(step)
+
+    def health(self) -> RunHealth:
+        """Return what the run has been through."""
+        return RunHealth(
+            recoveries=tuple(self._recoveries),
+            without_workers_s=self.without_workers_s(),
+            checkpoint_time_s=self._checkpoint_time_s,
+            checkpoint_step=self._committed[-1] if self._committed else None,
+            num_checkpoints=len(self._committed),
+            num_checkpoint_failures=len(self._failed_checkpoints),
+        )
 
     def record_event(self, event: AttemptEvent, time_s: float) -> None:
         """Record when an event of an attempt happened; only the first of each kind counts."""

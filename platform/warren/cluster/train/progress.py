@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from warren.cluster.capacity import has_room, waiting
 from warren.cluster.train.gauges import Gauges
+from warren.cluster.train.monitor import RunHealth
 from warren.train.recovery import Recovery
 from warren.train.step_metrics import StepMetrics
 from warren.train.trackers import Tracker
@@ -44,7 +45,8 @@ class Progress:
         self._monitor, self._title, self._num_steps = monitor, title, num_steps
         self._workers, self._fewest = workers, fewest
         self._waiting_line_s = 0.0
-        self._trackers = [*trackers, Gauges(title)]
+        self._gauges = Gauges(title, num_steps)
+        self._trackers = [*trackers, self._gauges]
         self._rate = _Rate()
         self._num_shown_recoveries = 0
         self._stop = threading.Event()
@@ -66,39 +68,39 @@ class Progress:
         printed = 0.0
         with tqdm(total=self._num_steps, desc=self._title, unit="step", disable=not terminal) as bar:
             while not self._stop.wait(_POLL_S):
-                row = self._log()
+                row, health = self._log()
                 if row is None:
-                    self._show_waiting()
+                    self._show_waiting(health.without_workers_s)
                     continue
                 if self._rate.first_step is None:
                     self._rate.start(row["step"])
                     bar.initial = bar.n = row["step"]
                 bar.n = row["step"] + 1
                 bar.set_postfix(loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}", refresh=True)
-                self._show_recoveries(row)
+                self._show_recoveries(row, health.recoveries)
                 if not terminal and time.monotonic() - printed > _LINE_EVERY_S:
                     printed = time.monotonic()
                     print(self._line(row), file=sys.stderr, flush=True)
 
-    def _log(self) -> StepMetrics | None:
+    def _log(self) -> tuple[StepMetrics | None, RunHealth]:
         """Pass new metrics on to the trackers, and return the newest."""
         rows: list[StepMetrics] = ray.get(self._monitor.take_metrics.remote())
+        health: RunHealth = ray.get(self._monitor.health.remote())
         for tracker in self._trackers:
             for row in rows:
                 tracker.log(row)
-        return rows[-1] if rows else None
+        self._gauges.show_health(health)
+        return rows[-1] if rows else None, health
 
-    def _show_recoveries(self, row: StepMetrics) -> None:
+    def _show_recoveries(self, row: StepMetrics, recoveries: Sequence[Recovery]) -> None:
         """Print the recoveries since the last call; the rate counts from the newest on."""
-        recoveries: list[Recovery] = ray.get(self._monitor.recoveries.remote())
         for recovery in recoveries[self._num_shown_recoveries :]:
             tqdm.write(f"{self._title}: {recovery}", file=sys.stderr)
             self._rate.start(row["step"])
         self._num_shown_recoveries = len(recoveries)
 
-    def _show_waiting(self) -> None:
+    def _show_waiting(self, waited_s: float) -> None:
         """Print now and then which workers the run waits for."""
-        waited_s = ray.get(self._monitor.without_workers_s.remote())
         self._waiting_line_s = min(self._waiting_line_s, waited_s)
         if waited_s - self._waiting_line_s > _WAITING_LINE_EVERY_S:
             self._waiting_line_s = waited_s

@@ -69,6 +69,7 @@ def _train(task: TrainingTask, monitor: Any) -> None:
         on_step=monitor.report_metrics.remote,
         on_ready=lambda: monitor.record_event.remote("loaded", time.time()),
         must_stop=lambda: must_stop(monitor),
+        on_checkpoint=monitor.report_checkpoint.remote,
     )
     loop.train(batches)
     monitor.report_stopped.remote()

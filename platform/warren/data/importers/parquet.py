@@ -15,6 +15,7 @@ from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record_files import RecordFiles
 from warren.errors import CorruptDataError
 from warren.storage import Location
+from warren.storage.parquet import open_parquet
 
 _ROWS_AT_ONCE = 32
 _STREAM_BUFFER_BYTES = 1 << 20
@@ -110,6 +111,6 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, object] | str]:
 
 def _open(location: Location) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(location.open(), buffer_size=_STREAM_BUFFER_BYTES)
+        return open_parquet(location.open(), str(location), buffer_size=_STREAM_BUFFER_BYTES)
     except pa.ArrowInvalid as error:
         raise CorruptDataError(f"{location} is no Parquet file: {error}") from None

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from warren.data.sample import IMAGE_MARK
 from warren.errors import BadSampleError, DataError, NotFoundError
 from warren.storage import Location
+from warren.storage.parquet import open_parquet
 
 _REPEAT = "#"  # between a published id and the number of its repetition
 
@@ -82,7 +82,8 @@ def _column(location: Location, row_group: int, column: str) -> Any:
     """Read one column of a row group; questions in order read each row group once."""
     with location.open() as file:
         try:
-            return pq.ParquetFile(file).read_row_group(row_group, columns=[column]).column(column)
+            table = open_parquet(file, str(location)).read_row_group(row_group, columns=[column])
+            return table.column(column)
         except pa.ArrowException as error:
             raise BadSampleError(f"{location}: row group {row_group} cannot be read: {error}") from None
 

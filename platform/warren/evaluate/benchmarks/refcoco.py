@@ -1,12 +1,10 @@
 """RefCOCO (arXiv 1608.00272): the box of the object that a phrase describes."""
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image
-
+from warren.data.image_formats import open_image
 from warren.errors import DataError
 from warren.evaluate.benchmarks.benchmark import Answers, Benchmark, Scores
 from warren.evaluate.benchmarks.question import Question
@@ -57,7 +55,7 @@ def _truth(record: Record) -> ImageBox:
     if not images:
         raise DataError(f"{record.where}: no image, whose size scales the box")
     try:
-        with Image.open(io.BytesIO(images[0].read())) as image:
+        with open_image(images[0].read()) as image:
             return relative_box(box, image.size)
     except OSError as error:
         raise DataError(f"{record.where}: the image cannot be read, and its size scales the box: {error}") from None

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from warren.errors import DataError
 from warren.evaluate.benchmarks.question import ImageBase64, ImageCell, QuestionImage
 from warren.evaluate.benchmarks.reference_files import read_json_lines
 from warren.storage import Location
+from warren.storage.parquet import open_parquet
 
 _MAX_FIELD_CHARS = 1 << 30  # a field holds a whole image
 _MAX_REFERENCE_CHARS = 64  # an image column may hold the index of the row whose image it shares
@@ -83,7 +83,7 @@ def read_records(file: Location) -> Iterator[Record]:
 def _parquet(file: Location) -> Iterator[Record]:
     with file.open() as opened:
         try:
-            table = pq.ParquetFile(opened)
+            table = open_parquet(opened, str(file))
             images = [entry.name for entry in table.schema_arrow if _holds_images(entry.type)]
             others = [name for name in table.schema_arrow.names if name not in images]
             number = 0
