@@ -21,22 +21,29 @@ from warren.curate.image_matching import (
     COARSE_SCALE,
     SCALES,
     THUMBNAIL_PX,
-    Box,
+    WHOLE,
     best_fit,
     boxes,
-    coarse_pixels,
     compared_pixels,
-    stored_coarse_pixels,
+    hashes_and_pixels,
+    thumbnail,
 )
-from warren.curate.perceptual import distance, perceptual_hash
+from warren.curate.perceptual import distance
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.samples import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
+from warren.curate.samples import (
+    ROWS_PER_IMAGE_PIECE,
+    Parent,
+    PieceTask,
+    SamplePiece,
+    key_of,
+    sample_pieces,
+    stored_shards,
+)
 from warren.curate.tasks import Runner, Workspace, finish
 from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
 _SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
-_EVALUATION_ROWS_PER_PIECE = 2000
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[Eva
     """Hash evaluation sets."""
     made = []
     for parent in parents:
-        pieces = sample_pieces(stored_shards([parent]), _EVALUATION_ROWS_PER_PIECE)
+        pieces = sample_pieces(stored_shards([parent]), ROWS_PER_IMAGE_PIECE)
         files = finish(run, work / f"evaluation-{parent.reference}", [_Hash(piece) for piece in pieces])
         locations = tuple(file.location for file in files)
         made.append(EvaluationImages(parent.reference, parent.manifest.digest, tuple(pieces), locations))
@@ -133,21 +140,21 @@ class _Hash(PieceTask):
     """Hashes of evaluation images and their crops, and thumbnails to compare with."""
 
     def compute(self) -> Arrays:
-        every = boxes()
+        every = list(boxes())
         hashes, coarse, rows, thumbnails = [], [], [], []
         seen: set[bytes] = set()  # many questions are asked about one image
-        for row, image in _images(self.piece, None):
-            digest = hashlib.sha256(image.tobytes()).digest()
+        for row, encoded in _images(self.piece, None):
+            digest = hashlib.sha256(encoded).digest()
             if digest in seen:
                 continue
             seen.add(digest)
-            small = image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+            small = thumbnail(decode_image(encoded, MAX_PIXELS).convert("L"))
             rows.append(row)
-            thumbnails.append(np.asarray(small))
-            for side in (small, small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-                crops = [side.crop(_pixels(box)) for box in every]
-                hashes.append([perceptual_hash(crop) for crop in crops])
-                coarse.append([stored_coarse_pixels(crop) for crop in crops])
+            thumbnails.append(small)
+            for side in (small, small[:, ::-1]):
+                of_crops, pixels = hashes_and_pixels(side, every)
+                hashes.append(of_crops)
+                coarse.append(np.clip(np.rint(pixels * COARSE_SCALE), -127, 127))
         shape = (len(rows), THUMBNAIL_PX, THUMBNAIL_PX)
         return {
             "row": np.array(rows, np.int64),
@@ -166,8 +173,9 @@ class _Find(PieceTask):
 
     def compute(self) -> Arrays:
         matches: list[tuple[int, int, int, int, float]] = []
-        for row, image in _images(self.piece, self.selected):
-            matches += [(row, *match) for match in self._matches(image.convert("L"))]
+        for row, encoded in _images(self.piece, self.selected):
+            grey = decode_image(encoded, MAX_PIXELS).convert("L")
+            matches += [(row, *match) for match in self._matches(grey)]
         columns: list[Sequence[Any]] = list(zip(*matches, strict=True)) if matches else [()] * 5
         names = {"row": np.int64, "evaluation": np.int64, "evaluation_row": np.int64, "distance": np.int64}
         made = {name: np.array(column, kind) for (name, kind), column in zip(names.items(), columns, strict=False)}
@@ -175,10 +183,10 @@ class _Find(PieceTask):
 
     def _matches(self, grey: Image.Image) -> Iterator[tuple[int, int, int, float]]:
         """Yield the evaluation images that an image is a copy of: set, row, bits and correlation."""
-        shown, coarse = compared_pixels(grey), coarse_pixels(grey)
-        if shown is None or coarse is None:
+        shown = compared_pixels(grey)
+        if shown is None:
             return
-        image_hash = np.uint64(perceptual_hash(grey))
+        (image_hash,), (coarse,) = hashes_and_pixels(thumbnail(grey), [WHOLE])
         candidates = [
             candidate
             for number, evaluation in enumerate(self.evaluations)
@@ -187,8 +195,8 @@ class _Find(PieceTask):
         ]
         for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
             file = _hashes_of(each.location)
-            image = Image.fromarray(file.stored.read("thumbnail", each.place, each.place + 1)[0])
-            side = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if each.is_mirrored else image
+            small = file.stored.read("thumbnail", each.place, each.place + 1)[0]
+            side = small[:, ::-1] if each.is_mirrored else small
             best = best_fit(shown, side, boxes()[each.box], self.min_correlation)
             if best >= self.min_correlation:
                 yield each.evaluation, int(file.rows[each.place]), each.num_bits, best
@@ -200,7 +208,8 @@ class _Find(PieceTask):
         file = _hashes_of(location)
         bits = distance(file.hashes, image_hash)
         places, sides, crops = np.nonzero(bits <= self.max_distance)
-        correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse / (COARSE_PX**2 * COARSE_SCALE)
+        correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse.astype(np.float32)
+        correlations /= COARSE_PX**2 * COARSE_SCALE
         order = np.lexsort((-correlations, places))
         firsts = order[np.unique(places[order], return_index=True)[1]]
         for n in firsts[np.argsort(-correlations[firsts], kind="stable")][:_SEARCHED].tolist():
@@ -222,15 +231,11 @@ class _Candidate:
     num_bits: int
 
 
-def _pixels(box: Box) -> tuple[int, int, int, int]:
-    return tuple(round(edge * THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
-
-
-def _images(piece: SamplePiece, selected: Location | None) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the row and each image of a piece's samples."""
+def _images(piece: SamplePiece, selected: Location | None) -> Iterator[tuple[int, bytes]]:
+    """Yield the row and each encoded image of a piece's samples."""
     for row, record in piece.records(["images"], selected):
         for image in record["images"]:
-            yield row, decode_image(image["bytes"], MAX_PIXELS)
+            yield row, image["bytes"]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
 from warren.curate.report import StepReport, write_card, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
-from warren.curate.samples import Parent, SamplePiece, sample_pieces, stored_shards
+from warren.curate.samples import ROWS_PER_IMAGE_PIECE, Parent, SamplePiece, sample_pieces, stored_shards
 from warren.curate.sampling import sample
 from warren.curate.scored import PrecomputedVectors, VectorPiece
 from warren.curate.selection import Layout, write_selection
@@ -119,6 +119,7 @@ class _Selecting:
         self.certificates: list[dict[str, Any]] = []
         self._memory = config.task_memory_mib << 20
         self.pieces = sample_pieces(self.shards)
+        self._image_pieces = sample_pieces(self.shards, ROWS_PER_IMAGE_PIECE)
         self._vectors: list[VectorPiece] | None = None
         self._scores: list[Location] = []
         self._clusters: Clusters | None = None
@@ -165,7 +166,8 @@ class _Selecting:
         if isinstance(step, DecontaminateStep):
             return self._decontaminate(work, step)
         if isinstance(step, DuplicatesStep):
-            return keep_first(self._run, work, step, self.pieces, self.selected, self.num_rows, self._memory)
+            pieces = self._image_pieces if step.of == "pixels" else self.pieces
+            return keep_first(self._run, work, step, pieces, self.selected, self.num_rows, self._memory)
         if isinstance(step, SampleStep):
             return sample(StoredRows(self.selected).load(), step.samples, step.seed)
         return keep_filtered(self._run, work, step, self.pieces, self.selected, self.num_rows)  # type: ignore[arg-type]
@@ -173,7 +175,7 @@ class _Selecting:
     def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
         """Find evaluation images among the selected samples, and record the matches."""
         evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
-        files, clean = contamination.find(self._run, work, step, evaluations, self.pieces, self.selected)
+        files, clean = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected)
         self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
         return clean if step.remove else StoredRows(self.selected).load()
 

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from factories import tiny_recipe, tiny_stage, write_dataset
 from selecting import samples_of, select
 from warren.config import Resources
+from warren.curate.image_matching import WHOLE, boxes, hashes_and_pixels, thumbnail
+from warren.curate.perceptual import distance, perceptual_hash
 from warren.data.decontamination import decontamination
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import DatasetSource
@@ -113,3 +115,16 @@ def test_what_was_searched_for_is_known_of_selections_and_of_runs(tmp_path: Path
     run = describe(tiny_recipe(finetune=tiny_stage("again@v1")), "finetune", Resources(num_workers=1), [source])
     assert run["datasets"] is not None
     assert run["datasets"]["again@v1"]["decontamination"] == record
+
+
+def test_crops_of_a_thumbnail_have_the_hashes_of_images_that_are_cropped() -> None:
+    grey = scene(3).convert("L")
+    hashes, pixels = hashes_and_pixels(thumbnail(grey), [WHOLE, *boxes()])
+    cropped = [
+        grey.crop((round(left * 210), round(top * 150), round(right * 210), round(bottom * 150)))
+        for left, top, right, bottom in boxes()
+    ]
+    expected = np.array([perceptual_hash(image) for image in [grey, *cropped]], np.uint64)
+    assert distance(hashes, expected).max() <= 6  # of 64; another image's differ in half of them
+    assert np.allclose(pixels.std(axis=1), 1)
+    assert not hashes_and_pixels(np.full((128, 128), 7, np.uint8), [WHOLE])[1].any()

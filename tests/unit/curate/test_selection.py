@@ -24,6 +24,7 @@ from selecting import (
     write_pairs,
 )
 from warren.config import CurateConfig
+from warren.curate.samples import Parent, read_row, sample_pieces, stored_shards
 from warren.curate.tasks import Task, Workspace, run_here
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
@@ -107,6 +108,17 @@ def _component() -> Any:
     from warren.config import MixtureComponent
 
     return MixtureComponent(name="chosen@v1")
+
+
+@pytest.mark.parametrize("rows_per_piece", [1, 20, 75, 1000])
+def test_pieces_are_cut_between_row_groups_and_hold_every_row_once(root: Location, rows_per_piece: int) -> None:
+    shards = stored_shards([Parent("pairs@v1", dataset_folder(root, "pairs@v1"), read_manifest(root, "pairs@v1"))])
+    pieces = sample_pieces(shards, rows_per_piece)
+    rows = [[row for row, _ in piece.records(["key"])] for piece in pieces]
+    assert [row for each in rows for row in each] == list(range(ROWS))
+    assert [(piece.first, piece.stop) for piece in pieces] == [(each[0], each[-1] + 1) for each in rows]
+    assert all(rows_per_piece <= len(each) < rows_per_piece + 8 for each in rows[:-1])
+    assert read_row(pieces, 71, ["key"]) == {"key": "pair-0071"}
 
 
 class Killed(BaseException):
