@@ -38,7 +38,7 @@ def run_on_cluster(work: Workspace, tasks: Sequence[Task]) -> None:
         for task in tasks:
             if len(running) >= limit:
                 running = _wait_for_one(running, progress)
-            running.append(_run.remote(work, task))
+            running.append(_run.options(name="curate").remote(work, task))
         while running:
             running = _wait_for_one(running, progress)
 
