@@ -29,6 +29,7 @@ from warren.curate.image_matching import (
     thumbnail,
 )
 from warren.curate.perceptual import distance
+from warren.curate.report import ImagePair
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.samples import (
     ROWS_PER_IMAGE_PIECE,
@@ -44,6 +45,8 @@ from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
 _SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
+
+_PAIRS_SHOWN = 8  # in a report
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,19 @@ def certificate(
         "removed": step.remove,
         "matches": matches,
     }
+
+
+def image_pairs(evaluations: Sequence[EvaluationImages], files: Sequence[ArrayFile]) -> tuple[ImagePair, ...]:
+    """Return the first matches, for a report."""
+    pairs: list[ImagePair] = []
+    for file in files:
+        if len(pairs) >= _PAIRS_SHOWN:
+            break
+        columns = [file.read(name, 0, _PAIRS_SHOWN).tolist() for name in ("row", "evaluation", "evaluation_row")]
+        pairs += [
+            ImagePair(row, evaluations[number].pieces, other) for row, number, other in zip(*columns, strict=True)
+        ]
+    return tuple(pairs[:_PAIRS_SHOWN])
 
 
 @dataclass(frozen=True)

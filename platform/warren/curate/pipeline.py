@@ -27,6 +27,7 @@ from warren.config.curate import (
 )
 from warren.curate import contamination, joining, scored
 from warren.curate.bands import band_scores, keep_band
+from warren.curate.cluster_map import ClusterMap, cluster_map
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
 from warren.curate.duplicates import keep_first
@@ -34,7 +35,7 @@ from warren.curate.embeddings import pieces as embedding_pieces
 from warren.curate.embeddings import width
 from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
-from warren.curate.report import StepReport, write_card, write_report
+from warren.curate.report import ImagePair, StepReport, write_card, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
 from warren.curate.samples import ROWS_PER_IMAGE_PIECE, Parent, SamplePiece, sample_pieces, stored_shards
 from warren.curate.sampling import sample
@@ -84,7 +85,7 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
     selecting = _Selecting(config, parents, root, run, work)
     counts = [selecting.take(number, step, embed) for number, step in enumerate(config.steps)]
     report = f"report-{identity[:8]}"
-    write_report(folder / report, selecting.reports, selecting.pieces)
+    write_report(folder / report, selecting.reports, selecting.pieces, selecting.cluster_map())
     layout = Layout(folder, identity[:8], config.rewrite_below, config.samples_per_shard, config.samples_per_row_group)
     shards = write_selection(run, work / "selection", layout, selecting.shards, selecting.selected)
     record: dict[str, Any] = {
@@ -123,6 +124,7 @@ class _Selecting:
         self._vectors: list[VectorPiece] | None = None
         self._scores: list[Location] = []
         self._clusters: Clusters | None = None
+        self._pairs: tuple[ImagePair, ...] = ()
         self.num_rows = num_rows
         self.count = num_rows
         self.selected = self._store("start", RowSet.full(num_rows))
@@ -147,9 +149,16 @@ class _Selecting:
         taken, self.selected = self.selected, self._store(f"{number:02d}-{step.step}/kept", kept)
         scores = band_scores(work, step.by, step.band) if isinstance(step, RankBandStep) else None
         groups = largest_groups(work) if isinstance(step, NearDuplicatesStep) else ()
+        pairs = self._pairs if isinstance(step, DecontaminateStep) else ()
         sets = StoredRows(taken), StoredRows(self.selected)
-        self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups))
+        self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups, pairs))
         return StepCount(_label(step), before, self.count)
+
+    def cluster_map(self) -> ClusterMap | None:
+        """Return the map of the last clusters with what is selected of each; None if there are none."""
+        if self._clusters is None:
+            return None
+        return cluster_map(self._run, self._work / "cluster-map", self._clusters, self.selected)
 
     def _keep(self, work: Workspace, step: Step) -> RowSet:
         if isinstance(step, ClusterStep):
@@ -176,6 +185,7 @@ class _Selecting:
         """Find evaluation images among the selected samples, and record the matches."""
         evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
         files, clean = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected)
+        self._pairs = contamination.image_pairs(evaluations, files)
         self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
         return clean if step.remove else StoredRows(self.selected).load()
 
