@@ -20,6 +20,7 @@ THUMBNAIL_PX = 128
 _COMPARED_PX = 32
 COARSE_PX, COARSE_SCALE = 8, 30
 """Of the few pixels that are compared first: their side, and the integer that a standard deviation is stored as."""
+COLOURS_SHAPE = (2, _COMPARED_PX, _COMPARED_PX)
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 """The crop that is the whole image."""
 # The search for the crop that fits best: moves as fractions of the image, and how far below `min_correlation` it may
@@ -27,6 +28,9 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _STEPS = ((0.05, 0.45), (0.025, 0.2), (0.0125, 0.1))
 # What a move adds to the two edges of an axis, in steps: [sizes, places, 2].
 _MOVES = np.array([[[at - size / 2, at + size / 2] for at in (-1, 0, 1)] for size in (-1, 0, 1)], np.float32)
+_NO_COLOUR = 128
+# Mean differences of Cb and Cr, of 255: of a grey image from grey, and of images that are no copies of each other.
+_GREY, _OTHER_COLOUR = 3.0, 12.0
 _FLAT = 2.0  # standard deviation of brightness below which an image shows nothing that could be recognised
 
 
@@ -43,8 +47,8 @@ def _boxes() -> Iterator[Box]:
             yield left, top, left + side, top + side
 
 
-def best_fit(shown: np.ndarray, small: np.ndarray, box: Box, min_correlation: float) -> float:
-    """Return the correlation of pixels with the crop of a thumbnail that fits best, searched for around a box.
+def best_fit(shown: np.ndarray, small: np.ndarray, box: Box, min_correlation: float) -> tuple[float, Box]:
+    """Return the correlation of pixels with the crop of a thumbnail that fits best, and the crop, found near a box.
 
     The search ends where `min_correlation` is reached, and where the correlation is too low to reach it.
     """
@@ -62,7 +66,8 @@ def best_fit(shown: np.ndarray, small: np.ndarray, box: Box, min_correlation: fl
                 break
             best = float(correlations[size, y, x])
             edges = np.array([across[size, x, 0], down[size, y, 0], across[size, x, 1], down[size, y, 1]])
-    return best
+    left, top, right, bottom = edges.tolist()
+    return best, (left, top, right, bottom)
 
 
 def _correlations(shown: np.ndarray, pixels: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
@@ -105,6 +110,30 @@ def _normalised(pixels: np.ndarray) -> np.ndarray | None:
 def compared_pixels(image: Image.Image) -> np.ndarray | None:
     """Return the brightness that `best_fit` compares, [32, 32]; None if there is next to nothing to be seen."""
     return _normalised(np.asarray(image.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.LANCZOS)))
+
+
+def colours(image: Image.Image) -> np.ndarray:
+    """Return the two colour channels (Cb and Cr) of an image at 32 × 32 pixels, [2, 32, 32]."""
+    small = image.convert("YCbCr").resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.BOX)
+    return np.asarray(small).transpose(2, 0, 1)[1:]
+
+
+def are_like_coloured(shown: np.ndarray, original: np.ndarray, box: Box) -> bool:
+    """Tell whether an image has the colours of a crop of another; a grey image may be a copy of any.
+
+    Args:
+        shown: `colours` of the image.
+        original: `colours` of the other.
+    """
+    edges = tuple(edge * _COMPARED_PX for edge in box)
+    size = (COARSE_PX, COARSE_PX)
+    differences, spreads = [], []
+    for channel, of_original in zip(shown, original, strict=True):
+        copy = np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BOX), np.float64)
+        crop = Image.fromarray(np.ascontiguousarray(of_original)).resize(size, Image.Resampling.BOX, box=edges)
+        differences.append(np.abs(copy - np.asarray(crop)).mean())
+        spreads.append(np.abs(copy - _NO_COLOUR).mean())
+    return max(spreads) < _GREY or max(differences) < _OTHER_COLOUR
 
 
 def thumbnail(grey: Image.Image) -> np.ndarray:

@@ -5,7 +5,7 @@ can change a result. So a killed attempt is resumed, and an attempt with other o
 workspaces are deleted after the manifest is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -25,29 +25,28 @@ from warren.config.curate import (
     SemDeDupStep,
     Step,
 )
-from warren.curate import contamination, joining, scored
+from warren.curate import contamination, scored
 from warren.curate.bands import band_scores, keep_band
 from warren.curate.cluster_map import ClusterMap, cluster_map
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
+from warren.curate.contamination import EvaluationSet
 from warren.curate.duplicates import keep_first
-from warren.curate.embeddings import pieces as embedding_pieces
-from warren.curate.embeddings import width
+from warren.curate.embedding_search import near_pairs
+from warren.curate.embedding_source import Embedder, EmbeddingSource
 from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
 from warren.curate.report import ImagePair, StepReport, write_card, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
-from warren.curate.samples import ROWS_PER_IMAGE_PIECE, Parent, SamplePiece, sample_pieces, stored_shards
+from warren.curate.samples import ROWS_PER_IMAGE_PIECE, Parent, sample_pieces, stored_shards
 from warren.curate.sampling import sample
-from warren.curate.scored import PrecomputedVectors, VectorPiece
+from warren.curate.scored import VectorPiece
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
 from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
-from warren.errors import ConfigError, DataError, EmptyDatasetError, NotFoundError
+from warren.errors import DataError, EmptyDatasetError, NotFoundError
 from warren.storage import Location, digest_bytes
 
-Embedder = Callable[[EmbeddingsConfig, Workspace, list[SamplePiece]], list[VectorPiece]]
-"""Computes the embeddings of samples with a model."""
 CERTIFICATE = "contamination.json"
 _IO_THREADS = 16
 
@@ -82,8 +81,8 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
         return present
     # The memory is part of the name because it decides how the work is cut into tasks.
     work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")
-    selecting = _Selecting(config, parents, root, run, work)
-    counts = [selecting.take(number, step, embed) for number, step in enumerate(config.steps)]
+    selecting = _Selecting(config, parents, root, EmbeddingSource(run, embed, config.task_memory_mib << 20), work)
+    counts = [selecting.take(number, step) for number, step in enumerate(config.steps)]
     report = f"report-{identity[:8]}"
     write_report(folder / report, selecting.reports, selecting.pieces, selecting.cluster_map())
     layout = Layout(folder, identity[:8], config.rewrite_below, config.samples_per_shard, config.samples_per_row_group)
@@ -109,16 +108,16 @@ class _Selecting:
     """The state of a selection: the rows that are still selected, and what steps may read."""
 
     def __init__(
-        self, config: CurateConfig, parents: list[Parent], root: Location, run: Runner, work: Workspace
+        self, config: CurateConfig, parents: list[Parent], root: Location, source: EmbeddingSource, work: Workspace
     ) -> None:
         self.shards = stored_shards(parents)
         num_rows = self.shards[-1].stop
         if num_rows > MAX_ROWS:
             raise DataError(f"{num_rows} samples are too many for one selection: at most {MAX_ROWS}; select from parts")
-        self._config, self._root, self._run, self._work = config, root, run, work
+        self._config, self._root, self._source, self._work = config, root, source, work
+        self._run, self._memory = source.run, source.memory
         self.reports: list[StepReport] = []
         self.certificates: list[dict[str, Any]] = []
-        self._memory = config.task_memory_mib << 20
         self.pieces = sample_pieces(self.shards)
         self._image_pieces = sample_pieces(self.shards, ROWS_PER_IMAGE_PIECE)
         self._vectors: list[VectorPiece] | None = None
@@ -129,12 +128,13 @@ class _Selecting:
         self.count = num_rows
         self.selected = self._store("start", RowSet.full(num_rows))
 
-    def take(self, number: int, step: Step, embed: Embedder | None) -> StepCount:
+    def take(self, number: int, step: Step) -> StepCount:
         """Run a step; the rows that it keeps are the selected rows from then on."""
         work = self._work / f"{number:02d}-{step.step}"
         before = self.count
-        if self._config.embeddings is not None and isinstance(step, ClusterStep | RankBandStep):
-            self._embeddings(self._config.embeddings, embed)
+        by_embeddings = isinstance(step, ClusterStep | RankBandStep) or getattr(step, "min_cosine", None) is not None
+        if self._config.embeddings is not None and by_embeddings:
+            self._embeddings(self._config.embeddings)
         try:
             kept = StoredRows(work.folder / "kept").load()
             if isinstance(step, ClusterStep | DecontaminateStep):
@@ -182,34 +182,35 @@ class _Selecting:
         return keep_filtered(self._run, work, step, self.pieces, self.selected, self.num_rows)  # type: ignore[arg-type]
 
     def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
-        """Find evaluation images among the selected samples, and record the matches."""
-        evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
-        files, clean = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected)
-        self._pairs = contamination.image_pairs(evaluations, files)
-        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
-        return clean if step.remove else StoredRows(self.selected).load()
+        """Look for evaluation sets among the selected samples, and record the matches."""
+        parents = _parents(self._root, step.datasets)
+        evaluations = contamination.prepare(self._run, work, step, parents)
+        near = None if step.min_cosine is None else self._near(work, step, evaluations)
+        matches = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected, near)
+        self._pairs = contamination.image_pairs(evaluations, matches)
+        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, matches, self.count))
+        selected = StoredRows(self.selected)
+        return contamination.without_matches(matches, selected) if step.remove else selected.load()
 
-    def _embeddings(self, config: EmbeddingsConfig, embed: Embedder | None) -> None:
+    def _near(self, work: Workspace, step: DecontaminateStep, evaluations: Sequence[EvaluationSet]) -> Location:
+        """Return pairs of samples and evaluation images whose embeddings are near."""
+        assert self._config.embeddings is not None
+        assert step.min_cosine is not None
+        of_evaluations = self._config.embeddings.of_evaluations(step.evaluation_embeddings)
+        vectors = [
+            self._source.vectors(of_evaluations, work / f"vectors-{each.reference}", each.pieces)
+            for each in evaluations
+        ]
+        pieces, own = self._image_pieces, self._vectors or []
+        return near_pairs(self._run, work, vectors, own, pieces, self.selected, step.min_cosine)
+
+    def _embeddings(self, config: EmbeddingsConfig) -> None:
         """Read or compute the embeddings, join them with the samples and check them; only the first call does so."""
         if self._vectors is not None:
             return
-        if config.path is not None:
-            self._vectors = self._precomputed(config)
-        elif embed is None:
-            raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
-        else:
-            self._vectors = embed(config, self._work / "embeddings", self.pieces)
+        self._vectors = self._source.vectors(config, self._work, self.pieces)
         files = scored.clip_scores(self._run, self._work / "scores", self._vectors)
         self._scores = [file.location for file in files]
-
-    def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
-        columns, row_bytes = width(embedding_pieces(config, MAX_ROWS)[:1])
-        # A row takes its image and text embeddings as stored, and up to three float32 copies of each.
-        rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
-        source = embedding_pieces(config, rows)
-        work = self._work / "keys"
-        placed = joining.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
-        return [PrecomputedVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
 
     def _store(self, name: str, rows: RowSet) -> Location:
         location = self._work.folder / name

@@ -14,9 +14,12 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
 from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.serve.lineage import lineage_of
 from warren.config import EvaluateConfig, Resources
+from warren.data.decontamination import contaminated_samples
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
-from warren.errors import CorruptDataError, EmptyDatasetError
+from warren.errors import CorruptDataError, DataError, EmptyDatasetError, StorageError
+from warren.evaluate.contamination import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.identity import Identity
 from warren.evaluate.judge import SampleQuestion, judge_of, to_table
@@ -68,7 +71,10 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     rows = sorted(in_stored_order, key=lambda row: row["key"])
     asked = [row for row in rows if row["problem"] is None]
     unusable = [row for row in rows if row["problem"] is not None]
-    measured = _summarise(run.name, checkpoint.step, identity, asked, unusable)
+    trained_on = lineage_of(root, run, checkpoint, identity).datasets
+    found_in = {each.reference: _contaminated(root, each.reference, manifest) for each in trained_on}
+    split = ContaminationSplit.of(asked, found_in)
+    measured = _summarise(run.name, checkpoint.step, identity, asked, unusable, split)
     if unusable:
         stored.write_quarantine(
             measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
@@ -85,7 +91,18 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     return measured
 
 
-def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: Rows) -> Evaluation:
+def _contaminated(root: Location, reference: str, evaluation: Manifest) -> frozenset[str] | None:
+    """Return the evaluation's samples that a training dataset holds; None where they were not looked for."""
+    try:
+        trained_on = read_manifest(root, reference)
+    except (DataError, StorageError):  # it is gone
+        return None
+    return contaminated_samples(root, trained_on, f"{evaluation.name}@{evaluation.version}", evaluation.digest)
+
+
+def _summarise(
+    run: str, step: int, identity: Identity, asked: Rows, unusable: Rows, split: ContaminationSplit | None
+) -> Evaluation:
     by_truth: dict[str, list[bool]] = {}
     for row in asked:
         by_truth.setdefault(row["truth"], []).append(row["correct"])
@@ -99,6 +116,7 @@ def _summarise(run: str, step: int, identity: Identity, asked: Rows, unusable: R
         chance=sum(chances) / len(chances) if chances else None,
         num_quarantined=len(unusable),
         reasons=dict(Counter(row["problem"] for row in unusable).most_common(_LISTED_REASONS)),
+        contamination=split,
     )
 
 
