@@ -24,8 +24,9 @@ COLOURS_SHAPE = (2, _COMPARED_PX, _COMPARED_PX)
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 """The crop that is the whole image."""
 # The search for the crop that fits best: moves as fractions of the image, and how far below `min_correlation` it may
-# stand before them. Of 123 mirrored and cropped scenes, none gained more than 0.40, 0.14 and 0.05 from there on.
-_STEPS = ((0.05, 0.45), (0.025, 0.2), (0.0125, 0.1))
+# stand before them. Of 123 mirrored and cropped scenes, none gained more than 0.40, 0.14 and 0.05 from the first three
+# on; the last is for images of fine detail.
+_STEPS = ((0.05, 0.45), (0.025, 0.2), (0.0125, 0.1), (0.00625, 0.04))
 # What a move adds to the two edges of an axis, in steps: [sizes, places, 2].
 _MOVES = np.array([[[at - size / 2, at + size / 2] for at in (-1, 0, 1)] for size in (-1, 0, 1)], np.float32)
 _NO_COLOUR = 128
@@ -109,7 +110,7 @@ def _normalised(pixels: np.ndarray) -> np.ndarray | None:
 
 def compared_pixels(image: Image.Image) -> np.ndarray | None:
     """Return the brightness that `best_fit` compares, [32, 32]; None if there is next to nothing to be seen."""
-    return _normalised(np.asarray(image.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.LANCZOS)))
+    return _normalised(np.asarray(image.resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.BILINEAR)))
 
 
 def colours(image: Image.Image) -> np.ndarray:

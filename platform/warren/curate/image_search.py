@@ -36,6 +36,7 @@ from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
 _SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
+_ALIKE = 0.98  # correlation of 8 × 8 pixels from which on whole images are compared, whatever their hashes
 _DIGEST_BYTES = 16
 
 
@@ -151,6 +152,8 @@ class FindImages(PieceTask):
         file = _hashes_of(location)
         bits = distance(file.hashes, image_hash)
         compared = bits <= self.max_distance
+        if len(file.rows):  # of flat and symmetric images, a hash has bits of chance; few pixels tell those apart
+            compared[..., 0] |= file.whole @ coarse.astype(np.float32) >= _ALIKE * COARSE_PX**2 * COARSE_SCALE
         if near:
             compared |= np.isin(file.rows, [row for number, row in near if number == evaluation])[:, None, None]
         places, sides, crops = np.nonzero(compared)
@@ -192,9 +195,11 @@ class _Hashes:
     rows: np.ndarray
     hashes: np.ndarray
     coarse: np.ndarray
+    whole: np.ndarray  # float32; `coarse` of the crop that is the whole image
 
 
 @lru_cache(maxsize=32)
 def _hashes_of(location: Location) -> _Hashes:
     file = ArrayFile(location)
-    return _Hashes(file, file.read("row"), file.read("hash"), file.read("coarse"))
+    coarse = file.read("coarse")
+    return _Hashes(file, file.read("row"), file.read("hash"), coarse, coarse[:, :, 0].astype(np.float32))
