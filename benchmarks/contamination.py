@@ -93,8 +93,8 @@ def search(root: Location) -> tuple[dict[str, Any], float]:
             list(pool.map(_do, [work] * len(tasks), tasks))
             seconds += time.perf_counter() - began
 
-        curate(config, root, run)
-    certificate = (dataset_folder(root, "searched@v1") / "contamination.json").read_json()
+        manifest = curate(config, root, run)
+    certificate = (dataset_folder(root, "searched@v1") / manifest.selection["certificate"]["file"]).read_json()
     return certificate["steps"][0], seconds
 
 

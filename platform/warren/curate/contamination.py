@@ -115,7 +115,7 @@ def certificate(
     matches: Matches,
     checked: int,
 ) -> dict[str, Any]:
-    """Return the content of a dataset's `contamination.json`: the evaluation sets, the method and the matches."""
+    """Return the content of a dataset's certificate: the evaluation sets, the method and the matches."""
     images = list(_listed(matches.images, ("distance", "correlation"), evaluations, pieces))
     questions = list(_listed(matches.questions, ("share",), evaluations, pieces))
     return {

@@ -6,7 +6,6 @@ workspaces are deleted after the manifest is written.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -36,19 +35,17 @@ from warren.curate.embedding_search import near_pairs
 from warren.curate.embedding_source import Embedder, EmbeddingSource
 from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
-from warren.curate.report import ImagePair, StepReport, write_card, write_report
+from warren.curate.publication import completed, write_certificate
+from warren.curate.report import ImagePair, StepReport, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
 from warren.curate.samples import ROWS_PER_IMAGE_PIECE, Parent, sample_pieces, stored_shards
 from warren.curate.sampling import sample
 from warren.curate.scored import VectorPiece
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
-from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
-from warren.errors import DataError, EmptyDatasetError, NotFoundError
-from warren.storage import Location, digest_bytes
-
-CERTIFICATE = "contamination.json"
-_IO_THREADS = 16
+from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_about, write_manifest
+from warren.errors import DataError, EmptyDatasetError, NotFoundError, WarrenError
+from warren.storage import Location
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,29 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
     parents = _parents(root, config.datasets)
     evaluations = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
     identity = identify(config, parents, list(chain.from_iterable(evaluations)))
-    present = _present(folder, identity)
+    present = completed(folder, identity)
     if present is not None:
         return present
+    try:
+        _make(config, root, run, embed, folder, parents, identity)
+    except WarrenError:
+        if completed(folder, identity) is None:  # else another job completed the version and deleted what this one made
+            raise
+    manifest = completed(folder, identity)
+    assert manifest is not None
+    return manifest
+
+
+def _make(
+    config: CurateConfig,
+    root: Location,
+    run: Runner,
+    embed: Embedder | None,
+    folder: Location,
+    parents: list[Parent],
+    identity: str,
+) -> None:
+    """Run the steps, and write the dataset with its manifest last."""
     # The memory is part of the name because it decides how the work is cut into tasks.
     work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")
     selecting = _Selecting(config, parents, root, EmbeddingSource(run, embed, config.task_memory_mib << 20), work)
@@ -95,13 +112,10 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
         "counts": [asdict(count) for count in counts],
     }
     if selecting.certificates:
-        record["certificate"] = _write_certificate(folder, selecting.certificates)
+        record["certificate"] = write_certificate(folder, identity, selecting.certificates)
     manifest = Manifest(config.name, config.version, shards, _origins(parents), _licences(parents), {}, record)
     write_about(folder, manifest)
     write_manifest(root, manifest)
-    write_card(folder, manifest, report)
-    _tidy(folder, manifest)
-    return manifest
 
 
 class _Selecting:
@@ -224,54 +238,6 @@ def _label(step: Step) -> str:
 
 def _parents(root: Location, references: Sequence[str]) -> list[Parent]:
     return [Parent(name, dataset_folder(root, name), read_manifest(root, name)) for name in references]
-
-
-def _write_certificate(folder: Location, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write `contamination.json` beside the dataset, and return its summary for the manifest."""
-    target = folder / CERTIFICATE
-    target.put_json({"steps": steps})
-    clean = [step for step in steps if step["removed"] or step["samples_matched"] == 0]
-    return {
-        "file": CERTIFICATE,
-        "sha256": digest_bytes(target.read_bytes()),
-        "evaluations": _searched_for(steps),
-        "free_of": _searched_for(clean),
-        "samples_matched": sum(step["samples_matched"] for step in steps),
-        "removed": all(step["removed"] for step in steps),
-    }
-
-
-def _searched_for(steps: list[dict[str, Any]]) -> dict[str, str]:
-    return {each["dataset"]: each["digest"] for step in steps for each in step["evaluations"]}
-
-
-def _present(folder: Location, identity: str) -> Manifest | None:
-    """Return the manifest if this version is complete and is the same selection.
-
-    Raises:
-        DataError: It is another selection.
-    """
-    try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_json())
-    except NotFoundError:
-        return None
-    if manifest.selection.get("identity") != identity:
-        raise DataError(
-            f"{folder} exists with {manifest.rows} samples and is kept as it is, but it was made of other datasets, "
-            "embeddings or steps: give the new selection another version (--set curate.version=…)"
-        )
-    write_card(folder, manifest, f"report-{identity[:8]}")  # an attempt may have been killed after its manifest
-    _tidy(folder, manifest)
-    return manifest
-
-
-def _tidy(folder: Location, manifest: Manifest) -> None:
-    """Delete the workspaces, and shards of attempts with other options."""
-    listed = {(folder / shard.file.path).uri for shard in manifest.shards if not shard.dataset}
-    spare = [file for file in folder.list() if file.name.startswith("shard-") and file.uri not in listed]
-    spare += (folder / "curation").list()
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda file: file.store.delete(file.key), spare))
 
 
 def _origins(parents: list[Parent]) -> str:

@@ -1,4 +1,4 @@
-"""Which evaluation sets a dataset was searched for, as its `contamination.json` and those of its parents say.
+"""Which evaluation sets a dataset was searched for, as its `contamination-DIGEST.json` and those of its parents say.
 
 A selection holds samples of its parents and no others, so it is free of what every one of its parents is free of.
 """
@@ -15,7 +15,7 @@ class DecontaminationRecord(TypedDict):
 
     Attributes:
         free_of: Digest of each evaluation set of which no image was found, or every one removed, by `name@version`.
-        certificates: SHA-256 of each `contamination.json` that says so, by the dataset beside which it lies.
+        certificates: SHA-256 of each `contamination-DIGEST.json` that says so, by the dataset beside which it lies.
     """
 
     free_of: dict[str, str]

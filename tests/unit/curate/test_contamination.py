@@ -17,6 +17,7 @@ from warren.config import Resources
 from warren.curate.image_matching import WHOLE, boxes, hashes_and_pixels, thumbnail
 from warren.curate.perceptual import distance, perceptual_hash
 from warren.data.decontamination import contaminated_samples, decontamination
+from warren.data.manifest import Manifest
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import DatasetSource
 from warren.storage import Location, digest_bytes
@@ -70,6 +71,12 @@ def sample(key: str, image: bytes, question: str = "", answer: str = "a scene") 
     return Sample(key, (image,), (Turn("user", f"{IMAGE_MARK}{question}"), Turn("assistant", answer)), "t")
 
 
+def certificate(root: Location, manifest: Manifest) -> dict[str, Any]:
+    folder = Path(root.uri) / "datasets" / manifest.name / manifest.version
+    value: dict[str, Any] = json.loads((folder / manifest.selection["certificate"]["file"]).read_text())
+    return value
+
+
 def test_altered_evaluation_images_are_found_listed_and_removed(tmp_path: Path) -> None:
     root = Location(str(tmp_path))
     write_dataset(root, "exam", [sample(f"exam-{seed}", encoded(seed)) for seed in range(ALTERED)])
@@ -79,8 +86,7 @@ def test_altered_evaluation_images_are_found_listed_and_removed(tmp_path: Path) 
     step = {"step": "decontaminate", "datasets": ["exam@v1"]}
     manifest = select(root, None, [step])
     assert {s.key for s in samples_of(root, "chosen@v1")} == {f"train-{seed}" for seed in range(OTHERS)}
-    found = json.loads((tmp_path / "datasets/chosen/v1/contamination.json").read_text())
-    (result,) = found["steps"]
+    (result,) = certificate(root, manifest)["steps"]
     assert {(m["key"], m["evaluation_key"]) for m in result["matches"]} == {
         (f"leak-{seed}", f"exam-{seed}") for seed in range(ALTERED)
     }
@@ -108,8 +114,8 @@ def test_what_was_searched_for_is_known_of_selections_and_of_runs(tmp_path: Path
     again = select(root, None, [{"step": "sample", "samples": 3}], name="again", datasets=["chosen@v1"])
     record = decontamination(root, again)
     assert record["free_of"] == {"first-exam@v1": exams["first-exam@v1"]}
-    certificate = (tmp_path / "datasets/chosen/v1/contamination.json").read_bytes()
-    assert record["certificates"] == {"chosen@v1": digest_bytes(certificate)}
+    data = (tmp_path / "datasets/chosen/v1" / clean.selection["certificate"]["file"]).read_bytes()
+    assert record["certificates"] == {"chosen@v1": digest_bytes(data)}
 
     both = select(root, None, [{"step": "sample", "samples": 4}], name="both", datasets=["again@v1", "others@v1"])
     assert decontamination(root, both)["free_of"] == {}  # nobody searched the other parent
@@ -138,8 +144,8 @@ def found_by(root: Location, **step: Any) -> tuple[dict[str, Any], set[str]]:
     name = f"chosen-{len(list(Path(root.uri).glob('datasets/*')))}"
     embeddings = step.pop("embeddings", None)
     steps = [{"step": "decontaminate", "datasets": ["exam@v1"], **step}]
-    select(root, None, steps, name=name, **({"embeddings": embeddings} if embeddings else {}))
-    (found,) = json.loads(Path(root.uri, f"datasets/{name}/v1/contamination.json").read_text())["steps"]
+    manifest = select(root, None, steps, name=name, **({"embeddings": embeddings} if embeddings else {}))
+    (found,) = certificate(root, manifest)["steps"]
     return found, {each.key for each in samples_of(root, f"{name}@v1")}
 
 
