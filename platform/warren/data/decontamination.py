@@ -57,9 +57,9 @@ def contaminated_samples(root: Location, manifest: Manifest, evaluation: str, di
     own = manifest.selection.get("certificate")
     if own and own["free_of"].get(evaluation) == digest:
         return frozenset()
-    if own and own["evaluations"].get(evaluation) == digest:
+    if own and own.get("evaluations", {}).get(evaluation) == digest:
         steps = (dataset_folder(root, f"{manifest.name}@{manifest.version}") / own["file"]).read_json()["steps"]
-        return frozenset(key for step in steps for key in step["evaluation_samples"].get(evaluation, ()))
+        return frozenset(key for step in steps for key in step.get("evaluation_samples", {}).get(evaluation, ()))
     keys: set[str] = set()
     parents = manifest.selection.get("parents", {})
     for reference in parents:

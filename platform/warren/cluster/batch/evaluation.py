@@ -27,6 +27,7 @@ from warren.evaluate.report import Evaluation
 from warren.evaluate.report_page import render_html
 from warren.evaluate.scoring import score
 from warren.evaluate.stored import Evaluations
+from warren.release import TrainingDataset
 from warren.storage import Location, StoredFiles
 from warren.storage.file_cache import local_copy
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
@@ -72,8 +73,7 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     asked = [row for row in rows if row["problem"] is None]
     unusable = [row for row in rows if row["problem"] is not None]
     trained_on = lineage_of(root, run, checkpoint, identity).datasets
-    found_in = {each.reference: _contaminated(root, each.reference, manifest) for each in trained_on}
-    split = ContaminationSplit.of(asked, found_in)
+    split = ContaminationSplit.of(asked, {each.reference: _contaminated(root, each, manifest) for each in trained_on})
     measured = _summarise(run.name, checkpoint.step, identity, asked, unusable, split)
     if unusable:
         stored.write_quarantine(
@@ -91,11 +91,13 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     return measured
 
 
-def _contaminated(root: Location, reference: str, evaluation: Manifest) -> frozenset[str] | None:
+def _contaminated(root: Location, dataset: TrainingDataset, evaluation: Manifest) -> frozenset[str] | None:
     """Return the evaluation's samples that a training dataset holds; None where they were not looked for."""
     try:
-        trained_on = read_manifest(root, reference)
+        trained_on = read_manifest(root, dataset.reference)
     except (DataError, StorageError):  # it is gone
+        return None
+    if trained_on.digest != dataset.digest:
         return None
     return contaminated_samples(root, trained_on, f"{evaluation.name}@{evaluation.version}", evaluation.digest)
 
