@@ -42,7 +42,8 @@ def altered(data: bytes, kind: str, random: np.random.Generator) -> bytes:
         side = random.uniform(0.7, 0.95)
         left, top = random.uniform(0, 1 - side, 2)
         edges = np.array([left, top, left + side, top + side]) * ([image.width, image.height] * 2)
-        image = image.crop(tuple(np.rint(edges).astype(int).tolist()))
+        first_x, first_y, last_x, last_y = np.rint(edges).astype(int).tolist()
+        image = image.crop((first_x, first_y, last_x, last_y))
     if kind.endswith("mirrored"):
         image = ImageOps.mirror(image)
     if kind == "grey":

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -112,6 +113,9 @@ class Results:
                 if self.present.setdefault(path, inode) != inode:
                     self.again.add(path)
 
+    def are_there(self, number: int) -> bool:
+        return len(self.present) >= number
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         ended = Event()
@@ -171,10 +175,10 @@ def test_task_actor_driver_and_cluster_may_be_killed_at_any_moment(
             job = start(repository, config, {**drivers, "WARREN_STORAGE": root.uri})
             with results.watched():
                 if victim != "embedder":
-                    until(lambda seen=results.present, n=moment: len(seen) >= n, job)  # type: ignore[misc]
+                    until(partial(results.are_there, moment), job)
                 time.sleep(delay)
                 if victim in ("task", "embedder"):
-                    until(lambda kind=victim: titled(head, kind), job).kill()  # type: ignore[misc]
+                    until(partial(titled, head, victim), job).kill()
                 else:
                     job.kill()
                     job.wait()

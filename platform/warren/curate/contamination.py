@@ -67,12 +67,12 @@ def prepare(
     for parent in parents:
         pieces = sample_pieces(stored_shards([parent]), ROWS_PER_IMAGE_PIECE)
         hashes = finish(run, work / f"images-{parent.reference}", [HashImages(piece) for piece in pieces])
-        questions = []
+        questions: list[ArrayFile] = []
         if step.question_words is not None:
             tasks = [HashQuestions(piece, step.question_words) for piece in pieces]
             questions = finish(run, work / f"questions-{parent.reference}", tasks)
-        files = (tuple(file.location for file in each) for each in (hashes, questions))
-        made.append(EvaluationSet(parent.reference, parent.manifest.digest, tuple(pieces), *files))
+        files = [tuple(file.location for file in each) for each in (hashes, questions)]
+        made.append(EvaluationSet(parent.reference, parent.manifest.digest, tuple(pieces), files[0], files[1]))
     return tuple(made)
 
 

@@ -116,7 +116,7 @@ def compared_pixels(image: Image.Image) -> np.ndarray | None:
 def colours(image: Image.Image) -> np.ndarray:
     """Return the two colour channels (Cb and Cr) of an image at 32 × 32 pixels, [2, 32, 32]."""
     small = image.convert("YCbCr").resize((_COMPARED_PX, _COMPARED_PX), Image.Resampling.BOX)
-    return np.asarray(small).transpose(2, 0, 1)[1:]
+    return np.asarray(np.asarray(small).transpose(2, 0, 1)[1:])
 
 
 def are_like_coloured(shown: np.ndarray, original: np.ndarray, box: Box) -> bool:
@@ -126,14 +126,17 @@ def are_like_coloured(shown: np.ndarray, original: np.ndarray, box: Box) -> bool
         shown: `colours` of the image.
         original: `colours` of the other.
     """
-    edges = tuple(edge * _COMPARED_PX for edge in box)
+    left, top, right, bottom = (edge * _COMPARED_PX for edge in box)
     size = (COARSE_PX, COARSE_PX)
-    differences, spreads = [], []
+    differences: list[float] = []
+    spreads: list[float] = []
     for channel, of_original in zip(shown, original, strict=True):
         copy = np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BOX), np.float64)
-        crop = Image.fromarray(np.ascontiguousarray(of_original)).resize(size, Image.Resampling.BOX, box=edges)
-        differences.append(np.abs(copy - np.asarray(crop)).mean())
-        spreads.append(np.abs(copy - _NO_COLOUR).mean())
+        crop = Image.fromarray(np.ascontiguousarray(of_original)).resize(
+            size, Image.Resampling.BOX, (left, top, right, bottom)
+        )
+        differences.append(float(np.abs(copy - np.asarray(crop)).mean()))
+        spreads.append(float(np.abs(copy - _NO_COLOUR).mean()))
     return max(spreads) < _GREY or max(differences) < _OTHER_COLOUR
 
 

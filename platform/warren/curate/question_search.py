@@ -128,10 +128,11 @@ class _Questions:
             return []
         hit = np.concatenate([self.question[first[n] : stop[n]] for n in common])
         numbers, counts = np.unique(hit, return_counts=True)
-        shares = counts / self.sizes[numbers]
+        shares = (counts / self.sizes[numbers]).tolist()
+        asked = self.questions[numbers].tolist()
         return [
-            (*self.questions[number].tolist(), float(share))
-            for number, share in zip(numbers.tolist(), shares.tolist(), strict=True)
+            (int(evaluation), int(row), float(share))
+            for (evaluation, row), share in zip(asked, shares, strict=True)
             if share >= MIN_SHARE
         ]
 

@@ -45,8 +45,8 @@ class ContaminationSplit:
     def from_json(cls, value: Mapping[str, Any]) -> "ContaminationSplit":
         """Rebuild what `dataclasses.asdict` returned."""
         contaminated = Score(**value["contaminated"]) if value["contaminated"] else None
-        names = (tuple(value[name]) for name in ("searched", "not_searched"))
-        return cls(*names, contaminated, Score(**value["clean"]))
+        clean = Score(**value["clean"])
+        return cls(tuple(value["searched"]), tuple(value["not_searched"]), contaminated, clean)
 
     def describe(self) -> list[str]:
         """Return sentences for a report."""
