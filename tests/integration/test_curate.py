@@ -107,10 +107,10 @@ class Results:
     again: set[Path] = field(default_factory=set)
 
     def look(self) -> None:
-        for path in self.folder.glob("*/*/*/*"):
+        for path in self.folder.rglob("[0-9]*"):  # tasks are numbered
             with suppress(FileNotFoundError):
                 inode = path.stat().st_ino
-                if self.present.setdefault(path, inode) != inode:
+                if path.is_file() and self.present.setdefault(path, inode) != inode:
                     self.again.add(path)
 
     def are_there(self, number: int) -> bool:
@@ -158,7 +158,7 @@ def test_task_actor_driver_and_cluster_may_be_killed_at_any_moment(
     """Each is killed at a drawn number of finished tasks; what was finished then is never done again."""
     samples = [pair(n) for n in range(3000)]
     steps = [{"step": "duplicates", "of": "pixels"}, STEPS[1], {"step": "near_duplicates", "threshold": 0.9999}]
-    embeddings = {"model": str(write_tiny_clip(tmp_path / "clip")), "text_column": None}
+    embeddings = {"model": str(write_tiny_clip(tmp_path / "clip"))}
     config = config_of(None, [*steps, STEPS[4], STEPS[5]], embeddings=embeddings, rewrite_below=0.4)
     write_dataset(Location(str(tmp_path / "whole")), "pairs", samples, per_shard=500, per_group=8)
     whole = curate(config, Location(str(tmp_path / "whole")))
