@@ -9,6 +9,8 @@ _TITLES = {
     "reader": "ray::Map",
     "splitter": "ray::SplitCoordinator",
     "controller": "ray::TrainController",
+    "task": "ray::curate",
+    "embedder": "ray::MapWorker(MapBatches(_Embedder))",
 }
 _NOISE = ("PYTHON worker processes have been started", "core_worker.cc")
 _SUBMISSION = (
@@ -55,14 +57,14 @@ def client_variables(dashboard_url: str, token: str | None) -> dict[str, str]:
 def process_title(kind: str) -> str:
     """Return what the command lines of a cluster's processes of a kind begin with.
 
-    Why: The chaos run kills a training worker, a data reader, the data splitter or the training controller, and finds
-        them by the titles that Ray gives its processes.
-    Upstream: The classes `RayTrainWorker`, `TrainController` and `SplitCoordinator`, and the map operators' task
-        names, of Ray 2.60.
+    Why: The chaos run kills a training worker, a data reader, the data splitter or the training controller, and a test
+        kills a task or an actor of a selection. They find them by the titles that Ray gives its processes.
+    Upstream: The classes `RayTrainWorker`, `TrainController`, `SplitCoordinator` and `MapWorker`, and the map
+        operators' task names, of Ray 2.60.
     If it breaks: Run `ps` while a run trains, and write down the new titles.
 
     Args:
-        kind: `worker`, `reader`, `splitter` or `controller`.
+        kind: `worker`, `reader`, `splitter` or `controller`; of a selection `task` or `embedder`.
     """
     return _TITLES[kind]
 

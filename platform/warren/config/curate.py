@@ -40,6 +40,10 @@ class EmbeddingsConfig(Config):
     batch_actors: int = Field(default=1, gt=0)
     gpus_per_actor: float = Field(default=0.0, ge=0.0)
 
+    def of_evaluations(self, path: str | None) -> "EmbeddingsConfig":
+        """Return where embeddings of evaluation sets come from: files of the same columns, or the same model."""
+        return self.model_copy(update={"path": path, "cluster_column": None, "unmatched": "drop"})
+
     @model_validator(mode="after")
     def _one_source(self) -> "EmbeddingsConfig":
         if (self.path is None) == (self.model is None):
@@ -222,20 +226,33 @@ class FunctionStep(Config):
 
 
 class DecontaminateStep(Config):
-    """Leave out samples whose image is one of an evaluation set's, or an altered copy of one.
+    """Leave out samples that show an image of an evaluation set, an altered copy of one, or contain a question of one.
 
     Attributes:
         datasets: The evaluation sets.
         max_distance: Bits of 64 in which the perceptual hashes of two images may differ for them to be compared.
+        min_cosine: Images are also compared if the cosine of their embeddings is at least this. Needs `embeddings`.
+        evaluation_embeddings: With `embeddings.path`: path of the evaluation sets' embeddings, with the same columns.
         min_correlation: Correlation of the pixels from which on an image counts as a copy.
+        question_words: Questions are looked for by runs of so many words; a sample with half of a question's runs
+            contains it. Shorter questions are not looked for. None looks for images alone.
         remove: False writes the certificate and keeps what it found.
     """
 
     step: Literal["decontaminate"]
     datasets: tuple[DatasetReference, ...] = Field(min_length=1)
     max_distance: int = Field(default=14, ge=0, le=20)
+    min_cosine: float | None = Field(default=None, gt=0.0, le=1.0)
+    evaluation_embeddings: str | None = None
     min_correlation: float = Field(default=0.95, gt=0.0, le=1.0)
+    question_words: int | None = Field(default=13, ge=4)
     remove: bool = True
+
+    @model_validator(mode="after")
+    def _compares_embeddings(self) -> "DecontaminateStep":
+        if self.evaluation_embeddings is not None and self.min_cosine is None:
+            raise ValueError("'evaluation_embeddings' are compared from a cosine on: set 'min_cosine'")
+        return self
 
 
 Step = Annotated[
@@ -296,6 +313,8 @@ class CurateConfig(Config):
                 raise ValueError(f"{where}: 'assigned' needs 'embeddings.cluster_column'")
             if by_score and step.by == "clip_score" and self.embeddings.path and self.embeddings.text_column is None:  # type: ignore[union-attr]
                 raise ValueError(f"{where}: a clip_score needs text embeddings: set 'embeddings.text_column'")
+            if isinstance(step, DecontaminateStep) and step.min_cosine is not None:
+                _check_embeddings(where, step, self.embeddings)
             clustered = clustered or isinstance(step, ClusterStep)
         return self
 
@@ -304,3 +323,14 @@ class CurateConfig(Config):
         """Options that decide the selected samples and how they are stored: without the name and options of speed."""
         costs: Any = {"embeddings": {"batch_actors", "gpus_per_actor"}, "task_memory_mib": True}
         return self.model_dump(mode="json", exclude={"name": True, "version": True, **costs})
+
+
+def _check_embeddings(where: str, step: DecontaminateStep, embeddings: EmbeddingsConfig | None) -> None:
+    if embeddings is None:
+        raise ValueError(f"{where}: 'min_cosine' needs embeddings: add 'embeddings' with a 'path' or a 'model'")
+    if (embeddings.path is None) != (step.evaluation_embeddings is None):
+        advice = "set 'evaluation_embeddings'" if embeddings.path else "leave 'evaluation_embeddings' out"
+        source = "files" if embeddings.path else "a model"
+        raise ValueError(
+            f"{where}: embeddings of evaluation sets must come from {source}, as those of samples: {advice}"
+        )

@@ -48,11 +48,13 @@ class Clusters:
             and text) and `image`, all sorted by cluster and row, and `starts` of each cluster.
         counts: Number of samples of each cluster.
         row_bytes: Memory that one sample takes.
+        centroids: The file of the centroids.
     """
 
     files: tuple[Location, ...]
     counts: np.ndarray
     row_bytes: int
+    centroids: Location
 
     def buckets(self, memory_bytes: int) -> list[Bucket]:
         """Group clusters into buckets of at most `memory_bytes`; a larger cluster is a bucket of its own."""
@@ -138,7 +140,7 @@ def cluster(
     counts = sum(np.diff(file.read("starts")) for file in files)
     # A task holds an embedding three times in float32 (as read, sorted, of unit length), and the other columns.
     row_bytes = 3 * 4 * files[0].width("image") + 64
-    return Clusters(tuple(file.location for file in files), np.asarray(counts), row_bytes)
+    return Clusters(tuple(file.location for file in files), np.asarray(counts), row_bytes, centroids)
 
 
 def without(clusters: Clusters, dropped: tuple[int, ...], selected: RowSet) -> RowSet:

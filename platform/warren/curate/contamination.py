@@ -1,52 +1,39 @@
-"""Images of evaluation sets in training data: found by perceptual hash, confirmed by comparing pixels.
+"""Contamination: images and questions of evaluation sets in training data, and the certificate that lists them."""
 
-A copy may be encoded again, scaled, grey, mirrored or cropped. The first three hardly change a perceptual hash. For the
-others every evaluation image is hashed as it is, mirrored, and in crops that are spread over it. A training image whose
-hash is near one of these is a candidate; it is a match if its pixels correlate with that crop, or with one close to it.
-"""
-
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from warren.config.curate import DecontaminateStep
-from warren.curate.array_files import ArrayFile, Arrays
-from warren.curate.image_matching import (
-    COARSE_PX,
-    COARSE_SCALE,
-    SCALES,
-    THUMBNAIL_PX,
-    Box,
-    best_fit,
-    boxes,
-    coarse_pixels,
-    compared_pixels,
-    stored_coarse_pixels,
-)
-from warren.curate.perceptual_hash import distance, perceptual_hash
+from warren.curate.array_files import ArrayFile
+from warren.curate.image_matching import SCALES
+from warren.curate.image_search import FindImages, HashImages
+from warren.curate.question_search import MIN_SHARE, FindQuestions, HashQuestions, index_questions
+from warren.curate.report import ImagePair
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.sample_pieces import Parent, PieceTask, SamplePiece, key_of, sample_pieces, stored_shards
+from warren.curate.sample_pieces import ROWS_PER_IMAGE_PIECE, Parent, SamplePiece, key_of, sample_pieces, stored_shards
 from warren.curate.tasks import Runner, Workspace, finish
-from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
-_SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
-_EVALUATION_ROWS_PER_PIECE = 2000
+_PAIRS_SHOWN = 8  # in a report
 
 
 @dataclass(frozen=True)
-class EvaluationImages:
-    """An evaluation set and the files of its hashes."""
+class EvaluationSet:
+    """An evaluation set and the files that describe its images and questions.
+
+    Attributes:
+        hashes: Results of `HashImages`.
+        questions: Results of `HashQuestions`; none, if questions are not looked for.
+    """
 
     reference: str
     digest: str
     pieces: tuple[SamplePiece, ...]
     hashes: tuple[Location, ...]
+    questions: tuple[Location, ...]
 
     @property
     def num_samples(self) -> int:
@@ -54,61 +41,83 @@ class EvaluationImages:
         return self.pieces[-1].stop
 
 
-def prepare(run: Runner, work: Workspace, parents: Sequence[Parent]) -> list[EvaluationImages]:
-    """Hash evaluation sets."""
+@dataclass(frozen=True)
+class Matches:
+    """What was found.
+
+    Attributes:
+        images: Files of `row`, `evaluation`, `evaluation_row`, `distance` (of hashes, in bits) and `correlation`.
+        questions: Files of `row`, `evaluation`, `evaluation_row` and `share` (of the question's runs of words).
+    """
+
+    images: tuple[ArrayFile, ...]
+    questions: tuple[ArrayFile, ...]
+
+    def rows(self) -> np.ndarray:
+        """Return the samples that show an image or contain a question, each once."""
+        files = [*self.images, *self.questions]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(file.read("row") for file in files)]))
+
+
+def prepare(
+    run: Runner, work: Workspace, step: DecontaminateStep, parents: Sequence[Parent]
+) -> tuple[EvaluationSet, ...]:
+    """Hash the images and questions of evaluation sets."""
     made = []
     for parent in parents:
-        pieces = sample_pieces(stored_shards([parent]), _EVALUATION_ROWS_PER_PIECE)
-        files = finish(run, work / f"evaluation-{parent.reference}", [_Hash(piece) for piece in pieces])
-        locations = tuple(file.location for file in files)
-        made.append(EvaluationImages(parent.reference, parent.manifest.digest, tuple(pieces), locations))
-    return made
+        pieces = sample_pieces(stored_shards([parent]), ROWS_PER_IMAGE_PIECE)
+        hashes = finish(run, work / f"images-{parent.reference}", [HashImages(piece) for piece in pieces])
+        questions: list[ArrayFile] = []
+        if step.question_words is not None:
+            tasks = [HashQuestions(piece, step.question_words) for piece in pieces]
+            questions = finish(run, work / f"questions-{parent.reference}", tasks)
+        files = [tuple(file.location for file in each) for each in (hashes, questions)]
+        made.append(EvaluationSet(parent.reference, parent.manifest.digest, tuple(pieces), files[0], files[1]))
+    return tuple(made)
 
 
 def find(
     run: Runner,
     work: Workspace,
     step: DecontaminateStep,
-    evaluations: Sequence[EvaluationImages],
+    evaluations: Sequence[EvaluationSet],
     pieces: Sequence[SamplePiece],
     selected: Location,
-) -> tuple[list[ArrayFile], RowSet]:
-    """Look for evaluation images among the selected samples.
+    near: Location | None,
+) -> Matches:
+    """Look for evaluation sets among the selected samples.
 
-    Returns:
-        The matches (`row`, `evaluation`, `evaluation_row`, `distance`, `correlation`), and the samples without a match.
+    Args:
+        near: Pairs of samples and evaluation images with near embeddings (`near_pairs`), which are compared too.
     """
-    tasks = [_Find(piece, tuple(evaluations), selected, step.max_distance, step.min_correlation) for piece in pieces]
-    files = finish(run, work / "found", tasks)
-    clean = StoredRows(selected).load()
-    for file in files:
-        clean.remove(file.read("row"))
-    return files, clean
+    hashes = tuple((number, file) for number, each in enumerate(evaluations) for file in each.hashes)
+    tasks = [FindImages(piece, hashes, selected, step.max_distance, step.min_correlation, near) for piece in pieces]
+    images = finish(run, work / "images", tasks)
+    questions: list[ArrayFile] = []
+    if step.question_words is not None:
+        index = index_questions(run, work / "questions-index", [each.questions for each in evaluations]).location
+        asked = [FindQuestions(piece, index, selected, step.question_words) for piece in pieces]
+        questions = finish(run, work / "questions", asked)
+    return Matches(tuple(images), tuple(questions))
+
+
+def without_matches(matches: Matches, selected: StoredRows) -> RowSet:
+    """Return the selected samples that match nothing."""
+    clean = selected.load()
+    clean.remove(matches.rows())
+    return clean
 
 
 def certificate(
     step: DecontaminateStep,
-    evaluations: Sequence[EvaluationImages],
+    evaluations: Sequence[EvaluationSet],
     pieces: Sequence[SamplePiece],
-    files: Sequence[ArrayFile],
+    matches: Matches,
     checked: int,
 ) -> dict[str, Any]:
-    """Return the content of a dataset's `contamination.json`: the evaluation sets, the method and the matches."""
-    matches = []
-    for file in files:
-        columns = [
-            file.read(name).tolist() for name in ("row", "evaluation", "evaluation_row", "distance", "correlation")
-        ]
-        for row, number, other, bits, correlation in zip(*columns, strict=True):
-            matches.append(
-                {
-                    "key": key_of(pieces, row),
-                    "evaluation": evaluations[number].reference,
-                    "evaluation_key": key_of(evaluations[number].pieces, other),
-                    "distance": bits,
-                    "correlation": round(correlation, 4),
-                }
-            )
+    """Return the content of a dataset's certificate: the evaluation sets, the method and the matches."""
+    images = list(_listed(matches.images, ("distance", "correlation"), evaluations, pieces))
+    questions = list(_listed(matches.questions, ("share",), evaluations, pieces))
     return {
         "samples_checked": checked,
         "evaluations": [
@@ -117,133 +126,84 @@ def certificate(
         "method": {
             "hash": "pHash, 64 bits",
             "max_distance": step.max_distance,
+            "min_cosine": step.min_cosine,
             "min_correlation": step.min_correlation,
             "crops": {str(side): along * along for side, along in SCALES.items()},
             "mirrored": True,
+            "question_words": step.question_words,
+            "question_min_share": MIN_SHARE,
         },
-        "samples_matched": len({match["key"] for match in matches}),
-        "evaluation_images_matched": len({(match["evaluation"], match["evaluation_key"]) for match in matches}),
+        "samples_matched": len(matches.rows()),
+        "evaluation_images_matched": len({(match["evaluation"], match["evaluation_key"]) for match in images}),
+        "evaluation_questions_matched": len({(match["evaluation"], match["evaluation_key"]) for match in questions}),
+        "evaluation_samples": _evaluation_samples(evaluations, matches),
         "removed": step.remove,
-        "matches": matches,
+        "matches": images,
+        "question_matches": questions,
     }
 
 
-@dataclass(frozen=True)
-class _Hash(PieceTask):
-    """Hashes of evaluation images and their crops, and thumbnails to compare with."""
-
-    def compute(self) -> Arrays:
-        every = boxes()
-        hashes, coarse, rows, thumbnails = [], [], [], []
-        seen: set[bytes] = set()  # many questions are asked about one image
-        for row, image in _images(self.piece, None):
-            digest = hashlib.sha256(image.tobytes()).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            small = image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-            rows.append(row)
-            thumbnails.append(np.asarray(small))
-            for side in (small, small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-                crops = [side.crop(_pixels(box)) for box in every]
-                hashes.append([perceptual_hash(crop) for crop in crops])
-                coarse.append([stored_coarse_pixels(crop) for crop in crops])
-        shape = (len(rows), THUMBNAIL_PX, THUMBNAIL_PX)
-        return {
-            "row": np.array(rows, np.int64),
-            "hash": np.array(hashes, np.uint64).reshape(len(rows), 2, len(every)),
-            "coarse": np.array(coarse, np.int8).reshape(len(rows), 2, len(every), COARSE_PX**2),
-            "thumbnail": np.array(thumbnails, np.uint8).reshape(shape),
-        }
-
-
-@dataclass(frozen=True)
-class _Find(PieceTask):
-    evaluations: tuple[EvaluationImages, ...]
-    selected: Location
-    max_distance: int
-    min_correlation: float
-
-    def compute(self) -> Arrays:
-        matches: list[tuple[int, int, int, int, float]] = []
-        for row, image in _images(self.piece, self.selected):
-            matches += [(row, *match) for match in self._matches(image.convert("L"))]
-        columns: list[Sequence[Any]] = list(zip(*matches, strict=True)) if matches else [()] * 5
-        names = {"row": np.int64, "evaluation": np.int64, "evaluation_row": np.int64, "distance": np.int64}
-        made = {name: np.array(column, kind) for (name, kind), column in zip(names.items(), columns, strict=False)}
-        return {**made, "correlation": np.array(columns[4], np.float64)}
-
-    def _matches(self, grey: Image.Image) -> Iterator[tuple[int, int, int, float]]:
-        """Yield the evaluation images that an image is a copy of: set, row, bits and correlation."""
-        shown, coarse = compared_pixels(grey), coarse_pixels(grey)
-        if shown is None or coarse is None:
-            return
-        image_hash = np.uint64(perceptual_hash(grey))
-        candidates = [
-            candidate
-            for number, evaluation in enumerate(self.evaluations)
-            for location in evaluation.hashes
-            for candidate in self._candidates(image_hash, coarse, number, location)
+def image_pairs(evaluations: Sequence[EvaluationSet], matches: Matches) -> tuple[ImagePair, ...]:
+    """Return the first matches of images, for a report."""
+    pairs: list[ImagePair] = []
+    for file in matches.images:
+        if len(pairs) >= _PAIRS_SHOWN:
+            break
+        columns = [file.read(name, 0, _PAIRS_SHOWN).tolist() for name in ("row", "evaluation", "evaluation_row")]
+        pairs += [
+            ImagePair(row, evaluations[number].pieces, other) for row, number, other in zip(*columns, strict=True)
         ]
-        for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
-            file = _hashes_of(each.location)
-            image = Image.fromarray(file.stored.read("thumbnail", each.place, each.place + 1)[0])
-            side = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if each.is_mirrored else image
-            best = best_fit(shown, side, boxes()[each.box], self.min_correlation)
-            if best >= self.min_correlation:
-                yield each.evaluation, int(file.rows[each.place]), each.num_bits, best
-
-    def _candidates(
-        self, image_hash: np.uint64, coarse: np.ndarray, evaluation: int, location: Location
-    ) -> Iterator["_Candidate"]:
-        """Yield the images of one file that have a crop with a near hash, each with the crop that is most alike."""
-        file = _hashes_of(location)
-        bits = distance(file.hashes, image_hash)
-        places, sides, crops = np.nonzero(bits <= self.max_distance)
-        correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse / (COARSE_PX**2 * COARSE_SCALE)
-        order = np.lexsort((-correlations, places))
-        firsts = order[np.unique(places[order], return_index=True)[1]]
-        for n in firsts[np.argsort(-correlations[firsts], kind="stable")][:_SEARCHED].tolist():
-            place, side, crop = int(places[n]), int(sides[n]), int(crops[n])
-            num_bits = int(bits[place, side, crop])
-            yield _Candidate(float(correlations[n]), evaluation, location, place, bool(side), crop, num_bits)
+    return tuple(pairs[:_PAIRS_SHOWN])
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """An evaluation image with a crop that may be the origin of a training image."""
-
-    correlation: float
-    evaluation: int
-    location: Location
-    place: int
-    is_mirrored: bool
-    box: int
-    num_bits: int
-
-
-def _pixels(box: Box) -> tuple[int, int, int, int]:
-    return tuple(round(edge * THUMBNAIL_PX) for edge in box)  # type: ignore[return-value]
-
-
-def _images(piece: SamplePiece, selected: Location | None) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the row and each image of a piece's samples."""
-    for row, record in piece.records(["images"], selected):
-        for image in record["images"]:
-            yield row, decode_image(image["bytes"], MAX_PIXELS)
+def _listed(
+    files: Iterable[ArrayFile],
+    measures: Sequence[str],
+    evaluations: Sequence[EvaluationSet],
+    pieces: Sequence[SamplePiece],
+) -> Iterable[dict[str, Any]]:
+    """Yield the matches of some files with their keys."""
+    for file in files:
+        names = ("row", "evaluation", "evaluation_row", *measures)
+        for row, number, other, *values in zip(*(file.read(name).tolist() for name in names), strict=True):
+            yield {
+                "key": key_of(pieces, row),
+                "evaluation": evaluations[number].reference,
+                "evaluation_key": key_of(evaluations[number].pieces, other),
+                **{name: round(value, 4) for name, value in zip(measures, values, strict=True)},
+            }
 
 
-@dataclass(frozen=True)
-class _Hashes:
-    """What `_Hash` stored, all in memory but the thumbnails."""
+def _evaluation_samples(evaluations: Sequence[EvaluationSet], matches: Matches) -> dict[str, list[str]]:
+    """Return for each evaluation set the keys of all samples whose image or question was found.
 
-    stored: ArrayFile
-    rows: np.ndarray
-    hashes: np.ndarray
-    coarse: np.ndarray
+    Many questions may be asked about an image that was found; the matches name the first of them.
+    """
+    samples = {}
+    for number, evaluation in enumerate(evaluations):
+        images, questions = (_found_rows(files, number) for files in (matches.images, matches.questions))
+        rows = np.union1d(_with_equal_images(evaluation, images), questions)
+        samples[evaluation.reference] = _keys(evaluation.pieces, rows)
+    return samples
 
 
-@lru_cache(maxsize=32)
-def _hashes_of(location: Location) -> _Hashes:
-    file = ArrayFile(location)
-    return _Hashes(file, file.read("row"), file.read("hash"), file.read("coarse"))
+def _found_rows(files: Iterable[ArrayFile], evaluation: int) -> np.ndarray:
+    parts = [file.read("evaluation_row")[file.read("evaluation") == evaluation] for file in files]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
+
+
+def _with_equal_images(evaluation: EvaluationSet, matched: np.ndarray) -> np.ndarray:
+    """Return the rows of an evaluation set that show one of the images of some rows."""
+    files = [ArrayFile(location) for location in evaluation.hashes]
+    rows, digests = (np.concatenate([file.read(name) for file in files]) for name in ("shown_row", "shown_digest"))
+    images = np.unique(digests, axis=0, return_inverse=True)[1].ravel()
+    return np.unique(rows[np.isin(images, images[np.isin(rows, matched)])])
+
+
+def _keys(pieces: Sequence[SamplePiece], rows: np.ndarray) -> list[str]:
+    keys: list[str] = []
+    for piece in pieces:
+        of_piece = set(rows[(rows >= piece.first) & (rows < piece.stop)].tolist())
+        if of_piece:
+            keys += [record["key"] for row, record in piece.records(["key"]) if row in of_piece]
+    return keys

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from warren.config import CurateConfig
-from warren.config.curate import ClusterStep, KeysStep
+from warren.config.curate import ClusterStep, DecontaminateStep, KeysStep
 from warren.curate.sample_pieces import Parent
 from warren.data.importers.fingerprints import file_fingerprint
 from warren.errors import NotFoundError
@@ -45,6 +45,8 @@ def _files(config: CurateConfig) -> list[str]:
             named += [step.allow, step.deny]
         elif isinstance(step, ClusterStep):
             named.append(step.centroids)
+        elif isinstance(step, DecontaminateStep):
+            named.append(step.evaluation_embeddings)
     files: list[str] = []
     for path in filter(None, named):
         location = Location.parse(path.partition("*")[0].rpartition("/")[0] if "*" in path else path)

@@ -13,22 +13,31 @@ _SIDE = 32
 _FREQUENCIES = 8
 
 
-def _transform() -> np.ndarray:
-    """Return the rows of a discrete cosine transform (DCT-II) that are of the lowest frequencies."""
+def frequency_transform() -> np.ndarray:
+    """Return the rows of a discrete cosine transform (DCT-II) that are of the lowest frequencies, [8, 32]."""
     places = np.arange(_SIDE)
     return np.asarray(np.cos(np.pi / _SIDE * (places[None, :] + 0.5) * np.arange(_FREQUENCIES)[:, None]))
 
 
-_DCT = _transform()
+_DCT = frequency_transform()
 
 
 def perceptual_hash(image: Image.Image) -> int:
     """Return the 64 bits of an image."""
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float64)
-    frequencies = (_DCT @ grey @ _DCT.T).ravel()
-    bits = frequencies > np.median(frequencies[1:])
-    bits[0] = False  # the mean brightness says nothing of what is shown
-    return int(np.packbits(bits).view(">u8")[0])
+    return int(hashes_of_frequencies(_DCT @ grey @ _DCT.T))
+
+
+def hashes_of_frequencies(frequencies: np.ndarray) -> np.ndarray:
+    """Return the hashes of images by their lowest frequencies.
+
+    Args:
+        frequencies: [..., 8, 8]; of one image, or of many.
+    """
+    flat = frequencies.reshape(*frequencies.shape[:-2], _FREQUENCIES**2)
+    bits = flat > np.median(flat[..., 1:], axis=-1, keepdims=True)
+    bits[..., 0] = False  # the mean brightness says nothing of what is shown
+    return np.asarray(np.packbits(bits, axis=-1).view(">u8")[..., 0].astype(np.uint64))
 
 
 def distance(left: np.ndarray, right: np.ndarray | np.uint64) -> np.ndarray:

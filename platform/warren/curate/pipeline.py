@@ -5,8 +5,7 @@ can change a result. So a killed attempt is resumed, and an attempt with other o
 workspaces are deleted after the manifest is written.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -25,30 +24,28 @@ from warren.config.curate import (
     SemDeDupStep,
     Step,
 )
-from warren.curate import contamination, embedding_join, sample_vectors
+from warren.curate import contamination
 from warren.curate.bands import band_scores, keep_band
+from warren.curate.cluster_map import ClusterMap, cluster_map
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
+from warren.curate.contamination import EvaluationSet
 from warren.curate.duplicates import keep_first
-from warren.curate.embeddings import pieces as embedding_pieces
-from warren.curate.embeddings import width
+from warren.curate.embedding_search import near_pairs
+from warren.curate.embedding_source import Embedder, EmbeddingSource
 from warren.curate.filters import keep_filtered
 from warren.curate.identity import CURATE_FORMAT, identify
-from warren.curate.report import StepReport, write_card, write_report
+from warren.curate.publication import completed, write_certificate
+from warren.curate.report import ImagePair, StepReport, write_report
 from warren.curate.row_mask import MAX_ROWS, RowSet, StoredRows
-from warren.curate.sample_pieces import Parent, SamplePiece, sample_pieces, stored_shards
-from warren.curate.sample_vectors import PrecomputedVectors, VectorPiece
+from warren.curate.sample_pieces import ROWS_PER_IMAGE_PIECE, Parent, sample_pieces, stored_shards
+from warren.curate.sample_vectors import VectorPiece
 from warren.curate.sampling import sample
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
-from warren.data.manifest import MANIFEST, Manifest, dataset_folder, read_manifest, write_about, write_manifest
-from warren.errors import ConfigError, DataError, EmptyDatasetError, NotFoundError
-from warren.storage import Location, digest_bytes
-
-Embedder = Callable[[EmbeddingsConfig, Workspace, list[SamplePiece]], list[VectorPiece]]
-"""Computes the embeddings of samples with a model."""
-CERTIFICATE = "contamination.json"
-_IO_THREADS = 16
+from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_about, write_manifest
+from warren.errors import DataError, EmptyDatasetError, NotFoundError, WarrenError
+from warren.storage import Location
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,35 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
     parents = _parents(root, config.datasets)
     evaluations = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
     identity = identify(config, parents, list(chain.from_iterable(evaluations)))
-    present = _present(folder, identity)
+    present = completed(folder, identity)
     if present is not None:
         return present
+    try:
+        _make(config, root, run, embed, folder, parents, identity)
+    except WarrenError:
+        if completed(folder, identity) is None:  # else another job completed the version and deleted what this one made
+            raise
+    manifest = completed(folder, identity)
+    assert manifest is not None
+    return manifest
+
+
+def _make(
+    config: CurateConfig,
+    root: Location,
+    run: Runner,
+    embed: Embedder | None,
+    folder: Location,
+    parents: list[Parent],
+    identity: str,
+) -> None:
+    """Run the steps, and write the dataset with its manifest last."""
     # The memory is part of the name because it decides how the work is cut into tasks.
     work = Workspace(folder / "curation" / f"{identity[:32]}-{config.task_memory_mib}")
-    selecting = _Selecting(config, parents, root, run, work)
-    counts = [selecting.take(number, step, embed) for number, step in enumerate(config.steps)]
+    selecting = _Selecting(config, parents, root, EmbeddingSource(run, embed, config.task_memory_mib << 20), work)
+    counts = [selecting.take(number, step) for number, step in enumerate(config.steps)]
     report = f"report-{identity[:8]}"
-    write_report(folder / report, selecting.reports, selecting.pieces)
+    write_report(folder / report, selecting.reports, selecting.pieces, selecting.cluster_map())
     layout = Layout(folder, identity[:8], config.rewrite_below, config.samples_per_shard, config.samples_per_row_group)
     shards = write_selection(run, work / "selection", layout, selecting.shards, selecting.selected)
     record: dict[str, Any] = {
@@ -95,43 +112,43 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
         "counts": [asdict(count) for count in counts],
     }
     if selecting.certificates:
-        record["certificate"] = _write_certificate(folder, selecting.certificates)
+        record["certificate"] = write_certificate(folder, identity, selecting.certificates)
     manifest = Manifest(config.name, config.version, shards, _origins(parents), _licences(parents), {}, record)
     write_about(folder, manifest)
     write_manifest(root, manifest)
-    write_card(folder, manifest, report)
-    _tidy(folder, manifest)
-    return manifest
 
 
 class _Selecting:
     """The state of a selection: the rows that are still selected, and what steps may read."""
 
     def __init__(
-        self, config: CurateConfig, parents: list[Parent], root: Location, run: Runner, work: Workspace
+        self, config: CurateConfig, parents: list[Parent], root: Location, source: EmbeddingSource, work: Workspace
     ) -> None:
         self.shards = stored_shards(parents)
         num_rows = self.shards[-1].stop
         if num_rows > MAX_ROWS:
             raise DataError(f"{num_rows} samples are too many for one selection: at most {MAX_ROWS}; select from parts")
-        self._config, self._root, self._run, self._work = config, root, run, work
+        self._config, self._root, self._source, self._work = config, root, source, work
+        self._run, self._memory = source.run, source.memory
         self.reports: list[StepReport] = []
         self.certificates: list[dict[str, Any]] = []
-        self._memory = config.task_memory_mib << 20
         self.pieces = sample_pieces(self.shards)
+        self._image_pieces = sample_pieces(self.shards, ROWS_PER_IMAGE_PIECE)
         self._vectors: list[VectorPiece] | None = None
         self._scores: list[Location] = []
         self._clusters: Clusters | None = None
+        self._pairs: tuple[ImagePair, ...] = ()
         self.num_rows = num_rows
         self.count = num_rows
         self.selected = self._store("start", RowSet.full(num_rows))
 
-    def take(self, number: int, step: Step, embed: Embedder | None) -> StepCount:
+    def take(self, number: int, step: Step) -> StepCount:
         """Run a step; the rows that it keeps are the selected rows from then on."""
         work = self._work / f"{number:02d}-{step.step}"
         before = self.count
-        if self._config.embeddings is not None and isinstance(step, ClusterStep | RankBandStep):
-            self._embeddings(self._config.embeddings, embed)
+        by_embeddings = isinstance(step, ClusterStep | RankBandStep) or getattr(step, "min_cosine", None) is not None
+        if self._config.embeddings is not None and by_embeddings:
+            self._embeddings(self._config.embeddings)
         try:
             kept = StoredRows(work.folder / "kept").load()
             if isinstance(step, ClusterStep | DecontaminateStep):
@@ -146,9 +163,16 @@ class _Selecting:
         taken, self.selected = self.selected, self._store(f"{number:02d}-{step.step}/kept", kept)
         scores = band_scores(work, step.by, step.band) if isinstance(step, RankBandStep) else None
         groups = largest_groups(work) if isinstance(step, NearDuplicatesStep) else ()
+        pairs = self._pairs if isinstance(step, DecontaminateStep) else ()
         sets = StoredRows(taken), StoredRows(self.selected)
-        self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups))
+        self.reports.append(StepReport(_label(step), *sets, before, self.count, scores, groups, pairs))
         return StepCount(_label(step), before, self.count)
+
+    def cluster_map(self) -> ClusterMap | None:
+        """Return the map of the last clusters with what is selected of each; None if there are none."""
+        if self._clusters is None:
+            return None
+        return cluster_map(self._run, self._work / "cluster-map", self._clusters, self.selected)
 
     def _keep(self, work: Workspace, step: Step) -> RowSet:
         if isinstance(step, ClusterStep):
@@ -165,39 +189,42 @@ class _Selecting:
         if isinstance(step, DecontaminateStep):
             return self._decontaminate(work, step)
         if isinstance(step, DuplicatesStep):
-            return keep_first(self._run, work, step, self.pieces, self.selected, self.num_rows, self._memory)
+            pieces = self._image_pieces if step.of == "pixels" else self.pieces
+            return keep_first(self._run, work, step, pieces, self.selected, self.num_rows, self._memory)
         if isinstance(step, SampleStep):
             return sample(StoredRows(self.selected).load(), step.samples, step.seed)
         return keep_filtered(self._run, work, step, self.pieces, self.selected, self.num_rows)  # type: ignore[arg-type]
 
     def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
-        """Find evaluation images among the selected samples, and record the matches."""
-        evaluations = contamination.prepare(self._run, work, _parents(self._root, step.datasets))
-        files, clean = contamination.find(self._run, work, step, evaluations, self.pieces, self.selected)
-        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, files, self.count))
-        return clean if step.remove else StoredRows(self.selected).load()
+        """Look for evaluation sets among the selected samples, and record the matches."""
+        parents = _parents(self._root, step.datasets)
+        evaluations = contamination.prepare(self._run, work, step, parents)
+        near = None if step.min_cosine is None else self._near(work, step, evaluations)
+        matches = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected, near)
+        self._pairs = contamination.image_pairs(evaluations, matches)
+        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, matches, self.count))
+        selected = StoredRows(self.selected)
+        return contamination.without_matches(matches, selected) if step.remove else selected.load()
 
-    def _embeddings(self, config: EmbeddingsConfig, embed: Embedder | None) -> None:
+    def _near(self, work: Workspace, step: DecontaminateStep, evaluations: Sequence[EvaluationSet]) -> Location:
+        """Return pairs of samples and evaluation images whose embeddings are near."""
+        assert self._config.embeddings is not None
+        assert step.min_cosine is not None
+        of_evaluations = self._config.embeddings.of_evaluations(step.evaluation_embeddings)
+        vectors = [
+            self._source.vectors(of_evaluations, work / f"vectors-{each.reference}", each.pieces)
+            for each in evaluations
+        ]
+        pieces, own = self._image_pieces, self._vectors or []
+        return near_pairs(self._run, work, vectors, own, pieces, self.selected, step.min_cosine)
+
+    def _embeddings(self, config: EmbeddingsConfig) -> None:
         """Read or compute the embeddings, join them with the samples and check them; only the first call does so."""
         if self._vectors is not None:
             return
-        if config.path is not None:
-            self._vectors = self._precomputed(config)
-        elif embed is None:
-            raise ConfigError("embeddings.model needs a job on a cluster: python jobs/curate.py")
-        else:
-            self._vectors = embed(config, self._work / "embeddings", self.pieces)
+        self._vectors = self._source.vectors(config, self._work, self.pieces)
         files = sample_vectors.clip_scores(self._run, self._work / "scores", self._vectors)
         self._scores = [file.location for file in files]
-
-    def _precomputed(self, config: EmbeddingsConfig) -> list[VectorPiece]:
-        columns, row_bytes = width(embedding_pieces(config, MAX_ROWS)[:1])
-        # A row takes its image and text embeddings as stored, and up to three float32 copies of each.
-        rows = max(1, self._memory // (2 * row_bytes + 24 * columns))
-        source = embedding_pieces(config, rows)
-        work = self._work / "keys"
-        placed = embedding_join.place(self._run, work, self.pieces, source, self._memory, config.unmatched)
-        return [PrecomputedVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]
 
     def _store(self, name: str, rows: RowSet) -> Location:
         location = self._work.folder / name
@@ -211,54 +238,6 @@ def _label(step: Step) -> str:
 
 def _parents(root: Location, references: Sequence[str]) -> list[Parent]:
     return [Parent(name, dataset_folder(root, name), read_manifest(root, name)) for name in references]
-
-
-def _write_certificate(folder: Location, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write `contamination.json` beside the dataset, and return its summary for the manifest."""
-    target = folder / CERTIFICATE
-    target.put_json({"steps": steps})
-    clean = [step for step in steps if step["removed"] or step["samples_matched"] == 0]
-    return {
-        "file": CERTIFICATE,
-        "sha256": digest_bytes(target.read_bytes()),
-        "evaluations": _searched_for(steps),
-        "free_of": _searched_for(clean),
-        "samples_matched": sum(step["samples_matched"] for step in steps),
-        "removed": all(step["removed"] for step in steps),
-    }
-
-
-def _searched_for(steps: list[dict[str, Any]]) -> dict[str, str]:
-    return {each["dataset"]: each["digest"] for step in steps for each in step["evaluations"]}
-
-
-def _present(folder: Location, identity: str) -> Manifest | None:
-    """Return the manifest if this version is complete and is the same selection.
-
-    Raises:
-        DataError: It is another selection.
-    """
-    try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_json())
-    except NotFoundError:
-        return None
-    if manifest.selection.get("identity") != identity:
-        raise DataError(
-            f"{folder} exists with {manifest.rows} samples and is kept as it is, but it was made of other datasets, "
-            "embeddings or steps: give the new selection another version (--set curate.version=…)"
-        )
-    write_card(folder, manifest, f"report-{identity[:8]}")  # an attempt may have been killed after its manifest
-    _tidy(folder, manifest)
-    return manifest
-
-
-def _tidy(folder: Location, manifest: Manifest) -> None:
-    """Delete the workspaces, and shards of attempts with other options."""
-    listed = {(folder / shard.file.path).uri for shard in manifest.shards if not shard.dataset}
-    spare = [file for file in folder.list() if file.name.startswith("shard-") and file.uri not in listed]
-    spare += (folder / "curation").list()
-    with ThreadPoolExecutor(_IO_THREADS) as pool:
-        list(pool.map(lambda file: file.store.delete(file.key), spare))
 
 
 def _origins(parents: list[Parent]) -> str:

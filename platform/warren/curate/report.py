@@ -1,4 +1,4 @@
-"""The report of a selection: counts, scores with their bands, groups and images of every step.
+"""The report of a selection: counts, a map of clusters, scores with their bands, groups and images of every step.
 
 A hash of the rows decides which images are shown, so equal selections have equal reports, byte for byte.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from warren.curate.cluster_map import ClusterMap
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.sample_pieces import SamplePiece, read_row
 from warren.curate.sampling import sample
@@ -22,6 +23,15 @@ CARD = "README.md"
 _SHOWN = 16  # images in each half of a contact sheet
 _TILE_PX = 96
 _BINS = 60
+_PLOTS = ("funnel", "clusters", "scores", "groups", "matches", "images")  # in the order of a card
+_TITLES = {
+    "funnel": "Samples after each step",
+    "clusters": "Clusters",
+    "scores": "{}: scores",
+    "groups": "{}: largest groups",
+    "matches": "{}: matches",
+    "images": "{}: images",
+}
 Groups = tuple[tuple[int, tuple[int, ...]], ...]
 _GREY, _BLUE = "tab:gray", "tab:blue"
 
@@ -50,6 +60,7 @@ class StepReport:
         before: The rows that were selected before it; `num_before` is their number.
         after: The rows that it kept; `num_after` is their number.
         groups: For near duplicates: size and first rows of the largest groups.
+        matches: For evaluation images that were found: some of the pairs.
     """
 
     name: str
@@ -59,19 +70,36 @@ class StepReport:
     num_after: int
     scores: ScoreTable | None = None
     groups: Groups = ()
+    matches: tuple["ImagePair", ...] = ()
 
 
-def write_report(folder: Location, steps: Sequence[StepReport], pieces: Sequence[SamplePiece]) -> None:
+@dataclass(frozen=True)
+class ImagePair:
+    """A sample, and a sample of an evaluation set whose image it shows.
+
+    Attributes:
+        evaluation: The pieces of the evaluation set.
+    """
+
+    row: int
+    evaluation: tuple[SamplePiece, ...]
+    evaluation_row: int
+
+
+def write_report(
+    folder: Location, steps: Sequence[StepReport], pieces: Sequence[SamplePiece], clusters: ClusterMap | None
+) -> None:
     """Write the images of a report into a folder."""
-    (folder / "funnel.png").put_bytes(_funnel(steps))
+    plots = {"funnel": _funnel(steps), "clusters": _map(clusters, pieces) if clusters else None}
     for number, step in enumerate(steps):
-        if step.scores is not None:
-            (folder / f"{number:02d}-{step.name}-scores.png").put_bytes(_histogram(step.scores))
-        sheet = _contact_sheet(step, pieces)
-        if sheet is not None:
-            (folder / f"{number:02d}-{step.name}-images.png").put_bytes(sheet)
-        if step.groups:
-            (folder / f"{number:02d}-{step.name}-groups.png").put_bytes(_groups(step.groups, pieces))
+        name = f"{number:02d}-{step.name}"
+        plots[f"{name}-scores"] = _histogram(step.scores) if step.scores else None
+        plots[f"{name}-groups"] = _groups(step.groups, pieces) if step.groups else None
+        plots[f"{name}-matches"] = _matches(step.matches, pieces) if step.matches else None
+        plots[f"{name}-images"] = _contact_sheet(step, pieces)
+    for name, plot in plots.items():
+        if plot is not None:
+            (folder / f"{name}.png").put_bytes(plot)
 
 
 def write_card(folder: Location, manifest: Manifest, report: str) -> None:
@@ -100,12 +128,21 @@ def write_card(folder: Location, manifest: Manifest, report: str) -> None:
     if "certificate" in record:
         certificate = record["certificate"]
         fate, sets = "removed" if certificate["removed"] else "kept", ", ".join(certificate["evaluations"])
-        lines += ["", f"Contamination: {certificate['samples_matched']} samples show images of {sets} ({fate});"]
-        lines += [f"`{certificate['file']}` lists them."]
-    images = [certificate.name for certificate in (folder / report).list() if certificate.name.endswith(".png")]
-    images.sort(key=lambda name: (name != "funnel.png", name))
-    lines += ["", *(f"![{name.removesuffix('.png')}]({report}/{name})" for name in images)]
+        number = certificate["samples_matched"]
+        some = "1 sample shows an image" if number == 1 else f"{number:,} samples show images"
+        lines += ["", f"Contamination: {some} of {sets} ({fate}); `{certificate['file']}` has the list."]
+    names = [file.name.removesuffix(".png") for file in (folder / report).list() if file.name.endswith(".png")]
+    for name in sorted(names, key=_order):
+        step, _, kind = name.rpartition("-")
+        title = _TITLES[kind].format(step[3:])
+        lines += ["", f"## {title}", "", f"![{title}]({report}/{name}.png)"]
     (folder / CARD).put_bytes(("\n".join(lines) + "\n").encode())
+
+
+def _order(name: str) -> tuple[bool, str, int]:
+    """Sort the plots of a report: first those of the whole, then step by step."""
+    step, _, kind = name.rpartition("-")
+    return step != "", step, _PLOTS.index(kind)
 
 
 def _funnel(steps: Sequence[StepReport]) -> bytes:
@@ -136,6 +173,29 @@ def _histogram(scores: ScoreTable) -> bytes:
     return to_png(figure)
 
 
+def _map(clusters: ClusterMap, pieces: Sequence[SamplePiece]) -> bytes:
+    """Draw clusters as discs: position by centroid, area by size, colour by the share that was kept."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    figure, axis = _figure(8.0, 6.4)
+    areas = 20 + 380 * clusters.sizes / clusters.sizes.max()
+    shares = clusters.kept / clusters.sizes
+    discs = axis.scatter(*clusters.points.T, s=areas, c=shares, vmin=0, cmap="viridis", alpha=0.8)
+    figure.colorbar(discs, label="share of the cluster in the selection", shrink=0.8)
+    for place, row in clusters.examples.items():
+        for tile in _tiles([row], pieces):
+            x, y = clusters.points[place]
+            beside = (x + (0.07 if x < 0.85 else -0.07), y)
+            box = AnnotationBbox(OffsetImage(np.asarray(tile), zoom=0.38), (x, y), beside, pad=0.1)
+            box.patch.set_edgecolor(_GREY)
+            axis.add_artist(box)
+    number, shown = clusters.num_clusters, len(clusters.points)
+    which = f"{number:,} clusters" if shown == number else f"the {shown:,} largest of {number:,} clusters"
+    axis.set(title=f"{which}: area by samples, image nearest to the centroid", xlim=(-0.08, 1.08), ylim=(-0.08, 1.08))
+    axis.set(xlabel="first principal component of the centroids", ylabel="second", xticks=[], yticks=[])
+    return to_png(figure)
+
+
 def _contact_sheet(step: StepReport, pieces: Sequence[SamplePiece]) -> bytes | None:
     """Draw images that a step kept above images that it left out; None if the samples have no images."""
     kept = step.after.load()
@@ -148,6 +208,14 @@ def _contact_sheet(step: StepReport, pieces: Sequence[SamplePiece]) -> bytes | N
 def _groups(groups: Groups, pieces: Sequence[SamplePiece]) -> bytes:
     drawn = [(f"{size:,} alike", _tiles(list(rows[: _SHOWN // 2]), pieces)) for size, rows in groups]
     return _sheet([each for each in drawn if each[1]], "largest groups", _SHOWN // 2) or b""
+
+
+def _matches(matches: Sequence[ImagePair], pieces: Sequence[SamplePiece]) -> bytes:
+    drawn = [
+        ("samples", [tile for pair in matches for tile in _tiles([pair.row], pieces)]),
+        ("images of evaluation sets", [tile for m in matches for tile in _tiles([m.evaluation_row], m.evaluation)]),
+    ]
+    return _sheet(drawn, "matches, one above the other", _SHOWN // 2) or b""
 
 
 def _sheet(rows: list[tuple[str, list[Image.Image]]], title: str, along: int = _SHOWN // 2) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The samples of the parent datasets, in pieces of consecutive shards."""
+"""The samples of the parent datasets, in pieces of consecutive row groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from warren.data.stream import read_group
 from warren.storage import Location
 
 ROWS_PER_PIECE = 50_000
+ROWS_PER_IMAGE_PIECE = 1_000
+"""For tasks that decode images, which take about a thousand times longer than those that read other columns."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,25 @@ class StoredShard:
 
 @dataclass(frozen=True)
 class SamplePiece:
-    """Consecutive shards that one task reads."""
+    """Consecutive row groups that one task reads.
+
+    Attributes:
+        shards: The shards that hold them.
+        first: The row of its first sample.
+        stop: The row behind its last sample.
+    """
 
     number: int
     shards: tuple[StoredShard, ...]
-
-    @property
-    def first(self) -> int:
-        """The row of its first sample."""
-        return self.shards[0].first
-
-    @property
-    def stop(self) -> int:
-        """The row behind its last sample."""
-        return self.shards[-1].stop
+    first: int
+    stop: int
 
     def tables(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
         """Yield each row group's first row and its samples, one row group in memory at a time."""
         for stored in self.shards:
             for number, first, _ in stored.group_rows():
+                if not self.first <= first < self.stop:
+                    continue
                 yield first, read_group(stored.folder, stored.shard.group(number), columns=columns)
 
     def records(
@@ -114,16 +116,18 @@ def stored_shards(parents: Sequence[Parent]) -> list[StoredShard]:
 
 
 def sample_pieces(shards: Sequence[StoredShard], rows_per_piece: int = ROWS_PER_PIECE) -> list[SamplePiece]:
-    """Cut datasets into pieces of whole shards."""
+    """Cut datasets into pieces of whole row groups, of at least `rows_per_piece` samples but the last."""
     made: list[SamplePiece] = []
     waiting: list[StoredShard] = []
+    begin = end = 0
     for stored in shards:
         waiting.append(stored)
-        if stored.stop - waiting[0].first >= rows_per_piece:
-            made.append(SamplePiece(len(made), tuple(waiting)))
-            waiting = []
-    if waiting:
-        made.append(SamplePiece(len(made), tuple(waiting)))
+        for _, _, end in stored.group_rows():
+            if end - begin >= rows_per_piece:
+                made.append(SamplePiece(len(made), tuple(waiting), begin, end))
+                waiting, begin = [stored] if end < stored.stop else [], end
+    if end > begin:
+        made.append(SamplePiece(len(made), tuple(waiting), begin, end))
     return made
 
 

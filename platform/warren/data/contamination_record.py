@@ -1,11 +1,11 @@
-"""Which evaluation sets a dataset was searched for, as its `contamination.json` and those of its parents say.
+"""Which evaluation sets a dataset was searched for, as its `contamination-DIGEST.json` and those of its parents say.
 
 A selection holds samples of its parents and no others, so it is free of what every one of its parents is free of.
 """
 
 from typing import TypedDict
 
-from warren.data.manifest import Manifest, read_manifest
+from warren.data.manifest import Manifest, dataset_folder, read_manifest
 from warren.errors import NotFoundError
 from warren.storage import Location
 
@@ -15,7 +15,7 @@ class DecontaminationRecord(TypedDict):
 
     Attributes:
         free_of: Digest of each evaluation set of which no image was found, or every one removed, by `name@version`.
-        certificates: SHA-256 of each `contamination.json` that says so, by the dataset beside which it lies.
+        certificates: SHA-256 of each `contamination-DIGEST.json` that says so, by the dataset beside which it lies.
     """
 
     free_of: dict[str, str]
@@ -40,6 +40,37 @@ def decontamination(root: Location, manifest: Manifest) -> DecontaminationRecord
         free_of |= own["free_of"]
         certificates[f"{manifest.name}@{manifest.version}"] = own["sha256"]
     return {"free_of": dict(sorted(free_of.items())), "certificates": dict(sorted(certificates.items()))}
+
+
+def contaminated_samples(root: Location, manifest: Manifest, evaluation: str, digest: str) -> frozenset[str] | None:
+    """Return the keys of an evaluation set's samples whose image or question was found in a dataset and left there.
+
+    What was found in a parent may have been left out by a selection since; it is listed all the same.
+
+    Args:
+        root: The storage root with the dataset and its parents.
+        evaluation: The evaluation set as `name@version`; `digest` is its digest.
+
+    Returns:
+        None, if the evaluation set was not looked for in the dataset or in one of its parents.
+    """
+    own = manifest.selection.get("certificate")
+    if own and own["free_of"].get(evaluation) == digest:
+        return frozenset()
+    if own and own.get("evaluations", {}).get(evaluation) == digest:
+        steps = (dataset_folder(root, f"{manifest.name}@{manifest.version}") / own["file"]).read_json()["steps"]
+        return frozenset(key for step in steps for key in step.get("evaluation_samples", {}).get(evaluation, ()))
+    keys: set[str] = set()
+    parents = manifest.selection.get("parents", {})
+    for reference in parents:
+        try:
+            of_parent = contaminated_samples(root, read_manifest(root, reference), evaluation, digest)
+        except NotFoundError:
+            return None
+        if of_parent is None:
+            return None
+        keys |= of_parent
+    return frozenset(keys) if parents else None
 
 
 def _of(root: Location, reference: str) -> DecontaminationRecord:

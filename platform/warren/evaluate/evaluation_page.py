@@ -54,6 +54,8 @@ def evaluation_page(
         "digest of dataset": identity.dataset,
         "measured by": f"{identity.code}; page by warren {__version__}",
     }
+    if evaluation.contamination:
+        facts["contamination"] = " ".join(evaluation.contamination.describe())
     facts |= {f"could not be asked: {reason}": f"{count} samples" for reason, count in evaluation.reasons.items()}
     return Page(report, shown[True], shown[False], facts)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from warren.errors import QuarantineError
 from warren.evaluate.accuracy import Score
+from warren.evaluate.contamination import ContaminationSplit
 from warren.evaluate.identity import Identity
 from warren.evaluate.score_table import markdown_cell
 from warren.evaluate.statistics import wilson
@@ -23,6 +24,7 @@ class Evaluation:
         chance: What choosing by lot would score, where the model chose between answers.
         num_quarantined: Samples that could not be asked; they are neither right nor wrong.
         reasons: Why they could not, and how many for each reason.
+        contamination: Scores with and without the samples found in the training data; None where nobody looked.
     """
 
     run: str
@@ -33,6 +35,7 @@ class Evaluation:
     chance: float | None = None
     num_quarantined: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    contamination: ContaminationSplit | None = None
 
     @property
     def metric(self) -> str:
@@ -56,7 +59,10 @@ class Evaluation:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Evaluation":
         """Rebuild what `to_json` returned."""
-        return cls(**{**value, "identity": Identity(**value["identity"]), "score": Score(**value["score"])})
+        fields = {**value, "identity": Identity(**value["identity"]), "score": Score(**value["score"])}
+        if fields.get("contamination"):
+            fields["contamination"] = ContaminationSplit.from_json(fields["contamination"])
+        return cls(**fields)
 
     def summary(self) -> str:
         """Return one line: the score, its interval, what guessing would reach, and what could not be asked."""
@@ -97,6 +103,7 @@ def render(evaluation: Evaluation) -> str:
         "",
         evaluation.summary(),
         "",
+        *([*evaluation.contamination.describe(), ""] if evaluation.contamination else []),
         "| true answer | samples | right | 95 % interval |",
         "|---|---:|---:|---:|",
     ]

@@ -10,7 +10,7 @@ from warren import __version__
 from warren.config import EvaluateConfig
 from warren.storage import FileEntry, digest_bytes
 
-FORMAT = 2
+FORMAT = 3
 """Version of the measuring code: raise it when what is asked, how it is judged or what a report holds changes."""
 
 _NO_INPUT = {"max_quarantined_fraction"}  # decides whether a result is accepted, not what it is

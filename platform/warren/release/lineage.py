@@ -14,7 +14,7 @@ class Decontamination:
 
     Attributes:
         free_of: Digest of each evaluation set that the dataset shows no image of, by `name@version`.
-        certificates: SHA-256 of each `contamination.json` that says so, by the dataset beside which it lies.
+        certificates: SHA-256 of each `contamination-DIGEST.json` that says so, by the dataset beside which it lies.
     """
 
     free_of: Mapping[str, str] = field(default_factory=dict)

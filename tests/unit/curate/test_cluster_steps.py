@@ -33,7 +33,9 @@ def clustered(work: Workspace, image: np.ndarray, cluster: np.ndarray, num_files
         arrays |= {"distance": np.linalg.norm(image[rows] - near, axis=1), "cosine": (image[rows] * near).sum(axis=1)}
         work.put(str(number), {**arrays, "starts": np.searchsorted(cluster[rows], np.arange(len(centroids) + 1))})
     files = tuple(work.file(str(number)).location for number in range(num_files))
-    return Clusters(files, np.bincount(cluster), row_bytes=100)
+    starts = np.array([0, len(centroids)])
+    work.put("centroids", {"fine": centroids, "coarse": centroids[:1], "starts": starts})
+    return Clusters(files, np.bincount(cluster), 100, work.file("centroids").location)
 
 
 @pytest.fixture

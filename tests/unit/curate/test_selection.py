@@ -1,6 +1,5 @@
 """Selections: what is kept of the parents' shards, selections of selections, kills, and bad input."""
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from selecting import (
     ROWS,
     STEPS,
     config_of,
-    files,
     numbers_of,
     pair,
     samples_of,
@@ -24,11 +22,13 @@ from selecting import (
     write_pairs,
 )
 from warren.config import CurateConfig
-from warren.curate.tasks import Task, Workspace, run_here
+from warren.config.curate import EmbeddingsConfig
+from warren.curate.embedding_model import EmbeddingModel
+from warren.curate.sample_pieces import Parent, read_row, sample_pieces, stored_shards
 from warren.data.manifest import dataset_folder, read_manifest
 from warren.data.mixture import samples_per_epoch
 from warren.data.stream import BatchReader, DatasetSource, StreamSpec, read_group
-from warren.errors import ConfigError, DataError, EmptyDatasetError
+from warren.errors import ConfigError, DataError, EmptyDatasetError, ModelError
 from warren.storage import Location
 
 
@@ -109,58 +109,15 @@ def _component() -> Any:
     return MixtureComponent(name="chosen@v1")
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing catches it."""
-
-
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(root: Location, embeddings: Path, tmp_path: Path) -> None:
-    def options(name: str) -> dict[str, Any]:
-        return {"rewrite_below": 0.4, "datasets": ["pairs@v1"], "name": name}
-
-    steps = [*STEPS[:3], {"step": "duplicates", "of": "pixels"}, *STEPS[3:]]
-    done: list[str] = []
-
-    def counting(work: Workspace, tasks: Sequence[Task]) -> None:
-        for task in tasks:
-            run_here(work, [task])
-            done.append(f"{work.folder}/{task.name}")
-
-    select(root, embeddings, steps, counting, **options("whole"))
-    whole = files(Path(root.uri) / "datasets/whole/v1")
-    assert "manifest.json" in whole
-    total, draw = len(done), random.Random(7)
-    assert total > 20
-    for attempt in range(3):
-        name, moments = f"killed-{attempt}", sorted(draw.sample(range(total), 3))
-        done.clear()
-        for moment in moments:
-
-            def dying(work: Workspace, tasks: Sequence[Task], moment: int = moment) -> None:
-                for task in tasks:
-                    if len(done) >= moment:
-                        raise Killed
-                    counting(work, [task])
-
-            with pytest.raises(Killed):
-                select(root, embeddings, steps, dying, **options(name))
-            assert not (Path(root.uri) / f"datasets/{name}/v1/manifest.json").exists()
-        select(root, embeddings, steps, counting, **options(name))
-        assert len(done) == len(set(done)) == total  # nothing is done twice
-        found = files(Path(root.uri) / f"datasets/{name}/v1")
-        assert found.keys() == whole.keys()
-        for path, data in whole.items():
-            assert found[path].replace(name.encode(), b"whole") == data, path
-
-
-def test_a_finished_version_is_kept_and_another_selection_is_refused(root: Location, embeddings: Path) -> None:
-    manifest = select(root, embeddings, STEPS)
-
-    def refuse(work: Workspace, tasks: Sequence[Task]) -> None:
-        raise AssertionError("nothing is to be done")
-
-    assert select(root, embeddings, STEPS, refuse) == manifest
-    with pytest.raises(DataError, match=r"exists with 60 samples .* give the new selection another version"):
-        select(root, embeddings, STEPS[:-1])
+@pytest.mark.parametrize("rows_per_piece", [1, 20, 75, 1000])
+def test_pieces_are_cut_between_row_groups_and_hold_every_row_once(root: Location, rows_per_piece: int) -> None:
+    shards = stored_shards([Parent("pairs@v1", dataset_folder(root, "pairs@v1"), read_manifest(root, "pairs@v1"))])
+    pieces = sample_pieces(shards, rows_per_piece)
+    rows = [[row for row, _ in piece.records(["key"])] for piece in pieces]
+    assert [row for each in rows for row in each] == list(range(ROWS))
+    assert [(piece.first, piece.stop) for piece in pieces] == [(each[0], each[-1] + 1) for each in rows]
+    assert all(rows_per_piece <= len(each) < rows_per_piece + 8 for each in rows[:-1])
+    assert read_row(pieces, 71, ["key"]) == {"key": "pair-0071"}
 
 
 @pytest.mark.parametrize(
@@ -265,3 +222,16 @@ def test_what_only_costs_does_not_change_what_a_selection_is(tmp_path: Path) -> 
 def test_a_function_that_is_not_there_is_named(root: Location) -> None:
     with pytest.raises(ConfigError, match=r"function 'nowhere:takes' cannot be loaded"):
         select(root, None, [{"step": "function", "call": "nowhere:takes"}])
+
+
+def test_a_model_without_a_text_side_is_named(tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=16, **size)).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"\(CLIPVisionModel\) has no text side .* set embeddings.text_column to null"):
+        EmbeddingModel(EmbeddingsConfig(model=str(tmp_path)))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        EmbeddingModel(EmbeddingsConfig(model=str(tmp_path / "nowhere")))
+    EmbeddingModel(EmbeddingsConfig(model=str(tmp_path), text_column=None))

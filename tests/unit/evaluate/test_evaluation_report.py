@@ -9,6 +9,7 @@ from factories import make_image
 from warren.config import EvaluateConfig
 from warren.errors import QuarantineError
 from warren.evaluate.accuracy import exact_match, score
+from warren.evaluate.contamination import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.evaluation_report import Evaluation, render
 from warren.evaluate.identity import Identity
@@ -62,6 +63,27 @@ def test_what_could_not_be_asked_is_reported_apart_and_has_a_ceiling() -> None:
     evaluation.check_quarantined(0.03, "folder")
     with pytest.raises(QuarantineError, match=r"3 of 100 .* 2.00%; .*\(2 samples\): no image. All .* in folder"):
         evaluation.check_quarantined(0.02, "folder")
+
+
+def test_scores_with_and_without_contaminated_samples_have_intervals() -> None:
+    rows = [{"key": f"k{n}", "correct": n % 4 == 0, "truth": "yes"} for n in range(80)]
+    assert ContaminationSplit.of(rows, {"pairs@v1": None}) is None
+    split = ContaminationSplit.of(rows, {"b@v1": {"k0", "k4", "k5", "gone"}, "a@v1": set(), "c@v1": None})
+    assert split is not None
+    assert split.contaminated == score([True, True, False], ["yes"] * 3)
+    assert split.clean == score([n % 4 == 0 for n in range(80) if n not in (0, 4, 5)], ["yes"] * 77)
+    overall = score([row["correct"] for row in rows], ["yes"] * 80)
+    evaluation = Evaluation("r", 5, identity(), overall, {}, contamination=split)
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+    predictions = [row | {"question": "?", "answer": "yes"} for row in rows]
+    text = render(evaluation)
+    assert "looked for in a@v1, b@v1. It was not looked for in c@v1." in " ".join(text.split("\n"))
+    assert "3 samples were found there and trained on: 66.67% (95 % interval 20.77% to 93.85%)" in text
+    assert "The score without them: 23.38% (95 % interval 15.33% to 33.95%), 77 samples." in text
+    assert "The score without them: 23.38%" in evaluation_page(evaluation, predictions, []).facts["contamination"]
+    nothing = ContaminationSplit.of(rows, {"b@v1": set()})
+    assert nothing is not None
+    assert nothing.describe()[-1] == "No sample of it was trained on there."
 
 
 def test_the_page_has_an_interval_for_every_answer_and_examples_with_their_images() -> None:

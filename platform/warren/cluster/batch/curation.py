@@ -38,7 +38,7 @@ def run_on_cluster(work: Workspace, tasks: Sequence[Task]) -> None:
         for task in tasks:
             if len(running) >= limit:
                 running = _wait_for_one(running, progress)
-            running.append(_run.remote(work, task))
+            running.append(_run.options(name="curate").remote(work, task))
         while running:
             running = _wait_for_one(running, progress)
 
@@ -59,7 +59,8 @@ def _run(work: Workspace, task: Task) -> None:
 
 def embed(config: EmbeddingsConfig, work: Workspace, pieces: list[SamplePiece]) -> list[VectorPiece]:
     """Compute embeddings of samples with a model in Ray Data actors; each piece is written once it is computed."""
-    small = sample_pieces([stored for piece in pieces for stored in piece.shards], _SAMPLES_PER_PIECE)
+    shards = dict.fromkeys(stored for piece in pieces for stored in piece.shards)  # a shard may be in two pieces
+    small = sample_pieces(list(shards), _SAMPLES_PER_PIECE)
     names = [f"{piece.number:06d}" for piece in small]
     present = work.present()
     missing = [piece for piece, name in zip(small, names, strict=True) if name not in present]

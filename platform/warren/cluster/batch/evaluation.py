@@ -13,16 +13,20 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from tqdm import tqdm
 
 from warren.cluster.capacity import lacks, size_of, waiting
+from warren.cluster.serve.lineage import lineage_of
 from warren.config import EvaluateConfig, Resources
+from warren.data.contamination_record import contaminated_samples
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
-from warren.errors import CorruptDataError, EmptyDatasetError
+from warren.errors import CorruptDataError, DataError, EmptyDatasetError, StorageError
 from warren.evaluate.accuracy import score
+from warren.evaluate.contamination import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
 from warren.evaluate.predictions import SampleQuestion, load_predictor, to_table
 from warren.evaluate.report_page import render_html
 from warren.evaluate.stored_evaluations import Evaluations
+from warren.release import TrainingDataset
 from warren.storage import Location, StoredFiles
 from warren.storage.file_cache import local_copy
 from warren.storage.parquet import open_parquet
@@ -68,7 +72,10 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     rows = sorted(in_stored_order, key=lambda row: row["key"])
     answered = [row for row in rows if row["problem"] is None]
     unusable = [row for row in rows if row["problem"] is not None]
-    measured = _summarise(run.name, checkpoint.step, identity, answered, unusable)
+    trained_on = lineage_of(root, run, checkpoint, identity).datasets
+    contaminated = {each.reference: _contaminated(root, each, manifest) for each in trained_on}
+    split = ContaminationSplit.of(answered, contaminated)
+    measured = _summarise(run.name, checkpoint.step, identity, answered, unusable, split)
     if unusable:
         stored.write_quarantine(
             measured, [{"key": row["key"], "source": row["source"], "reason": row["problem"]} for row in unusable]
@@ -85,7 +92,20 @@ def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: 
     return measured
 
 
-def _summarise(run: str, step: int, identity: Identity, answered: Rows, unusable: Rows) -> Evaluation:
+def _contaminated(root: Location, dataset: TrainingDataset, evaluation: Manifest) -> frozenset[str] | None:
+    """Return the evaluation's samples that a training dataset holds; None where they were not looked for."""
+    try:
+        trained_on = read_manifest(root, dataset.reference)
+    except (DataError, StorageError):  # it is gone
+        return None
+    if trained_on.digest != dataset.digest:
+        return None
+    return contaminated_samples(root, trained_on, f"{evaluation.name}@{evaluation.version}", evaluation.digest)
+
+
+def _summarise(
+    run: str, step: int, identity: Identity, answered: Rows, unusable: Rows, split: ContaminationSplit | None
+) -> Evaluation:
     by_truth: dict[str, list[bool]] = {}
     for row in answered:
         by_truth.setdefault(row["truth"], []).append(row["correct"])
@@ -99,6 +119,7 @@ def _summarise(run: str, step: int, identity: Identity, answered: Rows, unusable
         chance=sum(chances) / len(chances) if chances else None,
         num_quarantined=len(unusable),
         reasons=dict(Counter(row["problem"] for row in unusable).most_common(_LISTED_REASONS)),
+        contamination=split,
     )
 
 
