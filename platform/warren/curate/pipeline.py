@@ -24,7 +24,7 @@ from warren.config.curate import (
     SemDeDupStep,
     Step,
 )
-from warren.curate import contamination
+from warren.curate import contamination, sample_vectors
 from warren.curate.bands import band_scores, keep_band
 from warren.curate.cluster_map import ClusterMap, cluster_map
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
