@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from warren.config.curate import EmbeddingsConfig
-from warren.curate import joining
+from warren.curate import embedding_join
 from warren.curate.embeddings import pieces as embedding_pieces
 from warren.curate.embeddings import width
 from warren.curate.row_mask import MAX_ROWS
@@ -54,5 +54,5 @@ class EmbeddingSource:
         # A row takes its image and text embeddings as stored, and up to three float32 copies of each.
         rows = max(1, self.memory // (2 * row_bytes + 24 * columns))
         source = embedding_pieces(config, rows)
-        placed = joining.place(self.run, work, pieces, source, self.memory, config.unmatched)
+        placed = embedding_join.place(self.run, work, pieces, source, self.memory, config.unmatched)
         return [PrecomputedVectors(piece, file.location) for piece, file in zip(source, placed, strict=True)]

@@ -66,7 +66,7 @@ def test_what_could_not_be_asked_is_reported_apart_and_has_a_ceiling() -> None:
 
 
 def test_scores_with_and_without_contaminated_samples_have_intervals() -> None:
-    rows = [{"key": f"k{n}", "correct": n % 4 == 0, "truth": "yes"} for n in range(80)]
+    rows: list[dict[str, Any]] = [{"key": f"k{n}", "correct": n % 4 == 0, "truth": "yes"} for n in range(80)]
     assert ContaminationSplit.of(rows, {"pairs@v1": None}) is None
     split = ContaminationSplit.of(rows, {"b@v1": {"k0", "k4", "k5", "gone"}, "a@v1": set(), "c@v1": None})
     assert split is not None

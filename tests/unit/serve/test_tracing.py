@@ -45,7 +45,9 @@ def test_a_trace_goes_from_the_client_to_the_engines_steps(
     assert request.parent is not None
     assert f"{request.parent.trace_id:032x}-{request.parent.span_id:016x}" == PARENT[3:52]
     assert engine.parent is not None
-    assert engine.parent.span_id == request.get_span_context().span_id
+    context = request.get_span_context()
+    assert context is not None
+    assert engine.parent.span_id == context.span_id
     assert (request.attributes or {})["http.response.status_code"] == 200
     assert (engine.attributes or {})["warren.version"] == "v7"
     tokens: list[Any] = [(event.attributes or {})["tokens"] for event in engine.events if event.name == "step"]
