@@ -53,7 +53,7 @@ class CheckpointWriter:
 
     Args:
         manifest: Makes the manifest of a step from all ranks' files.
-        keep: How many checkpoints to keep; the newest complete one is never deleted.
+        prune: Deletes the checkpoints that are not kept; called on rank 0 after every commit.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class CheckpointWriter:
         ranks: Ranks,
         attempt: str,
         manifest: Callable[[int, tuple[FileEntry, ...]], CheckpointManifest],
-        keep: int,
+        prune: Callable[[], None],
     ) -> None:
         self._checkpoints, self._ranks, self._attempt = checkpoints, ranks, attempt
-        self._manifest, self._keep = manifest, keep
+        self._manifest, self._prune = manifest, prune
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="warren-checkpoint")
         self._work: Future[Any] | None = None
         self._then: Callable[[list[Any]], None] = lambda _: None
@@ -133,7 +133,7 @@ class CheckpointWriter:
     def _write_manifest(self, step: int, files: list[FileEntry]) -> None:
         if self._ranks.rank == 0:
             self._checkpoints.commit(self._manifest(step, tuple(files)))
-            self._checkpoints.prune(self._keep)
+            self._prune()
 
 
 def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,8 +1,9 @@
 """Trackers of a run's metrics: TensorBoard files beside the run, W&B and MLflow."""
 
 import importlib
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from warren.train.run_record import RunRecord
 from warren.train.step_metrics import StepMetrics, numbers
 
 _UPLOAD_EVERY_S = 60.0
+_FOREIGN = re.compile(r"[^\w./ -]")  # what MLflow does not take in a metric's name
 
 
 class Tracker(Protocol):
@@ -20,6 +22,9 @@ class Tracker(Protocol):
 
     def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step, which later steps may have followed."""
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -43,6 +48,11 @@ class TensorBoard:
             self._writer.add_scalar(f"train/{name}", value, row["step"], walltime=row["time"])
         if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
             self._upload()
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        for name, value in scores.items():
+            self._writer.add_scalar(f"evaluation/{name}", value, step - 1)  # the last step that it has taken
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -69,6 +79,10 @@ class WeightsAndBiases:
         """Take a step's metrics."""
         self._run.log({**numbers(row), "step": row["step"]})
 
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        self._run.log({**{f"evaluation/{name}": value for name, value in scores.items()}, "step": step - 1})
+
     def close(self) -> None:
         """Write the metrics that are left, and close."""
         self._run.finish()
@@ -91,6 +105,11 @@ class MlFlow:
     def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
         self._mlflow.log_metrics(numbers(row), step=row["step"])
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        named = {f"evaluation/{_FOREIGN.sub('_', name)}": value for name, value in scores.items()}
+        self._mlflow.log_metrics(named, step=step - 1)
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""

@@ -47,15 +47,20 @@ def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: M
     return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
 
 
-def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
-    """Measure the run's newest checkpoint; exactly the same measurement is made once, and read after that.
+def evaluate(
+    config: EvaluateConfig, resources: Resources, root: Location, run: Run, step: int | None = None
+) -> Evaluation:
+    """Measure a checkpoint of a run; exactly the same measurement is made once, and read after that.
+
+    Args:
+        step: Of the checkpoint; None for the newest.
 
     Raises:
-        CheckpointError: The run has no complete checkpoint.
+        CheckpointError: The run has no complete checkpoint, or none at that step.
         EmptyDatasetError: There is nothing to measure on.
         QuarantineError: More samples cannot be asked than the configuration allows.
     """
-    checkpoint = run.newest_checkpoint()
+    checkpoint = run.newest_checkpoint() if step is None else run.checkpoints.read(step)
     manifest = read_manifest(root, config.dataset)
     identity = identify(config, checkpoint, manifest)
     stored = evaluations_of(run)
