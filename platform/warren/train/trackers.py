@@ -14,7 +14,7 @@ from warren.train.run_record import RunRecord
 from warren.train.step_metrics import StepMetrics, numbers
 
 _UPLOAD_EVERY_S = 60.0
-_FOREIGN = re.compile(r"[^\w./ -]")  # what MLflow does not take in a metric's name
+_FOREIGN = re.compile(r"[^\w./-]")  # what TensorBoard and MLflow do not take in a metric's name
 
 
 class Tracker(Protocol):
@@ -51,8 +51,8 @@ class TensorBoard:
 
     def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Take the scores of the checkpoint at a step."""
-        for name, value in scores.items():
-            self._writer.add_scalar(f"evaluation/{name}", value, step - 1)  # the last step that it has taken
+        for name, value in _named(scores).items():
+            self._writer.add_scalar(name, value, step - 1)  # the last step that it has taken
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -81,7 +81,7 @@ class WeightsAndBiases:
 
     def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Take the scores of the checkpoint at a step."""
-        self._run.log({**{f"evaluation/{name}": value for name, value in scores.items()}, "step": step - 1})
+        self._run.log({**_named(scores), "step": step - 1})
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -108,8 +108,7 @@ class MlFlow:
 
     def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Take the scores of the checkpoint at a step."""
-        named = {f"evaluation/{_FOREIGN.sub('_', name)}": value for name, value in scores.items()}
-        self._mlflow.log_metrics(named, step=step - 1)
+        self._mlflow.log_metrics(_named(scores), step=step - 1)
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -131,6 +130,11 @@ def open_trackers(names: Sequence[str], run: Run, record: RunRecord, first_step:
         else:
             opened.append(MlFlow(run, record))
     return opened
+
+
+def _named(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores under names that every tracker takes, such as `evaluation/easy-vqa-test_v1/exact_match`."""
+    return {f"evaluation/{_FOREIGN.sub('_', name)}": value for name, value in scores.items()}
 
 
 def _library(name: str) -> Any:

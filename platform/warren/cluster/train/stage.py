@@ -125,8 +125,9 @@ def _run_attempts(task: TrainingTask, work: CheckpointWork, monitor: Any, num_st
     with ExitStack() as held:
         progress = held.enter_context(Progress(monitor, task.run.name, num_steps, trackers, workers, fewest))
         plan, keep = task.evaluation, task.config.keep_checkpoints
-        evaluator = plan and CheckpointEvaluator(work, plan, keep, monitor, progress.say, progress.show_scores)
-        if evaluator:
+        evaluator = None
+        if plan is not None:
+            evaluator = CheckpointEvaluator(work, plan, keep, monitor, progress.say, progress.show_scores)
             held.enter_context(evaluator)
         FailurePolicy(
             attempt=lambda: _attempt_until_intact(task, monitor),
@@ -135,7 +136,7 @@ def _run_attempts(task: TrainingTask, work: CheckpointWork, monitor: Any, num_st
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
-        if evaluator:
+        if evaluator is not None:
             evaluator.finish()
 
 
