@@ -127,11 +127,13 @@ class CheckpointEvaluator:
         if self._action is None:
             return False
         number = self._room()
+        if number == 0:
+            self._show_waiting(self._checkpoints)
+        if self._training_ended:
+            number = self._work.resources.num_evaluators  # they wait themselves, so that a cluster can grow for them
         if number:
             self._start(*self._action, number)
             self._seen_steps = None
-        elif number is not None:
-            self._show_waiting(self._checkpoints)
         return True
 
     def _next(self, checkpoints: Sequence[EvaluatedCheckpoint]) -> _Action | None:
@@ -143,13 +145,13 @@ class CheckpointEvaluator:
 
     def _room(self) -> int | None:
         """Return how many evaluators there is room for; None while the workers themselves wait for room."""
-        resources = self._work.resources
-        if self._training_ended:
-            return resources.num_evaluators  # they wait for room themselves, so that a cluster can grow for them
-        if ray.get(self._monitor.without_workers_s.remote()):  # type: ignore[union-attr]
-            return None
-        cpus, gpus, spare = resources.cpus_per_replica, resources.gpus_per_replica, resources.data_cpus_per_task
-        return fitting(resources.num_evaluators, cpus, gpus, spare_cpus=spare)
+        resources, spare_cpus = self._work.resources, 0.0
+        if not self._training_ended and self._monitor is not None:
+            if ray.get(self._monitor.without_workers_s.remote()):
+                return None
+            spare_cpus = resources.data_cpus_per_task  # the workers' data comes before an evaluator
+        number, cpus, gpus = resources.num_evaluators, resources.cpus_per_replica, resources.gpus_per_replica
+        return fitting(number, cpus, gpus, spare_cpus)
 
     def _start(self, kind: _Kind, checkpoint: EvaluatedCheckpoint, number: int) -> None:
         work = replace(self._work, resources=self._work.resources.model_copy(update={"num_evaluators": number}))
@@ -229,14 +231,21 @@ class CheckpointEvaluator:
         if name is not None and name not in known.scores:
             names = ", ".join(known.scores)
             self._say(f"step {known.step} has no score {name!r}, so it cannot be the best; its scores are {names}")
-        name = name if name in known.scores else next(iter(known.scores))
-        note = f"{name} {known.scores[str(name)]:.4g} at step {known.step}"
-        best = self._plan.best(CheckpointScores(self._work.run.folder).read())
-        if best is not None:
-            is_best = best.step == known.step
-            note += " (the best)" if is_best else f" (best {best.scores[str(name)]:.4g} at step {best.step})"
+        note = self._note(known)
         self._on_scores(known.step, known.scores, note)
         self._say(f"evaluated: {note}")
+
+    def _note(self, known: EvaluatedCheckpoint) -> str:
+        """Return what the progress line says of a checkpoint's scores."""
+        name = self._plan.best_by
+        if name is None or name not in known.scores:
+            name, value = next(iter(known.scores.items()))
+            return f"{name} {value:.4g} at step {known.step}"
+        note = f"{name} {known.scores[name]:.4g} at step {known.step}"
+        best = self._plan.best(CheckpointScores(self._work.run.folder).read())
+        if best is None or best.step == known.step:
+            return f"{note} (the best)"
+        return f"{note} (best {best.scores[name]:.4g} at step {best.step})"
 
     def _show_waiting(self, checkpoints: Sequence[EvaluatedCheckpoint]) -> None:
         now = time.monotonic()
