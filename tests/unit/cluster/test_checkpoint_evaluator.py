@@ -146,6 +146,11 @@ def test_the_newest_is_evaluated_first_and_each_better_one_becomes_the_candidate
     said = list(beside.said)
     beside.advance(beside.evaluator(recipe()))
     assert beside.said == said, "a driver that takes over does nothing twice"
+    [outcome] = [file for file in (beside.run.folder / "scores/00000010").list() if file.name == "release.json"]
+    outcome.store.delete(outcome.key)  # it died between the move of the alias and this
+    beside.advance(beside.evaluator(recipe()))
+    assert moves(beside) == ["run-00000040", "run-00000010"]
+    assert beside.asked == [40, 30, 20, 10]
 
 
 def test_every_commit_is_released_and_what_the_gate_refuses_is_not_tried_again(beside: Beside, tmp_path: Path) -> None:
