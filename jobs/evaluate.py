@@ -22,7 +22,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(job: Job) -> None:
-    from warren.cluster.batch.evaluation import evaluate, evaluations_of
+    from warren.cluster.batch.checkpoint_evaluation import evaluate_on_dataset
+    from warren.cluster.batch.evaluation import evaluations_of
     from warren.cluster.train.stage import run_name
     from warren.train.run import Run
 
@@ -30,7 +31,8 @@ def main(job: Job) -> None:
         print(ask_model(job))
         return
     run = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune"))
-    measured = evaluate(job.recipe.require("evaluate"), job.resources, job.root, run)
+    config = job.recipe.require("evaluate")
+    measured = evaluate_on_dataset(config, job.resources, job.root, run, job.options.step)
     print(f"report: {evaluations_of(run).at(measured.step, measured.identity)}/report.md")
     print(measured.summary())
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cli.job import Job, run_job
+from warren.cli.job import Job, run_job, shared_options
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def preview(job: Job) -> str:
+    from warren.evaluate.recipe_evaluations import check_evaluations
     from warren.train.dry_run import dry_run
 
+    check_evaluations(job.recipe, job.root_or_none)
     return dry_run(job.recipe, "finetune", job.resources, job.root_or_none)
 
 
@@ -31,7 +33,8 @@ def main(job: Job) -> None:
     name = job.options.run or run_name(job.recipe, "finetune")
     model = Location.parse(job.options.from_model) if job.options.from_model else None
     parent = None if model else job.options.from_run or run_name(job.recipe, "pretrain")
-    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, parent, model)
+    options = shared_options(job.options)
+    run = train_stage(job.recipe, "finetune", job.resources, job.root, name, parent, model, options)
     print(f"trained: {run.folder}, step {run.checkpoints.steps()[-1]}")
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 import _source  # noqa: F401
-from warren.cli.job import Job, run_job
+from warren.cli.job import Job, run_job, shared_options
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +18,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def preview(job: Job) -> str:
+    from warren.evaluate.recipe_evaluations import check_evaluations
     from warren.train.dry_run import dry_run
 
+    check_evaluations(job.recipe, job.root_or_none)
     return dry_run(job.recipe, "pretrain", job.resources, job.root_or_none)
 
 
@@ -29,7 +31,8 @@ def main(job: Job) -> None:
 
     name = job.options.run or run_name(job.recipe, "pretrain")
     model = Location.parse(job.options.from_model) if job.options.from_model else None
-    run = train_stage(job.recipe, "pretrain", job.resources, job.root, name, job.options.from_run, model)
+    origin, options = (job.options.from_run, model), shared_options(job.options)
+    run = train_stage(job.recipe, "pretrain", job.resources, job.root, name, *origin, options)
     print(f"trained: {run.folder}, step {run.checkpoints.steps()[-1]}")
 
 

@@ -34,11 +34,13 @@ def main(job: Job) -> None:
     from warren.cluster.serve.golden_task import write_golden
     from warren.cluster.serve.publish_and_deploy import make_release, roll_out
     from warren.cluster.train.stage import run_name
+    from warren.train.evaluation_plan import chosen_checkpoint
     from warren.train.run import Run
 
     run, who = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune")), job.options.who
-    golden = partial(write_golden, job.resources)
-    released = make_release(job.recipe, job.root, run, measuring(job.options), override_of(job), who, golden)
+    golden, measure = partial(write_golden, job.resources), measuring(job.options)
+    checkpoint = chosen_checkpoint(job.recipe, run, measure, job.options.step)
+    released = make_release(job.recipe, job.root, run, measure, override_of(job), who, golden, checkpoint)
     print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:

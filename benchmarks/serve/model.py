@@ -38,10 +38,15 @@ def publish_model(root: Location, folder: Path, quick: bool) -> Location:
         folder: Where it is written first.
         quick: Two layers instead of twelve: to see that the benchmark runs, not how fast anything is.
     """
-    small = _SMALL if quick else {}
-    save_random_model(folder, "llama", tower=_TOWER | small, texts=_words(), vocab_size=_VOCAB_SIZE, **_TEXT | small)
+    write_model(folder, quick)
     files = tuple(FileEntry(path.name, *digest_file(path)) for path in sorted(folder.iterdir()))
     return publish(root, NAME, "random", StoredFiles(Location.parse(str(folder)), files), Lineage(), {})
+
+
+def write_model(folder: Path, quick: bool) -> None:
+    """Write the model into a local folder."""
+    small = _SMALL if quick else {}
+    save_random_model(folder, "llama", tower=_TOWER | small, texts=_words(), vocab_size=_VOCAB_SIZE, **_TEXT | small)
 
 
 def _words() -> list[str]:

@@ -10,12 +10,16 @@ from tqdm import tqdm
 
 from warren.cli.job import Job, exit_code, job_parser, load_job
 from warren.cli.score import add_scoring_options, check_fraction, summary
+from warren.config import BenchmarkConfig
 from warren.errors import ConfigError
 from warren.evaluate.benchmark_run import QUESTIONS_PER_PIECE, BenchmarkRun, QuestionSource
 from warren.storage import Location
 
 if TYPE_CHECKING:
+    from warren.evaluate.benchmark_result import BenchmarkResult
     from warren.evaluate.model_source import ModelSource
+    from warren.train.checkpoint import CheckpointManifest
+    from warren.train.run import Run
 
 
 def asks_benchmark(arguments: Sequence[str]) -> bool:
@@ -44,6 +48,7 @@ def ask_options(parser: argparse.ArgumentParser) -> None:
         help=f"questions that are asked and stored together (default: {QUESTIONS_PER_PIECE})",
     )
     who = parser.add_argument_group("who answers the benchmark", "--run NAME, or one of these")
+    who.add_argument("--step", type=int, metavar="N", help="with --run: of its checkpoint (default: the newest)")
     who.add_argument("--checkpoint", metavar="URI", help="a checkpoint's folder, or a model folder")
     who.add_argument("--release", metavar="URI", help="a release's folder, or NAME/VERSION or NAME/ALIAS in storage")
     who.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible endpoint; needs no cluster")
@@ -56,26 +61,40 @@ def ask_options(parser: argparse.ArgumentParser) -> None:
 def ask_model(job: Job) -> str:
     """Ask a benchmark on the cluster and return what to print."""
     from warren.cluster.batch.benchmark import ask_on_cluster
+    from warren.cluster.batch.checkpoint_evaluation import write_benchmark_scores
 
     options = job.options
     check_options(options)
     source = QuestionSource.of(options.benchmark, options.data, options.split, options.convention)
-    answering = _model_of(job)
+    answering, checkpoint = _model_of(job)
     folder = Location.parse(options.out) if options.out else None
     run = BenchmarkRun(source, answering.model, folder, job.root, options.questions_per_piece)
-    return _finished(run, options, lambda: ask_on_cluster(run, answering.files, job.resources))
+    text, result = _finished(run, options, lambda: ask_on_cluster(run, answering.files, job.resources))
+    if checkpoint is not None:
+        write_benchmark_scores(*checkpoint, _config_of(options), result.report, result.page or run.folder)
+    return text
 
 
-def _model_of(job: Job) -> "ModelSource":
+def _model_of(job: Job) -> "tuple[ModelSource, tuple[Run, CheckpointManifest] | None]":
+    """Return who answers, and the run and checkpoint that this is, if it is one."""
     from warren.cluster.train.stage import run_name
     from warren.evaluate.model_source import ModelSource
     from warren.train.run import Run
 
-    if job.options.release:
-        return ModelSource.of_release(job.options.release, job.root)
-    if job.options.checkpoint:
-        return ModelSource.of_checkpoint(Location.parse(job.options.checkpoint))
-    return ModelSource.of_run(Run.of(job.root, job.options.run or run_name(job.recipe, "finetune")))
+    options = job.options
+    if options.release:
+        return ModelSource.of_release(options.release, job.root), None
+    if options.checkpoint:
+        return ModelSource.of_checkpoint(Location.parse(options.checkpoint)), None
+    run = Run.of(job.root, options.run or run_name(job.recipe, "finetune"))
+    checkpoint = run.newest_checkpoint() if options.step is None else run.checkpoints.read(options.step)
+    return ModelSource.of_run(run, checkpoint.step), (run, checkpoint)
+
+
+def _config_of(options: argparse.Namespace) -> BenchmarkConfig:
+    """Return the section of a recipe that asks the same."""
+    names = ("data", "split", "convention", "reference", "max_failed_fraction")
+    return BenchmarkConfig(name=options.benchmark, **{name: getattr(options, name) for name in names})
 
 
 def run_endpoint(arguments: Sequence[str], description: str, extend: Callable[[argparse.ArgumentParser], None]) -> int:
@@ -101,7 +120,7 @@ def _ask_endpoint(job: Job) -> str:
     root = None if folder else job.root
     run = BenchmarkRun(source, find_model(endpoint), folder, root, options.questions_per_piece)
     with tqdm(total=len(run.keys), desc=f"ask {run.plan.benchmark}", unit="question", mininterval=5) as bar:
-        return _finished(run, options, lambda: ask_at_endpoint(run, endpoint, bar.update))
+        return _finished(run, options, lambda: ask_at_endpoint(run, endpoint, bar.update))[0]
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -115,12 +134,17 @@ def check_options(options: argparse.Namespace) -> None:
     who = [name for name in ("run", "checkpoint", "release", "endpoint") if getattr(options, name)]
     if len(who) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in who)} name two models: give one")
+    if options.step is not None and who not in ([], ["run"]):
+        raise ConfigError(f"--step names a checkpoint of a run, so it does not go with --{who[0]}")
     if not options.endpoint and (options.model or options.api_key_env):
         raise ConfigError("--model and --api-key-env need --endpoint URL")
     check_fraction(options.max_failed_fraction)
 
 
-def _finished(run: BenchmarkRun, options: argparse.Namespace, ask: Callable[[], tuple[int, int]]) -> str:
+def _finished(
+    run: BenchmarkRun, options: argparse.Namespace, ask: Callable[[], tuple[int, int]]
+) -> "tuple[str, BenchmarkResult]":
+    """Ask what is left, score it, and return what to print and the result."""
     from warren.evaluate.benchmark_result import finish
 
     num_asked, num_known = ask()
@@ -129,7 +153,7 @@ def _finished(run: BenchmarkRun, options: argparse.Namespace, ask: Callable[[], 
     result = finish(run, reference, options.convention, options.max_failed_fraction)
     lines = [summary(result.report), *(summary(report) for report in result.others.values())]
     lines += [f"{run.plan.benchmark} ({name}): no scores: {reason}" for name, reason in result.unscored.items()]
-    return "\n".join([f"report: {result.page}", f"scores: {run.folder / 'scores.json'}", *lines])
+    return "\n".join([f"report: {result.page}", f"scores: {run.folder / 'scores.json'}", *lines]), result
 
 
 def _has(arguments: Sequence[str], option: str) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import runpy
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -148,6 +149,13 @@ def job_parser(
     if extend:
         extend(parser)
     return parser
+
+
+def shared_options(options: argparse.Namespace) -> str:
+    """Return the options of a command line that name recipe, resources and their overrides, to do more with them."""
+    words = ["--recipe", options.recipe, "--resources", options.resources]
+    sets = [override for override in options.set if not override.startswith("endpoint.")]
+    return shlex.join([*words, *(word for override in sets for word in ("--set", override))])
 
 
 def end_quietly() -> None:

@@ -2,13 +2,17 @@
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from warren.errors import ConfigError
-from warren.evaluate.judge_client import JudgeEndpoint
+from warren.evaluate.endpoint_client import EndpointOptions, OptionNames
 from warren.evaluate.llm_judge import AnswerJudge, JudgementCache
 from warren.storage import Location
+
+_NAMES = OptionNames("--judge", "--judge-model", "--judge-key-env")
+_TIMEOUT_S = 120.0
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +38,14 @@ def judge_of(options: argparse.Namespace) -> AnswerJudge | None:
         if options.judge_key_env or options.judge_cache:
             raise ConfigError("--judge-key-env and --judge-cache need --judge URL")
         return None
-    endpoint = JudgeEndpoint.of(options.judge, options.judge_model, options.judge_key_env)
+    if not options.judge_model:
+        raise ConfigError("--judge needs --judge-model: the name of the model that judges")
+    key = os.environ.get(options.judge_key_env) if options.judge_key_env else None
+    if options.judge_key_env and not key:
+        raise ConfigError(
+            f"--judge-key-env names {options.judge_key_env}, which is not set: export it, or leave it out"
+        )
+    endpoint = EndpointOptions(options.judge, options.judge_model, key, timeout_s=_TIMEOUT_S, names=_NAMES)
     cache = options.judge_cache or f"{options.out.rpartition('/')[0] or '.'}/judgements"
     return AnswerJudge(endpoint, JudgementCache(Location.parse(cache)))
 

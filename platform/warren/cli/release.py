@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from warren.cli.job import Job
+from warren.cli.job import Job, shared_options
 from warren.errors import ConfigError
 from warren.release import GateOverride
 from warren.release.aliases import user_name
@@ -12,6 +12,7 @@ from warren.release.aliases import user_name
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the job's own options."""
     parser.add_argument("--run", help="run to release (default: RECIPE-finetune)")
+    parser.add_argument("--step", type=int, help="of the checkpoint to release (default: as release.choose says)")
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
     parser.add_argument(
         "--endpoint",
@@ -27,11 +28,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def measuring(arguments: argparse.Namespace) -> str:
     """Return the command that measures what the gate asks for."""
-    words = ["python", "jobs/evaluate.py", "--recipe", arguments.recipe, "--resources", arguments.resources]
-    words += ["--run", arguments.run] if arguments.run else []
-    sets = [override for override in arguments.set if not override.startswith("endpoint.")]
-    words += [word for override in sets for word in ("--set", override)]
-    return shlex.join(words)
+    run = f" --run {shlex.quote(arguments.run)}" if arguments.run else ""
+    return f"python jobs/evaluate.py {shared_options(arguments)}{run}"
 
 
 def override_of(job: Job) -> GateOverride | None:

@@ -24,6 +24,21 @@ def lacks(cpus: float, gpus: float) -> bool:
     return bool(free.get("CPU", 0.0) < cpus or free.get("GPU", 0.0) < gpus)
 
 
+def fitting(most: int, cpus: float, gpus: float, spare_cpus: float = 0.0) -> int:
+    """Return how many processes of a size there is room for in the whole cluster, at most so many.
+
+    Args:
+        most: The largest number returned.
+        cpus: Of each; so are `gpus`.
+        spare_cpus: CPUs that must be left free beside them.
+    """
+    free = ray.available_resources()
+    numbers = [int((free.get("CPU", 0.0) - spare_cpus) / cpus)]
+    if gpus:
+        numbers.append(int(free.get("GPU", 0.0) / gpus))
+    return max(0, min(most, *numbers))
+
+
 def has_room(cpus: float, gpus: float) -> bool:
     """Tell whether the cluster has set aside what this job asked for, or can: then its processes are starting.
 

@@ -1,5 +1,6 @@
 """Configuration: typed, frozen and strict recipes, and the resources and environment that jobs run with."""
 
+from warren.config.benchmark import BenchmarkConfig
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
 from warren.config.layered_config import Config
@@ -33,6 +34,7 @@ from warren.config.rollout import RolloutPolicy
 
 __all__ = [
     "AverageConfig",
+    "BenchmarkConfig",
     "Change",
     "Config",
     "CurateConfig",

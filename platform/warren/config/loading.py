@@ -98,6 +98,8 @@ def _explain(layers: Layers, error: Any) -> str:
     if error["type"] == "string_type" and value is not None:
         key = error["loc"][-1]
         shown += f'; text that looks like something else goes in quotes, as in {key}: "…" or {SET} \'{where}="…"\''
+    if not where:  # of several sections together: the message names their keys
+        return f"{message}{shown}"
     return f"{where}: {message}{shown}{layers.inherited(tuple(str(part) for part in error['loc']), message)}"
 
 

@@ -1,9 +1,11 @@
 """Recipes: the model, its data, its training and its gate. Storage and credentials are never in a recipe."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, overload
 
 from pydantic import Field, field_validator, model_validator
 
+from warren.config.benchmark import BenchmarkConfig
 from warren.config.catalog import check_template
 from warren.config.curate import CurateConfig
 from warren.config.ingest import IngestConfig
@@ -92,6 +94,7 @@ class StageConfig(Config):
     shuffle_window_samples: int = Field(default=4096, gt=0)
     checkpoint_every_steps: Annotated[int, OnResume.FREE] = Field(default=500, gt=0)
     keep_checkpoints: Annotated[int, OnResume.FREE] = Field(default=2, ge=1)
+    evaluate_every_checkpoints: Annotated[int | None, OnResume.FREE] = Field(default=None, ge=1)  # and the last
     max_quarantined_fraction: Annotated[float, OnResume.FREE] = Field(default=0.001, ge=0.0, le=1.0)
     guard: GuardConfig = GuardConfig()
     validation: Annotated[ValidationConfig | None, OnResume.FREE] = None
@@ -180,10 +183,24 @@ class GateConfig(Config):
 
 
 class ReleaseConfig(Config):
-    """How the result is published."""
+    """How the result is published.
+
+    Attributes:
+        name: What the releases are versions of.
+        gate: What a checkpoint must reach.
+        choose: The checkpoint that `jobs/release.py` takes: the newest, or the best of those that were evaluated.
+        score: The score that says which is the best, as `DATASET/METRIC` or `BENCHMARK/NUMBER`; null for the score of
+            the section `evaluate`.
+        when: `manual`: `jobs/release.py` releases. `every_commit`: each checkpoint becomes a release and the alias
+            `candidate` once it is evaluated. `best_evaluated`: the same, for a checkpoint that is better than all that
+            were released before.
+    """
 
     name: Name
     gate: GateConfig
+    choose: Literal["last", "best"] = "last"
+    score: str | None = None
+    when: Literal["manual", "best_evaluated", "every_commit"] = "manual"
 
 
 class AverageConfig(Config):
@@ -212,7 +229,53 @@ class Recipe(Config):
     finetune: StageConfig | None = None
     average: AverageConfig | None = None
     evaluate: EvaluateConfig | None = None
+    benchmarks: tuple[BenchmarkConfig, ...] = ()  # beside `evaluate`, for `evaluate_every_checkpoints`
     release: ReleaseConfig | None = None
+
+    @model_validator(mode="after")
+    def _chosen_checkpoints_are_evaluated(self) -> "Recipe":
+        problem = next(self._problems_of_choosing(), None)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _problems_of_choosing(self) -> Iterator[str]:
+        """Yield what is wrong between the sections that evaluate and choose checkpoints."""
+        for stage in ("pretrain", "finetune"):
+            config: StageConfig | None = getattr(self, stage)
+            if config and config.evaluate_every_checkpoints and not (self.evaluate or self.benchmarks):
+                yield f"{stage}.evaluate_every_checkpoints needs something to evaluate by: add evaluate or benchmarks"
+        names = [benchmark.name for benchmark in self.benchmarks]
+        for name in names:
+            if names.count(name) > 1:
+                yield f"benchmarks names {name!r} twice: their scores would have the same name, so keep one"
+        release, released = self.release, self.released_stage
+        if release is None or (release.when == "manual" and release.choose == "last"):
+            return
+        key = f"release.when is {release.when}" if release.when != "manual" else "release.choose is best"
+        if released is None or self.require(released).evaluate_every_checkpoints is None:
+            yield f"{key}, but no checkpoint is evaluated: set {released or 'finetune'}.evaluate_every_checkpoints"
+        if self.evaluate is None:
+            yield f"{key}, but there is no section evaluate, which release.gate judges by: add one"
+        elif self.evaluate.shuffled_images:
+            yield f"{key}, but evaluate.shuffled_images is a control and no score: remove it"
+        if release.score not in (None, self.evaluation_score) and not self.benchmarks:
+            yield f"release.score is {release.score!r}, but the only score is {self.evaluation_score!r}: name that"
+
+    @property
+    def released_stage(self) -> Literal["pretrain", "finetune"] | None:
+        """The stage whose checkpoints become releases: the last that the recipe has."""
+        return "finetune" if self.finetune else "pretrain" if self.pretrain else None
+
+    @property
+    def evaluation_score(self) -> str | None:
+        """The name of the score of the section `evaluate`."""
+        return f"{self.evaluate.dataset}/{self.evaluate.metric}" if self.evaluate else None
+
+    @property
+    def best_by(self) -> str | None:
+        """The name of the score that says which checkpoint is the best."""
+        return (self.release.score if self.release else None) or self.evaluation_score
 
     @overload
     def require(self, section: Literal["model"]) -> ModelConfig: ...

@@ -19,10 +19,15 @@ from warren.evaluate.answer_pieces import Outcome, PieceEffort, QuestionPiece
 from warren.evaluate.ask_model import digest_of, failed, fixed, one_line
 from warren.evaluate.benchmark_run import AskedModel, BenchmarkRun
 from warren.evaluate.benchmarks import Question
-from warren.evaluate.endpoint_client import EndpointClient, EndpointOptions, RequestFailedError, TransientRequestError
+from warren.evaluate.endpoint_client import (
+    EndpointClient,
+    EndpointOptions,
+    FailureStreak,
+    RequestFailedError,
+    TransientRequestError,
+)
 from warren.storage import digest_bytes
 
-_MAX_FAILURES_IN_A_ROW = 8
 _FORMATS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tiff"))
 _CHANGING = ("created", "permission")  # fields of a model's description that say nothing about the model
 
@@ -77,7 +82,7 @@ class _Asking:
     def __init__(self, run: BenchmarkRun, options: EndpointOptions, progress: OnAnswer) -> None:
         self._run, self._options, self._progress = run, options, progress
         self._attempt = uuid.uuid4().hex[:8]
-        self._failures_in_a_row = self._num_asked = 0
+        self._failures, self._num_asked = FailureStreak(), 0
 
     async def ask(self) -> tuple[int, int]:
         left: Iterator[QuestionPiece] = self._run.remaining()
@@ -119,11 +124,13 @@ class _Asking:
             digest = digest_of([digest_bytes(image) for image in images])
             started = time.monotonic()
             try:
-                response = await client.request("POST", "/chat/completions", self._body(question, images))
-                outcome = _outcome(question, response, digest, time.monotonic() - started)
+                answer = await client.chat(self._body(question, images))
+                seconds = time.monotonic() - started
+                stored = StoredAnswer(question.key, question.text, answer.text.strip(), answer.num_tokens, seconds)
+                outcome = Outcome(stored, digest)
             except RequestFailedError as error:
                 outcome = failed(question, one_line(error), digest, error.is_transient)
-        self._count(outcome)
+        self._failures.count(outcome.is_transient, outcome.answer.error)
         self._progress(1)
         return _Asked(outcome, 1)
 
@@ -134,15 +141,6 @@ class _Asking:
             "max_tokens": self._run.plan.max_new_tokens,
             "temperature": 0,
         }
-
-    def _count(self, outcome: Outcome) -> None:
-        """End the run where an endpoint is down: it is not the questions that fail."""
-        self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.is_transient else 0
-        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
-            raise ServiceError(
-                f"{self._failures_in_a_row} questions in a row failed, the last one with: {outcome.answer.error}. "
-                "What was answered is kept; run this again when the endpoint answers"
-            )
 
 
 async def _end_others() -> None:
@@ -185,16 +183,3 @@ def data_uri(image: bytes) -> str:
         kind = "webp"
     media_type = f"image/{kind}" if kind else "application/octet-stream"
     return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
-
-
-def _outcome(question: Question, response: Any, images: str, seconds: float) -> Outcome:
-    try:
-        text = response["choices"][0]["message"]["content"]
-        num_tokens = (response.get("usage") or {}).get("completion_tokens")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        text = None
-    if not isinstance(text, str):
-        shown = json.dumps(response)[:200]
-        return failed(question, f"the endpoint's response has no text: {shown}", images, is_transient=True)
-    known = num_tokens if isinstance(num_tokens, int) else None
-    return Outcome(StoredAnswer(question.key, question.text, text.strip(), known, seconds), images)

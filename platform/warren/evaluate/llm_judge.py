@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import aiohttp
-
 from warren.errors import NotFoundError
 from warren.evaluate.benchmarks.benchmark import Answers, JudgedConvention, JudgeRequest, Scores
-from warren.evaluate.judge_client import JudgeClient, JudgeEndpoint, JudgeRequestError
+from warren.evaluate.endpoint_client import EndpointClient, EndpointOptions, FailureStreak, RequestFailedError
 from warren.storage import Location, digest_bytes
 
 _MAX_READINGS = 3  # a judgement that cannot be read is asked for again
@@ -61,10 +59,19 @@ class JudgementCache:
 
 @dataclass(frozen=True)
 class AnswerJudge:
-    """A judge model, and where its judgements are kept."""
+    """A judge model, and where its judgements are kept.
 
-    endpoint: JudgeEndpoint
+    Attributes:
+        endpoint: Where it is; it names the model.
+    """
+
+    endpoint: EndpointOptions
     cache: JudgementCache
+
+    @property
+    def model(self) -> str:
+        """The name that requests give."""
+        return self.endpoint.model or ""
 
 
 def judge_answers(requests: Sequence[JudgeRequest], convention: JudgedConvention, judge: AnswerJudge) -> Judgements:
@@ -80,32 +87,38 @@ def judge_answers(requests: Sequence[JudgeRequest], convention: JudgedConvention
 
 
 async def _judge_all(requests: Iterable[JudgeRequest], convention: JudgedConvention, judge: AnswerJudge) -> Judgements:
-    judgements = Judgements()
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
-        client = JudgeClient(judge.endpoint, session)
+    judgements, failures = Judgements(), FailureStreak()
+    async with EndpointClient(judge.endpoint) as client, asyncio.TaskGroup() as tasks:
         for request in requests:
-            tasks.create_task(_judge_one(request, convention, judge, client, judgements))
+            tasks.create_task(_judge_one(request, convention, judge, client, judgements, failures))
     return judgements
 
 
 async def _judge_one(
-    request: JudgeRequest, convention: JudgedConvention, judge: AnswerJudge, client: JudgeClient, judgements: Judgements
+    request: JudgeRequest,
+    convention: JudgedConvention,
+    judge: AnswerJudge,
+    client: EndpointClient,
+    judgements: Judgements,
+    failures: FailureStreak,
 ) -> None:
-    model = judge.endpoint.model
-    text = await asyncio.to_thread(judge.cache.find, model, request)
+    text = await asyncio.to_thread(judge.cache.find, judge.model, request)
     value = None if text is None else convention.read(text)
     if value is not None:
         judgements.counts["cached"] += 1
     for _ in range(0 if value is not None else _MAX_READINGS):
         judgements.counts["asked"] += 1
         try:
-            text = await client.ask(request)
-        except JudgeRequestError as error:
-            judgements.failures[request.key] = str(error)
+            async with client.slots:
+                text = (await client.chat(request.body(judge.model))).text
+        except RequestFailedError as error:
+            judgements.failures[request.key] = f"no judgement: {error}"
+            failures.count(error.is_transient, str(error))
             return
+        failures.count(False, None)
         value = convention.read(text)
         if value is not None:
-            await asyncio.to_thread(judge.cache.keep, model, request, text)
+            await asyncio.to_thread(judge.cache.keep, judge.model, request, text)
             break
     if text is None or value is None:
         judgements.failures[request.key] = f"the judgement cannot be read: {(text or '')[:_SHOWN_CHARS]!r}"
@@ -116,7 +129,7 @@ async def _judge_one(
 def score_with_judge(
     convention: JudgedConvention, answers: Answers, reference: Location, judge: AnswerJudge
 ) -> tuple[Scores, dict[str, Any]]:
-    """Let a judge model score answers. Answers without a judgement are left out, as failed requests are.
+    """Judge answers and score them. Answers without a judgement are left out, as failed requests are.
 
     Returns:
         The scores, and what a report says of the judge: enough to ask the same again.
@@ -137,7 +150,7 @@ def score_with_judge(
         for key, row in scores.per_question.items()
     }
     return replace(scores, per_question=per_question), {
-        "model": judge.endpoint.model,
+        "model": judge.model,
         "url": judge.endpoint.url,
         "prompts": prompts,
         "prompts_digest": digest_bytes(json.dumps(prompts, sort_keys=True).encode()),

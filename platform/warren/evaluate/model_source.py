@@ -22,13 +22,17 @@ class ModelSource:
     files: StoredFiles
 
     @classmethod
-    def of_run(cls, run: Run) -> "ModelSource":
-        """Take a run's newest checkpoint.
+    def of_run(cls, run: Run, step: int | None = None) -> "ModelSource":
+        """Take a run's checkpoint.
+
+        Args:
+            step: Of the checkpoint; None for the newest.
 
         Raises:
-            CheckpointError: It has none.
+            CheckpointError: The run has none, or none at that step.
         """
-        return cls._of_checkpoint(run.name, run.checkpoints, run.newest_checkpoint())
+        manifest = run.newest_checkpoint() if step is None else run.checkpoints.read(step)
+        return cls._of_checkpoint(run.name, run.checkpoints, manifest)
 
     @classmethod
     def of_checkpoint(cls, folder: Location) -> "ModelSource":

@@ -7,6 +7,7 @@ checkpoints/00000120/ATTEMPT/adapter/…    with LoRA: the adapters alone, in PE
 checkpoints/00000120/manifest.json        last: from here on the checkpoint exists
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,14 @@ class Checkpoints:
         manifest.store.delete(manifest.key)
         return kept
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`; manifests first, so that a half-deleted checkpoint is not complete."""
+    def prune(self, keep: int, needed: Collection[int] = ()) -> None:
+        """Delete all but the newest `keep`; manifests first, so that a half-deleted checkpoint is not complete.
+
+        Args:
+            needed: Steps whose checkpoints are kept too.
+        """
         kept = self.steps()[-keep:]
-        for step in {*self.steps(), *self._steps_with(DAMAGED_MANIFEST)}:
+        for step in {*self.steps(), *self._steps_with(DAMAGED_MANIFEST)} - {*needed}:
             if not kept or step >= kept[0]:
                 continue
             manifest = self.at(step) / MANIFEST

@@ -53,7 +53,7 @@ class CheckpointWriter:
 
     Args:
         manifest: Makes the manifest of a step from all ranks' files.
-        keep: How many checkpoints to keep; the newest complete one is never deleted.
+        prune: Deletes the checkpoints that are not kept; called on rank 0 after every commit.
         on_outcome: Called with a step, and whether its checkpoint was committed: on rank 0 for one that was, on every
             rank that failed for one that was not. Must not block.
     """
@@ -64,11 +64,11 @@ class CheckpointWriter:
         ranks: Ranks,
         attempt: str,
         manifest: Callable[[int, tuple[FileEntry, ...]], CheckpointManifest],
-        keep: int,
+        prune: Callable[[], None],
         on_outcome: Callable[[int, bool], None] = lambda _step, _is_committed: None,
     ) -> None:
         self._checkpoints, self._ranks, self._attempt = checkpoints, ranks, attempt
-        self._manifest, self._keep, self._on_outcome = manifest, keep, on_outcome
+        self._manifest, self._prune, self._on_outcome = manifest, prune, on_outcome
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="warren-checkpoint")
         self._work: Future[Any] | None = None
         self._then: Callable[[list[Any]], None] = lambda _: None
@@ -139,7 +139,7 @@ class CheckpointWriter:
         with self._failure_reported(step):
             self._checkpoints.commit(self._manifest(step, tuple(files)))
         self._on_outcome(step, True)
-        self._checkpoints.prune(self._keep)
+        self._prune()
 
     @contextmanager
     def _failure_reported(self, step: int) -> Iterator[None]:

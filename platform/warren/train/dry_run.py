@@ -12,6 +12,7 @@ from warren.errors import NotFoundError
 from warren.storage import Location
 from warren.train.engine import deepspeed_config
 from warren.train.estimate import GIB, Estimate, Memory, estimate
+from warren.train.evaluation_plan import EvaluationPlan
 
 _WIDTHS = (10, 11, 11, 13, 10, 10)
 
@@ -35,7 +36,7 @@ def dry_run(
     sections = [
         f"{recipe.name}, {stage_name}: {recipe.description}".rstrip(": "),
         _parameters(estimated),
-        _work(stage, resources, estimated, datasets),
+        "\n".join([_work(stage, resources, estimated, datasets), *_evaluations(recipe, stage_name)]),
         _memory(estimated, resources),
         "DeepSpeed\n" + json.dumps(deepspeed_config(stage, resources, cut), indent=2),
     ]
@@ -86,6 +87,17 @@ def _work(stage: StageConfig, resources: Resources, estimated: Estimate, dataset
             f"learning rate     {rate}; warm-up {stage.warmup_fraction:.0%}, then a cosine to zero",
         ]
     )
+
+
+def _evaluations(recipe: Recipe, stage: Literal["pretrain", "finetune"]) -> list[str]:
+    """Return which checkpoints are evaluated, and by what; nothing where none is."""
+    plan = EvaluationPlan.of(recipe, stage)
+    if plan is None:
+        return []
+    by = [*([recipe.evaluation_score] if recipe.evaluation_score else []), *(each.name for each in recipe.benchmarks)]
+    line = f"evaluated         checkpoints every {plan.every_steps:,} steps and the last, by {', '.join(by)}"
+    released = "" if plan.release_when == "manual" else f"; released by itself: {plan.release_when}"
+    return [f"{line}; best by {plan.best_by}{released}"]
 
 
 def _memory(estimated: Estimate, resources: Resources) -> str:

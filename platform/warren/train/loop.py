@@ -28,6 +28,7 @@ from warren.train.checkpoint_loader import (
 )
 from warren.train.checkpoint_writer import CheckpointWriter, Snapshot, on_the_host
 from warren.train.engine import TrainingEngine
+from warren.train.evaluation_plan import EvaluationPlan, prune
 from warren.train.flops import FlopsCount
 from warren.train.kernels import choose_attention, compile_layers
 from warren.train.objective import Objective, to_tensors
@@ -54,6 +55,7 @@ class TrainingSetup:
         record: The run's record; it goes into every checkpoint.
         initial_model_uri: URI of the model that the stage started from; None if it was built from the recipe.
         held_out: Reads this rank's share of the samples to validate on.
+        evaluation: Which checkpoints others evaluate meanwhile, and need; None: none.
     """
 
     run: Run
@@ -68,6 +70,7 @@ class TrainingSetup:
     record: RunRecord
     held_out: Callable[[], Sequence[BatchPart]] = tuple
     initial_model_uri: str | None = None
+    evaluation: EvaluationPlan | None = None
 
     def build(
         self,
@@ -95,6 +98,10 @@ class TrainingSetup:
         return CheckpointManifest(
             step, self.ranks.world_size, self.resources.zero_stage, self.record["fingerprint"], files, self.record
         )
+
+    def prune(self) -> None:
+        """Delete the run's checkpoints that are not kept."""
+        prune(self.run, self.stage.keep_checkpoints, self.evaluation)
 
 
 class TrainingLoop:
@@ -126,9 +133,8 @@ class TrainingLoop:
         self._guard = Guard(self.stage.guard, self.run.folder / "skipped")
         validation = self.stage.validation
         self._validation = Validation(setup.held_out, validation.every_steps) if validation else None
-        keep = self.stage.keep_checkpoints
         self._writer = CheckpointWriter(
-            self.run.checkpoints, self.ranks, self._attempt, setup.manifest, keep, on_checkpoint
+            self.run.checkpoints, self.ranks, self._attempt, setup.manifest, setup.prune, on_checkpoint
         )
         stacks = self.run.folder / "stacks" / f"{self._attempt}-rank-{self.ranks.rank:05d}.txt"
         self._watchdog = Watchdog(self.resources.hang_timeout_s, stacks)

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from warren.data.plots import new_figure, to_png
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER
+from warren.train.checkpoint_scores import CheckpointScores, EvaluatedCheckpoint, newest_scores
 from warren.train.recovery import Recovery, recovery_table
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
 from warren.train.step_metrics import StepMetrics, from_json_lines
 
 REPORT = "report.md"
+_MAX_PLOTTED_SCORES = 8
 _PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss", "validation_loss"), "loss"),
     ("learning-rate", ("learning_rate",), "learning rate"),
@@ -27,11 +29,17 @@ _PLOTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 def read_metrics(run: Run) -> list[StepMetrics]:
     """Return the metrics of every step of a run, from its newest checkpoint.
 
+    The last step before a checkpoint that was evaluated has its scores.
+
     Raises:
         CheckpointError: There is no checkpoint yet.
     """
     ranks = run.checkpoints.part(run.newest_checkpoint(), RANKS_FOLDER)
-    return from_json_lines((ranks.folder / METRICS_FILE).read_bytes())
+    rows = from_json_lines((ranks.folder / METRICS_FILE).read_bytes())
+    for step, checkpoint in newest_scores(CheckpointScores(run.folder).read()).items():
+        if checkpoint.scores and 0 < step <= len(rows):
+            rows[step - 1]["scores"] = checkpoint.scores
+    return rows
 
 
 def write_report(run: Run, record: RunRecord, recoveries: Sequence[Recovery]) -> Location:
@@ -40,7 +48,11 @@ def write_report(run: Run, record: RunRecord, recoveries: Sequence[Recovery]) ->
     folder = run.folder / "report"
     for name, columns, label in _PLOTS:
         _replace(folder / f"{name}.png", _plot(rows, columns, label))
-    _replace(folder / REPORT, _markdown(run, record, rows, recoveries).encode())
+    checkpoints = list(newest_scores(CheckpointScores(run.folder).read()).values())
+    text = _markdown(run, record, rows, recoveries, checkpoints)
+    if any(checkpoint.scores for checkpoint in checkpoints):
+        _replace(folder / "scores.png", _plot_scores(checkpoints))
+    _replace(folder / REPORT, text.encode())
     return folder / REPORT
 
 
@@ -90,7 +102,34 @@ def losses_of_data(name: str, row: StepMetrics) -> list[str]:
     return [f"{name}: {sentence}" for sentence in sentences]
 
 
-def _markdown(run: Run, record: RunRecord, rows: Sequence[StepMetrics], recoveries: Sequence[Recovery]) -> str:
+def _evaluations(checkpoints: Sequence[EvaluatedCheckpoint]) -> list[str]:
+    """Return the section on the checkpoints that were evaluated; nothing where none was."""
+    if not checkpoints:
+        return []
+    names = list(dict.fromkeys(name for each in checkpoints for name in sorted(each.scores)))
+    lines = ["", "## Evaluations", ""]
+    if names:
+        lines += ["![scores of the checkpoints](scores.png)", ""]
+    lines += [f"| step | {' | '.join([*names, 'release'])} |", "|---:" * (len(names) + 1) + "|---|"]
+    for each in checkpoints:
+        values = [f"{each.scores[name]:.4g}" if name in each.scores else "" for name in names]
+        outcome = each.outcome
+        released = "" if outcome is None else outcome.version or f"refused: {outcome.reason}"
+        lines.append(f"| {' | '.join([str(each.step), *values, released.replace('|', '/')])} |")
+    failures = [(each.step, failure) for each in checkpoints for failure in each.failures.values()]
+    for step, failure in failures:
+        lines += ["", f"Step {step}: {failure.evaluation} failed: {failure.reason}. To run it again:", ""]
+        lines += [f"    {failure.command}"]
+    return lines
+
+
+def _markdown(
+    run: Run,
+    record: RunRecord,
+    rows: Sequence[StepMetrics],
+    recoveries: Sequence[Recovery],
+    checkpoints: Sequence[EvaluatedCheckpoint],
+) -> str:
     lines = [f"# Run {run.name}", "", "| what | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in summary(rows).items()]
     lines += [
@@ -101,6 +140,7 @@ def _markdown(run: Run, record: RunRecord, rows: Sequence[StepMetrics], recoveri
     ]
     lines += [f"* {sentence}" for sentence in losses_of_data(run.name, rows[-1])] + [""]
     lines += [f"![{label}]({name}.png)" for name, _, label in _PLOTS]
+    lines += _evaluations(checkpoints)
     skipped = [row for row in rows if row["skipped"]]
     if skipped:
         lines += ["", "## Steps left out", "", "| step | why |", "|---|---|"]
@@ -109,6 +149,13 @@ def _markdown(run: Run, record: RunRecord, rows: Sequence[StepMetrics], recoveri
         lines += ["", "## Recoveries", "", *recovery_table(recoveries)]
     lines += ["", "## What it was", "", "```json", json.dumps(record, indent=2, sort_keys=True), "```", ""]
     return "\n".join(lines)
+
+
+def _plot_scores(checkpoints: Sequence[EvaluatedCheckpoint]) -> bytes:
+    """Plot the scores over the steps; of many, those of whole evaluations, which have the shortest names."""
+    names = {name for each in checkpoints for name in each.scores}
+    shown = sorted(names, key=lambda name: (name.count("/"), name))[:_MAX_PLOTTED_SCORES]
+    return _plot([{"step": each.step, **each.scores} for each in checkpoints], shown, "score")
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], label: str) -> bytes:

@@ -31,8 +31,12 @@ CumulativeMetric = Literal["samples_quarantined", "samples_cut", "supervised_tok
 
 
 class OccasionalMetrics(TypedDict, total=False):
-    """The loss scale, in fp16 only; the loss on held-out samples, only in steps in which it is due."""
+    """The loss scale, in fp16 only; the loss on held-out samples, only in steps in which it is due.
 
+    `scores` are those of the checkpoint that follows the step, by name. They are measured later, and joined on reading.
+    """
+
+    scores: dict[str, float]
     loss_scale: float
     validation_loss: float
     validation_s: float

@@ -1,8 +1,9 @@
 """Trackers of a run's metrics: TensorBoard files beside the run, W&B and MLflow."""
 
 import importlib
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from warren.train.run_record import RunRecord
 from warren.train.step_metrics import StepMetrics, numbers
 
 _UPLOAD_EVERY_S = 60.0
+_FOREIGN = re.compile(r"[^\w./-]")  # what TensorBoard and MLflow do not take in a metric's name
 
 
 class Tracker(Protocol):
@@ -20,6 +22,9 @@ class Tracker(Protocol):
 
     def log(self, row: StepMetrics) -> None:
         """Take a step's metrics."""
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step, which later steps may have followed."""
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -43,6 +48,11 @@ class TensorBoard:
             self._writer.add_scalar(f"train/{name}", value, row["step"], walltime=row["time"])
         if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
             self._upload()
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        for name, value in _named(scores).items():
+            self._writer.add_scalar(name, value, step - 1)  # the last step that it has taken
 
     def close(self) -> None:
         """Write the metrics that are left, and close."""
@@ -69,6 +79,10 @@ class WeightsAndBiases:
         """Take a step's metrics."""
         self._run.log({**numbers(row), "step": row["step"]})
 
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        self._run.log({**_named(scores), "step": step - 1})
+
     def close(self) -> None:
         """Write the metrics that are left, and close."""
         self._run.finish()
@@ -92,6 +106,10 @@ class MlFlow:
         """Take a step's metrics."""
         self._mlflow.log_metrics(numbers(row), step=row["step"])
 
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Take the scores of the checkpoint at a step."""
+        self._mlflow.log_metrics(_named(scores), step=step - 1)
+
     def close(self) -> None:
         """Write the metrics that are left, and close."""
         self._mlflow.end_run()
@@ -112,6 +130,11 @@ def open_trackers(names: Sequence[str], run: Run, record: RunRecord, first_step:
         else:
             opened.append(MlFlow(run, record))
     return opened
+
+
+def _named(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores under names that every tracker takes, such as `evaluation/easy-vqa-test_v1/exact_match`."""
+    return {f"evaluation/{_FOREIGN.sub('_', name)}": value for name, value in scores.items()}
 
 
 def _library(name: str) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from warren.cluster import capacity
-from warren.cluster.capacity import has_room, lacks, size_of, waiting
+from warren.cluster.capacity import fitting, has_room, lacks, size_of, waiting
 
 
 @pytest.fixture
@@ -33,6 +33,19 @@ def test_either_kind_may_be_lacking(cluster: None) -> None:
     assert not lacks(0.5, 0.0)
     assert lacks(1.0, 0.0)
     assert lacks(0.5, 1.0)
+
+
+def test_as_many_fit_as_every_kind_allows_beside_what_is_left_free(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fitting(3, 1.0, 0.0) == 0
+    assert fitting(3, 0.25, 0.0) == 2
+    assert fitting(1, 0.25, 0.0) == 1
+    assert fitting(3, 0.25, 0.0, spare_cpus=0.25) == 1
+    assert fitting(3, 0.25, 0.0, spare_cpus=1.0) == 0
+    assert fitting(3, 0.25, 1.0) == 0
+    monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    assert fitting(3, 1.0, 0.5) == 2
 
 
 def test_workers_that_have_their_place_or_would_find_one_are_starting(

@@ -11,7 +11,7 @@ from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.publish_and_deploy import make_release
 from warren.config import GateConfig, Recipe, ReleaseConfig
 from warren.data.manifest import Manifest, read_manifest, write_manifest
-from warren.errors import GateError
+from warren.errors import GateError, ReleaseError
 from warren.evaluate.accuracy import score
 from warren.evaluate.evaluation_report import Evaluation
 from warren.release import GateOverride, GateVerdict, ParentModel, Registry, read_verdict
@@ -70,6 +70,28 @@ def refused_verdict(run: Run) -> GateVerdict:
     verdict = read_verdict(Location(folder.uri.rpartition("/")[0]))
     assert verdict is not None
     return verdict
+
+
+def test_a_job_that_was_interrupted_moves_the_alias_once_and_any_checkpoint_can_be_released(
+    root: Location, tmp_path: Path
+) -> None:
+    registry, recipe = Registry(root, "tiny"), gated()
+    run = checkpoint(root, tmp_path, "run", 36)
+    evaluated = run.newest_checkpoint()
+    files = tuple(run.checkpoints.upload(5, "a1", tmp_path / "run"))
+    run.checkpoints.commit(CheckpointManifest(5, 1, 0, "f", files))
+    with pytest.raises(ReleaseError, match=r"step 5 of run 'run' was not measured.* first: evaluate$"):
+        make_release(recipe, root, run, "evaluate")
+    released = make_release(recipe, root, run, checkpoint=evaluated, once=True)
+    assert released.version == "run-00000003"
+    other = make_release(recipe, root, checkpoint(root, tmp_path, "other", 36))
+    assert make_release(recipe, root, run, checkpoint=evaluated, once=True).version == "run-00000003"
+    assert [move.after for move in registry.history("candidate")] == ["run-00000003", other.version], "it was candidate"
+    make_release(recipe, root, run, checkpoint=evaluated)
+    assert registry.alias("candidate") == "run-00000003", "a person may move it back"
+    longer = recipe.model_copy(update={"evaluate": recipe.require("evaluate").model_copy(update={"max_new_tokens": 9})})
+    with pytest.raises(ReleaseError, match=r"Measure it first: evaluate --step 3$"):
+        make_release(longer, root, run, "evaluate", checkpoint=evaluated)
 
 
 def test_a_model_that_is_worse_on_the_same_questions_is_refused_and_the_verdict_can_be_read(

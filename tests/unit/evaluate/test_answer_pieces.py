@@ -20,9 +20,11 @@ from warren.evaluate.benchmark_run import QuestionSource
 from warren.evaluate.benchmarks import Question
 from warren.evaluate.model_source import ModelSource
 from warren.evaluate.score_answers import score_answers
-from warren.inference.engine import Completion, GenerationFailedError, GenerationRequest
+from warren.inference.engine import Completion, EngineStats, GenerationFailedError, GenerationRequest
 from warren.inference.testing import save_random_model
-from warren.inference.transformers_engine.offline import Finished, OfflineGenerator
+from warren.inference.transformers_engine import offline
+from warren.inference.transformers_engine.offline import Finished, OfflineGenerator, finish_all
+from warren.inference.transformers_engine.scheduler import Scheduler
 from warren.storage import Location
 
 
@@ -77,6 +79,32 @@ def test_the_bits_of_answers_do_not_depend_on_what_was_asked_before(tmp_path: Pa
     after_others = bits(generator, requests)
     assert alone != after_others, "company changes bits, so it must always be the same"
     assert after_others == bits(another, requests)
+
+
+def test_nothing_of_an_earlier_piece_is_left_when_the_next_one_is_asked(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither running requests, nor images' features, nor the size of the cache: each of them can change bits."""
+    generator = OfflineGenerator(model)
+    schedulers: list[tuple[Scheduler, EngineStats]] = []  # with their state when they begin
+
+    def recorded(scheduler: Scheduler, requests: Sequence[GenerationRequest]) -> list[Finished]:
+        schedulers.append((scheduler, scheduler.stats()))
+        return finish_all(scheduler, requests)
+
+    monkeypatch.setattr(offline, "finish_all", recorded)
+    size_px = generator.inputs.image.size_px
+    image = np.zeros((1, 3, size_px, size_px), dtype=np.uint8)
+    short = generator.encode("<image>\nwhat?", image, 2)
+    long = generator.encode("<image>\n" + "what? " * 60, image, 2)
+    generator.answer([long])  # as `generate` does, whose scheduler lasts
+    for requests in ([short], [long], [short], [short, short]):
+        generator.finish_apart(requests)
+    assert len({id(scheduler) for scheduler, _ in schedulers}) == 5, "each piece has a scheduler of its own"
+    counts = ("image_cache_bytes", "image_cache_hits", "image_cache_misses", "num_prompt_tokens", "num_waiting")
+    assert {getattr(stats, name) for _, stats in schedulers for name in counts} == {0}, "and each begins as new"
+    contexts = [stats.max_context_tokens for _, stats in schedulers]
+    assert contexts[1] == contexts[3] == contexts[4] < contexts[0] == contexts[2], "its requests alone decide its size"
 
 
 def test_one_bad_question_is_one_failure_and_never_a_score(model: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from warren.evaluate import endpoint_client
 from warren.evaluate.ask_endpoint import ask_at_endpoint, content_parts, data_uri, find_model
 from warren.evaluate.benchmark_result import finish
 from warren.evaluate.benchmark_run import BenchmarkRun, QuestionSource
-from warren.evaluate.endpoint_client import EndpointOptions, retry_after_s
+from warren.evaluate.endpoint_client import EndpointClient, EndpointOptions, retry_after_s
 from warren.storage import Location
 
 Script = Callable[[str, int], Response | None]
@@ -258,7 +258,67 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert retry_after_s("Wed, 21 Oct 2115 07:28:00 GMT") == 600.0
     assert [retry_after_s(value) for value in (None, "soon", "nan")] == [None, None, None]
-    assert (retry_after_s("-3"), retry_after_s("1e9")) == (0.0, 600.0)
+    assert retry_after_s("1e9") == 600.0
+    for unreadable in (
+        "-3",
+        "-0.1",
+        "inf",
+        "-inf",
+        "1e999",
+        "",
+        "12 s",
+        "Wed, 99 Oct 2015",
+        "Wed, 21 Oct 99999 07:28:00 GMT",
+    ):
+        assert retry_after_s(unreadable) is None, unreadable
+
+
+def test_a_pause_that_is_asked_for_holds_for_all_requests_and_another_only_for_its_own(
+    fake: FakeEndpoint, url: str
+) -> None:
+    """The endpoint's pause comes on top of the usual one; a header that cannot be followed changes nothing."""
+    pauses: list[float] = []
+
+    async def no_sleep(pause_s: float) -> None:
+        pauses.append(round(pause_s, 1))
+
+    async def ask(client: EndpointClient, text: str) -> str:
+        content = [{"type": "text", "text": text}]
+        return (await client.chat({"messages": [{"role": "user", "content": content}]})).text
+
+    async def two(status: int, retry_after: str) -> list[float]:
+        headers = {"retry-after": retry_after}
+        fake.asked.clear()
+        fake.script = lambda text, number: PlainTextResponse("no", status, headers) if number < 2 else None
+        pauses.clear()
+        async with EndpointClient(EndpointOptions(url), lambda longest_s: longest_s, no_sleep) as client:
+            fake.asked["second one"] = 1  # the endpoint refuses the first request only
+            assert [await ask(client, text) for text in ("first one", "second one")] == [" one\n"] * 2
+        return list(pauses)
+
+    expected = {"7": 7.5, "-7": 0.5, "soon": 0.5, "nan": 0.5, "Wed, 21 Oct 2015 07:28:00 GMT": 0.5}
+    for header, pause_s in expected.items():
+        assert asyncio.run(two(429, header)) == [0.0, pause_s, pause_s]
+        assert asyncio.run(two(503, header)) == [0.0, pause_s, pause_s]
+        assert asyncio.run(two(500, header)) == [0.0, pause_s, 0.0, 0.0]
+
+
+def test_any_base_url_leads_to_the_route(url: str) -> None:
+    bases = {
+        "http://h:8000": "http://h:8000/v1",
+        "http://h/v1/": "http://h/v1",
+        "http://h/v1/chat/completions": "http://h/v1",
+        "http://h/prefix": "http://h/prefix/v1",
+        "http://h/v1beta/openai": "http://h/v1beta/openai",
+        "http://v1.example.org": "http://v1.example.org/v1",
+    }
+    assert {given: EndpointOptions(given).base for given in bases} == bases
+    for wrong in ("ftp://h/v1", "h:8000", "http://", "http://[::1", "http://me:secret@h/v1"):
+        with pytest.raises(ConfigError) as refused:
+            EndpointOptions(wrong)
+        assert "\n" not in str(refused.value)
+        assert "secret" not in str(refused.value)
+    assert "secret" not in repr(EndpointOptions(url, api_key="secret"))
 
 
 def test_marks_become_image_parts_in_their_places() -> None:

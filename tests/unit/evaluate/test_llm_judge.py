@@ -3,29 +3,30 @@
 tests/golden/judged_scores.json was made by the packages that it names.
 """
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from test_benchmark_questions import PNG, put
 from test_benchmarks import approx
 
-from judge_server import JudgeServer, Refusal, Script, judging
+from judge_server import JudgeServer, Refusal, judging
 from warren.cli.score import main, run_command
-from warren.errors import ServiceError
+from warren.evaluate import endpoint_client
 from warren.evaluate.benchmark_questions import questions
-from warren.evaluate.benchmarks import JudgeRequest
-from warren.evaluate.judge_client import JudgeClient, JudgeEndpoint, JudgeRequestError
 from warren.evaluate.score_answers import measures_of
 from warren.evaluate.score_table import numbers
 from warren.storage import Location
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "judged_scores.json").read_text())
 JUDGED = ("mmvet", "llava_bench", "hallusionbench")
+
+
+@pytest.fixture(autouse=True)
+def nobody_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_client, "_jittered", lambda longest_s: 0.0)
 
 
 def make_reference(name: str, folder: Path) -> Path:
@@ -145,10 +146,10 @@ def test_a_busy_judge_is_asked_again(tmp_path: Path) -> None:
         ("llava_bench", "8\n7", "cannot be read"),
         ("llava_bench", "80 70", "cannot be read"),
         ("hallusionbench", "The prediction is fine.", "cannot be read"),
-        ("mmvet", Refusal(400, "too long"), "answered 400: too long"),
-        ("mmvet", Refusal(200, "<html>"), "not a chat completion"),
-        ("mmvet", Refusal(200, '{"choices": []}'), "not a chat completion"),
-        ("mmvet", Refusal(200, '{"choices": [{"message": {"content": null}}]}'), "cannot be read: ''"),
+        ("mmvet", Refusal(400, "too long"), "HTTP 400: too long"),
+        ("mmvet", Refusal(200, "<html>"), "what is not JSON"),
+        ("mmvet", Refusal(200, '{"choices": []}'), "has no text"),
+        ("mmvet", Refusal(200, '{"choices": [{"message": {"content": null}}]}'), "has no text"),
     ],
 )
 def test_a_judgement_that_says_nothing_is_a_failed_row_and_never_a_zero(
@@ -177,70 +178,47 @@ def test_a_judgement_that_says_nothing_is_a_failed_row_and_never_a_zero(
         assert report["scores"]["gpt_eval_score"] == pytest.approx(100 * sum(others) / len(others))
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
 def test_a_judge_that_refuses_everything_ends_the_run_at_once(
     status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with judging(lambda prompt, before: Refusal(status, "no such model")) as server:
         assert run("mmvet", make_reference("mmvet", tmp_path), *judge(server)) == (1, None)
         assert len(server.bodies) <= 8
-    assert f"answered {status}: no such model; check URL, model and key" in capsys.readouterr().err
+    message = f"HTTP {status}: no such model: check --judge, --judge-model and --judge-key-env"
+    assert message in capsys.readouterr().err
 
 
-def ask(endpoint: JudgeEndpoint, num: int = 1) -> tuple[list[str | BaseException], list[float]]:
-    """Ask several times at once; returns the answers or errors, and the pauses that were made."""
-    pauses: list[float] = []
-
-    async def no_sleep(pause_s: float) -> None:
-        pauses.append(pause_s)
-
-    async def main() -> list[str | BaseException]:
-        async with aiohttp.ClientSession() as session:
-            client = JudgeClient(endpoint, session, no_sleep)
-            requests = [JudgeRequest(str(n), f"prompt {n}", 16) for n in range(num)]
-            return await asyncio.gather(*map(client.ask, requests), return_exceptions=True)
-
-    return asyncio.run(main()), pauses
+def test_only_so_many_requests_are_in_flight(tmp_path: Path) -> None:
+    golden = scripted("mmvet")
+    with judging(golden, pause_s=0.05) as server:
+        assert run("mmvet", make_reference("mmvet", tmp_path), *judge(server))[0] == 0
+    assert 1 < server.most_open <= 8
 
 
-def busy_once(retry_after: str) -> Script:
-    return lambda prompt, before: "fine" if before else Refusal(429, headers={"Retry-After": retry_after})
-
-
-def test_pauses_grow_follow_retry_after_and_end() -> None:
-    endpoint = JudgeEndpoint("http://127.0.0.1:9/v1", "m", max_attempts=4, longest_pause_s=3.0)
-    (error,), pauses = ask(endpoint)
-    assert isinstance(error, JudgeRequestError)
-    assert "cannot be reached" in str(error)
-    assert "(4 attempts)" in str(error)
-    assert pauses == [1.0, 2.0, 3.0]
-    for header, expected in (("2.5", 2.5), ("9999", 3.0), ("soon", 1.0), ("-1", 1.0), ("nan", 1.0)):
-        with judging(busy_once(header)) as server:
-            answers, pauses = ask(JudgeEndpoint(f"{server.url}/chat/completions", "m", longest_pause_s=3.0))
-        assert (answers, pauses) == (["fine"], [expected])
-    with judging(lambda prompt, before: Refusal(500, "broken")) as server:
-        (error,), pauses = ask(JudgeEndpoint(server.url, "m", max_attempts=2))
-    assert isinstance(error, ServiceError)
-    assert len(pauses) == 1
-
-
-def test_only_so_many_requests_are_in_flight() -> None:
-    with judging(lambda prompt, _: prompt, pause_s=0.02) as server:
-        answers, _ = ask(JudgeEndpoint(server.url, "m", max_concurrency=3), 12)
-    assert answers == [f"prompt {n}" for n in range(12)]
-    assert server.most_open == 3
+def test_a_judge_that_is_down_ends_the_run_and_what_it_wrote_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = scripted("llava_bench")
+    folder = make_reference("llava_bench", tmp_path)
+    with judging(lambda prompt, before: Refusal(502, "down")) as server:
+        assert run("llava_bench", folder, *judge(server)) == (1, None)
+    assert "502: down" in capsys.readouterr().err
+    with judging(golden) as server:
+        assert run("llava_bench", folder, *judge(server))[0] == 0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--judge", "127.0.0.1:8000", "--judge-model", "m"), "give the base URL"),
+        (("--judge", "127.0.0.1:8000", "--judge-model", "m"), "--judge is '127.0.0.1:8000'; it is a URL such as"),
+        (("--judge", "http://[::1", "--judge-model", "m"), "--judge is 'http://[::1', which is not a URL"),
         (("--judge", "http://127.0.0.1:9/v1"), "needs --judge-model"),
         (
             ("--judge", "http://h/v1", "--judge-model", "m", "--judge-key-env", "NO_SUCH_KEY"),
             "NO_SUCH_KEY, which is not set",
         ),
-        (("--judge", "http://me:secret@h/v1", "--judge-model", "m"), "give the key by --judge-key-env VAR"),
+        (("--judge", "http://me:secret@h/v1", "--judge-model", "m"), "give the key by --judge-key-env VARIABLE"),
         (("--judge-cache", "x"), "need --judge URL"),
         (("--judge", "http://h/v1", "--judge-model", "m", "--convention", "bunny"), "needs no judge"),
     ],

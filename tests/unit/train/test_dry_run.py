@@ -90,3 +90,14 @@ def test_a_template_that_does_not_exist_is_refused_by_its_key() -> None:
     for key in ("pretrain", "finetune", "model"):
         with pytest.raises(ConfigError, match=rf"{key}\.template: no template named 'vicuna'; valid: .*native"):
             dry_run(recipe_of("demo", f"{key}.template=vicuna"), "pretrain", resources_of("laptop"), None)
+
+
+def test_a_stage_whose_checkpoints_are_evaluated_says_so() -> None:
+    overrides = ["finetune.evaluate_every_checkpoints=2", "release.when=best_evaluated"]
+    text = dry_run(recipe_of("demo", *overrides), "finetune", resources_of("laptop"), None)
+    score = "easy-vqa-test@v1/exact_match"
+    line = (
+        f"checkpoints every 1,000 steps and the last, by {score}; best by {score}; released by itself: best_evaluated"
+    )
+    assert line in text
+    assert "evaluated" not in dry_run(recipe_of("demo"), "finetune", resources_of("laptop"), None)

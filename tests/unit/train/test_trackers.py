@@ -50,10 +50,12 @@ def test_tensorboard_reads_what_was_logged(run: Run) -> None:
     [tracker] = open_trackers(["tensorboard"], run, {}, first_step=0)
     for step in range(3):
         tracker.log(row(step, loss=float("nan") if step == 1 else 2.0))
+    tracker.log_scores(2, {"test@v1/exact_match": 0.5})  # of a checkpoint that later steps have followed
     tracker.close()
     found = scalars(run.folder / "tensorboard")
     assert found["train/tokens_per_s"] == [(0, 200.0), (1, 200.0), (2, 200.0)]
     assert found["train/loss"] == [(0, 2.0), (2, 2.0)]
+    assert found["evaluation/test_v1/exact_match"] == [(1, 0.5)]
 
 
 def test_a_tracker_that_is_not_installed_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +70,7 @@ def log_and_go_on(name: str, run: Run) -> None:
         [tracker] = open_trackers([name], run, {"fingerprint": "f", "recipe": {"a": {"b": 1}}}, first_step=steps[0])
         for step in steps:
             tracker.log(row(step, loss=10.0 * step, grad_norm=float("nan")))
+        tracker.log_scores(steps[0] + 1, {"test@v1/exact_match": 0.5})
         tracker.close()
 
 
@@ -82,6 +85,7 @@ def test_mlflow_has_one_run_with_every_step(run: Run, tmp_path: Path, monkeypatc
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "loss")
     assert {(point.step, point.value) for point in history} == {(step, 10.0 * step) for step in range(5)}
     assert "grad_norm" not in found.data.metrics
+    assert found.data.metrics["evaluation/test_v1/exact_match"] == 0.5
 
 
 def test_wandb_has_one_run_with_every_step(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

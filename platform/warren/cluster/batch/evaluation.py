@@ -51,15 +51,20 @@ def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: M
     return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
 
 
-def evaluate(config: EvaluateConfig, resources: Resources, root: Location, run: Run) -> Evaluation:
-    """Evaluate the run's newest checkpoint. An evaluation of the same identity is read from storage, not repeated.
+def evaluate(
+    config: EvaluateConfig, resources: Resources, root: Location, run: Run, step: int | None = None
+) -> Evaluation:
+    """Evaluate a checkpoint of a run. An evaluation of the same identity is read from storage, not repeated.
+
+    Args:
+        step: Of the checkpoint; None for the newest.
 
     Raises:
-        CheckpointError: The run has no complete checkpoint.
+        CheckpointError: The run has no complete checkpoint, or none at that step.
         EmptyDatasetError: There is nothing to measure on.
         QuarantineError: More samples cannot be asked than the configuration allows.
     """
-    checkpoint = run.newest_checkpoint()
+    checkpoint = run.newest_checkpoint() if step is None else run.checkpoints.read(step)
     manifest = read_manifest(root, config.dataset)
     identity = identify(config, checkpoint, manifest)
     stored = evaluations_of(run)

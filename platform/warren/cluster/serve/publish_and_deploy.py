@@ -61,17 +61,21 @@ def make_release(
     override: GateOverride | None = None,
     who: str | None = None,
     golden: GoldenWriter | None = None,
+    checkpoint: CheckpointManifest | None = None,
+    once: bool = False,
 ) -> Released:
-    """Publish the run's newest checkpoint if it passes the recipe's gate, and call it `candidate`.
+    """Publish a checkpoint of a run if it passes the recipe's gate, and call it `candidate`.
 
     Args:
         recipe: Its `evaluate` says which measurement the gate asks for.
         root: Where datasets and releases live.
-        run: Whose newest checkpoint it is.
+        run: Whose checkpoint it is.
         measure: The command that makes that measurement, for the error if it is missing.
         override: Publish it although it does not pass, and record that.
         who: Who releases; None takes the name of this process's user.
         golden: See `publish`.
+        checkpoint: None for the run's newest.
+        once: Leave the alias alone if it has named this release before; for a job that may have been interrupted.
 
     Raises:
         CheckpointError: The run has no complete checkpoint.
@@ -79,7 +83,7 @@ def make_release(
         QuarantineError: The measurement leaves out more samples than the recipe allows.
         GateError: It does not pass the gate.
     """
-    checkpoint = run.newest_checkpoint()
+    checkpoint = checkpoint or run.newest_checkpoint()
     name, gate = (release_config := recipe.require("release")).name, release_config.gate
     evaluation = measured_as_asked(recipe.require("evaluate"), root, run, checkpoint, measure)
     model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
@@ -93,8 +97,8 @@ def make_release(
     write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
     scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
     folder = publish(root, name, version, model, lineage, scores, golden)
-    why = _why(run, checkpoint, verdict)
-    registry.move("candidate", version, registry.alias("candidate"), who, why)
+    if not (once and any(move.after == version for move in registry.history("candidate"))):
+        registry.move("candidate", version, registry.alias("candidate"), who, _why(run, checkpoint, verdict))
     return Released(folder.uri, name, version, evaluation, verdict)
 
 
@@ -127,9 +131,10 @@ def measured_as_asked(
         f"{each.identity.description}: {each.value:.2%} (differs: {', '.join(identity.differences(each.identity))})"
         for each in stored.of_step(checkpoint.step)
     ]
+    step = f" --step {checkpoint.step}" if checkpoint.step != run.newest_checkpoint().step else ""
     raise ReleaseError(
         f"step {checkpoint.step} of run {run.name!r} was not measured as the gate asks, by {identity.description}; "
-        f"measured so far: {'; '.join(others) or 'nothing'}. Measure it first: {measure}"
+        f"measured so far: {'; '.join(others) or 'nothing'}. Measure it first: {measure}{step}"
     )
 
 

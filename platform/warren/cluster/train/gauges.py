@@ -1,5 +1,7 @@
 """A run's newest metrics for Prometheus, through Ray's metrics agent."""
 
+from collections.abc import Mapping
+
 from ray.util.metrics import Gauge
 
 from warren import metrics as declared
@@ -41,6 +43,19 @@ class Gauges:
             self._set(declared.TRAIN_RECOVERY_S, health.recoveries[-1].total_s)
         for name, value in self._values.items():
             self._gauges[name].set(value, tags={"run": self._run})
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Show the scores of the checkpoint that was evaluated last, and its step."""
+        name = "evaluation_score"
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(
+                f"warren_train_{name}", "score of the checkpoint that was evaluated last", tag_keys=("run", "score")
+            )
+            description = "step of the checkpoint that was evaluated last"
+            self._gauges["evaluated_step"] = Gauge("warren_train_evaluated_step", description, tag_keys=("run",))
+        for score, value in scores.items():
+            self._gauges[name].set(value, tags={"run": self._run, "score": score})
+        self._gauges["evaluated_step"].set(step, tags={"run": self._run})
 
     def close(self) -> None:
         """Leave the last values in place; they go with the driver."""

@@ -10,6 +10,7 @@ from warren.data.stream import DatasetSource, Encoding, StreamSpec
 from warren.errors import CheckpointError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
+from warren.train.evaluation_plan import EvaluationPlan
 from warren.train.initial_model import InitialModel
 from warren.train.resume import begin, check_duration, go_on
 from warren.train.run import Run
@@ -37,6 +38,11 @@ class TrainingTask:
     initial_model: InitialModel | None
     tokenizer: TrainedTokenizer | None
     record: RunRecord
+
+    @property
+    def evaluation(self) -> EvaluationPlan | None:
+        """Which checkpoints are evaluated while the stage trains; None: none."""
+        return EvaluationPlan.of(self.recipe, self.stage, self.stream.plan().num_steps)
 
     @property
     def config(self) -> StageConfig:

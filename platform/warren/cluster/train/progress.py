@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -47,6 +47,8 @@ class Progress:
         self._waiting_line_s = 0.0
         self._gauges = Gauges(title, num_steps)
         self._trackers = [*trackers, self._gauges]
+        self._scores: list[tuple[int, Mapping[str, float]]] = []
+        self._note = ""
         self._rate = _Rate()
         self._num_shown_recoveries = 0
         self._stop = threading.Event()
@@ -62,6 +64,20 @@ class Progress:
         self._log()
         for tracker in self._trackers:
             tracker.close()
+
+    def say(self, text: str) -> None:
+        """Print a line beside the bar."""
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+    def show_scores(self, step: int, scores: Mapping[str, float], note: str) -> None:
+        """Take the scores of the checkpoint at a step; the trackers get them in their own thread.
+
+        Args:
+            note: What the progress line says of them from now on.
+        """
+        self._note = note
+        self._scores.append((step, scores))
 
     def _show(self) -> None:
         terminal = sys.stderr.isatty()
@@ -89,6 +105,10 @@ class Progress:
         for tracker in self._trackers:
             for row in rows:
                 tracker.log(row)
+        while self._scores:
+            step, scores = self._scores.pop(0)
+            for tracker in self._trackers:
+                tracker.log_scores(step, scores)
         self._gauges.show_health(health)
         return rows[-1] if rows else None, health
 
@@ -111,13 +131,14 @@ class Progress:
         rate = self._rate.steps_per_s(row["step"])
         left = f"{(self._num_steps - row['step'] - 1) / rate:4.0f} s left" if rate else "starting"
         waits = row["data_wait_s"] / row["step_s"]
-        bad = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
+        extra = f"  {row['samples_quarantined']} samples quarantined" if row["samples_quarantined"] else ""
         if row["samples_cut"]:
-            bad += f"  {row['samples_cut']} samples cut, by {row['supervised_tokens_cut']} supervised tokens"
+            extra += f"  {row['samples_cut']} samples cut, by {row['supervised_tokens_cut']} supervised tokens"
+        extra += f"  {self._note}" if self._note else ""
         return (
             f"{self._title}: step {row['step'] + 1}/{self._num_steps}  loss {row['loss']:.4f}  "
             f"lr {row['learning_rate']:.1e}  {rate * row['samples']:.0f} samples/s  "
-            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{bad}  {left}"
+            f"{row['tokens_per_s']:.0f} tokens/s  waiting for data {waits:.0%}{extra}  {left}"
         )
 
 

@@ -4,6 +4,8 @@ import math
 import sys
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -11,6 +13,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from warren.cluster.capacity import size_of
+from warren.cluster.train.checkpoint_evaluator import CheckpointEvaluator
+from warren.cluster.train.checkpoint_tasks import CheckpointWork
 from warren.cluster.train.elastic import CheckpointBeforeResize
 from warren.cluster.train.failure_policy import FailureNotice, FailurePolicy
 from warren.cluster.train.monitor import start_monitor
@@ -22,10 +26,11 @@ from warren.cluster.train.worker import train_worker
 from warren.compat.ray_train import ElasticTrainer, look_after_workers_every, reconsider_workers_after
 from warren.config import Recipe, Resources
 from warren.errors import DamagedCheckpointError
+from warren.evaluate.recipe_evaluations import check_evaluations
 from warren.storage import Location
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.initial_model import InitialModel
-from warren.train.recovery import write_recoveries
+from warren.train.recovery import Recovery, write_recoveries
 from warren.train.run import Run
 from warren.train.run_report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers
@@ -44,6 +49,7 @@ def train_stage(
     name: str,
     parent: str | None = None,
     model: Location | None = None,
+    options: str | None = None,
 ) -> Run:
     """Train a stage to its end, resuming it where it stopped.
 
@@ -51,11 +57,13 @@ def train_stage(
         name: The run's name; the same name goes on with the same run.
         parent: The run whose last checkpoint the stage starts from.
         model: The model folder it starts from instead.
+        options: The options of a job that name recipe, resources and overrides, for messages.
 
     Raises:
         WarrenError: The run cannot start or go on; the message says why.
     """
     recipe.check_trainable()
+    check_evaluations(recipe, root)
     run = Run.of(root, name)
     initial_model = InitialModel.of_folder(model) if model else None
     if parent is not None:
@@ -63,20 +71,50 @@ def train_stage(
     latest = newest_intact(run)
     task = prepare(recipe, stage, resources, run, latest, initial_model)
     num_steps = task.stream.plan().num_steps
+    work = CheckpointWork(recipe, resources, root, run, options or f"--recipe {recipe.name}")
     if latest is not None and latest.step >= num_steps:
+        _evaluate_what_is_left(task, work, num_steps)
         return run
     task.begin(latest)
     monitor = start_monitor()
-    _run_attempts(task, monitor, num_steps, first_step=latest.step if latest else 0)
+    _run_attempts(task, work, monitor, num_steps, first_step=latest.step if latest else 0)
     recoveries = ray.get(monitor.recoveries.remote())
     write_recoveries(task.run, recoveries)
-    report = write_report(task.run, task.record, recoveries)
-    print("\n".join([*losses_of_data(name, read_metrics(run)[-1]), f"report: {report}"]), file=sys.stderr)
+    _report(task, recoveries)
     return task.run
 
 
-def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: int) -> None:
-    """Train until the run is complete, and show its progress meanwhile."""
+def _report(task: TrainingTask, recoveries: Sequence[Recovery]) -> None:
+    report = write_report(task.run, task.record, recoveries)
+    losses = losses_of_data(task.run.name, read_metrics(task.run)[-1])
+    print("\n".join([*losses, f"report: {report}"]), file=sys.stderr)
+
+
+def _evaluate_what_is_left(task: TrainingTask, work: CheckpointWork, num_steps: int) -> None:
+    """Evaluate the checkpoints of a run that is trained to its end, as far as they are not."""
+    plan = task.evaluation
+    if plan is None or not plan.has_more(task.run):
+        return
+    trackers = open_trackers(task.resources.trackers, task.run, task.record, num_steps)
+
+    def log(step: int, scores: Mapping[str, float], _: str) -> None:
+        for tracker in trackers:
+            tracker.log_scores(step, scores)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        with CheckpointEvaluator(work, plan, task.config.keep_checkpoints, None, say, log) as evaluator:
+            evaluator.finish()
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    _report(task, ())
+
+
+def _run_attempts(task: TrainingTask, work: CheckpointWork, monitor: Any, num_steps: int, first_step: int) -> None:
+    """Train until the run is complete, show its progress, and evaluate its checkpoints meanwhile."""
     resources = task.resources
     look_after_workers_every(0.5)
     if isinstance(resources.num_workers, tuple):
@@ -84,7 +122,13 @@ def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: 
     trackers = open_trackers(resources.trackers, task.run, task.record, first_step)
     workers = size_of(resources.num_workers, "workers", resources.cpus_per_worker, resources.gpus_per_worker)
     fewest = resources.min_workers * resources.cpus_per_worker, resources.min_workers * resources.gpus_per_worker
-    with Progress(monitor, task.run.name, num_steps, trackers, workers, fewest):
+    with ExitStack() as held:
+        progress = held.enter_context(Progress(monitor, task.run.name, num_steps, trackers, workers, fewest))
+        plan, keep = task.evaluation, task.config.keep_checkpoints
+        evaluator = None
+        if plan is not None:
+            evaluator = CheckpointEvaluator(work, plan, keep, monitor, progress.say, progress.show_scores)
+            held.enter_context(evaluator)
         FailurePolicy(
             attempt=lambda: _attempt_until_intact(task, monitor),
             is_complete=lambda: _is_complete(task.run, num_steps),
@@ -92,6 +136,8 @@ def _run_attempts(task: TrainingTask, monitor: Any, num_steps: int, first_step: 
             max_failures=resources.max_failures,
             max_preemptions=resources.max_preemptions,
         ).run()
+        if evaluator is not None:
+            evaluator.finish()
 
 
 def _after_failure(monitor: Any) -> None:

@@ -93,6 +93,7 @@ def _setup(task: TrainingTask, ranks: "Ranks", cut: Cut, frozen: str) -> "Traini
         record={**task.record, "frozen": frozen},
         initial_model_uri=task.initial_model.folder.uri if task.initial_model else None,
         held_out=lambda: read_parts(held_out, cut, ranks.rank) if held_out else (),
+        evaluation=task.evaluation,
     )
 
 

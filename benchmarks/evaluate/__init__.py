@@ -1,0 +1,1 @@
+"""How fast a benchmark is asked, beside one question after another and lmms-eval's own loop."""
