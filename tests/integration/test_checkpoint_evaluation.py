@@ -76,7 +76,8 @@ class KillEvaluator(threading.Thread):
 @pytest.fixture
 def train(idle_cluster: Any, storage_root: Location, capsys: Any) -> Callable[..., tuple[Run, str]]:
     root = storage_root / "evaluated-beside"
-    write_dataset(root, "train", [colour_sample(i) for i in range(64)])
+    for name in ("captions", "train"):
+        write_dataset(root, name, [colour_sample(i) for i in range(64)])
     write_dataset(root, "test", [colour_sample(i) for i in range(8)])
 
     def job(name: str, recipe: Recipe) -> tuple[Run, str]:
