@@ -150,7 +150,7 @@ class IngressServer(RoutesBuiltLate):
     ) -> None:
         log_as_serve_does()
         parsed = ServeSettings.parse(settings)
-        self._service = open_service(parsed, RemoteBackend(engines))
+        self._service = open_service(parsed, RemoteBackend(engines, parsed.engine == "transformers"))
         self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
         self._mirror = Mirror(self._service.metrics.registry)
 

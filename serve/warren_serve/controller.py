@@ -9,14 +9,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from warren.config import RolloutPolicy
 from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageError, WarrenError
 from warren.release import move_alias, read_alias, read_release, release_folder, write_deployment
-from warren.rollout.answers import judge_answers, read_questions
+from warren.rollout.answers import Reply, judge_answers
 from warren.rollout.judging import AnswerRecord, StepJudge
 from warren.rollout.machine import (
     DeleteEngine,
@@ -31,6 +31,7 @@ from warren.rollout.machine import (
     advance,
     plan,
 )
+from warren.rollout.questions import SanityQuestion, read_questions
 from warren.rollout.records import RolloutFiles, RolloutOwner, SupersededError
 from warren.storage import Location
 from warren_serve.engine_applications import Engines
@@ -108,6 +109,7 @@ class RolloutController:
         self._judge, self._baseline = StepJudge(policy), deque[AnswerRecord](maxlen=_MAX_BASELINE)
         self._verification: tuple[str, Judgement] | None = None
         self._asking: _Asking | None = None
+        self._stable_asked: tuple[str, tuple[SanityQuestion, ...], list[Reply]] | None = None
         self._promotion_error = ""
         self._views: Mapping[str, EngineView] = {}
         self._table: RoutingTable | None = None
@@ -285,13 +287,21 @@ class RolloutController:
         try:
             questions = read_questions(release_folder(self._root, self._name, asking.version))
             new = self._engines.ask(asking.version, questions)
-            old = self._engines.ask(stable, questions) if stable else None
-            policy = self._policy
-            asking.judgement = judge_answers(questions, new, old, policy.max_extra_bad_answers, policy.false_alarm)
+            old = self._stable_answers(stable, questions) if stable else None
+            asking.judgement = judge_answers(questions, new, old, self._policy)
             logger.info("answers of %s: %s", asking.version, asking.judgement.reason)
         except Exception as error:  # of any type: a candidate that cannot be asked must not hold the controller
             logger.exception("the sanity questions could not be asked")
             asking.judgement = Judgement(False, f"the sanity questions could not be asked: {error}")
+
+    def _stable_answers(self, stable: str, questions: Sequence[SanityQuestion]) -> list[Reply]:
+        """Ask the serving release, unless it was asked the same for an earlier candidate."""
+        known = self._stable_asked
+        if known is None or known[:2] != (stable, tuple(questions)):
+            known = stable, tuple(questions), self._engines.ask(stable, questions)
+            has_failed = any(reply.text is None for reply in known[2])
+            self._stable_asked = None if has_failed else known
+        return known[2]
 
     def _do(self, action: RolloutAction, state: RolloutState) -> None:
         if isinstance(action, StartEngine):

@@ -261,7 +261,9 @@ class _Follower:
         try:
             settings = self._settings.of_engine(version)
             served = load_served(settings.release, settings)
-            self._router.load(served, RemoteBackend(serve.get_app_handle(application)))
+            self._router.load(
+                served, RemoteBackend(serve.get_app_handle(application), settings.engine == "transformers")
+            )
         except Exception as error:  # of any type: the controller undoes the release
             logger.exception("the release %s cannot be served here", version)
             self._failures[version] = str(error)

@@ -75,8 +75,26 @@ class RolloutPolicy(Config):
         default=0.05,
         ge=0,
         lt=1,
-        description="The same for empty answers, for answers that repeat themselves, and for wrong answers to the "
-        "sanity questions.",
+        description="The same for empty answers, for answers that repeat themselves, for answers in another language "
+        "than their question, and for answers to the sanity questions that are of another length.",
+    )
+    max_extra_wrong_answers: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="The same for wrong answers to those sanity questions whose answers are known.",
+    )
+    max_length_ratio: float = Field(
+        default=3.0,
+        gt=1,
+        description="How many times longer or shorter an answer may be than the serving release's; in traffic, the "
+        "median answer.",
+    )
+    min_agreement: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the sanity questions that both releases must answer alike; 0 only reports it.",
     )
     max_slowdown: float = Field(
         default=2.0,
