@@ -245,9 +245,11 @@ class _Follower:
                     self._follow_stored()
 
     def _exchange(self) -> RoutingTable | None:
-        report = IngressReport(self._replica, self._router.loaded, dict(self._failures), self._router.take_records())
-        table: RoutingTable | None = self._controller.exchange.remote(report).result(timeout_s=_CALL_TIMEOUT_S)
-        return table
+        router = self._router
+        records, table = router.take_records(), router.table.name
+        report = IngressReport(self._replica, router.loaded, dict(self._failures), records, table)
+        received: RoutingTable | None = self._controller.exchange.remote(report).result(timeout_s=_CALL_TIMEOUT_S)
+        return received
 
     def _follow(self, table: RoutingTable) -> None:
         for version, application in table.applications.items():

@@ -38,12 +38,14 @@ class RoutingTable:
         candidate: The version that rolls in.
         applications: The Serve application of each version that runs; also those without traffic yet.
         sticky: See `RolloutPolicy.sticky`.
+        name: Tells tables apart; ingress replicas report which one they follow.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     candidate: str | None = None
     applications: Mapping[str, str] = field(default_factory=dict)
     sticky: Literal["key", "session", "none"] = "key"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class IngressReport:
         loaded: Versions whose requests it can check.
         failures: Versions that it cannot load, with the reasons.
         records: What it measured since the last report.
+        table: Name of the routing table that it follows.
     """
 
     replica: str
     loaded: frozenset[str] = frozenset()
     failures: Mapping[str, str] = field(default_factory=dict)
     records: tuple[AnswerRecord, ...] = ()
+    table: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The policy of a rollout: the steps in which traffic moves to a candidate, and what turns it back."""
 
+import math
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ class RolloutPolicy(Config):
     min_requests: int = Field(
         default=20,
         ge=1,
+        le=2000,
         description="Requests that the candidate must have answered in a step before it is judged by them.",
     )
     max_step_s: float = Field(
@@ -122,12 +124,16 @@ class RolloutPolicy(Config):
 
     @model_validator(mode="after")
     def _can_end(self) -> "RolloutPolicy":
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be finite, or a rollout might never end")
         if self.max_step_s < self.step_s:
             raise ValueError(f"max_step_s ({self.max_step_s:g}) is less than step_s ({self.step_s:g})")
-        least_s = self.step_s * len(self.steps)
-        if self.total_timeout_s <= least_s:
+        longest_s = self.max_step_s * len(self.steps)
+        if self.total_timeout_s <= longest_s:
             raise ValueError(
-                f"total_timeout_s ({self.total_timeout_s:g}) must be more than the {len(self.steps)} steps of "
-                f"{self.step_s:g} s, or no rollout could finish"
+                f"total_timeout_s ({self.total_timeout_s:g}) must be more than the {len(self.steps)} steps of up to "
+                f"{self.max_step_s:g} s (max_step_s), or no rollout with little traffic could finish"
             )
         return self

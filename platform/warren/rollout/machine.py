@@ -109,6 +109,7 @@ class Observation:
         judgement: Of the candidate's traffic in this step; None while there is too little.
         promotion_error: Why the alias could not be moved although nobody else moved it; empty if it could.
         command: The last command that a person gave.
+        is_agreed: Whether every ingress replica follows the weights in force.
     """
 
     since_s: float = 0.0
@@ -122,6 +123,7 @@ class Observation:
     judgement: Judgement | None = None
     promotion_error: str = ""
     command: RolloutCommand | None = None
+    is_agreed: bool = True
 
     def engine(self, version: str | None) -> EngineView:
         """Return what Serve says of a version's engines."""
@@ -224,7 +226,7 @@ def _share(state: RolloutState, policy: RolloutPolicy) -> float:
 
 def _may_be_deleted(version: str, seen: Observation, policy: RolloutPolicy) -> bool:
     status = seen.engine(version).status
-    return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s
+    return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s and seen.is_agreed
 
 
 def _obey(state: RolloutState, seen: Observation) -> RolloutState:
