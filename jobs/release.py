@@ -31,14 +31,15 @@ def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
 
 
 def main(job: Job) -> None:
+    from warren.cluster.serve.engine_probe import probe_engine
     from warren.cluster.serve.golden import write_golden
     from warren.cluster.serve.rollout import make_release, roll_out
     from warren.cluster.train.stage import run_name
     from warren.train.run import Run
 
     run, who = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune")), job.options.who
-    golden = partial(write_golden, job.resources)
-    released = make_release(job.recipe, job.root, run, measuring(job.options), override_of(job), who, golden)
+    golden, probe = partial(write_golden, job.resources), partial(probe_engine, job.resources)
+    released = make_release(job.recipe, job.root, run, measuring(job.options), override_of(job), who, golden, probe)
     print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
