@@ -44,6 +44,11 @@ class RolloutPolicy(Config):
         description="How long the candidate's engines may be away in the middle of a rollout before it is undone. "
         "Meanwhile the serving release answers everything.",
     )
+    max_engine_losses: int = Field(
+        default=2,
+        ge=0,
+        description="How often engines of the candidate may die in the middle of one rollout before it is undone.",
+    )
     drain_s: float = Field(
         default=3.0,
         ge=1.0,
