@@ -4,6 +4,7 @@ Every version becomes a version of the registered model of the same name: its so
 the release's lineage, scores and verdict. MLflow numbers versions itself, so the tag `warren.version` has the name.
 """
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,14 +39,13 @@ def mirror(registry: Registry, tracking_uri: str) -> MirrorChanges:
         ServiceError: The server refuses, or does not answer.
     """
     try:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        mlflow, exceptions = (importlib.import_module(name) for name in ("mlflow", "mlflow.exceptions"))
     except ImportError:
         raise ConfigError("MLflow is not installed: pip install 'warren-vlm[trackers]'") from None
-    client = MlflowClient(tracking_uri, tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
     try:
         return _mirror(client, registry)
-    except MlflowException as error:
+    except exceptions.MlflowException as error:
         raise ServiceError(f"MLflow at {tracking_uri} did not take {registry.name}: {error}") from None
 
 
