@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help docs install demo test test-long check bench clean demo-curate chaos bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate
+.PHONY: help docs install demo test test-long check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test-long: install  ## The kill and soak tests, and the whole way on the tests' 
 
 chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
 	$(BIN)/python jobs/chaos.py $(ARGS)
+
+chaos-rollout: install  ## Good and broken releases roll in under load while parts are killed (ARGS=--quick: a short form)
+	$(BIN)/python -m benchmarks.rollout $(ARGS)
 
 # Without a cache: how imports sort depends on which files exist, and a cached result does not see a new file.
 check: install  ## Format, lint, types and import rules

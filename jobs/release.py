@@ -31,6 +31,7 @@ def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
 
 
 def main(job: Job) -> None:
+    from warren.cluster.serve.engine_probe import probe_engine
     from warren.cluster.serve.golden_task import write_golden
     from warren.cluster.serve.publish_and_deploy import make_release, roll_out
     from warren.cluster.train.stage import run_name
@@ -38,9 +39,10 @@ def main(job: Job) -> None:
     from warren.train.run import Run
 
     run, who = Run.of(job.root, job.options.run or run_name(job.recipe, "finetune")), job.options.who
-    golden, measure = partial(write_golden, job.resources), measuring(job.options)
+    golden, probe = partial(write_golden, job.resources), partial(probe_engine, job.resources)
+    measure = measuring(job.options)
     checkpoint = chosen_checkpoint(job.recipe, run, measure, job.options.step)
-    released = make_release(job.recipe, job.root, run, measure, override_of(job), who, golden, checkpoint)
+    released = make_release(job.recipe, job.root, run, measure, override_of(job), who, golden, probe, checkpoint)
     print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:

@@ -66,6 +66,7 @@ FATES: dict[str, Fate] = {
     # Each pattern is matched against the beginning of the command.
     r"python jobs/rollout\.py ": Elsewhere("tests/unit/rollout/test_rollout_command.py"),
     r"make (install|check|test|demo)$": Elsewhere(".ci/run"),
+    r"make chaos-rollout": Elsewhere("tests/integration/test_chaos_rollout.py"),
     r"make (chaos|demo KEEP=1|test-long)": _CHAOS,
     r"make docs": NotRun("installs the site's generator; tests/unit/docs/test_pages.py checks the links"),
     r"python jobs/demo\.py$": Elsewhere("Makefile"),

@@ -154,7 +154,7 @@ class IngressServer(RoutesBuiltLate):
         log_as_serve_does()
         start_tracing("warren-ingress")
         parsed = ServeSettings.parse(settings)
-        self._service = open_service(parsed, RemoteBackend(engines))
+        self._service = open_service(parsed, RemoteBackend(engines, parsed.engine == "transformers"))
         self._accounts = RemoteAccounts(accounts, parsed.limits) if accounts else OwnAccounts(parsed.limits)
         self._mirror = Mirror(self._service.metrics.registry)
 

@@ -79,12 +79,14 @@ class ResponseChunk:
         num_prompt_tokens: Tokens of the whole prompt; the same in every chunk.
         version: The version of the release that answers.
         token_bytes: The bytes of every token in the deltas' log-probabilities.
+        num_lost_replicas: Replicas that died while they answered this request; noted by the ingress.
     """
 
     deltas: tuple[ChoiceDelta, ...]
     num_prompt_tokens: int
     version: str
     token_bytes: Mapping[int, bytes] = field(default_factory=dict)
+    num_lost_replicas: int = 0
 
 
 class Backend(Protocol):

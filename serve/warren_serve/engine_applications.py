@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from ray import serve
@@ -30,6 +31,7 @@ _STATUSES: dict[str, EngineStatus] = {
     "DELETING": "deleting",
 }
 _LONGEST_PAUSE_S = 300.0
+_ASKED_AT_ONCE = 4  # few, because clients' requests wait for the same slots
 
 BuildApplication = Callable[[str, int], serve.Application]
 """Builds the engines of a version, with so many replicas to begin with."""
@@ -128,7 +130,8 @@ class EngineApplications:
     def ask(self, version: str, questions: Sequence[SanityQuestion]) -> list[Reply]:
         """See `Engines.ask`."""
         engines = serve.get_app_handle(self.application(version)).options(stream=True)
-        return [self._ask(engines, question) for question in questions]
+        with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="warren-ask") as threads:
+            return list(threads.map(lambda question: self._ask(engines, question), questions))
 
     def _run(self, version: str, num_replicas: int) -> None:
         logger.info("starting %d engine replica(s) of %s", num_replicas, version)

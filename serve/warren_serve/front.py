@@ -247,9 +247,11 @@ class _Follower:
                     self._follow_stored()
 
     def _exchange(self) -> RoutingTable | None:
-        report = IngressReport(self._replica, self._router.loaded, dict(self._failures), self._router.take_records())
-        table: RoutingTable | None = self._controller.exchange.remote(report).result(timeout_s=_CALL_TIMEOUT_S)
-        return table
+        router = self._router
+        records, table = router.take_records(), router.table.name
+        report = IngressReport(self._replica, router.loaded, dict(self._failures), records, table)
+        received: RoutingTable | None = self._controller.exchange.remote(report).result(timeout_s=_CALL_TIMEOUT_S)
+        return received
 
     def _follow(self, table: RoutingTable) -> None:
         for version, application in table.applications.items():
@@ -263,7 +265,9 @@ class _Follower:
         try:
             settings = self._settings.of_engine(version)
             served = load_served(settings.release, settings)
-            self._router.load(served, RemoteBackend(serve.get_app_handle(application)))
+            self._router.load(
+                served, RemoteBackend(serve.get_app_handle(application), settings.engine == "transformers")
+            )
         except Exception as error:  # of any type: the controller undoes the release
             logger.exception("the release %s cannot be served here", version)
             self._failures[version] = str(error)

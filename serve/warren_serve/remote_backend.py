@@ -4,7 +4,9 @@ import asyncio
 import contextvars
 import logging
 import pickle
+import random
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -17,10 +19,12 @@ from warren_serve.admission import OwnAccounts
 from warren_serve.backend import EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, overloaded, unavailable
 from warren_serve.ratelimit import RateLimitDecision, RateLimits
+from warren_serve.replay import Delivered, OtherAnswerError
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3  # no more, because a request may be what ends the replicas
+_SEED_BITS = 62
 _ACCOUNTS_TIMEOUT_S = 1.0
 _MAX_GRPC_BYTES = GRPC_MESSAGE_LIMIT_BYTES // 2  # there is more in a message than what is counted
 
@@ -30,9 +34,12 @@ class RemoteBackend:
 
     Args:
         engines: The handle of a deployment whose `answer` yields chunks, or an `ApiError` as the last item.
+        seeds: Whether every sampled answer gets a seed, so that another replica can finish it. It costs some engines
+            speed.
     """
 
-    def __init__(self, engines: DeploymentHandle) -> None:
+    def __init__(self, engines: DeploymentHandle, seeds: bool = False) -> None:
+        self._seeds = seeds
         self._by_grpc = streaming_by_grpc(engines)
         self._by_object = streaming_by_object(engines)
         self._closed = False
@@ -43,25 +50,27 @@ class RemoteBackend:
         return not self._closed
 
     async def ask(self, engine_request: EngineRequest) -> AsyncGenerator[ResponseChunk]:
-        """See `Backend.ask`. If a replica dies before its first chunk, another one is asked."""
+        """See `Backend.ask`. If a replica dies, another one is asked, and goes on where the first one stopped."""
         engines = self._by_grpc if _num_bytes(engine_request) <= _MAX_GRPC_BYTES else self._by_object
+        engine_request = _with_seed(engine_request) if self._seeds else engine_request
+        delivered = Delivered()
         for attempt in range(1, _ATTEMPTS + 1):
-            begun = False
+            replay = delivered.replay()
             chunks = engines.answer.remote(engine_request)
             try:
                 async for chunk in chunks:
                     if isinstance(chunk, ApiError):
                         raise chunk
-                    begun = True
-                    yield chunk
+                    if (rest := replay.rest(chunk)) is not None:
+                        delivered.add(rest)
+                        yield replace(rest, num_lost_replicas=attempt - 1) if attempt > 1 else rest
                 return
             except ApiError:
                 raise
             except (Exception, asyncio.CancelledError) as error:
                 if _is_cancelled(error):
                     raise
-                may_try_again = _is_gone(error) and not begun and attempt < _ATTEMPTS
-                if not may_try_again:
+                if not _is_gone(error) or attempt == _ATTEMPTS:
                     raise _api_error(error) from None
                 logger.warning("an engine is gone, asking another: %r", error)
             finally:
@@ -161,6 +170,13 @@ def _num_bytes(engine_request: EngineRequest) -> int:
     return sum(map(len, engine_request.images)) + len(pickle.dumps(engine_request.request))
 
 
+def _with_seed(engine_request: EngineRequest) -> EngineRequest:
+    request = engine_request.request
+    if request.seed is not None or request.temperature == 0:
+        return engine_request
+    return replace(engine_request, request=request.model_copy(update={"seed": random.getrandbits(_SEED_BITS)}))
+
+
 def _is_cancelled(error: BaseException) -> bool:
     """Whether this request itself is cancelled; a replica that shuts down cancels its calls, too."""
     task = asyncio.current_task()
@@ -175,6 +191,9 @@ def _api_error(error: BaseException) -> ApiError:
     """Return the client's error for a failed call. The transport raises many types, plain RuntimeError included."""
     if isinstance(error, BackPressureError):
         return overloaded("Too many requests are waiting; try again shortly.")
+    if isinstance(error, OtherAnswerError):
+        logger.warning("another replica cannot finish what one began: %s", error)
+        return unavailable("The replica that answered is gone; try again.")
     if _is_gone(error):
         logger.warning("the engine that answered is gone: %r", error)
         return unavailable("The replica that answered is gone; try again.")

@@ -4,19 +4,19 @@ It decides nothing itself, and it knows no Ray: engines are behind `Engines`. On
 ingress replicas only leave reports and take the routing table.
 """
 
-import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from warren.config import RolloutPolicy
-from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageError, WarrenError
-from warren.release import move_alias, read_alias, read_release, release_folder, write_deployment
-from warren.rollout.answer_checks import judge_answers, read_questions
+from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageError
+from warren.release import move_alias, read_alias, release_folder, write_deployment
+from warren.rollout.answer_checks import Reply, judge_answers
+from warren.rollout.questions import SanityQuestion, read_questions
 from warren.rollout.records import RolloutFiles, RolloutOwner, SupersededError
 from warren.rollout.state_machine import (
     DeleteEngine,
@@ -34,6 +34,7 @@ from warren.rollout.state_machine import (
 from warren.rollout.traffic_analysis import AnswerRecord, StepJudge
 from warren.storage import Location
 from warren_serve.engine_applications import Engines
+from warren_serve.release_checks import ReleaseChecks
 from warren_serve.routing import IngressReport, RoutingTable
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.5
 _REPORTS_LAST_S = 5.0  # an ingress replica that is silent for so long is gone
 _MAX_BASELINE = 2000
-_GATE_FILE = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,13 @@ class RolloutController:
         self._registry, self._read_s = _Registry(), float("-inf")
         self._began_s = self._ready_s = clock()
         self._judge, self._baseline = StepJudge(policy), deque[AnswerRecord](maxlen=_MAX_BASELINE)
-        self._verification: tuple[str, Judgement] | None = None
+        self._checks = ReleaseChecks(root, name)
         self._asking: _Asking | None = None
+        self._stable_asked: tuple[str, tuple[SanityQuestion, ...], list[Reply]] | None = None
         self._promotion_error = ""
         self._views: Mapping[str, EngineView] = {}
         self._table: RoutingTable | None = None
+        self._num_tables = 0
         self._reports = _Reports()
         self._lock = threading.Lock()  # of the judge, the baseline and the reports
         self._closed = threading.Event()
@@ -165,6 +167,7 @@ class RolloutController:
             "engines": {version: asdict(view) for version, view in self._views.items()},
             "gate_refusal": self._registry.gate_refusal,
             "superseded": self.superseded,
+            "ingress_agrees": self._is_agreed(),
         }
 
     def tick(self) -> None:
@@ -183,9 +186,15 @@ class RolloutController:
         planned = plan(state, replace(seen, since_s=self._clock() - self._began_s), self._policy)
         running = {version for version, view in self._views.items() if view.is_up}
         applications = {version: self._engines.application(version) for version in sorted(running)}
-        self._table = RoutingTable(planned.weights, state.candidate, applications, self._policy.sticky)
+        self._publish(RoutingTable(planned.weights, state.candidate, applications, self._policy.sticky))
         for action in planned.actions:
             self._do(action, state)
+
+    def _publish(self, table: RoutingTable) -> None:
+        """Give the ingress replicas a table, under a new name if it differs from the last one."""
+        if self._table is None or table != replace(self._table, name=""):
+            self._num_tables += 1
+            self._table = replace(table, name=f"{self._owned.record.epoch}.{self._num_tables}")
 
     def _enter(self, state: RolloutState) -> None:
         """Store a new state before anything is done in it."""
@@ -200,7 +209,8 @@ class RolloutController:
                 if state.stable != before.stable:
                     self._baseline.clear()
         if state.phase in ("idle", "verifying"):
-            self._asking = self._verification = None
+            self._asking = None
+            self._checks.forget()
         self._read_s = float("-inf")
 
     def _mark_deployed(self, state: RolloutState) -> None:
@@ -224,7 +234,7 @@ class RolloutController:
         self._registry = _Registry(
             stable=read_alias(self._root, self._name, "stable"),
             candidate=candidate,
-            gate_refusal=_gate_refusal(self._root, self._name, candidate) if candidate else "",
+            gate_refusal=self._checks.gate_refusal(candidate) if candidate else "",
             command=self._files.read_command(),
         )
         self._read_s = now_s
@@ -246,12 +256,19 @@ class RolloutController:
             candidate_alias=self._registry.candidate,
             gate_refusal=self._registry.gate_refusal,
             engines=views,
-            verification=self._verified(state) if state.phase == "verifying" else None,
+            verification=self._checks.verify(state.candidate or "") if state.phase == "verifying" else None,
             answers=self._answers(state, views) if state.phase == "starting" else None,
             judgement=judgement,
             promotion_error=self._promotion_error,
             command=self._registry.command,
+            is_agreed=self._is_agreed(),
         )
+
+    def _is_agreed(self) -> bool:
+        """Whether every ingress replica that lives follows the weights that were given out last."""
+        with self._lock:
+            reports = self._reports.current(self._clock())
+        return self._table is not None and all(report.table == self._table.name for report in reports)
 
     def _seen_by_ingress(self, version: str, view: EngineView) -> EngineView:
         """Return an engine's view, which is ready only when every ingress replica can check its requests."""
@@ -263,12 +280,6 @@ class RolloutController:
         if view.status == "ready" and not all(version in report.loaded for report in reports):
             return EngineView("starting", "its engines are ready; the ingress replicas load its tokenizer")
         return view
-
-    def _verified(self, state: RolloutState) -> Judgement:
-        version = state.candidate or ""
-        if self._verification is None or self._verification[0] != version:
-            self._verification = version, verify(self._root, self._name, version)
-        return self._verification[1]
 
     def _answers(self, state: RolloutState, views: Mapping[str, EngineView]) -> Judgement | None:
         version = state.candidate or ""
@@ -285,13 +296,21 @@ class RolloutController:
         try:
             questions = read_questions(release_folder(self._root, self._name, asking.version))
             new = self._engines.ask(asking.version, questions)
-            old = self._engines.ask(stable, questions) if stable else None
-            policy = self._policy
-            asking.judgement = judge_answers(questions, new, old, policy.max_extra_bad_answers, policy.false_alarm)
+            old = self._stable_answers(stable, questions) if stable else None
+            asking.judgement = judge_answers(questions, new, old, self._policy)
             logger.info("answers of %s: %s", asking.version, asking.judgement.reason)
         except Exception as error:  # of any type: a candidate that cannot be asked must not hold the controller
             logger.exception("the sanity questions could not be asked")
             asking.judgement = Judgement(False, f"the sanity questions could not be asked: {error}")
+
+    def _stable_answers(self, stable: str, questions: Sequence[SanityQuestion]) -> list[Reply]:
+        """Ask the serving release, unless it was asked the same for an earlier candidate."""
+        known = self._stable_asked
+        if known is None or known[:2] != (stable, tuple(questions)):
+            known = stable, tuple(questions), self._engines.ask(stable, questions)
+            has_failed = any(reply.text is None for reply in known[2])
+            self._stable_asked = None if has_failed else known
+        return known[2]
 
     def _do(self, action: RolloutAction, state: RolloutState) -> None:
         if isinstance(action, StartEngine):
@@ -305,47 +324,11 @@ class RolloutController:
 
     def _promote(self, action: MoveStable) -> None:
         try:
+            if changed := self._checks.changed(action.version):
+                raise ReleaseError(changed)
             move_alias(self._root, self._name, "stable", action.version, action.expected)
         except ConflictError as error:  # the next look sees who moved it
             logger.warning("the alias 'stable' was moved by somebody else: %s", error)
         except (ReleaseError, NotFoundError) as error:
             self._promotion_error = str(error)
         self._read_s = float("-inf")
-
-
-def verify(root: Location, name: str, version: str) -> Judgement:
-    """Check that a release is complete: its manifest, and that every file has its size.
-
-    The bytes are checked by the engines, while they download them.
-
-    Raises:
-        StorageError: Storage does not answer.
-    """
-    try:
-        folder = release_folder(root, name, version)
-        release = read_release(folder)
-        for entry in release.files:
-            size = folder.store.size((folder / entry.path).key)
-            if size != entry.bytes:
-                return Judgement(False, f"{entry.path} has {size} bytes, the manifest says {entry.bytes}")
-    except NotFoundError as error:
-        return Judgement(False, f"a file of the release is missing: {error}")
-    except (KeyError, TypeError, ValueError) as error:
-        return Judgement(False, f"the manifest cannot be read: {error!r}")
-    except StorageError:
-        raise
-    except WarrenError as error:
-        return Judgement(False, str(error))
-    return Judgement(True)
-
-
-def _gate_refusal(root: Location, name: str, version: str) -> str:
-    """Return why the stored verdict of the gate refuses a version; empty if it does not, or if there is none."""
-    try:
-        verdict = (release_folder(root, name, version) / _GATE_FILE).read_json()
-    except (NotFoundError, json.JSONDecodeError):
-        return ""
-    if not isinstance(verdict, dict) or verdict.get("passed", True) or verdict.get("override"):
-        return ""
-    failed = [str(check.get("reason")) for check in verdict.get("checks", ()) if not check.get("passed")]
-    return f"the gate refused {version}: {'; '.join(failed) or 'no reason is stored'}"

@@ -9,16 +9,15 @@ import hashlib
 import logging
 import random
 import threading
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from prometheus_client.metrics_core import Metric
 
-from warren.rollout.answer_checks import is_repetitive
 from warren.rollout.traffic_analysis import AnswerRecord
+from warren_serve.answer_watch import AnswerWatch
 from warren_serve.auth import ANONYMOUS
 from warren_serve.backend import Backend, EngineRequest, ResponseChunk
 from warren_serve.errors import ApiError, unavailable
@@ -39,12 +38,14 @@ class RoutingTable:
         candidate: The version that rolls in.
         applications: The Serve application of each version that runs; also those without traffic yet.
         sticky: See `RolloutPolicy.sticky`.
+        name: Tells tables apart; ingress replicas report which one they follow.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     candidate: str | None = None
     applications: Mapping[str, str] = field(default_factory=dict)
     sticky: Literal["key", "session", "none"] = "key"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ class IngressReport:
         loaded: Versions whose requests it can check.
         failures: Versions that it cannot load, with the reasons.
         records: What it measured since the last report.
+        table: Name of the routing table that it follows.
     """
 
     replica: str
     loaded: frozenset[str] = frozenset()
     failures: Mapping[str, str] = field(default_factory=dict)
     records: tuple[AnswerRecord, ...] = ()
+    table: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +205,7 @@ class TrafficRouter:
     async def _measured(
         self, version: str, backend: Backend, engine_request: EngineRequest
     ) -> AsyncGenerator[ResponseChunk]:
-        watch = AnswerWatch(version, engine_request.request.stream)
+        watch = AnswerWatch(version, engine_request.request)
         chunks = backend.ask(engine_request)
         try:
             async for chunk in chunks:
@@ -220,58 +223,3 @@ class TrafficRouter:
             raise
         finally:
             await chunks.aclose()
-
-
-class AnswerWatch:
-    """Measures one answer.
-
-    Args:
-        version: The release that is asked.
-        is_stream: Whether the answer is streamed; the times of whole answers depend on their length.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, version: str, is_stream: bool, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._version, self._is_stream, self._clock = version, is_stream, clock
-        self._begin_s = clock()
-        self._first_s: float | None = None
-        self._last_s = self._begin_s
-        self._num_first = self._num_tokens = 0
-        self._texts: list[str] = []
-
-    @property
-    def elapsed_s(self) -> float:
-        """Time since the request was passed on."""
-        return self._clock() - self._begin_s
-
-    def saw(self, chunk: ResponseChunk) -> None:
-        """Note a chunk."""
-        num_new = sum(len(delta.token_ids) for _, delta in chunk.deltas)
-        self._version = chunk.version
-        self._num_tokens += num_new
-        self._texts += [delta.text for index, delta in chunk.deltas if index == 0]
-        if num_new:
-            self._last_s = self._clock()
-            if self._first_s is None:
-                self._first_s, self._num_first = self._last_s, num_new
-
-    def record(self, is_failed: bool = False) -> AnswerRecord:
-        """Return what was measured."""
-        text = "".join(self._texts)
-        first_s = gap_s = speed = None
-        if self._is_stream and self._first_s is not None:
-            first_s = self._first_s - self._begin_s
-            num_later, later_s = self._num_tokens - self._num_first, self._last_s - self._first_s
-            if num_later and later_s > 0:
-                gap_s = later_s / num_later
-                speed = self._num_tokens / (self._last_s - self._begin_s)
-        return AnswerRecord(
-            self._version,
-            is_failed=is_failed,
-            first_token_s=first_s,
-            gap_s=gap_s,
-            tokens_per_s=speed,
-            num_chars=len(text),
-            is_empty=not is_failed and not text.strip(),
-            is_repetitive=is_repetitive(text),
-        )

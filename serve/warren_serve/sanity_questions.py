@@ -14,8 +14,6 @@ from warren_serve.protocol import ChatRequest
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOKENS = 64
-
 
 def ask_engine(engines: DeploymentHandle, question: SanityQuestion, model: str, timeout_s: float) -> Reply:
     """Return the greedy answer of any replica of some engines.
@@ -49,7 +47,7 @@ def _request(question: SanityQuestion, model: str) -> EngineRequest:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": parts}],
-        "max_tokens": _MAX_TOKENS,
+        "max_tokens": question.max_tokens,
         "temperature": 0,
     }
     request = detach_images(ChatRequest.model_validate(body))

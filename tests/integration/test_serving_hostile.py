@@ -183,7 +183,7 @@ def test_clients_that_leave_free_their_slots_and_the_metrics_of_ingress_and_engi
 
 
 @pytest.mark.parametrize("killed", ["replica", "engine"])
-def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(
+def test_the_answers_of_a_killed_replica_are_finished_by_the_next_one(
     url: str, endpoint: Endpoint, killed: str
 ) -> None:
     """The engine is a process of its own: neither lives without the other."""
@@ -195,19 +195,15 @@ def test_a_killed_replica_is_a_typed_error_and_the_next_request_succeeds(
         child for child in children if "warren.inference.transformers_engine.worker" in " ".join(child.cmdline())
     ]
     stream = client.chat.completions.create(**ASK, max_tokens=4000, stream=True)
-    told = [next(stream) for _ in range(5)]
-    assert told
+    assert [next(stream) for _ in range(5)]
     with ThreadPoolExecutor(1) as others:
         whole = others.submit(lambda: client.chat.completions.create(**ASK, max_tokens=400))
         time.sleep(0.3)
         (replica if killed == "replica" else engine).kill()
-        with pytest.raises(openai.APIError) as error:
-            list(stream)
+        assert list(stream)[-1].choices[0].finish_reason, "whose answer had begun gets the rest of it"
         usage = whole.result().usage
         assert usage is not None
         assert usage.completion_tokens, "who has no answer yet gets it from the next replica"
-    assert error.value.code == "unavailable"
-    assert error.value.type == "server_error"
 
     def answered() -> bool:
         answer = httpx.post(f"{url}/v1/chat/completions", json=ASK | {"max_tokens": 2}, timeout=60)

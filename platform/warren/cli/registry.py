@@ -12,6 +12,7 @@ from warren.config.environment import STORAGE_VARIABLE, storage_root
 from warren.errors import ConfigError, ReleaseError
 from warren.release import ALIASES, AliasMove, Registry, Release, gc, plan_gc
 from warren.release.garbage_collection import HISTORY_WINDOW, MIN_AGE_S
+from warren.release.mlflow_mirror import mirror
 from warren.storage import Location
 
 _DAY_S = 24 * 3600
@@ -48,7 +49,9 @@ def registry_parser(description: str = "") -> argparse.ArgumentParser:
     back = add("rollback", help="point an alias at the version that it named before")
     pin, unpin = add("pin", help="keep a version"), add("unpin", help="keep it no longer")
     collect = add("gc", help="remove the versions that nothing needs; without --yes only say which")
-    for command in (one, two, history, promote, back, pin, unpin, collect):
+    copy = add("mirror", help="copy versions and aliases into MLflow's model registry")
+    copy.add_argument("--to", required=True, metavar="URI", help="of the MLflow server")
+    for command in (one, two, history, promote, back, pin, unpin, collect, copy):
         command.add_argument("name", help="of the release")
     for command in (one, promote, pin, unpin):
         command.add_argument("version", help="or an alias: candidate, stable")
@@ -65,7 +68,7 @@ def registry_parser(description: str = "") -> argparse.ArgumentParser:
     collect.add_argument("--window", type=int, default=HISTORY_WINDOW, metavar="MOVES", help=window)
     young = f"keep younger versions (default: {MIN_AGE_S / _DAY_S:g})"
     collect.add_argument("--min-age-days", type=float, default=MIN_AGE_S / _DAY_S, metavar="DAYS", help=young)
-    for command in (listing, one, two, history, promote, back, pin, unpin, collect):
+    for command in (listing, one, two, history, promote, back, pin, unpin, collect, copy):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -182,6 +185,14 @@ def _unpin(root: Location, options: argparse.Namespace) -> CommandAnswer:
     return {"version": version}, [f"{options.name} {version} is no longer pinned"]
 
 
+def _mirror(root: Location, options: argparse.Namespace) -> CommandAnswer:
+    changes = mirror(Registry(root, options.name), options.to)
+    moved = [f"{alias} → {version or 'nothing'}" for alias, version in changes.aliases]
+    parts = {"added": changes.added, "removed": changes.removed, "aliases": moved}
+    lines = [f"{what}: {', '.join(names)}" for what, names in parts.items() if names]
+    return asdict(changes), lines or ["MLflow has it all already"]
+
+
 def _gc(root: Location, options: argparse.Namespace) -> CommandAnswer:
     if options.window < 0 or options.min_age_days < 0:
         raise ConfigError("--window and --min-age-days must be 0 or more")
@@ -211,6 +222,7 @@ _COMMANDS: Mapping[str, Callable[[Location, argparse.Namespace], CommandAnswer]]
     "rollback": _rollback,
     "pin": _pin,
     "unpin": _unpin,
+    "mirror": _mirror,
     "gc": _gc,
 }
 

@@ -1,5 +1,6 @@
 """Recipes: the model, its data, its training and its gate. Storage and credentials are never in a recipe."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, overload
 
@@ -155,6 +156,27 @@ class EvaluateConfig(Config):
     max_quarantined_fraction: float = Field(default=0.01, ge=0.0, le=1.0)
 
 
+class SanityPrompt(Config):
+    """A question without an image, whose answer must be neither empty nor repeat itself.
+
+    Attributes:
+        text: The question.
+        matches: Regular expression that must be found in the answer, whatever the case; null asks for nothing.
+    """
+
+    text: str = Field(min_length=1)
+    matches: str | None = None
+
+    @field_validator("matches")
+    @classmethod
+    def _is_expression(cls, matches: str | None) -> str | None:
+        try:
+            re.compile(matches or "")
+        except re.error as error:
+            raise ValueError(f"{matches!r} is not a regular expression: {error}") from None
+        return matches
+
+
 class GateConfig(Config):
     """What a checkpoint must reach before it is released.
 
@@ -168,6 +190,11 @@ class GateConfig(Config):
         max_empty_fraction: Share of the evaluation's answers that may be empty; null sets no limit.
         max_same_answer_fraction: Share of them that may be one and the same text; null sets no limit.
         max_model_bytes: Size of the model's files; null sets no limit.
+        max_first_token_s: Median time from a question about an image to the first token, of one engine without other
+            requests and with a replica's resources; null sets no limit.
+        max_token_s: Median time of every further token, in the same engine; null sets no limit.
+        max_memory_bytes: Memory of that engine's process, or on a GPU what it takes of the GPU's; null sets no limit.
+        sanity_prompts: Questions that the engine is asked; a bad answer to any of them refuses the checkpoint.
         contamination_certificate: Every training dataset must have a certificate of being free of the images of the
             evaluation's dataset, as a selection with a `decontaminate` step has.
     """
@@ -179,7 +206,17 @@ class GateConfig(Config):
     max_empty_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     max_same_answer_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     max_model_bytes: int | None = Field(default=None, gt=0)
+    max_first_token_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_token_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    sanity_prompts: tuple[SanityPrompt, ...] = ()
     contamination_certificate: bool = False
+
+    @property
+    def asks_engine(self) -> bool:
+        """Whether any condition needs an engine of the model."""
+        limits = self.max_first_token_s, self.max_token_s, self.max_memory_bytes
+        return bool(self.sanity_prompts) or any(limit is not None for limit in limits)
 
 
 class ReleaseConfig(Config):

@@ -1,5 +1,6 @@
 """The policy of a rollout: the steps in which traffic moves to a candidate, and what turns it back."""
 
+import math
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ class RolloutPolicy(Config):
     min_requests: int = Field(
         default=20,
         ge=1,
+        le=2000,
         description="Requests that the candidate must have answered in a step before it is judged by them.",
     )
     max_step_s: float = Field(
@@ -41,6 +43,11 @@ class RolloutPolicy(Config):
         gt=0,
         description="How long the candidate's engines may be away in the middle of a rollout before it is undone. "
         "Meanwhile the serving release answers everything.",
+    )
+    max_engine_losses: int = Field(
+        default=2,
+        ge=0,
+        description="How often engines of the candidate may die in the middle of one rollout before it is undone.",
     )
     drain_s: float = Field(
         default=3.0,
@@ -75,8 +82,26 @@ class RolloutPolicy(Config):
         default=0.05,
         ge=0,
         lt=1,
-        description="The same for empty answers, for answers that repeat themselves, and for wrong answers to the "
-        "sanity questions.",
+        description="The same for empty answers, for answers that repeat themselves, for answers in another language "
+        "than their question, and for answers to the sanity questions that are of another length.",
+    )
+    max_extra_wrong_answers: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="The same for wrong answers to those sanity questions whose answers are known.",
+    )
+    max_length_ratio: float = Field(
+        default=3.0,
+        gt=1,
+        description="How many times longer or shorter an answer may be than the serving release's; in traffic, the "
+        "median answer.",
+    )
+    min_agreement: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the sanity questions that both releases must answer alike; 0 only reports it.",
     )
     max_slowdown: float = Field(
         default=2.0,
@@ -104,12 +129,16 @@ class RolloutPolicy(Config):
 
     @model_validator(mode="after")
     def _can_end(self) -> "RolloutPolicy":
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be finite, or a rollout might never end")
         if self.max_step_s < self.step_s:
             raise ValueError(f"max_step_s ({self.max_step_s:g}) is less than step_s ({self.step_s:g})")
-        least_s = self.step_s * len(self.steps)
-        if self.total_timeout_s <= least_s:
+        longest_s = self.max_step_s * len(self.steps)
+        if self.total_timeout_s <= longest_s:
             raise ValueError(
-                f"total_timeout_s ({self.total_timeout_s:g}) must be more than the {len(self.steps)} steps of "
-                f"{self.step_s:g} s, or no rollout could finish"
+                f"total_timeout_s ({self.total_timeout_s:g}) must be more than the {len(self.steps)} steps of up to "
+                f"{self.max_step_s:g} s (max_step_s), or no rollout with little traffic could finish"
             )
         return self

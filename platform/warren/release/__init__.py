@@ -12,7 +12,15 @@ from warren.release.aliases import (
 )
 from warren.release.deployments import deployment_marker, read_deployment, read_deployments, write_deployment
 from warren.release.garbage_collection import RemovalPlan, gc, plan_gc
-from warren.release.gate import AnswerShares, CandidateFacts, StableComparison, check_gate, judge
+from warren.release.gate import (
+    AnswerShares,
+    CandidateFacts,
+    EngineProbe,
+    ProbedAnswer,
+    StableComparison,
+    check_gate,
+    judge,
+)
 from warren.release.lineage import (
     Decontamination,
     EvaluationReference,
@@ -32,6 +40,7 @@ __all__ = [
     "CandidateFacts",
     "Decontamination",
     "Difference",
+    "EngineProbe",
     "EvaluationReference",
     "GateCheck",
     "GateOverride",
@@ -40,6 +49,7 @@ __all__ = [
     "Lineage",
     "ParentModel",
     "Pin",
+    "ProbedAnswer",
     "Registry",
     "Release",
     "RemovalPlan",

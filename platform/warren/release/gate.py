@@ -1,6 +1,7 @@
 """The gate: what a checkpoint must reach before it is released, as the recipe's `release.gate` declares it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from warren.config import GateConfig
@@ -53,6 +54,36 @@ class AnswerShares:
 
 
 @dataclass(frozen=True)
+class ProbedAnswer:
+    """An engine's answer to a sanity prompt."""
+
+    prompt: str
+    text: str
+    is_repetitive: bool = False
+
+
+@dataclass(frozen=True)
+class EngineProbe:
+    """What an engine of the candidate did, alone and with the resources of a replica.
+
+    Attributes:
+        first_token_s: Median time from a question about an image to the first token.
+        token_s: Median time of every further token.
+        memory_bytes: Memory of its process, or on a GPU what it takes of the GPU's.
+        hardware: What it ran on.
+        answers: To the sanity prompts.
+        problem: Why no engine could be asked; empty where one was.
+    """
+
+    first_token_s: float = 0.0
+    token_s: float = 0.0
+    memory_bytes: int = 0
+    hardware: str = ""
+    answers: tuple[ProbedAnswer, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class CandidateFacts:
     """What the gate judges.
 
@@ -66,6 +97,7 @@ class CandidateFacts:
         measured_on: Reference and digest of the evaluation's dataset.
         stable: Beside the stable release; None: there is none, or no comparison is asked for.
         answers: What the model answered; None: nothing is asked about that.
+        engine: What an engine of it did; None: none was asked.
     """
 
     metric: str
@@ -77,6 +109,7 @@ class CandidateFacts:
     measured_on: tuple[str, str]
     stable: StableComparison | None = None
     answers: AnswerShares | None = None
+    engine: EngineProbe | None = None
 
 
 def judge(gate: GateConfig, facts: CandidateFacts, override: GateOverride | None = None) -> GateVerdict:
@@ -118,8 +151,41 @@ def _checks(gate: GateConfig, facts: CandidateFacts) -> Iterator[GateCheck]:
         passes = facts.model_bytes <= gate.max_model_bytes
         reason = f"the model has {facts.model_bytes:,} bytes, the gate allows {gate.max_model_bytes:,}"
         yield GateCheck("max_model_bytes", passes, reason)
+    if gate.asks_engine:
+        yield from _engine_checks(gate, facts.engine or EngineProbe(problem="no engine of it was asked"))
     if gate.contamination_certificate:
         yield _certificate_check(facts)
+
+
+def _engine_checks(gate: GateConfig, engine: EngineProbe) -> Iterator[GateCheck]:
+    limits: tuple[tuple[str, float | None, float, str, str], ...] = (
+        ("max_first_token_s", gate.max_first_token_s, engine.first_token_s, "the first token takes", ".4g} s"),
+        ("max_token_s", gate.max_token_s, engine.token_s, "every further token takes", ".4g} s"),
+        ("max_memory_bytes", gate.max_memory_bytes, engine.memory_bytes, "the engine takes", ",} bytes"),
+    )
+    for name, limit, measured, what, unit in limits:
+        if limit is not None:
+            shown, allowed = (("{:" + unit).format(value) for value in (measured, limit))
+            reason = engine.problem or f"{what} {shown} on {engine.hardware}, the gate allows {allowed}"
+            yield GateCheck(name, not engine.problem and measured <= limit, reason)
+    if gate.sanity_prompts:
+        faults = [] if engine.problem else list(_bad_answers(gate, {one.prompt: one for one in engine.answers}))
+        right = f"all {len(gate.sanity_prompts)} sanity prompts are answered as they should be"
+        yield GateCheck(
+            "sanity_prompts", not engine.problem and not faults, engine.problem or "; ".join(faults) or right
+        )
+
+
+def _bad_answers(gate: GateConfig, answers: Mapping[str, ProbedAnswer]) -> Iterator[str]:
+    for prompt in gate.sanity_prompts:
+        answer = answers.get(prompt.text, ProbedAnswer(prompt.text, ""))
+        question, shown = repr(prompt.text[:_SHOWN_CHARS]), repr(answer.text.strip()[:_SHOWN_CHARS])
+        if not answer.text.strip():
+            yield f"the answer to {question} is empty"
+        elif answer.is_repetitive:
+            yield f"the answer to {question}, {shown}, repeats itself"
+        elif prompt.matches is not None and not re.search(prompt.matches, answer.text, re.IGNORECASE):
+            yield f"the answer to {question}, {shown}, does not match {prompt.matches!r}"
 
 
 def _regression_checks(gate: GateConfig, stable: StableComparison | None) -> Iterator[GateCheck]:

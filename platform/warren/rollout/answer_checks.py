@@ -1,23 +1,21 @@
-"""Checks of answers: empty ones, ones that repeat themselves, and what a release answers to its sanity questions."""
+"""Checks of answers: of one alone, and of a candidate's to the sanity questions beside the serving release's."""
 
-import base64
-import json
-import logging
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-from warren.data.sample import IMAGE_MARK
-from warren.errors import NotFoundError
+from warren.config.rollout import RolloutPolicy
+from warren.rollout.languages import is_other_language
+from warren.rollout.questions import BUILT_IN, SanityQuestion
 from warren.rollout.state_machine import Judgement
-from warren.storage import Location
 
-logger = logging.getLogger(__name__)
+__all__ = ["BUILT_IN", "Reply", "SanityQuestion", "is_repetitive", "judge_answers"]
 
-QUESTION_FILES = ("golden.json", "golden/cases.json")
-_MAX_QUESTIONS = 200
+SHORT_CHARS = 16
+"""Answers up to this length count as equally long: `no` and `No, there is none.` do not differ in length."""
+
 _SHORTEST_LOOP = 24  # characters; shorter answers may well repeat a word
 _LOOP_REPEATS = 4
 _LONG = 200  # characters from which compression tells loops from prose
@@ -25,27 +23,6 @@ _LOOPS_COMPRESS_TO = 0.2  # prose of that length stays above 0.4
 # All four built-in questions answered worse is refused, three are not; see `sign_test`.
 _DEGENERATE_LEVEL = 0.07
 _WORDS = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class SanityQuestion:
-    """A question that the controller asks the engines of both releases.
-
-    Attributes:
-        image: Encoded bytes; None for a question without an image.
-        expected: The right answer; None where it is not known.
-    """
-
-    text: str
-    image: bytes | None = None
-    expected: str | None = None
-
-
-BUILT_IN = tuple(
-    SanityQuestion(text)
-    for text in ("What is a cat?", "Name three colours.", "Describe a sunny day.", "What is two plus two?")
-)
-"""Asked where a release brings no questions: they show an engine that answers nothing, or the same over and over."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +40,14 @@ class Reply:
         """Whether it differs from the known answer, in more than case and punctuation."""
         return question.expected is not None and _words(self.text) != _words(question.expected)
 
+    def is_foreign(self, question: SanityQuestion) -> bool:
+        """Whether it is in another language than its question."""
+        return is_other_language(question.text, self.text or "")
+
+    def is_far_longer(self, other: "Reply", ratio: float) -> bool:
+        """Whether it is more than `ratio` times as long as another one."""
+        return len(self.text or "") > ratio * max(SHORT_CHARS, len(other.text or ""))
+
 
 def is_repetitive(text: str) -> bool:
     """Tell whether a text runs in a loop, by its second half's period or by how well it compresses."""
@@ -75,59 +60,77 @@ def is_repetitive(text: str) -> bool:
     return len(data) >= _LONG and len(zlib.compress(data, 9)) < _LOOPS_COMPRESS_TO * len(data)
 
 
-def read_questions(release: Location) -> tuple[SanityQuestion, ...]:
-    """Return the sanity questions that a release brings; the built-in ones if it brings none.
+class _Pair(NamedTuple):
+    """One question with both releases' answers."""
 
-    The file is a list, or an object with a list `cases`. A case has `question` and perhaps `expected` and `image`, a
-    `data:` URI or a path relative to the release; or `turns` and `images`, as golden cases have. Others are left out.
-    """
-    for file in QUESTION_FILES:
-        try:
-            value = (release / file).read_json()
-        except NotFoundError:
-            continue
-        except json.JSONDecodeError:
-            logger.warning("%s/%s is not JSON, so its questions are not asked", release, file)
-            continue
-        cases = value.get("cases", []) if isinstance(value, dict) else value
-        read = (_question(release, case) for case in cases[:_MAX_QUESTIONS])
-        questions = tuple(question for question in read if question is not None)
-        if questions:
-            return questions
-    return BUILT_IN
+    question: SanityQuestion
+    new: Reply
+    old: Reply
 
 
 def judge_answers(
     questions: Sequence[SanityQuestion],
     candidate: Sequence[Reply],
     stable: Sequence[Reply] | None,
-    max_extra: float,
-    false_alarm: float,
+    policy: RolloutPolicy,
 ) -> Judgement:
     """Judge a candidate by its answers, beside the serving release's to the same questions.
 
     Args:
         stable: None if nothing serves; then only a candidate that mostly answers nothing is refused.
-        max_extra: Fraction of worse answers that is tolerated.
-        false_alarm: Probability at which a candidate as good as the serving release is refused for wrong answers.
+        policy: How much worse it may be.
     """
     num_bad = sum(reply.is_degenerate for reply in candidate)
     if stable is None:
         is_bad = num_bad > len(questions) / 2
         return Judgement(not is_bad, f"{num_bad} of {len(questions)} answers are empty or repeat themselves")
-    pairs = list(zip(questions, candidate, stable, strict=True))
-    degenerate = [(new.is_degenerate, old.is_degenerate) for _, new, old in pairs]
-    if is_worse(degenerate, max_extra, _DEGENERATE_LEVEL):
-        old = sum(each for _, each in degenerate)
-        return Judgement(
-            False, f"{num_bad} of {len(pairs)} answers are empty or repeat themselves ({old} of the serving release's)"
-        )
-    wrong = [(new.is_wrong(question), old.is_wrong(question)) for question, new, old in pairs if question.expected]
-    if is_worse(wrong, max_extra, false_alarm):
-        new, old = (sum(column) for column in zip(*wrong, strict=True))
-        return Judgement(False, f"{new} of {len(wrong)} answers are wrong ({old} of the serving release's)")
-    agreeing = sum(_words(new.text) == _words(old.text) for _, new, old in pairs)
-    return Judgement(True, f"{agreeing} of {len(pairs)} answers agree with the serving release's")
+    pairs = [_Pair(*each) for each in zip(questions, candidate, stable, strict=True)]
+    for check in (_degenerate, _foreign, _wrong, _of_other_length):
+        if reason := check(pairs, policy):
+            return Judgement(False, reason)
+    agreeing = sum(_words(pair.new.text) == _words(pair.old.text) for pair in pairs)
+    text = f"{agreeing} of {len(pairs)} answers agree with the serving release's"
+    return Judgement(agreeing >= policy.min_agreement * len(pairs), text)
+
+
+def _degenerate(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
+    faults = [(pair.new.is_degenerate, pair.old.is_degenerate) for pair in pairs]
+    what = "are empty or repeat themselves"
+    return _refusal(faults, what, policy.max_extra_bad_answers, max(_DEGENERATE_LEVEL, policy.false_alarm))
+
+
+def _foreign(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
+    faults = [(pair.new.is_foreign(pair.question), pair.old.is_foreign(pair.question)) for pair in pairs]
+    what = "are in another language than their question"
+    return _refusal(faults, what, policy.max_extra_bad_answers, max(_DEGENERATE_LEVEL, policy.false_alarm))
+
+
+def _wrong(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
+    known = [pair for pair in pairs if pair.question.expected]
+    faults = [(pair.new.is_wrong(pair.question), pair.old.is_wrong(pair.question)) for pair in known]
+    return _refusal(faults, "are wrong", policy.max_extra_wrong_answers, policy.false_alarm)
+
+
+def _of_other_length(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
+    """Compare how many answers became far longer with how many became far shorter."""
+    ratio = policy.max_length_ratio
+    answered = [pair for pair in pairs if not pair.new.is_degenerate and not pair.old.is_degenerate]
+    longer = [pair.new.is_far_longer(pair.old, ratio) for pair in answered]
+    shorter = [pair.old.is_far_longer(pair.new, ratio) for pair in answered]
+    for what, here, there in (("longer", longer, shorter), ("shorter", shorter, longer)):
+        faults = list(zip(here, there, strict=True))
+        if is_worse(faults, policy.max_extra_bad_answers, policy.false_alarm):
+            times = f"more than {ratio:g} times {what} than the serving release's"
+            return f"{sum(here)} of {len(answered)} answers are {times}"
+    return ""
+
+
+def _refusal(faults: Sequence[tuple[bool, bool]], what: str, most: float, level: float) -> str:
+    """Return why the candidate is refused; empty if it is not."""
+    if not is_worse(faults, most, level):
+        return ""
+    new, old = (sum(column) for column in zip(*faults, strict=True))
+    return f"{new} of {len(faults)} answers {what} ({old} of the serving release's)"
 
 
 def is_worse(pairs: Sequence[tuple[bool, bool]], max_extra: float, level: float) -> bool:
@@ -143,31 +146,6 @@ def sign_test(num_faults: int, num_different: int) -> float:
     from scipy.stats import binom  # here, because who only records answers does not judge them
 
     return float(binom.sf(num_faults - 1, num_different, 0.5)) if num_different else 1.0
-
-
-def _question(release: Location, case: Any) -> SanityQuestion | None:
-    if not isinstance(case, dict):
-        return None
-    text, image, expected = case.get("question", case.get("prompt")), case.get("image"), case.get("expected")
-    turns = case.get("turns")
-    if isinstance(turns, list) and len(turns) == 1:
-        text, image = turns[0]["text"].replace(IMAGE_MARK, "").strip(), next(iter(case.get("images", ())), None)
-    if not isinstance(text, str) or not text:
-        return None
-    try:
-        data = _image(release, image) if isinstance(image, str) and image else None
-    except (NotFoundError, ValueError) as error:
-        logger.warning("the image of the question %r cannot be read: %s", text[:80], error)
-        return None
-    return SanityQuestion(text, data, expected if isinstance(expected, str) else None)
-
-
-def _image(release: Location, reference: str) -> bytes:
-    if reference.startswith("data:"):
-        return base64.b64decode(reference.partition(",")[2], validate=True)
-    if reference.startswith("/") or ".." in reference.split("/"):
-        raise ValueError(f"{reference!r} is not a path below the release")
-    return (release / reference).read_bytes()
 
 
 def _words(text: str | None) -> list[str]:

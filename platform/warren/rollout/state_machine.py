@@ -36,6 +36,8 @@ class RolloutState:
         handled_command: Number of the last command that was obeyed.
         spent_s: Time that the rollout has taken up to this phase or step, pauses left out.
         restarts: How often a controller took over in the middle of this rollout.
+        is_away: Whether an engine of the candidate has died and was not replaced yet.
+        losses: How often one died in this rollout.
     """
 
     phase: Phase = "idle"
@@ -49,6 +51,8 @@ class RolloutState:
     handled_command: int = 0
     spent_s: float = 0.0
     restarts: int = 0
+    is_away: bool = False
+    losses: int = 0
 
     @property
     def moment(self) -> tuple[Phase, int, str | None, bool]:
@@ -109,6 +113,7 @@ class Observation:
         judgement: Of the candidate's traffic in this step; None while there is too little.
         promotion_error: Why the alias could not be moved although nobody else moved it; empty if it could.
         command: The last command that a person gave.
+        is_agreed: Whether every ingress replica follows the weights in force.
     """
 
     since_s: float = 0.0
@@ -122,6 +127,7 @@ class Observation:
     judgement: Judgement | None = None
     promotion_error: str = ""
     command: RolloutCommand | None = None
+    is_agreed: bool = True
 
     def engine(self, version: str | None) -> EngineView:
         """Return what Serve says of a version's engines."""
@@ -224,7 +230,7 @@ def _share(state: RolloutState, policy: RolloutPolicy) -> float:
 
 def _may_be_deleted(version: str, seen: Observation, policy: RolloutPolicy) -> bool:
     status = seen.engine(version).status
-    return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s
+    return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s and seen.is_agreed
 
 
 def _obey(state: RolloutState, seen: Observation) -> RolloutState:
@@ -300,6 +306,8 @@ def _begun(state: RolloutState, seen: Observation, version: str) -> RolloutState
         expected_alias=seen.stable_alias,
         spent_s=0.0,
         restarts=0,
+        is_away=False,
+        losses=0,
     )
 
 
@@ -328,6 +336,10 @@ def _starting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> 
 
 def _shifting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutState:
     engine = seen.engine(state.candidate)
+    is_away = engine.status == "unhealthy"  # an engine has died, until Serve has replaced it
+    state = replace(state, is_away=is_away, losses=state.losses + (is_away and not state.is_away))
+    if state.losses > policy.max_engine_losses:
+        return _back(state, seen, f"its engines died {state.losses} times")
     if seen.judgement is not None and not seen.judgement.is_good:
         return _back(state, seen, seen.judgement.reason)
     if engine.status == "failed":

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from warren.config.rollout import RolloutPolicy
+from warren.rollout.answer_checks import SHORT_CHARS
 from warren.rollout.state_machine import Judgement
 
 _MAX_RECORDS = 5000  # of one version and step
-_NUM_TESTS = 6
+_NUM_TESTS = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class AnswerRecord:
         num_chars: Length of the answer.
         is_empty: Whether it has no visible text.
         is_repetitive: See `is_repetitive`.
+        is_foreign: Whether it is in another language than its question.
+        is_resumed: Whether an engine died while it answered. Another one finished the answer, so the client saw no
+            failure, but the release did fail.
     """
 
     version: str
@@ -39,6 +43,8 @@ class AnswerRecord:
     num_chars: int = 0
     is_empty: bool = False
     is_repetitive: bool = False
+    is_foreign: bool = False
+    is_resumed: bool = False
 
 
 class StepJudge:
@@ -95,15 +101,22 @@ def judge_traffic(
     level /= _NUM_TESTS
     compared = stable if len(stable) >= policy.min_requests else [*baseline, *stable]
     shares: tuple[tuple[str, float, Callable[[AnswerRecord], bool]], ...] = (
-        ("failed", policy.max_extra_errors, lambda one: one.is_failed),
+        (
+            "failed, or were cut by an engine that died",
+            policy.max_extra_errors,
+            lambda one: one.is_failed or one.is_resumed,
+        ),
         ("were empty", policy.max_extra_bad_answers, lambda one: one.is_empty),
         ("repeated themselves", policy.max_extra_bad_answers, lambda one: one.is_repetitive),
+        ("were in another language than their question", policy.max_extra_bad_answers, lambda one: one.is_foreign),
     )
     for what, most, is_faulty in shares:
         new, old = sum(map(is_faulty, candidate)), sum(map(is_faulty, compared))
         if share_is_higher((new, len(candidate)), (old, len(compared)), most, level):
             text = f"{new} of {len(candidate)} answers {what} ({old} of {len(compared)} of the serving release's)"
             return Judgement(False, text)
+    if reason := _other_length(_lengths(candidate), _lengths(stable), policy, level / 2):
+        return Judgement(False, reason)
     for what, unit, reading, is_speed in _TIMES:
         slower = _slower(reading(candidate), reading(stable), policy, level, is_speed)
         if slower:
@@ -155,6 +168,25 @@ def _slower(
         return None
     ratio = others[0] / bounds[1] if is_speed else bounds[0] / others[1]
     return (sorted(new)[len(new) // 2], sorted(old)[len(old) // 2]) if ratio > policy.max_slowdown else None
+
+
+def _other_length(new: Sequence[int], old: Sequence[int], policy: RolloutPolicy, level: float) -> str:
+    """Return why the answers' lengths refuse a candidate; empty if they do not."""
+    if min(len(new), len(old)) < policy.min_requests:
+        return ""
+    bounds, others = median_bounds(new, level), median_bounds(old, level)
+    if bounds is None or others is None:
+        return ""
+    is_longer = bounds[0] > policy.max_length_ratio * max(SHORT_CHARS, others[1])
+    is_shorter = others[0] > policy.max_length_ratio * max(SHORT_CHARS, bounds[1])
+    if not is_longer and not is_shorter:
+        return ""
+    here, there = sorted(new)[len(new) // 2], sorted(old)[len(old) // 2]
+    return f"length of an answer: a median of {here} characters, the serving release has {there}"
+
+
+def _lengths(records: Sequence[AnswerRecord]) -> list[int]:
+    return [one.num_chars for one in records if not one.is_failed and not one.is_empty]
 
 
 def _values(name: str) -> Callable[[Sequence[AnswerRecord]], list[float]]:

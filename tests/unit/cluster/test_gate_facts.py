@@ -9,13 +9,21 @@ import pytest
 from factories import colour_sample, tiny_recipe, write_dataset
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.publish_and_deploy import make_release
-from warren.config import GateConfig, Recipe, ReleaseConfig
+from warren.config import GateConfig, Recipe, ReleaseConfig, SanityPrompt
 from warren.data.manifest import Manifest, read_manifest, write_manifest
 from warren.errors import GateError, ReleaseError
 from warren.evaluate.accuracy import score
 from warren.evaluate.evaluation_report import Evaluation
-from warren.release import GateOverride, GateVerdict, ParentModel, Registry, read_verdict
-from warren.storage import Location
+from warren.release import (
+    EngineProbe,
+    GateOverride,
+    GateVerdict,
+    ParentModel,
+    ProbedAnswer,
+    Registry,
+    read_verdict,
+)
+from warren.storage import Location, StoredFiles
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
@@ -190,3 +198,27 @@ def test_lineage_of_an_average_and_of_a_model_that_began_as_a_release(root: Loca
     assert grown.parents == (ParentModel("origin", model=released.uri),)
     assert grown.parents[0].release == ("tiny", released.version)
     assert [each.reference for each in grown.datasets] == ["a@v1", "b@v1", "c@v1"]
+
+
+def test_an_engine_is_asked_where_the_gate_asks_for_it(root: Location, tmp_path: Path) -> None:
+    asked: list[GateConfig] = []
+
+    def probe(gate: GateConfig, model: StoredFiles) -> EngineProbe:
+        asked.append(gate)
+        assert [entry.path for entry in model.files] == ["model.safetensors"]
+        return EngineProbe(0.1, 0.01, 1000, "1 CPU", (ProbedAnswer("2+2?", "five"),))
+
+    run = checkpoint(root, tmp_path, "good", 36)
+    make_release(gated(), root, run, probe=probe)
+    assert asked == []
+    with pytest.raises(
+        GateError, match=r"the engine takes 1,000 bytes on 1 CPU, the gate allows 999 bytes; the answer"
+    ):
+        make_release(
+            gated(max_memory_bytes=999, sanity_prompts=(SanityPrompt(text="2+2?", matches="4|four"),)),
+            *(root, run),
+            probe=probe,
+        )
+    assert [check.name for check in refused_verdict(run).checks] == ["min_score", "max_memory_bytes", "sanity_prompts"]
+    with pytest.raises(GateError, match="no engine of it was asked"):
+        make_release(gated(max_token_s=1.0), root, run)

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
-from warren.config import GateConfig
+from warren.config import GateConfig, SanityPrompt
 from warren.errors import GateError
 from warren.release import (
     AnswerShares,
     CandidateFacts,
     Decontamination,
+    EngineProbe,
     GateOverride,
     GateVerdict,
+    ProbedAnswer,
     StableComparison,
     TrainingDataset,
     check_gate,
@@ -32,10 +34,22 @@ FACTS = CandidateFacts(
 WORSE = StableComparison("v1", 100, -0.1, -0.15, -0.05, 0.001)
 EVEN = StableComparison("v1", 100, -0.01, -0.04, 0.02, 0.4)
 UNKNOWN = StableComparison("v1", problem="v1 is stable, but was not measured by exact_match on test@v1")
+PROBE = EngineProbe(
+    first_token_s=0.25,
+    token_s=0.02,
+    memory_bytes=4000,
+    hardware="2 CPU of x86_64",
+    answers=(
+        ProbedAnswer("2+2?", " It is four."),
+        ProbedAnswer("why?", " \n"),
+        ProbedAnswer("how?", "la la la", is_repetitive=True),
+    ),
+)
 
 
 def verdict(facts: dict[str, Any], **gate: Any) -> GateVerdict:
-    return judge(GateConfig(**{"min_score": 0.0, **gate}), replace(FACTS, **facts))
+    prompts = tuple(SanityPrompt(text=text, matches=matches) for text, matches in gate.pop("sanity_prompts", ()))
+    return judge(GateConfig(**{"min_score": 0.0, "sanity_prompts": prompts, **gate}), replace(FACTS, **facts))
 
 
 CASES: list[tuple[dict[str, Any], dict[str, Any], bool, str]] = [
@@ -58,6 +72,20 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], bool, str]] = [
     ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_same_answer_fraction": 0.5}, True, "of the answers are 'yes'"),
     ({"answers": AnswerShares(0.1, 0.5, "yes")}, {"max_same_answer_fraction": 0.4}, False, "50.00% of the answers are"),
     ({"answers": AnswerShares(problem="answers are missing")}, {"max_empty_fraction": 1.0}, False, "are missing"),
+    ({"engine": PROBE}, {"max_first_token_s": 0.3}, True, "takes 0.25 s on 2 CPU of x86_64, the gate allows 0.3 s"),
+    ({"engine": PROBE}, {"max_first_token_s": 0.2}, False, "the first token takes 0.25 s on 2 CPU of x86_64"),
+    ({"engine": PROBE}, {"max_token_s": 0.02}, True, "every further token takes 0.02 s"),
+    ({"engine": PROBE}, {"max_token_s": 0.019}, False, "the gate allows 0.019 s"),
+    ({"engine": PROBE}, {"max_memory_bytes": 4000}, True, "the engine takes 4,000 bytes on 2 CPU"),
+    ({"engine": PROBE}, {"max_memory_bytes": 3999}, False, "the gate allows 3,999 bytes"),
+    ({}, {"max_token_s": 9.0}, False, "no engine of it was asked"),
+    ({"engine": EngineProbe(problem="it does not load")}, {"max_memory_bytes": 10**9}, False, "it does not load"),
+    ({"engine": EngineProbe(problem="it does not load")}, {"sanity_prompts": [("2+2?", None)]}, False, "does not load"),
+    ({"engine": PROBE}, {"sanity_prompts": [("2+2?", "FOUR|5")]}, True, "all 1 sanity prompts"),
+    ({"engine": PROBE}, {"sanity_prompts": [("2+2?", "5")]}, False, "'It is four.', does not match '5'"),
+    ({"engine": PROBE}, {"sanity_prompts": [("2+2?", None), ("why?", None)]}, False, "answer to 'why?' is empty"),
+    ({"engine": PROBE}, {"sanity_prompts": [("how?", None)]}, False, "'la la la', repeats itself"),
+    ({"engine": PROBE}, {"sanity_prompts": [("never asked", None)]}, False, "answer to 'never asked' is empty"),
     ({}, {"max_model_bytes": 1000}, True, "the model has 1,000 bytes, the gate allows 1,000"),
     ({}, {"max_model_bytes": 999}, False, "the model has 1,000 bytes, the gate allows 999"),
     ({}, {"contamination_certificate": True}, True, "all 1 training datasets are free of images of test@v1"),

@@ -1,6 +1,7 @@
 """`jobs/registry.py`: every command in text and JSON, errors of one line, nothing done without being asked."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,9 @@ def test_a_wrong_command_line_is_refused(registry: Registry, run: Run, words: li
         run(*words)
     assert ended.value.code == 2
     assert registry.aliases() == {"stable": "v1"}
+
+
+def test_a_mirror_without_mlflow_says_what_to_install(registry: Registry, run: Run, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, _, error = run("mirror", NAME, "--to", "http://127.0.0.1:1")
+    assert (code, "pip install 'warren-vlm[trackers]'" in error) == (1, True)

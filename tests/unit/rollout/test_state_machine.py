@@ -232,6 +232,25 @@ def test_a_candidate_whose_engines_go_away_gets_no_traffic_and_is_undone_if_they
     assert "away too long" in world.stored.refused["v2"]
 
 
+def test_a_candidate_whose_engine_dies_once_goes_on_and_one_whose_engines_die_again_and_again_is_undone() -> None:
+    for num_deaths in (1, 2, 3):
+        world = serving()
+        world.aliases["candidate"] = "v2"
+        world.run_until(lambda one: one.stored.phase == "shifting")
+        world.command = RolloutCommand(1, "pause")  # so that the steps wait for the deaths
+        world.tick()
+        for number in range(num_deaths):
+            world.engines["v2"] = "unhealthy"
+            world.kill_in = 1 if number == 1 else None  # it is counted, also if another controller goes on
+            world.tick()
+            world.engines["v2"] = "ready"
+            world.tick()
+        world.command = RolloutCommand(2, "resume")
+        world.run_until(lambda one: one.is_settled)
+        assert world.stored.stable == ("v2" if num_deaths <= POLICY.max_engine_losses else "v1")
+    assert world.stored.refused["v2"] == "its engines died 3 times"
+
+
 def test_a_candidate_whose_engines_are_gone_does_not_become_stable() -> None:
     state = RolloutState("finishing", stable="v1", candidate="v2", expected_alias="v1")
     for status, phase in (("ready", "finishing"), ("unhealthy", "finishing"), ("absent", "starting")):

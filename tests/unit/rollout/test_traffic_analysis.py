@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from warren.config import RolloutPolicy
-from warren.rollout.answer_checks import BUILT_IN, Reply, SanityQuestion, is_repetitive, judge_answers, read_questions
+from warren.rollout.answer_checks import BUILT_IN, Reply, SanityQuestion, is_repetitive, judge_answers
+from warren.rollout.questions import read_questions
 from warren.rollout.traffic_analysis import AnswerRecord, StepJudge, judge_traffic
 from warren.storage import Location
 
@@ -72,6 +73,10 @@ def slower(one: AnswerRecord, _: random.Random) -> AnswerRecord:
         (lambda one, _: replace(one, is_failed=True), "failed"),
         (lambda one, _: replace(one, is_empty=True), "were empty"),
         (lambda one, _: replace(one, is_repetitive=True), "repeated themselves"),
+        (lambda one, _: replace(one, is_foreign=True), "in another language"),
+        (lambda one, chance: replace(one, is_resumed=chance.random() < 0.05), "cut by an engine that died"),
+        (lambda one, _: replace(one, num_chars=5 * one.num_chars), "length of an answer"),
+        (lambda one, _: replace(one, num_chars=1), "length of an answer"),
         (lambda one, chance: replace(one, is_failed=chance.random() < 0.05), "failed"),
         (lambda one, _: replace(one, first_token_s=None, gap_s=5 * one.gap_s), "gap between tokens"),
     ],
@@ -128,7 +133,7 @@ def test_a_release_is_judged_by_its_answers() -> None:
     fine, loop = answers(BUILT_IN, "fine"), answers(BUILT_IN, "la la " * 20)
 
     def verdict(new: list[Reply], old: list[Reply] | None, questions: tuple[SanityQuestion, ...] = BUILT_IN) -> str:
-        judged = judge_answers(questions, new, old, POLICY.max_extra_bad_answers, POLICY.false_alarm)
+        judged = judge_answers(questions, new, old, POLICY)
         return "" if judged.is_good else judged.reason
 
     assert verdict(fine, fine) == verdict(fine, loop) == verdict(fine, None) == verdict(loop, loop) == ""
@@ -143,6 +148,44 @@ def test_a_release_is_judged_by_its_answers() -> None:
     assert verdict(right, right, truths) == verdict(right, wrong, truths) == verdict(wrong, wrong, truths) == ""
     assert verdict(wrong, right, truths) == "40 of 40 answers are wrong (0 of the serving release's)"
     assert verdict([*wrong[:2], *right[2:]], right, truths) == "", "two of forty may be chance"
+
+
+def judged(questions: tuple[SanityQuestion, ...], new: list[Reply], old: list[Reply], **policy: float) -> str:
+    verdict = judge_answers(questions, new, old, POLICY.model_copy(update=policy))
+    return "" if verdict.is_good else verdict.reason
+
+
+def test_answers_in_another_language_or_of_another_length_are_refused() -> None:
+    english, german = "There is a red circle on the left.", "Auf dem Bild ist ein roter Kreis."
+    fine = answers(BUILT_IN, english)
+    foreign = "4 of 4 answers are in another language than their question (0 of the serving release's)"
+    assert judged(BUILT_IN, answers(BUILT_IN, german), fine) == foreign
+    assert judged(BUILT_IN, fine, answers(BUILT_IN, german)) == "", "the serving release was the foreign one"
+    assert judged(BUILT_IN, answers(BUILT_IN, german, english), fine) == "", "two of four may be chance"
+
+    questions = tuple(SanityQuestion(f"what is it? {n}") for n in range(12))
+    short = answers(questions, "a circle on the left side")
+    long = answers(questions, "I see a circle. It is red, as far as one can say. " * 2)
+    assert "12 of 12 answers are more than 3 times longer" in judged(questions, long, short)
+    assert "12 of 12 answers are more than 3 times shorter" in judged(questions, short, long)
+    assert judged(questions, long, short, max_length_ratio=9.0) == ""
+    assert judged(questions, long, answers(questions, "")) == "", "an empty answer has no length"
+    assert judged(questions, answers(questions, "No, there is none at all."), answers(questions, "no")) == ""
+
+
+def test_agreement_with_the_serving_release_is_judged_only_if_that_is_asked_for() -> None:
+    new, old = answers(BUILT_IN, "a cat"), answers(BUILT_IN, "A cat.", "a dog")
+    assert judged(BUILT_IN, new, old) == judged(BUILT_IN, new, old, min_agreement=0.5) == ""
+    assert judged(BUILT_IN, new, old, min_agreement=0.6) == "2 of 4 answers agree with the serving release's"
+
+
+def test_three_points_on_four_hundred_questions_are_found() -> None:
+    truths = tuple(SanityQuestion(f"colour {n}?", expected="red") for n in range(400))
+    old = [Reply("red" if n % 10 else "blue") for n in range(400)]
+    three_points_worse = [Reply("green") if n % 33 == 1 else reply for n, reply in enumerate(old)]
+    noisy = [Reply("green" if n in (7, 9) else "red" if n in (0, 10, 20) else str(old[n].text)) for n in range(400)]
+    assert "answers are wrong (40 of the serving release's)" in judged(truths, three_points_worse, old)
+    assert judged(truths, noisy, old) == ""
 
 
 def test_questions_come_from_the_release(tmp_path: Path) -> None:
@@ -166,6 +209,10 @@ def test_questions_come_from_the_release(tmp_path: Path) -> None:
             SanityQuestion("why?", None, "so"),
             SanityQuestion("who?", image),
         )
+    (tmp_path / "golden.json").write_text(
+        json.dumps([{"question": "how many?", "max_tokens": most} for most in (3, 0, 65, "3")])
+    )
+    assert [question.max_tokens for question in read_questions(folder)] == [3, 64, 64, 64]
     for text in ("[]", "{", '{"other": 1}'):
         (tmp_path / "golden.json").write_text(text)
         assert read_questions(folder) == BUILT_IN

@@ -1,5 +1,6 @@
 """The rollout controller over real storage, with engines that only pretend: what it does and what it writes."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from warren.rollout.records import RolloutFiles, SupersededError
 from warren.rollout.state_machine import EngineView
 from warren.rollout.traffic_analysis import AnswerRecord
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
-from warren_serve.rollout_controller import RolloutController, verify
+from warren_serve.release_checks import verify
+from warren_serve.rollout_controller import RolloutController
 from warren_serve.routing import IngressReport, RoutingTable
 
 NAME, ENDPOINT = "tiny", "chat"
@@ -86,7 +88,7 @@ class Bench:
                 for _ in range(5)
             ]
             loaded = frozenset(table.applications) - self.failures.keys()
-            self.controller.exchange(IngressReport("one", loaded, self.failures, tuple(records)))
+            self.controller.exchange(IngressReport("one", loaded, self.failures, tuple(records), table.name))
             self.controller.tick()
             asking = self.controller._asking
             if asking and asking.thread:
@@ -221,3 +223,78 @@ def test_a_lost_cluster_starts_from_the_registry(bench: Bench) -> None:
     bench.turn(2)
     assert set(bench.engines.running) == {"v0"}
     assert bench.controller.status()["weights"] == {"v0": 1.0}
+
+
+def test_engines_stay_until_every_ingress_replica_has_learnt_that_they_get_nothing(bench: Bench) -> None:
+    """Two ingress replicas, of which one is late: it still sends requests by the weights of the last step."""
+    bench.name("v2")
+    while bench.controller.state.stable != "v2":
+        bench.turn()
+        bench.controller.exchange(IngressReport("late", frozenset({"v1", "v2"}), table=bench.table.name))
+    late_by = bench.table.name
+    for _ in range(20):
+        bench.turn()
+        bench.controller.exchange(IngressReport("late", frozenset({"v1", "v2"}), table=late_by))
+    assert set(bench.engines.running) == {"v1", "v2"}
+    assert bench.controller.status()["ingress_agrees"] is False
+    bench.controller.exchange(IngressReport("late", frozenset({"v1", "v2"}), table=bench.table.name))
+    bench.turn(2)
+    assert set(bench.engines.running) == {"v2"}
+    bench.turn()
+    bench.controller.exchange(IngressReport("late", frozenset({"v2"}), table=bench.table.name))
+    assert bench.controller.status()["ingress_agrees"] is True
+
+
+def test_an_ingress_replica_that_is_gone_holds_nothing_up(bench: Bench) -> None:
+    bench.controller.exchange(IngressReport("gone", frozenset(), table="another"))
+    bench.name("v2")
+    bench.settle()
+    assert set(bench.engines.running) == {"v2"}
+
+
+def until(bench: Bench, phase: str) -> None:
+    while bench.controller.state.phase != phase:
+        bench.turn()
+
+
+def test_files_that_change_while_a_release_rolls_in_undo_it(bench: Bench) -> None:
+    for version, change, reason in (
+        ("v2", lambda folder: Path((folder / "weights.bin").key).write_bytes(b"other weights"), "has 13 bytes"),
+        ("v3", lambda folder: Path((folder / "weights.bin").key).unlink(), "is missing"),
+        ("v4", lambda folder: (folder / "release.json").put_bytes((folder / "release.json").read_bytes() + b" "),
+         "its release.json has changed since its engines started"),
+    ):  # fmt: skip
+        bench.name(version)
+        until(bench, "shifting")
+        change(bench.root / "releases" / NAME / version)
+        bench.settle()
+        assert reason in bench.controller.state.refused[version]
+        assert (bench.controller.state.stable, read_alias(bench.root, NAME, "stable")) == ("v1", "v1")
+
+
+def test_a_clock_that_jumps_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter([4e9, 0.0, 2e9, 1.0] * 100)
+    monkeypatch.setattr("time.time", lambda: next(jumps))
+    bench.name("v2")
+    bench.settle()
+    assert bench.controller.state.stable == "v2"
+    events = [event["phase"] for event in bench.files.read().events if event["version"] == "v2"]
+    assert events == ["verifying", "starting", "shifting", "shifting", "finishing", "finishing", "idle"]
+
+
+def test_of_two_live_controllers_the_older_one_stops_by_itself_and_says_so(bench: Bench) -> None:
+    first = bench.controller
+    thread = threading.Thread(target=first.run)
+    thread.start()
+    bench.controller = bench.another("second")
+    bench.now_s += 10
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "the controller 'second' (epoch 2) has taken over this endpoint" in first.status()["superseded"]
+    table = first.exchange(IngressReport("one"))
+    assert table is not None
+    assert table.weights == {"v1": 1.0}, "its ingress goes on as before"
+    bench.name("v2")
+    bench.settle()
+    assert first.state.stable == "v1"
+    assert bench.controller.state.stable == "v2"

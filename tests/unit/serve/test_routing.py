@@ -81,6 +81,15 @@ def test_weights_are_kept_and_a_session_stays_where_it_is() -> None:
     assert router.main.release.version == router.choose("s1", ANONYMOUS).release.version == "old"
 
 
+def test_all_ingress_replicas_send_a_client_to_the_same_release() -> None:
+    table = replace(BOTH, weights={"old": 0.5, "new": 0.5})
+    replicas = [router_of(Answers("old"), Answers("new"), table=table) for _ in range(3)]
+    for number in range(200):
+        chosen = {one.choose(f"s{number}", ANONYMOUS).release.version for one in replicas}
+        chosen |= {one.choose(f"s{number}", "key").release.version for one in replicas}
+        assert len(chosen) == 1
+
+
 @pytest.mark.parametrize(("sticky", "is_one"), [("key", True), ("session", False), ("none", False)])
 def test_a_key_sticks_only_if_it_is_asked_for(sticky: Any, is_one: bool) -> None:
     router = router_of(Answers("old"), Answers("new"), table=replace(BOTH, weights={"old": 0.5, "new": 0.5}))
@@ -120,6 +129,7 @@ def test_answers_are_measured() -> None:
     ask(router)
     (one,) = router.take_records()
     assert (one.version, one.num_chars, one.is_empty, one.is_repetitive) == ("new", 13, False, False)
+    assert not one.is_foreign
     assert one.first_token_s is not None
     assert one.gap_s
     assert one.tokens_per_s

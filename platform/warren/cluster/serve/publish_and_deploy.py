@@ -1,18 +1,20 @@
 """From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
 
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve.endpoint import roll_in, rolling_endpoint
 from warren.cluster.serve.endpoint_config import DEFAULT_SPEC, EndpointSpec
 from warren.cluster.serve.gate_facts import facts_of
 from warren.cluster.serve.lineage import lineage_of
-from warren.config import EvaluateConfig, Recipe, Resources
+from warren.config import EvaluateConfig, GateConfig, Recipe, Resources
 from warren.data.manifest import read_manifest
 from warren.errors import ConflictError, ReleaseError
 from warren.evaluate.evaluation_report import Evaluation
 from warren.release import (
+    EngineProbe,
     EvaluationReference,
     GateOverride,
     GateVerdict,
@@ -32,9 +34,12 @@ from warren.release import (
 )
 from warren.rollout.records import RolloutFiles
 from warren.rollout.waiting import wait_until_serving
-from warren.storage import Location
+from warren.storage import Location, StoredFiles
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
+
+EngineProber = Callable[[GateConfig, StoredFiles], EngineProbe]
+"""Starts an engine of a model and measures what the gate asks of it, as `probe_engine` does."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def make_release(
     override: GateOverride | None = None,
     who: str | None = None,
     golden: GoldenWriter | None = None,
+    probe: EngineProber | None = None,
     checkpoint: CheckpointManifest | None = None,
     once: bool = False,
 ) -> Released:
@@ -74,6 +80,7 @@ def make_release(
         override: Publish it although it does not pass, and record that.
         who: Who releases; None takes the name of this process's user.
         golden: See `publish`.
+        probe: Asks an engine of the model, where the gate has conditions on it.
         checkpoint: None for the run's newest.
         once: Leave the alias alone if it has named this release before; for a job that may have been interrupted.
 
@@ -89,7 +96,10 @@ def make_release(
     model = run.checkpoints.part(checkpoint, MODEL_FOLDER)
     lineage = lineage_of(root, run, checkpoint, evaluation.identity)
     registry = Registry(root, name)
-    verdict = judge(gate, facts_of(gate, registry, lineage, model, run, evaluation), override)
+    facts = facts_of(gate, registry, lineage, model, run, evaluation)
+    if gate.asks_engine and probe is not None:
+        facts = replace(facts, engine=probe(gate, model))
+    verdict = judge(gate, facts, override)
     if not verdict.accepted:
         write_refused(evaluations_of(run).at(evaluation.step, evaluation.identity), verdict)
     check_gate(verdict)
