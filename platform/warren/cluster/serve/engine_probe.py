@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import ray
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.config import GateConfig, Resources
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.errors import ReleaseError, root_cause
@@ -48,7 +48,7 @@ def probe_engine(resources: Resources, gate: GateConfig, model: StoredFiles) -> 
     """
     cpus, gpus = resources.cpus_per_replica, resources.gpus_per_replica
     if lacks(cpus, gpus):
-        print(f"release: {waiting(wanted(1, 'tasks for the gate', cpus, gpus))}", file=sys.stderr)
+        print(f"release: {waiting(size_of(1, 'tasks for the gate', cpus, gpus))}", file=sys.stderr)
     task = ray.remote(_probe).options(num_cpus=cpus, num_gpus=gpus)
     prompts = tuple(prompt.text for prompt in gate.sanity_prompts)
     try:

@@ -88,16 +88,18 @@ def _evaluate(work: CheckpointWork, step: int, config: EvaluateConfig | Benchmar
 
 def release_checkpoint(work: CheckpointWork, checkpoint: EvaluatedCheckpoint) -> None:
     """Make a release of an evaluated checkpoint and call it `candidate`, or write that the gate refused it."""
+    from warren.cluster.serve.engine_probe import probe_engine
     from warren.cluster.serve.golden_task import write_golden
     from warren.cluster.serve.publish_and_deploy import make_release
 
     quieten()
-    golden, who = partial(write_golden, work.resources), f"training of {work.run.name}"
+    golden, probe = partial(write_golden, work.resources), partial(probe_engine, work.resources)
+    who = f"training of {work.run.name}"
     measure = f"python jobs/evaluate.py {work.options} --run {work.run.name}"
     manifest = work.run.checkpoints.read(checkpoint.step)
     try:
         released = make_release(
-            work.recipe, work.root, work.run, measure, None, who, golden, checkpoint=manifest, once=True
+            work.recipe, work.root, work.run, measure, None, who, golden, probe, manifest, once=True
         )
         outcome = ReleaseOutcome(released.version, "; ".join(check.reason for check in released.verdict.checks))
     except GateError as error:
