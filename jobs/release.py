@@ -1,4 +1,4 @@
-"""Publish the newest measured checkpoint if it passes the gate, and put it behind the endpoint.
+"""Publish the newest measured checkpoint if it passes the gate, and have the endpoint roll it in.
 
 ray job submit --working-dir . -- python jobs/release.py --recipe demo --endpoint demo
 """
@@ -8,7 +8,7 @@ from functools import partial
 
 import _source  # noqa: F401
 from warren.cli.job import Job, config_folders, run_job
-from warren.cli.release import measuring, options, override_of
+from warren.cli.release import DEFAULT_ENDPOINT, measuring, options, override_of
 from warren.config import load_config
 
 
@@ -18,13 +18,12 @@ def check(job: Job) -> None:
 
 
 def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
-    """Return what the endpoint file says; None where none is named."""
-    if job.options.endpoint is None:
-        return None
+    """Return the endpoint as its file declares it."""
     from warren.cluster.serve.endpoint_config import EndpointSpec
     from warren_serve.endpoint_file import EndpointFile
 
-    file = load_config(EndpointFile, job.options.endpoint, config_folders("endpoints"), job.sets("endpoint"))
+    named = job.options.endpoint or DEFAULT_ENDPOINT
+    file = load_config(EndpointFile, named, config_folders("endpoints"), job.sets("endpoint"))
     file.require_release(job.recipe.require("release").name)
     file.check_haproxy()
     return EndpointSpec(file.application, file.route_prefix, file.application_args(), file.serve.to_config())
@@ -42,7 +41,8 @@ def main(job: Job) -> None:
     print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
-        roll_out(job.resources, job.root, released, job.options.timeout_s, who, endpoint_of(job))
+        keeps = job.options.endpoint is None
+        roll_out(job.resources, job.root, released, endpoint_of(job), keeps, job.options.timeout_s)
         print(f"serving: {released.name} {released.version}")
 
 

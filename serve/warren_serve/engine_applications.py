@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import reason_in
+from warren.config.names import ENGINE_MARK
 from warren.errors import WarrenError
 from warren.rollout.answers import Reply, SanityQuestion
 from warren.rollout.machine import EngineStatus, EngineView
@@ -78,7 +79,7 @@ class EngineApplications:
     def __init__(
         self, endpoint: str, build: BuildApplication, ask_engine: AskEngine, replicas: tuple[int, int]
     ) -> None:
-        self._prefix = f"{endpoint}-engine-"
+        self._prefix = f"{endpoint}{ENGINE_MARK}"
         self._build, self._ask, self._replicas = build, ask_engine, replicas
         self._starting: dict[str, threading.Thread] = {}
         self._errors: dict[str, str] = {}

@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import RoutesBuiltLate
 from warren.config import RolloutPolicy
+from warren.config.names import ENGINE_MARK
 from warren.errors import ConfigError
 from warren.release import ALIASES, locate_release
 from warren.rollout.answers import Reply, SanityQuestion
@@ -44,6 +45,7 @@ from warren_serve.app import (
 )
 from warren_serve.cluster_metrics import ClusterMetrics, Mirror
 from warren_serve.controller import RolloutController
+from warren_serve.endpoint_file import with_endpoint_file
 from warren_serve.engine_applications import EngineApplications
 from warren_serve.metrics import RolloutMetrics
 from warren_serve.proxy import Disconnects
@@ -272,7 +274,7 @@ class _Follower:
         try:
             root, name = self._settings.place
             stable = RolloutFiles(root, name, self._endpoint).read().state.stable
-            application = f"{self._endpoint}-engine-{stable}"
+            application = f"{self._endpoint}{ENGINE_MARK}{stable}"
             if stable and application in serve.status().applications:
                 self._follow(RoutingTable({stable: 1.0}, None, {stable: application}))
         except Exception as error:  # it is tried again
@@ -280,12 +282,12 @@ class _Follower:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Build the application from its `args`, the fields of `FrontSettings`.
+    """Build the application from its `args`: the fields of `FrontSettings`, or `endpoint`, a file that has them.
 
     Raises:
         ConfigError: The args do not fit.
     """
-    return assemble_front(FrontSettings.parse(args), cast(serve.Deployment, EngineServer))
+    return assemble_front(FrontSettings.parse(with_endpoint_file(args)), cast(serve.Deployment, EngineServer))
 
 
 def assemble_front(settings: FrontSettings, engine: serve.Deployment) -> serve.Application:

@@ -8,6 +8,8 @@ from warren.errors import ConfigError
 from warren.release import GateOverride
 from warren.release.aliases import user_name
 
+DEFAULT_ENDPOINT = "laptop"
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the job's own options."""
@@ -15,11 +17,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
     parser.add_argument(
         "--endpoint",
-        help="name or path of an endpoint file, whose settings the endpoint gets; --set endpoint.KEY=VALUE overrides "
-        "(default: an endpoint that runs keeps its settings)",
+        help="name or path of an endpoint file: it is deployed like that; --set endpoint.KEY=VALUE overrides "
+        f"(default: the endpoint that runs, as it is; else {DEFAULT_ENDPOINT})",
     )
     parser.add_argument(
-        "--timeout-s", type=float, default=900.0, help="time to come up, else it is undone (default: 900)"
+        "--timeout-s", type=float, help="how long to wait; the rollout goes on after it (default: by the policy)"
     )
     parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
     parser.add_argument("--who", help="who releases (default: the user's name)")

@@ -16,7 +16,7 @@ from warren.storage import Location
 
 logger = logging.getLogger(__name__)
 
-QUESTION_FILES = ("golden.json", "golden/cases.json")
+QUESTION_FILES = ("golden.json", "golden/questions.json", "golden/cases.json")
 _MAX_QUESTIONS = 200
 _SHORTEST_LOOP = 24  # characters; shorter answers may well repeat a word
 _LOOP_REPEATS = 4
