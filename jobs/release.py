@@ -7,26 +7,14 @@ import sys
 from functools import partial
 
 import _source  # noqa: F401
-from warren.cli.job import Job, config_folders, run_job
-from warren.cli.release import DEFAULT_ENDPOINT, measuring, options, override_of
-from warren.config import load_config
+from _endpoint import endpoint_of, preview
+from warren.cli.job import Job, run_job
+from warren.cli.release import measuring, options, override_of
 
 
 def check(job: Job) -> None:
     override_of(job)
     endpoint_of(job)
-
-
-def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
-    """Return the endpoint as its file declares it."""
-    from warren.cluster.serve.endpoint_config import EndpointSpec
-    from warren_serve.endpoint_file import EndpointFile
-
-    named = job.options.endpoint or DEFAULT_ENDPOINT
-    file = load_config(EndpointFile, named, config_folders("endpoints"), job.sets("endpoint"))
-    file.require_release(job.recipe.require("release").name)
-    file.check_haproxy()
-    return EndpointSpec(file.application, file.route_prefix, file.application_args(), file.serve.to_config())
 
 
 def main(job: Job) -> None:
@@ -47,4 +35,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"], check=check))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview, needs=["evaluate", "release"], check=check))

@@ -4,6 +4,7 @@ import argparse
 import shlex
 
 from warren.cli.job import Job
+from warren.config import RolloutPolicy
 from warren.errors import ConfigError
 from warren.release import GateOverride
 from warren.release.aliases import user_name
@@ -25,6 +26,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
     parser.add_argument("--who", help="who releases (default: the user's name)")
+
+
+def rollout_preview(policy: RolloutPolicy) -> list[str]:
+    """Say what a policy does with a candidate, one line a stage."""
+    judged = f"judged from {policy.min_requests} answers on"
+    times = f"{policy.step_s:g} s or more; with fewer answers, {policy.max_step_s:g} s"
+    steps = [
+        f"step {number}: {f'{step:.3g}' if step < 1 else 'all'} of the traffic, {judged}, {times}"
+        for number, step in enumerate(policy.steps, 1)
+    ]
+    return [
+        "rollout: its files are checked, its engines start beside those that serve, and both are asked its questions",
+        *(f"rollout: {step}" for step in steps),
+        f"rollout: undone by itself if it is worse, not ready after {policy.start_timeout_s:g} s, or not done after "
+        f"{policy.total_timeout_s:g} s",
+    ]
 
 
 def measuring(arguments: argparse.Namespace) -> str:

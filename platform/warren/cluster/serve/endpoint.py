@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from warren.cluster.capacity import lacks, waiting, wanted
 from warren.cluster.serve.endpoint_config import (
     APPLICATION,
     EndpointSource,
@@ -64,6 +65,13 @@ class DeployedEndpoint:
             raise ServiceError(f"the endpoint did not come up ({status}): {_last_line(message)}; {undone}")
         return status == "RUNNING"
 
+    def waits_for_room(self, version: str) -> str:
+        """Say what the engines of a version wait for, if they do not run and the cluster has no place for one."""
+        if self.endpoint.status(f"{self.application}{ENGINE_MARK}{version}")[0] != "DEPLOYING":
+            return ""
+        cpus, gpus = float(self.args.get("num_cpus", 1.0)), float(self.args.get("num_gpus", 0.0))
+        return waiting(wanted(1, "engine replicas", cpus, gpus)) if lacks(cpus, gpus) else ""
+
 
 def ensure_endpoint(
     folder: str, release_name: str, resources: Resources, spec: EndpointSpec, keeps_settings: bool = False
@@ -88,18 +96,20 @@ def ensure_endpoint(
         _check_port(host, port)
         print(f"endpoint: new, at {host}:{port}, {_keys(spec)}", file=sys.stderr)
         endpoint.apply(first_config(source, resources, host, port, spec))
-        return DeployedEndpoint(endpoint, spec.application, dict(spec.args), {"applications": []})
+        args = spec.config(source, resources)["args"]
+        return DeployedEndpoint(endpoint, spec.application, args, {"applications": []})
     name = running.rolling_endpoint(release_name) if keeps_settings else None
     if name is not None:
         print(f"endpoint: {name} runs, and keeps its settings", file=sys.stderr)
         return DeployedEndpoint(endpoint, name, running.applications[name].get("args", {}))
     _say_what_stays(running.settings, spec)
     deployment = running.deploying(source, resources, spec)
+    args = spec.config(source, resources)["args"]
     if deployment.changes == ():
-        return DeployedEndpoint(endpoint, spec.application, dict(spec.args))
+        return DeployedEndpoint(endpoint, spec.application, args)
     print(f"endpoint: {_what_changes(spec, deployment.changes)}", file=sys.stderr)
     endpoint.apply(deployment.config)
-    return DeployedEndpoint(endpoint, spec.application, dict(spec.args), running.config)
+    return DeployedEndpoint(endpoint, spec.application, args, running.config)
 
 
 def delete_endpoint(application: str = APPLICATION, timeout_s: float = 600.0) -> list[str]:

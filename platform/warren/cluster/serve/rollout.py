@@ -1,5 +1,6 @@
 """From a measured checkpoint to a serving release: gate, publish, move `candidate`, wait until it serves."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -187,8 +188,12 @@ def roll_out(
         candidate = read_alias(root, released.name, "candidate")
         if candidate not in (None, released.version):
             raise ReleaseError(f"{released.version} is not awaited any more: {candidate} has become the candidate")
+        if (room := deployed.waits_for_room(released.version)) and room not in said:
+            said.append(room)
+            print(f"rollout: {released.version} is {room}", file=sys.stderr, flush=True)
         return deployed.is_running()
 
+    said: list[str] = []
     files = RolloutFiles(root, released.name, deployed.application)
     wait_until_serving(files, released.version, timeout_s or _patience_s(deployed.args), serves)
 

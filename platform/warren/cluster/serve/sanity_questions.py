@@ -6,7 +6,6 @@ A rollout asks them of the candidate and of the serving release before the candi
 
 import base64
 import json
-import math
 from collections.abc import Iterator
 
 from warren.config import EvaluateConfig
@@ -43,7 +42,7 @@ def _samples(config: EvaluateConfig, root: Location) -> Iterator[Sample]:
     num_groups = min(len(groups), _NUM_QUESTIONS)
     for place in range(num_groups):
         rows = read_group(dataset_folder(root, config.dataset), groups[place * len(groups) // num_groups]).to_pylist()
-        num_rows = min(len(rows), math.ceil(_NUM_QUESTIONS / num_groups))
+        num_rows = min(len(rows), _NUM_QUESTIONS // num_groups)
         yield from (Sample.from_row(rows[row * len(rows) // num_rows]) for row in range(num_rows))
 
 
