@@ -222,7 +222,7 @@ def declare(folder: Path) -> tuple[str, ...]:
     """Write an endpoint file, and return the options of the job that name it."""
     keys, file = folder / "keys", folder / "mine.yaml"
     keys.write_text(hashlib.sha256(KEY.encode()).hexdigest() + "\n")
-    settings = {"num_slots": 3, "num_cpus": 0.25, "max_replicas": 1, "max_new_tokens": 6, "api_keys_file": str(keys)}
+    settings = {"num_slots": 3, "num_cpus": 0.25, "max_replicas": 1, "max_new_tokens": 4, "api_keys_file": str(keys)}
     declared = {"release": NAME, "settings": settings, "rollout": POLICY, "serve": {"http": {"port": 9}}}
     file.write_text(yaml.safe_dump(declared))
     return "--endpoint", str(file), "--set", "endpoint.settings.ingress_num_cpus=0.1"

@@ -57,7 +57,7 @@ def test_a_file_goes_over_the_one_it_extends_and_set_over_both(tmp_path: Path) -
         "poll_s": 0.5,
         "min_requests": 10,
     }
-    assert args == {"min_replicas": 1, "max_replicas": 5, "web_page": True, "max_new_tokens": 8}
+    assert args == {"min_replicas": 1, "max_replicas": 5, "web_page": True, "max_new_tokens": 4}
     assert file.name == "demo"
     assert file.serve.to_config() == {
         "proxy_location": "HeadOnly",
