@@ -50,13 +50,8 @@ def test_a_file_goes_over_the_one_it_extends_and_set_over_both(tmp_path: Path) -
     path = written(tmp_path, "extends: demo\nsettings: {max_replicas: 3}\nserve: {http: {port: 9000}}\n")
     file = loaded(path, "settings.max_replicas=5", "serve.logging.encoding=JSON")
     args = file.application_args()
-    assert args.pop("rollout") == {
-        "steps": [0.2, 1.0],
-        "step_s": 4.0,
-        "max_step_s": 20.0,
-        "poll_s": 0.5,
-        "min_requests": 10,
-    }
+    policy = {"steps": [0.2, 1.0], "step_s": 4.0, "max_step_s": 20.0, "min_requests": 10, "max_slowdown": 10.0}
+    assert args.pop("rollout") == {**policy, "poll_s": 0.5}
     assert args == {"min_replicas": 1, "max_replicas": 5, "web_page": True, "max_new_tokens": 4}
     assert file.name == "demo"
     assert file.serve.to_config() == {
