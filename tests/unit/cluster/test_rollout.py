@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from releases import registry_with
+from warren.cluster import capacity
 from warren.cluster.serve import endpoint as serving
 from warren.cluster.serve.endpoint_config import FRONT_IMPORT_PATH, EndpointSpec
 from warren.cluster.serve.rollout import Released, roll_out
@@ -36,6 +37,7 @@ class Serve:
     Attributes:
         while_it_starts: Called with each configuration.
         fate_of_failing: What becomes of an endpoint with `FAILING` slots: its status, or `refused`.
+        starting: Applications of engines that start.
         given: The applications of every configuration it was sent, also of those it refused.
     """
 
@@ -43,6 +45,7 @@ class Serve:
         self.applications = list(applications)
         self.fate_of_failing = "DEPLOY_FAILED"
         self.given: list[list[dict[str, Any]]] = []
+        self.starting: list[str] = []
         self.while_it_starts: Callable[[], object] = lambda: None
 
     def apply(self, config: dict[str, Any]) -> bool:
@@ -66,6 +69,7 @@ class Serve:
             }
             for each in self.applications
         }
+        applications |= {name: {"status": "DEPLOYING", "source": "imperative"} for name in self.starting}
         options = {"host": "127.0.0.1", "port": 9000}
         return {"proxy_location": "HeadOnly", "http_options": options, "proxies": {}, "applications": applications}
 
@@ -185,6 +189,23 @@ def test_waiting_ends_when_another_release_became_the_candidate(serve: Serve, ro
     assert rolled(root, "v2") == "v2 is not awaited any more: v1 has become the candidate"
     settle(root, "v0")
     assert "v1 does not serve after 0.05 s, v0 serves; the endpoint goes on with it" in rolled(root, timeout_s=0.05)
+
+
+def test_a_candidate_that_does_not_fit_says_what_it_waits_for(
+    serve: Serve, root: Location, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settle(root, "v0")
+    serve.starting = ["chat-engine-v1"]
+    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": 3.0})
+    assert "v1 does not serve after 0.1 s, v0 serves" in rolled(root, timeout_s=0.1, num_gpus=1.0)
+    line = (
+        "rollout: v1 is waiting for 1 engine replicas of 1 CPUs and 1 GPUs; "
+        "the cluster has 4 CPUs (3 of them free) and 1 GPUs (0 of them free)"
+    )
+    assert capsys.readouterr().err.splitlines().count(line) == 1, "once"
+    assert rolled(root, timeout_s=0.1, num_cpus=2.0) != ""
+    assert "waiting for" not in capsys.readouterr().err
 
 
 def test_what_cannot_be_put_back_is_said(serve: Serve, root: Location, monkeypatch: pytest.MonkeyPatch) -> None:
