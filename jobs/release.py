@@ -1,4 +1,4 @@
-"""Publish the newest measured checkpoint if it passes the gate, and put it behind the endpoint.
+"""Publish the newest measured checkpoint if it passes the gate, and have the endpoint roll it in.
 
 ray job submit --working-dir . -- python jobs/release.py --recipe demo --endpoint demo
 """
@@ -7,27 +7,14 @@ import sys
 from functools import partial
 
 import _source  # noqa: F401
-from warren.cli.job import Job, config_folders, run_job
+from _endpoint import endpoint_of, preview
+from warren.cli.job import Job, run_job
 from warren.cli.release import measuring, options, override_of
-from warren.config import load_config
 
 
 def check(job: Job) -> None:
     override_of(job)
     endpoint_of(job)
-
-
-def endpoint_of(job: Job):  # type: ignore[no-untyped-def]
-    """Return what the endpoint file says; None where none is named."""
-    if job.options.endpoint is None:
-        return None
-    from warren.cluster.serve.endpoint_config import EndpointSpec
-    from warren_serve.endpoint_file import EndpointFile
-
-    file = load_config(EndpointFile, job.options.endpoint, config_folders("endpoints"), job.sets("endpoint"))
-    file.require_release(job.recipe.require("release").name)
-    file.check_haproxy()
-    return EndpointSpec(file.application, file.route_prefix, file.application_args(), file.serve.to_config())
 
 
 def main(job: Job) -> None:
@@ -46,9 +33,10 @@ def main(job: Job) -> None:
     print("\n".join(f"gate: {line}" for line in [released.evaluation.summary(), *released.verdict.lines()]))
     print(f"released: {released.uri} (score {released.score:.4f})")
     if not job.options.no_deploy:
-        roll_out(job.resources, job.root, released, job.options.timeout_s, who, endpoint_of(job))
+        keeps = job.options.endpoint is None
+        roll_out(job.resources, job.root, released, endpoint_of(job), keeps, job.options.timeout_s)
         print(f"serving: {released.name} {released.version}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, __doc__, extend=options, needs=["evaluate", "release"], check=check))
+    sys.exit(run_job(main, __doc__, extend=options, preview=preview, needs=["evaluate", "release"], check=check))

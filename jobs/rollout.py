@@ -1,8 +1,11 @@
-"""Show where the rollout of a release stands, or pause, resume, abort or retry it. Needs storage, but no Ray.
+"""Show where the rollout of a release stands, or pause, resume, abort or retry it; or delete the endpoint.
+
+Needs storage; only `delete` needs Ray.
 
 python jobs/rollout.py status demo
 python jobs/rollout.py abort demo --endpoint chat --reason "answers in the wrong language"
 python jobs/rollout.py retry demo --version demo-finetune-00000250
+ray job submit --working-dir . -- python jobs/rollout.py delete demo
 """
 
 import argparse

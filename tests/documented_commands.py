@@ -64,6 +64,8 @@ _KUBERNETES = NotRun("needs Kubernetes")
 
 FATES: dict[str, Fate] = {
     # Each pattern is matched against the beginning of the command.
+    r"python jobs/release\.py --recipe demo --endpoint demo --dry-run": AsItIs(),
+    r"ray job submit .*jobs/rollout\.py delete": Elsewhere("tests/integration/test_releasing.py"),
     r"python jobs/rollout\.py ": Elsewhere("tests/unit/rollout/test_rollout_command.py"),
     r"make (install|check|test|demo)$": Elsewhere(".ci/run"),
     r"make chaos-rollout": Elsewhere("tests/integration/test_chaos_rollout.py"),
@@ -74,6 +76,7 @@ FATES: dict[str, Fate] = {
     r"python jobs/demo_curate\.py$": NotRun("takes minutes; make demo-curate runs it by hand"),
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe demo$": _WHOLE_WAY,
     r"ray job submit --working-dir \. -- python jobs/release\.py --recipe demo --endpoint demo$": _WHOLE_WAY,
+    r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe demo --run demo-pretrain": _WHOLE_WAY,
     r"ray job submit .*jobs/release\.py .*--endpoint": Elsewhere("tests/integration/test_releasing.py"),
     r"ray job submit .*jobs/release\.py .*--override-gate": Elsewhere("tests/unit/cluster/test_gate_facts.py"),
     r"ray job submit --working-dir \. -- python jobs/\w+\.py --recipe my-recipe\.yaml": _OWN_DATA,

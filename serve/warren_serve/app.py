@@ -1,13 +1,14 @@
-"""The Ray Serve application. Deploy it declaratively with `import_path: warren_serve.app:build` and `args`.
+"""The deployments of an endpoint (engine, ingress, accounts), and the application that serves one version for good.
 
     proxy → Ingress (routes, keys, checks) → Engine (tokens, slots, model)
                   ↘ Accounts (what each key used; only where keys have limits)
 
 Ingress and engine are two deployments, because one is limited by connections, the other by slots and memory. The
-accounts are one small replica, so that a limit holds for all ingress replicas together. A release rolls in as new
-`args`: Serve starts replicas of the new version beside the old ones (`max_surge_percent: 100`), and the old ones go on
-serving if a new one does not load or warm up. There is no `user_config` and so no `reconfigure()`, because an exception
-in it kills a healthy replica.
+accounts are one small replica, so that a limit holds for all ingress replicas together. There is no `user_config` and
+so no `reconfigure()`, because an exception in it kills a healthy replica.
+
+`warren_serve.app:build` is for benchmarks, tests, and looking at one version at a route of its own. It follows no
+alias and no release rolls into it; an endpoint is `warren_serve.front:build`.
 """
 
 import logging
@@ -25,9 +26,8 @@ from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import RoutesBuiltLate
 from warren.config.json_logs import json_handler, logs_are_json
-from warren.errors import ServiceError
-from warren.release import read_release, resolve_release
-from warren.storage import Location
+from warren.errors import ConfigError, ServiceError
+from warren.release import ALIASES, locate_release, read_release
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api
 from warren_serve.backend import EngineRequest, ResponseChunk
@@ -169,16 +169,21 @@ class IngressServer(RoutesBuiltLate):
 def build(args: dict[str, Any]) -> serve.Application:
     """Build the application from its `args`, the fields of `ServeSettings`.
 
-    An alias is resolved once, here, so that replicas that start later serve the same version. A release that does not
-    exist fails here, before a replica is started for it.
+    A release that does not exist fails here, before a replica is started for it.
 
     Raises:
-        ConfigError: The args do not fit.
+        ConfigError: The args do not fit, or name an alias, which this application would not follow.
         ReleaseError: There is no such release.
     """
     settings = ServeSettings.parse(args)
-    pinned = settings.model_copy(update={"release": resolve_release(settings.release)})
-    read_release(Location.parse(pinned.release))
+    location = locate_release(settings.release)
+    if location.name in ALIASES:
+        raise ConfigError(
+            f"release: {settings.release!r} is an alias, and {__name__}:build serves one version for good: name the "
+            "version, or deploy warren_serve.front:build, which follows the aliases"
+        )
+    read_release(location)
+    pinned = settings.model_copy(update={"release": location.uri})
     return assemble(pinned, cast(serve.Deployment, EngineServer))
 
 

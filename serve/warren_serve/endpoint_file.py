@@ -1,21 +1,25 @@
-"""The endpoint file: an endpoint's settings and Ray Serve's own options, in a YAML file of its own.
+"""The endpoint file: an endpoint's settings, how releases roll in, and Ray Serve's own options, in one YAML file.
 
     # my-endpoint.yaml
     extends: laptop
     settings: {web_page: true, max_replicas: 4, api_keys_file: /etc/warren/keys}
+    rollout: {steps: [0.1, 1.0], step_s: 60}
     serve: {http: {port: 9000}}
 
-`jobs/release.py --endpoint my-endpoint.yaml` deploys it. Named files are in `jobs/endpoints/`.
+`jobs/release.py --endpoint my-endpoint.yaml` deploys it. A Serve configuration names it in the application's args:
+`args: {endpoint: kuberay, release: demo}`. Named files are in `jobs/endpoints/`.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from warren.compat.ray_serve import SERVE_BY_HAPROXY
-from warren.config import Config
-from warren.config.names import Name
+from warren.config import Config, RolloutPolicy, load_config
+from warren.config.folders import config_folders
+from warren.config.names import EndpointName, Name
 from warren.errors import ConfigError
 from warren_serve.settings import EndpointSettings
 
@@ -88,10 +92,17 @@ class EndpointFile(Config):
     release: Name | None = Field(
         default=None, description="Name of the release whose versions it serves; null takes the recipe's."
     )
-    application: Name = Field(default="chat", description="Name of the Serve application.")
+    application: EndpointName = Field(
+        default="chat",
+        description="Name of the Serve application. It has no `-engine-` in it, because the engines of a version are "
+        "the application `NAME-engine-VERSION`.",
+    )
     route_prefix: str = Field(default="/", pattern=r"^/\S*$", description="Path below which it answers.")
     settings: EndpointSettings = Field(
         default=EndpointSettings(), description="The settings of [endpoint.md](endpoint.md), without the release."
+    )
+    rollout: RolloutPolicy = Field(
+        default=RolloutPolicy(), description="How candidates roll in ([rollout.md](../rollout.md))."
     )
     serve: ServeOptions = Field(default=ServeOptions(), description="Ray Serve's own options.")
 
@@ -115,7 +126,9 @@ class EndpointFile(Config):
 
     def application_args(self) -> dict[str, Any]:
         """Return the application's `args`, without the release: what the file and `--set` say, and no defaults."""
-        return self.settings.model_dump(mode="json", exclude_unset=True)
+        args = self.settings.model_dump(mode="json", exclude_unset=True)
+        policy = self.rollout.model_dump(mode="json", exclude_unset=True)
+        return {**args, "rollout": policy} if policy else args
 
     def check_haproxy(self) -> None:
         """Check that the cluster's nodes were started with Serve's HAProxy, if it is asked for.
@@ -129,3 +142,22 @@ class EndpointFile(Config):
                 f"endpoint {self.name!r} asks for HAProxy (serve.haproxy), which Ray Serve takes from the environment "
                 f"of its nodes: start them with {' '.join(missing)}, or set endpoint.serve.haproxy=false"
             )
+
+
+def with_endpoint_file(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an application's args with what the endpoint file says that they name as `endpoint`; the args go first.
+
+    Args:
+        args: As a Serve configuration has them; the file is named or a path on the head node.
+
+    Raises:
+        ConfigError: There is no such file, or it names no release and neither do the args.
+    """
+    own = dict(args)
+    named = own.pop("endpoint", None)
+    if named is None:
+        return own
+    if not isinstance(named, str):
+        raise ConfigError(f"the endpoint's args: endpoint must be the name or path of an endpoint file, not {named!r}")
+    file = load_config(EndpointFile, named, config_folders("endpoints"))
+    return {"release": own.get("release") or file.require_release(), **file.application_args(), **own}

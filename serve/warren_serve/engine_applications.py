@@ -69,7 +69,7 @@ class Engines(Protocol):
 
 def engines_prefix(endpoint: str) -> str:
     """Return what the names of an endpoint's engine applications begin with; a version follows."""
-    return f"{endpoint}-engine-"
+    return f"{endpoint}{ENGINE_MARK}"
 
 
 class EngineApplications:

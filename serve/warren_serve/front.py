@@ -43,6 +43,7 @@ from warren_serve.app import (
     sized_ingress,
 )
 from warren_serve.cluster_metrics import ClusterMetrics, Mirror
+from warren_serve.endpoint_file import with_endpoint_file
 from warren_serve.engine_applications import EngineApplications, engines_prefix
 from warren_serve.metrics import RolloutMetrics
 from warren_serve.proxy_errors import Disconnects
@@ -286,12 +287,12 @@ class _Follower:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Build the application from its `args`, the fields of `FrontSettings`.
+    """Build the application from its `args`: the fields of `FrontSettings`, or `endpoint`, a file that has them.
 
     Raises:
         ConfigError: The args do not fit.
     """
-    return assemble_front(FrontSettings.parse(args), cast(serve.Deployment, EngineServer))
+    return assemble_front(FrontSettings.parse(with_endpoint_file(args)), cast(serve.Deployment, EngineServer))
 
 
 def assemble_front(settings: FrontSettings, engine: serve.Deployment) -> serve.Application:

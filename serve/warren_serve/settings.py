@@ -1,6 +1,6 @@
 """Settings of the endpoint: strict, typed, and passed as the `args` of the Serve application.
 
-An endpoint file has all of them but the release (`warren_serve.endpoint_file`).
+An endpoint file has them as `settings` (`warren_serve.endpoint_file`).
 """
 
 import json
@@ -258,12 +258,11 @@ class EndpointSettings(Config):
 
 
 class ServeSettings(EndpointSettings):
-    """The `args` of the Serve application: the endpoint's settings, and the release, which alone has no default."""
+    """The settings of what serves one version: the endpoint's, and the version, which alone has no default."""
 
     release: str = Field(
         min_length=1,
-        description="URI of a release's version, or of an alias; `NAME/VERSION` or `NAME/ALIAS` is below "
-        "`WARREN_STORAGE`. An alias is resolved once, when the application is built.",
+        description="URI of a release's version; `NAME/VERSION` is below `WARREN_STORAGE`.",
     )
 
     @classmethod

@@ -7,16 +7,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from warren.config import RolloutPolicy
 from warren_serve.endpoint_file import EndpointFile, HttpOptions, LoggingOptions, ServeOptions
-from warren_serve.settings import ServeSettings
+from warren_serve.settings import EndpointSettings
 
 _PATH = Path(__file__).parents[2] / "docs" / "reference" / "endpoint.md"
 _HEAD = """# Settings of the endpoint
 
-An endpoint file (`jobs/endpoints/*.yaml`, [releases.md](../releases.md)) has these settings, without the release, under
-`settings`. Where an application is deployed by hand, they are its `args`; then a release is required. Everything else
-has a default. Unknown names and wrong types are refused. `python -m warren_serve.settings_reference` writes this page
-from the schemas in [`serve/warren_serve/settings.py`](../../serve/warren_serve/settings.py) and `endpoint_file.py`.
+An endpoint file (`jobs/endpoints/*.yaml`, [releases.md](../releases.md)) has these settings under `settings`. Unknown
+names and wrong types are refused. `python -m warren_serve.settings_reference` writes this page from the schemas in
+[`serve/warren_serve/settings.py`](../../serve/warren_serve/settings.py) and `endpoint_file.py`.
+
+A Serve configuration that deploys `warren_serve.front:build` by hand has them as the application's `args`, beside
+`release` (required: the release's name below `WARREN_STORAGE`, or the URI of its folder, without a version), `rollout`
+(the table below) and `endpoint` (name or path of an endpoint file; what the args say goes over it).
 """
 _FILE_HEAD = """
 # Keys of endpoint files
@@ -30,6 +34,7 @@ _COLUMNS = """
 """
 _SECTIONS: dict[str, type[BaseModel]] = {
     "endpoint": EndpointFile,
+    "rollout": RolloutPolicy,
     "serve": ServeOptions,
     "serve.http": HttpOptions,
     "serve.logging": LoggingOptions,
@@ -38,8 +43,8 @@ _LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}"}
 
 
 def reference() -> str:
-    """Return the page in Markdown: one row for each field of `ServeSettings`, then those of `EndpointFile`."""
-    parts = [_HEAD, _table("setting", ServeSettings), _FILE_HEAD]
+    """Return the page in Markdown: one row for each field of `EndpointSettings`, then those of `EndpointFile`."""
+    parts = [_HEAD, _table("setting", EndpointSettings), _FILE_HEAD]
     for title, section in _SECTIONS.items():
         parts += [f"\n## `{title}`\n", _table("key", section)]
     return "".join(parts)

@@ -8,15 +8,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-import warren
 from warren.config import Recipe, Resources, Section, check_name, load_config
 from warren.config.environment import STORAGE_VARIABLE, storage_root
+from warren.config.folders import config_folders, job_folders
 from warren.config.json_logs import json_standard_error
 from warren.errors import ConfigError, WarrenError, root_cause
 from warren.storage import Location
+
+__all__ = ["Job", "Parser", "config_folders", "end_quietly", "exit_code", "job_parser", "load_job", "main", "run_job"]
 
 _INTERRUPTED, _TERMINATED, _WRONG_USAGE = 130, 143, 2
 _NAMES = ("run", "from_run", "first", "second")  # options that name runs
@@ -171,7 +172,7 @@ def _end(signum: int, _: Any) -> NoReturn:
 
 def main() -> int:
     """Run a job by name: `warren pretrain --recipe demo` is `python jobs/pretrain.py --recipe demo`."""
-    folder = next(folder for folder in _job_folders() if folder.is_dir())
+    folder = next(folder for folder in job_folders() if folder.is_dir())
     jobs = sorted(path.stem for path in folder.glob("[a-z]*.py"))
     parser = argparse.ArgumentParser(
         prog="warren", description="Run one of Warren's jobs; JOB --help tells its options."
@@ -182,16 +183,6 @@ def main() -> int:
     sys.path.insert(0, str(folder))
     runpy.run_path(str(folder / f"{job}.py"), run_name="__main__")
     return 0
-
-
-def config_folders(kind: str) -> list[Path]:
-    """Return where configurations of a kind are: beside the jobs of a source tree, and in the installed package."""
-    return [folder / kind for folder in _job_folders()]
-
-
-def _job_folders() -> list[Path]:
-    package = Path(warren.__file__).parent
-    return [package.parent.parent / "jobs", package / "jobs"]
 
 
 def _sets(options: argparse.Namespace, prefix: str) -> list[str]:

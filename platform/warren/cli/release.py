@@ -4,9 +4,12 @@ import argparse
 import shlex
 
 from warren.cli.job import Job, shared_options
+from warren.config import RolloutPolicy
 from warren.errors import ConfigError
 from warren.release import GateOverride
 from warren.release.aliases import user_name
+
+DEFAULT_ENDPOINT = "laptop"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -16,14 +19,30 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
     parser.add_argument(
         "--endpoint",
-        help="name or path of an endpoint file, whose settings the endpoint gets; --set endpoint.KEY=VALUE overrides "
-        "(default: an endpoint that runs keeps its settings)",
+        help="name or path of an endpoint file: it is deployed like that; --set endpoint.KEY=VALUE overrides "
+        f"(default: the endpoint that runs, as it is; else {DEFAULT_ENDPOINT})",
     )
     parser.add_argument(
-        "--timeout-s", type=float, default=900.0, help="time to come up, else it is undone (default: 900)"
+        "--timeout-s", type=float, help="how long to wait; the rollout goes on after it (default: by the policy)"
     )
     parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
     parser.add_argument("--who", help="who releases (default: the user's name)")
+
+
+def rollout_preview(policy: RolloutPolicy) -> list[str]:
+    """Say what a policy does with a candidate, one line a stage."""
+    judged = f"judged from {policy.min_requests} answers on"
+    times = f"{policy.step_s:g} s or more; with fewer answers, {policy.max_step_s:g} s"
+    steps = [
+        f"step {number}: {f'{step:.3g}' if step < 1 else 'all'} of the traffic, {judged}, {times}"
+        for number, step in enumerate(policy.steps, 1)
+    ]
+    return [
+        "rollout: its files are checked, its engines start beside those that serve, and both are asked its questions",
+        *(f"rollout: {step}" for step in steps),
+        f"rollout: undone by itself if it is worse, not ready after {policy.start_timeout_s:g} s, or not done after "
+        f"{policy.total_timeout_s:g} s",
+    ]
 
 
 def measuring(arguments: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""The command line of `jobs/rollout.py`: show an endpoint's rollout, and send its controller a command."""
+"""The command line of `jobs/rollout.py`: show an endpoint's rollout, send its controller a command, or delete it."""
 
 import argparse
 import getpass
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from warren.cli.job import Parser, exit_code
 from warren.config.environment import storage_root
 from warren.errors import ReleaseError
-from warren.release import read_alias
+from warren.release import read_alias, write_deployment
 from warren.rollout.records import RolloutFiles, RolloutRecord
 from warren.rollout.waiting import wait_until_serving
 from warren.storage import Location
@@ -35,6 +35,7 @@ def rollout_parser(description: str) -> argparse.ArgumentParser:
     looking = {
         "status": "show where the rollout stands",
         "wait": "wait until a version serves; fails with the reason if it is undone",
+        "delete": "delete the endpoint and its engines from the cluster; needs Ray",
     }
     for command, text in {**looking, **_COMMANDS}.items():
         each = commands.add_parser(command, help=text)
@@ -58,9 +59,11 @@ def _run(options: argparse.Namespace) -> None:
     if record.epoch == 0:
         raise ReleaseError(
             f"no rollout controller has written for the release {options.name!r} and the endpoint "
-            f"{options.endpoint!r}: name the endpoint's application with --endpoint, and deploy it as "
-            "warren_serve.front:build"
+            f"{options.endpoint!r}: name the endpoint's application with --endpoint, or deploy it with jobs/release.py"
         )
+    if options.command == "delete":
+        _delete(root, options)
+        return
     if options.command == "status":
         aliases = {alias: read_alias(root, options.name, alias) for alias in ("stable", "candidate")}
         shown = {**record.to_json(), "aliases": aliases}
@@ -76,6 +79,17 @@ def _run(options: argparse.Namespace) -> None:
     version = options.version if options.command == "retry" else None
     sent = files.send(options.command, version, getpass.getuser(), options.reason)
     print(json.dumps({"number": sent.number, "action": sent.action}) if options.json else f"sent: {sent.action}")
+
+
+def _delete(root: Location, options: argparse.Namespace) -> None:
+    """Delete an endpoint and its engines from the cluster; releases, aliases and the rollouts' history stay."""
+    from warren.cluster.serve.endpoint import delete_endpoint  # late: the other commands need no Ray
+    from warren.cluster.session import connect
+
+    connect()
+    deleted = delete_endpoint(options.endpoint)
+    write_deployment(root, options.name, options.endpoint, [])
+    print(json.dumps({"deleted": deleted}) if options.json else f"deleted: {' '.join(deleted) or 'nothing was there'}")
 
 
 def status_lines(record: RolloutRecord, aliases: dict[str, str | None]) -> list[str]:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 from warren.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ENGINE_MARK = "-engine-"  # between an endpoint's name and a release's version
 _ALLOWED = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 100 of them"
 
 
@@ -22,6 +23,20 @@ def check_name(name: str, what: str = "name") -> str:
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{what} {_shown(name)} is not a name: allowed are {_ALLOWED}")
+    return name
+
+
+def check_endpoint(name: str) -> str:
+    """Return a name that an endpoint's application may have.
+
+    Raises:
+        ConfigError: It is not a name, or it is one that engines have: an endpoint takes what begins with its own name
+            and `-engine-` for engines of its own, and deletes those that it does not know.
+    """
+    if ENGINE_MARK in check_name(name, "endpoint"):
+        raise ConfigError(
+            f"endpoint {_shown(name)}: {ENGINE_MARK!r} is for applications of engines; choose another name"
+        )
     return name
 
 
@@ -49,6 +64,13 @@ def _name(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _endpoint(value: str) -> str:
+    try:
+        return check_endpoint(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 def _dataset(value: str) -> str:
     try:
         split_dataset(value)
@@ -58,4 +80,5 @@ def _dataset(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+EndpointName = Annotated[str, AfterValidator(_endpoint)]
 DatasetReference = Annotated[str, AfterValidator(_dataset)]

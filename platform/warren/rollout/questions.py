@@ -12,7 +12,7 @@ from warren.storage import Location
 
 logger = logging.getLogger(__name__)
 
-QUESTION_FILES = ("golden.json", "golden/cases.json")
+QUESTION_FILES = ("golden.json", "golden/questions.json", "golden/cases.json")
 _MAX_QUESTIONS = 2000
 _MAX_TOKENS = 64
 

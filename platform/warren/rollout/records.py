@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from warren.config import check_name
+from warren.config.names import check_endpoint
 from warren.errors import ConflictError, NotFoundError, ServiceError
 from warren.rollout.state_machine import CommandAction, RolloutCommand, RolloutState, taken_over
 from warren.storage import Location
@@ -63,8 +64,9 @@ class RolloutFiles:
     """
 
     def __init__(self, root: Location, name: str, endpoint: str) -> None:
+        self.name, self.endpoint = name, endpoint
         folder = root / "releases" / check_name(name, "release") / "rollouts"
-        self._state = folder / f"{check_name(endpoint, 'endpoint')}.json"
+        self._state = folder / f"{check_endpoint(endpoint)}.json"
         self._command = folder / f"{endpoint}.command.json"
 
     def read(self) -> RolloutRecord:

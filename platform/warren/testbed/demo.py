@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -29,10 +30,12 @@ from warren.errors import ServiceError
 from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
 from warren.evaluate.stored_evaluations import Evaluations
+from warren.release import read_alias
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
+from warren.testbed.demo_load import DemoLoad
 from warren.train.checkpoint import MODEL_FOLDER
 from warren.train.run import Run
 from warren.train.run_report import read_metrics
@@ -113,14 +116,25 @@ class Demo:
             began: When the clock started, as `time.monotonic` tells it.
         """
         began = time.monotonic() if began is None else began
-        for job in ("ingest", "pretrain", "finetune", "evaluate", "release"):
-            with self._timed(job):
-                self._submit(job, environment)
+        for job in ("ingest", "pretrain"):
+            self._submit(job, environment)
+        if read_alias(root, self.recipe.require("release").name, "stable") is None:  # an earlier demo's release serves
+            first = ("--run", f"{self.recipe.name}-pretrain")
+            self._submit("evaluate", environment, *first, title="evaluate stage 1")
+            why = ("--override-gate", "the first model, so that something serves")
+            self._submit("release", environment, *first, "--endpoint", _ENDPOINT, *why, title="serve stage 1")
+        for job in ("finetune", "evaluate"):
+            self._submit(job, environment)
+        load = self._roll_in(root, environment, port)
         with self._timed("ask"):
             answers = list(self._ask(root, port))
         with self._timed("draw"):
             image = self._draw(root, answers)
-        metrics = self._summary(root, time.monotonic() - began, answers)
+        metrics = self._summary(root, time.monotonic() - began, answers) | {
+            "requests_during_rollout": sum(load.answers.values()) + len(load.failures),
+            "failed_requests": len(load.failures),
+        }
+        (self.output / f"{self.recipe.name}.json").write_text(json.dumps(metrics, indent=2) + "\n")
         print(f"\n{image}\n{json.dumps(metrics)}", flush=True)
         return metrics
 
@@ -137,13 +151,21 @@ class Demo:
             **ONE_COMPUTE_THREAD,
         }
 
-    def _submit(self, job: str, environment: dict[str, str]) -> None:
-        """Submit a job as the README says, and pass on what it prints."""
-        releases = job == "release"
-        options = [option for option in self.options if releases or not option.startswith("endpoint.")]
-        sets = [part for option in options for part in ("--set", option)]
+    def _submit(self, job: str, environment: dict[str, str], *options: str, title: str = "") -> None:
+        """Submit a job as the README says, and pass on what it prints.
+
+        Args:
+            options: Beside the recipe and the overrides.
+            title: Of the step; empty: the job's name.
+        """
+        with self._timed(title or job):
+            self._run_job(job, environment, *options)
+
+    def _run_job(self, job: str, environment: dict[str, str], *options: str) -> None:
+        overrides = [each for each in self.options if job == "release" or not each.startswith("endpoint.")]
+        sets = [part for override in overrides for part in ("--set", override)]
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
-        command += ["--recipe", self._named, *(["--endpoint", _ENDPOINT] if releases else []), *sets]
+        command += ["--recipe", self._named, *options, *sets]
         print(f"\n$ {shlex.join(command)}", flush=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         process = subprocess.Popen(
@@ -160,6 +182,26 @@ class Demo:
         if process.wait() != 0:
             raise ServiceError(f"jobs/{job}.py failed (exit code {process.returncode}); its error is above")
 
+    def _roll_in(self, root: Location, environment: dict[str, str], port: int) -> DemoLoad:
+        """Release the finetuned model while questions come in.
+
+        Raises:
+            ServiceError: A request failed.
+        """
+        endpoint = ("--endpoint", _ENDPOINT)
+        samples = self._held_out(root)
+        messages = [_message(_question_of(sample), sample.images[0]) for sample in samples]
+        load = DemoLoad(f"http://127.0.0.1:{port}", messages)
+        if read_alias(root, self.recipe.require("release").name, "stable") is None or not _answers(port):
+            self._submit("release", environment, *endpoint)  # on with an earlier demo: nothing serves here yet
+            return load
+        with load:
+            self._submit("release", environment, *endpoint, title="release under load")
+        print(f"meanwhile: {load.summary()}", flush=True)
+        if load.failures:
+            raise ServiceError(f"{len(load.failures)} requests failed while a release rolled in: {load.failures[0]}")
+        return load
+
     def _ask(self, root: Location, port: int) -> Iterator[DemoAnswer]:
         """Put held-out questions to the endpoint through the official client."""
         from openai import OpenAI
@@ -167,7 +209,7 @@ class Demo:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
         model = client.models.list().data[0].id
         for sample in self._held_out(root):
-            question = sample.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
+            question = _question_of(sample)
             messages: Any = [_message(question, sample.images[0])]
             reply = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=8)
             answer = (reply.choices[0].message.content or "").strip()
@@ -197,7 +239,7 @@ class Demo:
 
     def _summary(self, root: Location, total_s: float, answers: list[DemoAnswer]) -> dict[str, Any]:
         measured = self._measured(root)
-        metrics = {
+        return {
             "accuracy": measured.value,
             "num_questions": measured.score.num_samples,
             "asked": len(answers),
@@ -205,8 +247,6 @@ class Demo:
             "total_s": round(total_s, 1),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        (self.output / f"{self.recipe.name}.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        return metrics
 
     def _measured(self, root: Location) -> Evaluation:
         """Return the evaluation that the recipe describes, of the checkpoint that was released."""
@@ -222,8 +262,10 @@ class Demo:
 
     def _wait(self, root: Location, head: RayHead, port: int) -> None:
         example = self._held_out(root)[0]
-        question = example.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
-        body = {"model": self.recipe.require("release").name, "messages": [_message(question, example.images[0])]}
+        body = {
+            "model": self.recipe.require("release").name,
+            "messages": [_message(_question_of(example), example.images[0])],
+        }
         request = self.output / "request.json"
         request.write_text(json.dumps(body) + "\n")
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -233,10 +275,17 @@ class Demo:
         exported = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(head.environment.items())]
         variables.write_text("".join(exported))
         variables.chmod(0o600)  # it holds the cluster's token
+        job, recipe = "  ray job submit --working-dir . -- python jobs", f"--recipe {shlex.quote(self._named)}"
         print(
             f"To go on with it, in another shell:\n  . {variables}\n"
-            f"  ray job submit --working-dir . -- python jobs/finetune.py --recipe {shlex.quote(self._named)} "
-            f"--run mine --from-run {self.recipe.name}-finetune --set finetune.duration.steps=200"
+            f"{job}/finetune.py {recipe} --run mine --from-run {self.recipe.name}-finetune "
+            "--set finetune.duration.steps=200\n"
+            "To publish a worse model, which the gate refuses, and watch the endpoint undo it:\n"
+            f"{job}/finetune.py {recipe} --run worse --from-run {self.recipe.name}-pretrain "
+            "--set finetune.duration.steps=20\n"
+            f"{job}/evaluate.py {recipe} --run worse\n"
+            f'{job}/release.py {recipe} --run worse --endpoint {_ENDPOINT} --override-gate "to watch it being undone"\n'
+            f"  python jobs/rollout.py status {self.recipe.require('release').name}"
         )
         print("Ctrl-C ends it.", flush=True)
         try:
@@ -252,6 +301,16 @@ class Demo:
         yield
         self.seconds[name] = time.monotonic() - began
         print(f"[{name}: {self.seconds[name]:.0f} s]", flush=True)
+
+
+def _question_of(sample: Sample) -> str:
+    return sample.turns[0].text.replace(f"{IMAGE_MARK}\n", "")
+
+
+def _answers(port: int) -> bool:
+    """Tell whether an endpoint of this machine serves."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _message(question: str, image: bytes) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 // Connects the deep-chat component to the endpoint that serves this page. The conversation lives in this tab only.
 
 const place = document.getElementById("place");
+const ROLLOUT_EVERY_MS = 3000;
 const access = document.getElementById("access");
 let headers = {};
 let model = null;
+let watching = false;
 let talk = []; // what the endpoint is sent: turns that were answered, and the one being asked
 
 access.addEventListener("submit", (event) => {
@@ -26,6 +28,30 @@ async function open() {
   [model] = body.data;
   describe(factsOf(model));
   place.replaceChildren(newChat());
+  watchRollout();
+}
+
+// Says where a new release stands, as long as this tab is open. Only an endpoint that rolls releases in has the route.
+async function watchRollout() {
+  if (watching) return;
+  watching = true;
+  const api = await (await fetch("openapi.json", { headers })).json();
+  while (api.paths?.["/rollout"]) {
+    const answer = await fetch("rollout", { headers }).catch(() => null);
+    if (answer?.ok) showRollout(await answer.json());
+    await new Promise((resolve) => setTimeout(resolve, ROLLOUT_EVERY_MS));
+  }
+}
+
+function showRollout({ phase, candidate, weights, paused, reason, refused }) {
+  const line = document.getElementById("rollout");
+  const undone = Object.entries(refused).at(-1);
+  const share = candidate ? ` (${(100 * (weights[candidate] ?? 0)).toFixed(0)} % of the traffic)` : "";
+  const parts = [];
+  if (candidate) parts.push(`rolling in ${candidate}: ${phase}${share}${paused ? ", paused" : ""}`, reason);
+  else if (undone) parts.push(`last release undone: ${undone[0]}`, undone[1]);
+  line.textContent = parts.filter(Boolean).join(" · ");
+  line.hidden = !line.textContent;
 }
 
 // What a visitor may want to know of a model, in plain words; the whole lineage is at v1/models.

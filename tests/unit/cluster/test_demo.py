@@ -60,7 +60,7 @@ def test_a_recipe_in_a_file_is_found_by_every_job(
     job["run"](job["parser"]().parse_args(["--set", "endpoint.settings.num_slots=2", "--set", "finetune.seed=3"]))
     for demo in walked:
         demo._submit("ingest", {})
-    walked[2]._submit("release", {})
+    walked[2]._submit("release", {}, "--endpoint", "demo")
     ways = [line.partition(" --recipe ")[2] for line in (tmp_path / "submitted").read_text().splitlines()]
     seeded = "--set finetune.seed=3"
     assert ways[:3] == [str(tmp_path / "mine.yaml"), "demo", f"demo {seeded}"]

@@ -174,6 +174,16 @@ def test_fields_that_need_a_gate_are_told(field: str, value: Any, gate: str | No
     assert required_gates(broken("RayJob", f"{JOB_CLUSTER}.{field}", value)) == ({gate} if gate else set())
 
 
+# What an overlay of somebody's own may add to the application.
+DEPLOYMENTS = """
+  deployments:
+  - name: Ingress
+    max_surge_percent: 100
+    autoscaling_config: {min_replicas: 1, max_replicas: 2}
+    ray_actor_options: {num_cpus: 1}
+"""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -183,7 +193,7 @@ def test_fields_that_need_a_gate_are_told(field: str, value: Any, gate: str | No
         ("port: 8000", "port: http", "unable to parse string as an integer"),
         ("proxy_location: EveryNode", "proxy_location: SomeNodes", "proxy_location"),
         ("import_path:", "import_pth:", "applications[0].import_pth: unknown field"),
-        ("warren_serve.app:build", "warren_serve", "import_path"),
+        ("warren_serve.front:build", "warren_serve", "import_path"),
         ("route_prefix: /", "route_prefix: chat", "route_prefix"),
         ("min_replicas: 1", "min_replica: 1", "autoscaling_config.min_replica: unknown field"),
         ("min_replicas: 1", "min_replicas: 3", "max_replicas"),
@@ -195,7 +205,8 @@ def test_fields_that_need_a_gate_are_told(field: str, value: Any, gate: str | No
     ],
 )
 def test_serve_refuses(old: str, new: str, message: str) -> None:
-    text = find(load("cpu-dev"), "RayService")["spec"]["serveConfigV2"]
+    text = find(load("cpu-dev"), "RayService")["spec"]["serveConfigV2"] + DEPLOYMENTS
+    assert serve_config_errors(text) == []
     assert old in text
     errors = serve_config_errors(text.replace(old, new, 1))
     assert any(message in error for error in errors), errors

@@ -3,7 +3,6 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,8 +22,12 @@ from kuberay_manifests import (
     ray_resources,
     settings,
 )
+from warren.cluster.serve.endpoint_config import FRONT_IMPORT_PATH
 from warren.config import Resources, load_config
-from warren_serve.settings import ServeSettings
+from warren.config.folders import config_folders
+from warren.storage import Location
+from warren_serve.endpoint_file import EndpointFile, with_endpoint_file
+from warren_serve.front import FrontSettings
 
 GPU = "nvidia.com/gpu"
 OUTCOMES = ("SUCCEEDED", "FAILED")
@@ -38,9 +41,10 @@ def job(overlay: str, name: str) -> Resource:
     return find(load(overlay), "RayJob", f"warren-{name}")
 
 
-def deployments(service: Resource) -> dict[str, dict[str, Any]]:
+def endpoint(service: Resource) -> FrontSettings:
+    """Return the settings that the endpoint gets: its application's args, and the endpoint file that they name."""
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    return {deployment["name"]: deployment for deployment in application["deployments"]}
+    return FrontSettings.parse(with_endpoint_file(application["args"]))
 
 
 def asked(resource: Resource, name: str) -> float:
@@ -113,11 +117,11 @@ def test_jobs_of_kueue_are_in_its_queue(overlay: str) -> None:
 
 
 @each_overlay
-def test_the_endpoint_is_of_one_release_and_asks_for_keys(overlay: str) -> None:
+def test_the_endpoint_is_of_one_release_and_asks_for_keys(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARREN_STORAGE", "s3://b/warren")
     service = find(load(overlay), "RayService")
-    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    parsed = ServeSettings.parse(application["args"])
-    assert parsed.release == "demo/stable"
+    parsed = endpoint(service)
+    assert parsed.place == (Location("s3://b/warren"), "demo"), "no version, so it never changes"
     assert parsed.api_keys_file is not None
     folder = str(Path(parsed.api_keys_file).parent)
     for template in pod_templates(service):
@@ -130,9 +134,7 @@ def test_the_endpoint_is_of_one_release_and_asks_for_keys(overlay: str) -> None:
 @each_overlay
 def test_the_endpoint_has_two_of_what_takes_requests(overlay: str) -> None:
     service = find(load(overlay), "RayService")
-    ingress = deployments(service)["Ingress"]
-    assert ingress["autoscaling_config"]["min_replicas"] >= 2
-    assert "max_replicas_per_node" not in ingress  # it counts old and new versions, so a surge would not fit
+    assert endpoint(service).ingress_min_replicas >= 2
     (group,) = cluster_spec(service)["workerGroupSpecs"]
     assert group["minReplicas"] >= 2
     (spread,) = group["template"]["spec"]["topologySpreadConstraints"]
@@ -153,18 +155,32 @@ def test_the_endpoint_has_room_for_a_rollout(overlay: str) -> None:
     service = find(load(overlay), "RayService")
     (group,) = cluster_spec(service)["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    for resource, name in (("num_cpus", "cpu"), ("num_gpus", GPU)):
-        needed = 0.0
-        for deployment in deployments(service).values():
-            replicas = deployment["autoscaling_config"]["max_replicas"] * (1 + deployment["max_surge_percent"] / 100)
-            needed += replicas * deployment["ray_actor_options"].get(resource, 0)
-        assert group["maxReplicas"] * quantity(limits.get(name, "0")) >= needed
+    parsed = endpoint(service)
+    assert parsed.max_replicas is not None
+    # A new ingress starts beside the old one, and a candidate's engines beside those that serve; the controller is one.
+    cpus = 2 * (parsed.ingress_max_replicas * parsed.ingress_num_cpus + parsed.max_replicas * parsed.num_cpus)
+    needed = {"cpu": cpus + parsed.ingress_num_cpus, GPU: 2 * parsed.max_replicas * parsed.num_gpus}
+    for name, amount in needed.items():
+        assert group["maxReplicas"] * quantity(limits.get(name, "0")) >= amount
+
+
+@each_overlay
+def test_the_endpoint_file_and_the_manifest_say_the_same_of_serve(overlay: str) -> None:
+    config = yaml.safe_load(find(load(overlay), "RayService")["spec"]["serveConfigV2"])
+    (application,) = config["applications"]
+    assert application["import_path"] == FRONT_IMPORT_PATH
+    file = load_config(EndpointFile, application["args"]["endpoint"], config_folders("endpoints"))
+    assert (application["name"], application["route_prefix"]) == (file.application, file.route_prefix)
+    declared = file.serve.to_config()
+    assert {key: config[key] for key in ("proxy_location", "http_options")} == {
+        key: declared[key] for key in ("proxy_location", "http_options")
+    }
 
 
 @each_overlay
 def test_no_stream_is_cut_by_a_shutdown(overlay: str) -> None:
     service = find(load(overlay), "RayService")
-    longest_stream_s = max(each["graceful_shutdown_timeout_s"] for each in deployments(service).values())
+    longest_stream_s = endpoint(service).drain_timeout_s
     assert service["spec"]["rayClusterDeletionDelaySeconds"] >= longest_stream_s
     for group in cluster_spec(service)["workerGroupSpecs"]:
         pod = group["template"]["spec"]

@@ -47,7 +47,7 @@ def test_waiting_ends_when_the_version_serves_or_was_undone(files: RolloutFiles,
     assert main("", ["wait", "demo", "--version", "v0"]) == 1
     assert "v0 was undone, v1 serves: too slow" in capsys.readouterr().err
     assert main("", ["wait", "demo", "--version", "v2", "--timeout-s", "0"]) == 1
-    assert "v2 does not serve after 0 s; v1 serves" in capsys.readouterr().err
+    assert "v2 does not serve after 0 s, v1 serves" in capsys.readouterr().err
     owner.save(replace(owner.record.state, phase="idle", stable="v2", candidate=None))
     assert main("", ["wait", "demo", "--version", "v2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"serving": "v2"}

@@ -10,10 +10,11 @@ import pytest
 
 from serve_config import serve_config_errors
 from warren.cli.job import config_folders, job_parser, load_job, run_job
-from warren.cluster.serve.endpoint_config import Candidate, EndpointSpec, first_config
+from warren.cluster.serve.endpoint_config import EndpointSource, EndpointSpec, first_config
 from warren.config import Resources, load_config
 from warren.errors import ConfigError
-from warren_serve.endpoint_file import EndpointFile
+from warren_serve.endpoint_file import EndpointFile, with_endpoint_file
+from warren_serve.front import FrontSettings
 from warren_serve.replicas import replicas_that_fit
 from warren_serve.settings import EndpointSettings, ServeSettings
 
@@ -33,21 +34,25 @@ def spec_of(file: EndpointFile) -> EndpointSpec:
     return EndpointSpec(file.application, file.route_prefix, file.application_args(), file.serve.to_config())
 
 
-@pytest.mark.parametrize("name", ["laptop", "demo", "cluster"])
+@pytest.mark.parametrize("name", ["laptop", "demo", "cluster", "kuberay", "kuberay-gpu"])
 def test_named_files_are_valid_for_serve_and_autoscale(name: str) -> None:
     spec = spec_of(loaded(name))
-    candidate = Candidate("s3://b/releases/demo/v1", "demo")
-    config = first_config(candidate, Resources(num_workers=1), "127.0.0.1", 8000, spec)
+    source = EndpointSource("s3://b/releases/demo", "demo")
+    config = first_config(source, Resources(num_workers=1), "127.0.0.1", 8000, spec)
     assert serve_config_errors(json.dumps(config)) == []
-    settings = ServeSettings.parse(config["applications"][0]["args"])
-    assert (settings.min_replicas, settings.max_replicas) == (1, None)
+    settings = FrontSettings.parse(config["applications"][0]["args"])
+    assert settings.max_replicas is None or settings.min_replicas < settings.max_replicas
+    assert settings.rollout.step_s <= 60
     assert settings.web_page is (name == "demo")
 
 
 def test_a_file_goes_over_the_one_it_extends_and_set_over_both(tmp_path: Path) -> None:
     path = written(tmp_path, "extends: demo\nsettings: {max_replicas: 3}\nserve: {http: {port: 9000}}\n")
     file = loaded(path, "settings.max_replicas=5", "serve.logging.encoding=JSON")
-    assert file.application_args() == {"min_replicas": 1, "max_replicas": 5, "web_page": True}
+    args = file.application_args()
+    policy = {"steps": [0.2, 1.0], "step_s": 4.0, "max_step_s": 20.0, "min_requests": 10, "max_slowdown": 10.0}
+    assert args.pop("rollout") == {**policy, "poll_s": 0.5}
+    assert args == {"min_replicas": 1, "max_replicas": 5, "web_page": True, "max_new_tokens": 4}
     assert file.name == "demo"
     assert file.serve.to_config() == {
         "proxy_location": "HeadOnly",
@@ -73,6 +78,10 @@ def test_every_setting_of_the_endpoint_can_be_in_a_file(tmp_path: Path) -> None:
         ("settings: {image_hosts: ['http://x/']}\n", "is not a host"),
         ("release: ../x\n", "is not a name"),
         ("route_prefix: chat\n", "route_prefix"),
+        ("application: chat-engine-x\n", "'-engine-' is for applications of engines"),
+        ("rollout: {steps: [0.5, 0.1, 1.0]}\n", "rollout.steps: [0.5, 0.1, 1.0] does not ascend"),
+        ("rollout: {step: 3}\n", "unknown key 'rollout.step'; did you mean 'steps'?"),
+        ("rollout: {step_s: 100, max_step_s: 5}\n", "max_step_s (5) is less than step_s (100)"),
         ("serve: {proxy_location: Everywhere}\n", "serve.proxy_location: Input should be 'HeadOnly', 'EveryNode'"),
         ("serve: {http: {port: 70000}}\n", "serve.http.port"),
         ("serve: {http: {ssl_keyfile: /k}}\n", "ssl_keyfile and ssl_certfile go together"),
@@ -100,6 +109,18 @@ def test_an_endpoint_serves_one_release() -> None:
         loaded("laptop").require_release()
     with pytest.raises(ConfigError, match="serves releases of 'other', but the recipe releases 'demo'"):
         loaded("laptop", "release=other").require_release("demo")
+
+
+def test_an_applications_args_may_name_an_endpoint_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "release: demo\nsettings: {num_slots: 3, max_replicas: 2}\nrollout: {step_s: 5}\n")
+    expected = {"release": "demo", "num_slots": 3, "max_replicas": 2, "rollout": {"step_s": 5.0}}
+    assert with_endpoint_file({"endpoint": path}) == expected
+    assert with_endpoint_file({"endpoint": path, "num_slots": 9}) == {**expected, "num_slots": 9}
+    assert with_endpoint_file({"release": "s3://b/releases/x"}) == {"release": "s3://b/releases/x"}
+    with pytest.raises(ConfigError, match="names no release: add `release: NAME`"):
+        with_endpoint_file({"endpoint": "laptop"})
+    with pytest.raises(ConfigError, match="must be the name or path of an endpoint file, not 3"):
+        with_endpoint_file({"endpoint": 3})
 
 
 def test_haproxy_is_asked_for_only_where_the_nodes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +159,7 @@ def test_as_many_replicas_as_fit_less_one_for_the_next_release(
         (["--endpoint", "lapto"], "no endpoint named 'lapto'; did you mean 'laptop'?"),
         (["--endpoint", "laptop", "--set", "endpoint.settings.num_slot=1"], "did you mean 'num_slots'?"),
         (["--endpoint", "laptop", "--set", "endpoint.release=other"], "serves releases of 'other'"),
+        (["--endpoint", "laptop", "--set", "endpoint.rollout.steps=[1.0, 0.5]"], "does not end at 1.0"),
         (["--set", "endpoint.settings.num_slots=1"], "name one with --endpoint"),
         (["--override-gate", " "], "--override-gate is empty"),
     ],

@@ -34,7 +34,8 @@ def test_wrong_settings_are_named(args: dict[str, Any], named: str) -> None:
 def test_the_reference_in_the_docs_is_current() -> None:
     page = Path(__file__).parents[3] / "docs" / "reference" / "endpoint.md"
     assert page.read_text() == reference(), "run: python -m warren_serve.settings_reference"
-    assert "| `release` | string | required |" in reference()
+    assert "`release` (required: the release's name" in reference()
+    assert "| `steps` | list of numbers |" in reference()
 
 
 def test_a_replica_drains_longer_than_any_answer_takes() -> None:

@@ -1,16 +1,18 @@
-"""Putting a release behind the endpoint: applied to Ray Serve, watched until it serves, undone if it does not."""
+"""An endpoint on a cluster's Ray Serve: deployed as its file declares it, undone if it does not come up, deleted."""
 
 import os
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from warren.cluster.capacity import lacks, waiting, wanted
 from warren.cluster.serve.endpoint_config import (
-    DEFAULT_SPEC,
-    Candidate,
+    APPLICATION,
+    EndpointSource,
     EndpointSpec,
     Instance,
     ServeConfig,
@@ -19,12 +21,14 @@ from warren.cluster.serve.endpoint_config import (
 from warren.cluster.session import job_environment, shipped_packages
 from warren.compat.ray_serve import dashboard_client, reason_in
 from warren.config import Resources
+from warren.config.names import ENGINE_MARK
 from warren.errors import ServiceError, WarrenError
 
 _POLL_S = 1.0
 _UNDO_TIMEOUT_S = 120.0
 PORT_VARIABLE, _DEFAULT_PORT = "WARREN_SERVE_PORT", 8000
 _HOST_VARIABLE, _DEFAULT_HOST = "WARREN_SERVE_HOST", "127.0.0.1"
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 def serve_port() -> int:
@@ -32,54 +36,104 @@ def serve_port() -> int:
     return int(os.environ.get(PORT_VARIABLE, _DEFAULT_PORT))
 
 
-def roll_in(
-    release_uri: str,
-    release_name: str,
-    resources: Resources,
-    timeout_s: float,
-    spec: EndpointSpec | None = None,
-) -> None:
-    """Serve a release in place of the one that serves; everything else that runs stays as it is.
+@dataclass
+class DeployedEndpoint:
+    """An endpoint that runs, or was just deployed.
+
+    Attributes:
+        application: Its name.
+        args: The application's args.
+        before: The configuration to go back to if what was applied fails; None if nothing was applied.
+    """
+
+    endpoint: "Endpoint"
+    application: str
+    args: dict[str, Any]
+    before: ServeConfig | None = None
+
+    def is_running(self) -> bool:
+        """Tell whether its application runs. It does once a release answers.
+
+        Raises:
+            ServiceError: What was applied failed; it was undone.
+        """
+        status, message = self.endpoint.status(self.application)
+        if status == "RUNNING":
+            self.before = None
+        elif status in _FAILED and self.before is not None:
+            undone = _undone(self.endpoint, self.application, self.before)
+            raise ServiceError(f"the endpoint did not come up ({status}): {_last_line(message)}; {undone}")
+        return status == "RUNNING"
+
+    def waits_for_room(self, version: str) -> str:
+        """Say what the engines of a version wait for, if they do not run and the cluster has no place for one."""
+        if self.endpoint.status(f"{self.application}{ENGINE_MARK}{version}")[0] != "DEPLOYING":
+            return ""
+        cpus, gpus = float(self.args.get("num_cpus", 1.0)), float(self.args.get("num_gpus", 0.0))
+        return waiting(wanted(1, "engine replicas", cpus, gpus)) if lacks(cpus, gpus) else ""
+
+
+def ensure_endpoint(
+    folder: str, release_name: str, resources: Resources, spec: EndpointSpec, keeps_settings: bool = False
+) -> DeployedEndpoint:
+    """Deploy the endpoint of a release, unless it runs as it is declared. Everything else that runs stays as it is.
 
     Args:
-        release_uri: An immutable version.
+        folder: URI of the release's folder, without a version.
         release_name: What its versions are versions of.
-        resources: Of a replica, where no endpoint runs yet; one that runs keeps its own.
-        timeout_s: How long it may take to come up before it is undone.
-        spec: What an endpoint file says: the endpoint gets these settings; None keeps those of one that runs.
+        resources: Of an engine replica, where the file does not say.
+        spec: What an endpoint file says.
+        keeps_settings: Whether an endpoint of this release that runs is taken as it is, whatever `spec` says.
 
     Raises:
-        ServiceError: The port is taken, what runs cannot be kept, or the release did not come up; what served before
-            keeps serving.
+        ServiceError: The port is taken, or what runs cannot be kept.
     """
     endpoint = Endpoint(dashboard_url())
-    candidate = Candidate(release_uri, release_name, shipped_packages(), job_environment())
     running = Instance.of(endpoint.details())
+    source = EndpointSource(folder, release_name, shipped_packages(), job_environment())
     if running is None:
-        chosen = spec or DEFAULT_SPEC
-        host, port = _listens_at(chosen)
+        host, port = _listens_at(spec)
         _check_port(host, port)
-        name, config = chosen.application, first_config(candidate, resources, host, port, chosen)
-        print(f"endpoint: new, at {host}:{port}, {_keys(chosen)}", file=sys.stderr)
-    else:
-        name, config = running.serving(candidate, resources, spec)
-        _say_what_stays(running.settings, spec)
-    before = {"applications": []} if running is None else running.config
-    try:
-        endpoint.apply(config)
-        endpoint.wait(name, timeout_s)
-    except ServiceError as failure:
-        raise ServiceError(f"{failure}; {_undone(endpoint, name, before)}") from None
+        print(f"endpoint: new, at {host}:{port}, {_keys(spec)}", file=sys.stderr)
+        endpoint.apply(first_config(source, resources, host, port, spec))
+        args = spec.config(source, resources)["args"]
+        return DeployedEndpoint(endpoint, spec.application, args, {"applications": []})
+    name = running.rolling_endpoint(release_name) if keeps_settings else None
+    if name is not None:
+        print(f"endpoint: {name} runs, and keeps its settings", file=sys.stderr)
+        return DeployedEndpoint(endpoint, name, running.applications[name].get("args", {}))
+    _say_what_stays(running.settings, spec)
+    deployment = running.deploying(source, resources, spec)
+    args = spec.config(source, resources)["args"]
+    if deployment.changes == ():
+        return DeployedEndpoint(endpoint, spec.application, args)
+    print(f"endpoint: {_what_changes(spec, deployment.changes)}", file=sys.stderr)
+    endpoint.apply(deployment.config)
+    return DeployedEndpoint(endpoint, spec.application, args, running.config)
 
 
-def rolling_endpoint(release_name: str) -> str | None:
-    """Return the application of the running endpoint that rolls in releases of a name by itself, if there is one.
+def delete_endpoint(application: str = APPLICATION, timeout_s: float = 600.0) -> list[str]:
+    """Delete an endpoint and the applications of its engines; running answers end first. Return what was deleted.
+
+    The endpoint goes first, because its controller would start its engines again.
 
     Raises:
-        ServiceError: Serve does not say what runs.
+        ServiceError: Serve does not do it in time, or what else runs could not be kept.
     """
-    running = Instance.of(Endpoint(dashboard_url()).details())
-    return None if running is None else running.rolling_endpoint(release_name)
+    from ray import serve  # late: whoever releases has no need of it
+
+    endpoint = Endpoint(dashboard_url())
+    running = Instance.of(endpoint.details())
+    if running is None:
+        return []
+    if application in running.applications:
+        endpoint.apply(running.without(application))
+        endpoint.wait_until_gone(application, timeout_s)
+    engines = [name for name in endpoint.details()["applications"] if name.startswith(f"{application}{ENGINE_MARK}")]
+    for name in engines:
+        serve.delete(name)
+        endpoint.wait_until_gone(name, timeout_s)
+    return [*([application] if application in running.applications else []), *engines]
 
 
 class Endpoint:
@@ -122,17 +176,28 @@ class Endpoint:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            status, message = self._status(name)
+            status, message = self.status(name)
             if status == "RUNNING":
                 return
-            if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise ServiceError(f"the release did not come up ({status}): {_last_line(message)}")
+            if status in _FAILED:
+                raise ServiceError(f"{name} did not come up ({status}): {_last_line(message)}")
             time.sleep(_POLL_S)
-        raise ServiceError(
-            f"the release was not serving after {timeout_s:.0f} s (status {status}): {_last_line(message)}"
-        )
+        raise ServiceError(f"{name} does not run after {timeout_s:.0f} s (status {status}): {_last_line(message)}")
 
-    def _status(self, name: str) -> tuple[str, str]:
+    def wait_until_gone(self, name: str, timeout_s: float) -> None:
+        """Wait until an application is deleted.
+
+        Raises:
+            ServiceError: It is still there.
+        """
+        deadline = time.monotonic() + timeout_s
+        while name in self.details()["applications"]:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"the application {name!r} is still there after {timeout_s:.0f} s: try again")
+            time.sleep(_POLL_S)
+
+    def status(self, name: str) -> tuple[str, str]:
+        """Return an application's status, and what Serve says of it and its deployments."""
         details = self.details()["applications"].get(name, {})
         messages = [details.get("message", "")]
         messages += [d.get("message", "") for d in details.get("deployments", {}).values()]
@@ -153,11 +218,11 @@ def _undone(endpoint: Endpoint, name: str, before: ServeConfig) -> str:
     try:
         endpoint.apply(before)
         if previous is None:
-            return "nothing served before, and the failed application was removed"
+            return "there was none before, so it was removed"
         endpoint.wait(name, _UNDO_TIMEOUT_S)
     except ServiceError as error:
-        return f"what served before could not be put back ({error}): look at it with `serve status`"
-    return f"it was undone, and {previous.get('args', {}).get('release')} keeps serving"
+        return f"what ran before could not be put back ({error}): look at it with `serve status`"
+    return "it was undone, and the endpoint keeps its former settings"
 
 
 def _last_line(message: str) -> str:
@@ -176,16 +241,24 @@ def _keys(spec: EndpointSpec) -> str:
     return "with API keys" if has_keys else "without API keys"
 
 
-def _say_what_stays(running: ServeConfig, spec: EndpointSpec | None) -> None:
+def _what_changes(spec: EndpointSpec, changes: tuple[str, ...] | None) -> str:
+    """Say what becomes of an endpoint, and what its users notice."""
+    if changes is None:
+        return f"{spec.application} is new, at {spec.route}, {_keys(spec)}"
+    return (
+        f"{spec.application} changes {', '.join(changes)}: its ingress, controller and accounts are replaced without "
+        "failing requests, keys' counts start again; engines keep their settings until the next release"
+    )
+
+
+def _say_what_stays(running: ServeConfig, spec: EndpointSpec) -> None:
     """Warn that options which differ from those of a running Serve have no effect."""
     http_options = running["http_options"]
     for variable, key in ((_HOST_VARIABLE, "host"), (PORT_VARIABLE, "port")):
         requested, current = os.environ.get(variable), str(http_options.get(key))
-        declared = spec.instance["http_options"].get(key) if spec else None
+        declared = spec.instance["http_options"].get(key)
         if declared is None and requested and requested != current:
             print(f"endpoint: {variable}={requested} has no effect, Serve runs with {key} {current}", file=sys.stderr)
-    if spec is None:
-        return
     for key, value in {**spec.instance["http_options"], "proxy_location": spec.instance["proxy_location"]}.items():
         kept = running.get(key) if key == "proxy_location" else http_options.get(key)
         if kept is not None and kept != value:

@@ -1,7 +1,8 @@
-"""The configuration that Ray Serve gets for a new release: the running one, with one application's release changed.
+"""What Ray Serve is told when an endpoint is deployed: everything that runs, unchanged, and that one application.
 
-With an endpoint file, that application gets the file's settings too: then only the file counts, and args and
-deployment options that were set otherwise are dropped. The environment variables that it runs with stay.
+An endpoint's configuration names a release and no version, so it changes only when its file or the code does; versions
+roll in without it (`warren_serve.front`). With an endpoint file, the file is the truth: what was set otherwise (the
+application's args, options of its deployments) goes. The environment variables that it runs with stay.
 
 A declarative configuration is the whole truth for Serve: applications that it does not name are deleted, and settings
 that it does not repeat fall back to their defaults. So what runs is read first, from Serve's REST API
@@ -20,7 +21,6 @@ from warren.errors import ServiceError
 from warren.release import ALIASES
 
 APPLICATION = "chat"  # as in the RayService manifest
-IMPORT_PATH = "warren_serve.app:build"
 FRONT_IMPORT_PATH = "warren_serve.front:build"
 ROUTE = "/"
 _INSTANCE_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
@@ -29,17 +29,17 @@ ServeConfig = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What is to be served.
+class EndpointSource:
+    """What an endpoint gets from the job that deploys it.
 
     Attributes:
-        uri: An immutable version of a release.
+        folder: URI of the release's folder, without a version.
         name: Of the release; what clients call the model, if nobody chose another name.
-        packages: Where the cluster stored the code that this job brought; empty where Warren is installed.
-        environment: Variables that this job was given; a new endpoint gets them too.
+        packages: Where the cluster stored the code that the job brought; empty where Warren is installed.
+        environment: Variables that the job was given; a new endpoint gets them too.
     """
 
-    uri: str
+    folder: str
     name: str
     packages: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -67,35 +67,44 @@ class EndpointSpec:
         }
     )
 
-    def config(self, candidate: Candidate, resources: Resources) -> ServeConfig:
-        """Return the configuration of the application that serves a release.
-
-        The release is in the application's args: a new one starts new replicas beside the old (`max_surge_percent`),
-        and Serve keeps the old ones until the new are healthy.
+    def config(self, source: EndpointSource, resources: Resources) -> ServeConfig:
+        """Return the application's configuration.
 
         Args:
-            resources: They say what a replica takes, where the file does not.
+            resources: They say what an engine replica takes, where the file does not.
         """
-        runtime_env: ServeConfig = {"env_vars": {**IDLE_THREADS_SLEEP, **candidate.environment}}
-        if candidate.packages:
-            runtime_env["py_modules"] = list(candidate.packages)
+        runtime_env: ServeConfig = {"env_vars": {**IDLE_THREADS_SLEEP, **source.environment}}
+        if source.packages:
+            runtime_env["py_modules"] = list(source.packages)
         return {
             "name": self.application,
             "route_prefix": self.route,
-            "import_path": IMPORT_PATH,
+            "import_path": FRONT_IMPORT_PATH,
             "runtime_env": runtime_env,
             "logging_config": dict(self.instance["logging_config"]),
             "args": {
-                "model_name": candidate.name,
+                "model_name": source.name,
                 "num_cpus": resources.cpus_per_replica,
                 "num_gpus": resources.gpus_per_replica,
                 **self.args,
-                "release": candidate.uri,
+                "release": source.folder,
             },
         }
 
 
-DEFAULT_SPEC = EndpointSpec()
+@dataclass(frozen=True)
+class Deployment:
+    """How an endpoint comes to be as it is declared.
+
+    Attributes:
+        application: Its name.
+        config: The configuration to apply.
+        changes: What changes in a running application, as dotted keys; None if it is a new one.
+    """
+
+    application: str
+    config: ServeConfig
+    changes: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -125,10 +134,10 @@ class Instance:
         others: dict[str, str | None] = {}
         for name, application in details.get("applications", {}).items():
             config = application.get("deployed_app_config")
-            if application.get("status") == "DELETING":
-                raise ServiceError(f"the application {name!r} is being deleted: wait until it is gone, then release")
             if application.get("source") == "imperative":
                 others[name] = application.get("route_prefix")
+            elif application.get("status") == "DELETING":
+                raise ServiceError(f"the application {name!r} is being deleted: wait until it is gone, then release")
             elif not isinstance(config, dict) or is_redacted(config.get("runtime_env")):
                 raise ServiceError(
                     f"the configuration of the application {name!r} cannot be read from Serve, so it would be lost: "
@@ -144,82 +153,63 @@ class Instance:
         """The configuration that changes nothing."""
         return {**self.settings, "applications": list(self.applications.values())}
 
-    def serving(
-        self, candidate: Candidate, resources: Resources, spec: EndpointSpec | None = None
-    ) -> tuple[str, ServeConfig]:
-        """Return the application that takes a release, and the configuration in which it does.
+    def without(self, application: str) -> ServeConfig:
+        """Return the configuration that deletes an application and changes nothing else."""
+        kept = [config for name, config in self.applications.items() if name != application]
+        return {**self.settings, "applications": kept}
 
-        Args:
-            spec: What an endpoint file says; None keeps the settings of an application that runs.
+    def deploying(self, source: EndpointSource, resources: Resources, spec: EndpointSpec) -> Deployment:
+        """Return how the endpoint of a file comes to be as the file says.
 
         Raises:
-            ServiceError: There is no application that can take it, or no place for a new one.
+            ServiceError: Something else has its name or its route.
         """
-        name = self._endpoint_of(candidate) if spec is None else self._declared(spec)
-        if name is None:
-            chosen = spec or DEFAULT_SPEC
-            self._check_free(chosen)
-            name, changed = chosen.application, chosen.config(candidate, resources)
-        elif spec is None:
-            changed = _with_release(self.applications[name], candidate)
+        running = self.applications.get(spec.application)
+        if running is not None and running.get("import_path") == FRONT_IMPORT_PATH:
+            changed = _as_declared(running, spec.config(source, resources))
+            changes = _changes(running, changed)
+        elif spec.application in {**self.applications, **self.others}:
+            raise ServiceError(
+                f"the application {spec.application!r} was not deployed as a rolling endpoint ({FRONT_IMPORT_PATH}) by "
+                "a configuration, so its settings and API keys cannot be kept: delete it, or name another one with "
+                "--set endpoint.application=NAME and a route of its own"
+            )
         else:
-            self._check_free(spec, but=name)
-            changed = _as_declared(self.applications[name], spec.config(candidate, resources))
-        applications = {**self.applications, name: changed}
-        return name, {**self.settings, "applications": list(applications.values())}
+            changed, changes = spec.config(source, resources), None
+        self._check_route(spec)
+        applications = {**self.applications, spec.application: changed}
+        config = {**self.settings, "applications": list(applications.values())}
+        return Deployment(spec.application, config, changes)
 
     def rolling_endpoint(self, release_name: str) -> str | None:
-        """Return the application that rolls in releases of a name by itself, if there is one."""
+        """Return the application that rolls in releases of a name, if there is one.
+
+        Raises:
+            ServiceError: There are several.
+        """
+        found = []
         for name, config in self.applications.items():
             parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
             names = parts[:-1] if parts[-1] in ALIASES else parts
             if config.get("import_path") == FRONT_IMPORT_PATH and names and names[-1] == release_name:
-                return name
-        return None
-
-    def _endpoint_of(self, candidate: Candidate) -> str | None:
-        """Find the endpoint of a release: the one that serves an earlier version, else the one called `chat`."""
-        endpoints = [name for name, config in self.applications.items() if config.get("import_path") == IMPORT_PATH]
-        own = [name for name in endpoints if _release_name(self.applications[name]) == candidate.name]
-        if len(own) == 1:
-            return own[0]
-        if APPLICATION in endpoints:
-            return APPLICATION
-        if len(own) > 1:
+                found.append(name)
+        if len(found) > 1:
             raise ServiceError(
-                f"{' and '.join(own)} serve {candidate.name!r}: call the one that is to take releases {APPLICATION!r}"
+                f"{' and '.join(found)} roll in releases of {release_name!r}: name the one to wait for with --endpoint"
             )
-        return None
+        return found[0] if found else None
 
-    def _declared(self, spec: EndpointSpec) -> str | None:
-        """Return the application that an endpoint file names, if it runs."""
-        config = self.applications.get(spec.application, {})
-        return spec.application if config.get("import_path") == IMPORT_PATH else None
-
-    def _check_free(self, spec: EndpointSpec, but: str | None = None) -> None:
-        """Check that an application can be added, or take another route.
-
-        Args:
-            but: The application itself, if it runs.
-        """
-        if but is None and spec.application in {**self.applications, **self.others}:
-            raise ServiceError(
-                f"the application {spec.application!r} was not deployed as an endpoint of Warren by a configuration, "
-                "so its settings and API keys cannot be kept: delete it, or deploy the release by hand"
-            )
+    def _check_route(self, spec: EndpointSpec) -> None:
         routes = {name: config.get("route_prefix", ROUTE) for name, config in self.applications.items()} | self.others
-        taken = [name for name, route in routes.items() if route == spec.route and name != but]
+        taken = [name for name, route in routes.items() if route == spec.route and name != spec.application]
         if taken:
             raise ServiceError(
-                f"the application {taken[0]!r} serves the route {spec.route!r} already: take an endpoint file with "
-                f"another route_prefix (jobs/release.py --endpoint), or deploy the endpoint by hand, as an application "
-                f"called {spec.application!r}; later releases roll into it"
+                f"the application {taken[0]!r} serves the route {spec.route!r} already: give the endpoint another one, "
+                "with route_prefix in its file or --set endpoint.route_prefix=/…"
             )
 
 
-def first_config(
-    candidate: Candidate, resources: Resources, host: str, port: int, spec: EndpointSpec = DEFAULT_SPEC
-) -> ServeConfig:
+def first_config(source: EndpointSource, resources: Resources, host: str, port: int, spec: EndpointSpec) -> ServeConfig:
     """Return the configuration of a Serve instance that does not run yet.
 
     Args:
@@ -227,7 +217,7 @@ def first_config(
         spec: What an endpoint file says.
     """
     http_options = {**spec.instance["http_options"], "host": host, "port": port}
-    return {**spec.instance, "http_options": http_options, "applications": [spec.config(candidate, resources)]}
+    return {**spec.instance, "http_options": http_options, "applications": [spec.config(source, resources)]}
 
 
 def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
@@ -242,22 +232,19 @@ def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
     return {**declared, "runtime_env": runtime_env}
 
 
-def _with_release(config: ServeConfig, candidate: Candidate) -> ServeConfig:
-    """Change an application's release, and what goes with it, and nothing else."""
-    changed = deepcopy(config)
-    args = changed.setdefault("args", {})
-    if args.get("model_name") == _release_name(config):  # nobody chose another name
-        args["model_name"] = candidate.name
-    args["release"] = candidate.uri
-    runtime_env = changed.get("runtime_env") or {}
-    modules = runtime_env.get("py_modules") or []
-    kept = [module for module in modules if not is_shipped_package(str(module))]
-    if len(kept) < len(modules):  # code that an earlier job brought: the release is of this job's
-        runtime_env["py_modules"] = [*kept, *candidate.packages]
-    return changed
+def _changes(running: ServeConfig, declared: ServeConfig) -> tuple[str, ...]:
+    """Return the dotted keys in which a declared application differs from the running one.
 
-
-def _release_name(config: ServeConfig) -> str | None:
-    """Return the NAME of `…/releases/NAME/VERSION` that an application serves."""
-    parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
-    return parts[-2] if len(parts) >= 2 else None
+    Serve adds defaults to the logging options that it was given, so only those that are declared are compared.
+    """
+    logging = {key: (running.get("logging_config") or {}).get(key) for key in declared["logging_config"]}
+    before, after = {**running, "logging_config": logging}, declared
+    found: list[str] = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if key in ("args", "runtime_env") and isinstance(old, dict) and isinstance(new, dict):
+            prefix = "" if key == "args" else f"{key}."
+            found += [f"{prefix}{each}" for each in sorted({*old, *new}) if old.get(each) != new.get(each)]
+        elif old != new:
+            found.append(key)
+    return tuple(found)

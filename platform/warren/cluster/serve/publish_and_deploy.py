@@ -1,17 +1,19 @@
-"""From a measured checkpoint to a serving release: gate, publish, move `candidate`, deploy, move `stable`."""
+"""From a measured checkpoint to a serving release: gate, publish, move `candidate`, wait until it serves."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve.endpoint import roll_in, rolling_endpoint
-from warren.cluster.serve.endpoint_config import DEFAULT_SPEC, EndpointSpec
+from warren.cluster.serve.endpoint import ensure_endpoint
+from warren.cluster.serve.endpoint_config import EndpointSpec
 from warren.cluster.serve.gate_facts import facts_of
 from warren.cluster.serve.lineage import lineage_of
-from warren.config import EvaluateConfig, GateConfig, Recipe, Resources
+from warren.cluster.serve.sanity_questions import write_questions
+from warren.config import EvaluateConfig, GateConfig, Recipe, Resources, RolloutPolicy
 from warren.data.manifest import read_manifest
-from warren.errors import ConflictError, ReleaseError
+from warren.errors import ReleaseError
 from warren.evaluate.evaluation_report import Evaluation
 from warren.release import (
     EngineProbe,
@@ -22,24 +24,22 @@ from warren.release import (
     Registry,
     check_gate,
     judge,
-    move_alias,
     publish,
     read_alias,
-    read_deployment,
     read_release,
     release_folder,
     write_accepted,
-    write_deployment,
     write_refused,
 )
 from warren.rollout.records import RolloutFiles
 from warren.rollout.waiting import wait_until_serving
-from warren.storage import Location, StoredFiles
+from warren.storage import FileEntry, Location, StoredFiles
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest
 from warren.train.run import Run
 
 EngineProber = Callable[[GateConfig, StoredFiles], EngineProbe]
 """Starts an engine of a model and measures what the gate asks of it, as `probe_engine` does."""
+_START_S = 900.0  # for the endpoint's own replicas
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,20 @@ def make_release(
     version = _version(root, name, run, checkpoint, evaluation)
     write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
     scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
-    folder = publish(root, name, version, model, lineage, scores, golden)
+    folder = publish(root, name, version, model, lineage, scores, _with_questions(golden, recipe, root))
     if not (once and any(move.after == version for move in registry.history("candidate"))):
         registry.move("candidate", version, registry.alias("candidate"), who, _why(run, checkpoint, verdict))
     return Released(folder.uri, name, version, evaluation, verdict)
+
+
+def _with_questions(golden: GoldenWriter | None, recipe: Recipe, root: Location) -> GoldenWriter:
+    """Return what writes a release's golden cases, and its sanity questions too."""
+
+    def write(model: StoredFiles, folder: Location) -> tuple[FileEntry, ...]:
+        cases = golden(model, folder) if golden else ()
+        return cases + write_questions(recipe.require("evaluate"), root, folder)
+
+    return write
 
 
 def _why(run: Run, checkpoint: CheckpointManifest, verdict: GateVerdict) -> str:
@@ -167,40 +177,44 @@ def roll_out(
     resources: Resources,
     root: Location,
     released: Released,
-    timeout_s: float,
-    who: str | None = None,
-    spec: EndpointSpec | None = None,
+    spec: EndpointSpec,
+    keeps_settings: bool = False,
+    timeout_s: float | None = None,
 ) -> None:
-    """Serve a release, and call it `stable` once it serves.
+    """Have an endpoint roll a release in, and wait until it serves.
+
+    The release is `candidate` already; the endpoint's controller does the rest, also if this process ends.
 
     Args:
-        timeout_s: How long it may take to come up before it is undone.
-        who: Who moves the alias; None takes the name of this process's user.
-        spec: What an endpoint file says; None keeps the settings of an endpoint that runs.
+        spec: What an endpoint file says.
+        keeps_settings: Whether an endpoint of this release that runs is taken as it is, whatever `spec` says.
+        timeout_s: How long to wait; None is as long as the endpoint's policy allows, and some time for its start.
 
     Raises:
-        ServiceError: It does not come up, or what runs cannot be kept; the alias stays where it is.
-        ReleaseError: An endpoint that rolls releases in by itself has undone it, or does not serve it in time.
-        ConflictError: It serves, but another job has moved the alias since.
+        ServiceError: The endpoint cannot be deployed, or does not come up.
+        ReleaseError: The release was undone, or does not serve in time; what served before keeps serving.
     """
-    if (rolling := rolling_endpoint(released.name)) is not None:
-        note = "; the endpoint file is not applied" if spec else ""
-        print(f"endpoint: {rolling} rolls {released.version} in by itself{note}", file=sys.stderr)
-        wait_until_serving(RolloutFiles(root, released.name, rolling), released.version, timeout_s)
-        return
-    name, endpoint = released.name, (spec or DEFAULT_SPEC).application
-    expected, before = read_alias(root, name, "stable"), read_deployment(root, name, endpoint)
-    write_deployment(root, name, endpoint, [*before, released.version])  # so that none of them is removed meanwhile
+    folder = f"{root}/releases/{released.name}"
+    deployed = ensure_endpoint(folder, released.name, resources, spec, keeps_settings)
+
+    def serves() -> bool:
+        candidate = read_alias(root, released.name, "candidate")
+        if candidate not in (None, released.version):
+            raise ReleaseError(f"{released.version} is not awaited any more: {candidate} has become the candidate")
+        if (room := deployed.waits_for_room(released.version)) and room not in said:
+            said.append(room)
+            print(f"rollout: {released.version} is {room}", file=sys.stderr, flush=True)
+        return deployed.is_running()
+
+    said: list[str] = []
+    files = RolloutFiles(root, released.name, deployed.application)
+    wait_until_serving(files, released.version, timeout_s or _patience_s(deployed.args), serves)
+
+
+def _patience_s(args: Mapping[str, Any]) -> float:
+    """Return how long a rollout may take by an application's args; pauses are not known."""
     try:
-        roll_in(released.uri, name, resources, timeout_s, spec)
-    except BaseException:
-        write_deployment(root, name, endpoint, before)
-        raise
-    write_deployment(root, name, endpoint, [released.version])
-    try:
-        move_alias(root, name, "stable", released.version, expected, who, "rolled out, and serves")
-    except ConflictError as error:
-        raise ConflictError(
-            f"{released.version} serves, but another job moved the alias 'stable' meanwhile ({error}): "
-            "release the version again that is to serve"
-        ) from None
+        policy = RolloutPolicy.model_validate(dict(args.get("rollout") or {}))
+    except ValueError:  # of another version of Warren
+        policy = RolloutPolicy()
+    return policy.total_timeout_s + _START_S
