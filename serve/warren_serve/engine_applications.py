@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from warren.compat.ray_serve import reason_in
+from warren.config.names import ENGINE_MARK
 from warren.errors import WarrenError
 from warren.rollout.answer_checks import Reply, SanityQuestion
 from warren.rollout.state_machine import EngineStatus, EngineView

@@ -19,6 +19,7 @@ from serve_endpoint import Endpoint
 from warren.cli.job import run_job
 from warren.cli.rollout import main as rollout_command
 from warren.cluster.batch.evaluation import evaluations_of, identify
+from warren.cluster.serve import golden_task
 from warren.cluster.serve.golden_task import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
