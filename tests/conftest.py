@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from warren.data.model_inputs import Inputs
@@ -24,6 +25,10 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 for name in ("RAY_ADDRESS", "WARREN_STORAGE", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
     os.environ.pop(name, None)
+
+# An example takes as long as the machine is busy.
+settings.register_profile("warren", deadline=None)
+settings.load_profile("warren")
 
 pytest_plugins = ["cluster_fixtures"]  # one cluster for the integration and the end-to-end tests
 

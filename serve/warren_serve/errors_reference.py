@@ -116,12 +116,12 @@ def _assigned(message: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDe
     """Return what a variable was set to last before it is used."""
     if not isinstance(message, ast.Name):
         return message
-    found: ast.expr = message
+    value: ast.expr = message
     for node in ast.walk(function):
         is_it = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == message.id
         if is_it and isinstance(node, ast.Assign) and node.lineno <= message.lineno:
-            found = node.value
-    return found
+            value = node.value
+    return value
 
 
 def _text(node: ast.expr) -> str:

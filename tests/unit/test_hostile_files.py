@@ -83,7 +83,7 @@ def ingest(folder: Path, ran: Path) -> None:
     importer = importers(config)[0]
     for piece in importer.pieces(10):
         for raw in importer.read(piece):
-            raw.sample()
+            raw.load()
 
 
 def read_embeddings(folder: Path, ran: Path) -> None:

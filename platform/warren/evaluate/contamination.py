@@ -25,21 +25,21 @@ class ContaminationSplit:
 
     @classmethod
     def of(
-        cls, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Collection[str] | None]
+        cls, rows: Sequence[Mapping[str, Any]], contaminated_keys: Mapping[str, Collection[str] | None]
     ) -> "ContaminationSplit | None":
         """Split the samples that were asked; None if the evaluation set was not looked for anywhere.
 
         Args:
             rows: `key`, `correct` and `truth` of each sample.
-            found: For each training dataset the keys that were found in it; None where nobody looked.
+            contaminated_keys: For each training dataset the keys that were found in it; None where nobody looked.
         """
-        searched = tuple(sorted(name for name, keys in found.items() if keys is not None))
+        searched = tuple(sorted(name for name, keys in contaminated_keys.items() if keys is not None))
         if not searched:
             return None
-        keys = {key for each in found.values() if each is not None for key in each}
+        keys = {key for each in contaminated_keys.values() if each is not None for key in each}
         parts = [[row for row in rows if (row["key"] in keys) is inside] for inside in (True, False)]
         hit, clean = (score([row["correct"] for row in part], [row["truth"] for row in part]) for part in parts)
-        return cls(searched, tuple(sorted(set(found) - set(searched))), hit if parts[0] else None, clean)
+        return cls(searched, tuple(sorted(set(contaminated_keys) - set(searched))), hit if parts[0] else None, clean)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ContaminationSplit":

@@ -34,19 +34,19 @@ def test_the_map_counts_what_is_kept_of_each_cluster(tmp_path: Path) -> None:
     for number, rows in enumerate((np.arange(100), np.arange(100, ROWS))):
         work.put(f"vectors-{number}", {"row": rows.astype(np.uint32), "image": image[rows]})
     pieces = [ComputedVectors(work.file(f"vectors-{number}").location) for number in range(2)]
-    for name, kept in (("all", RowSet.full(ROWS)), ("even", RowSet.empty(ROWS))):
-        kept.add(np.arange(0, ROWS, 2))
-        (work.folder / name).put_bytes(kept.to_bytes())
+    for name, selected in (("all", RowSet.full(ROWS)), ("even", RowSet.empty(ROWS))):
+        selected.add(np.arange(0, ROWS, 2))
+        (work.folder / name).put_bytes(selected.to_bytes())
     step = ClusterStep(step="cluster", num_clusters=5)
     clusters = cluster(run_here, work, step, pieces, work.folder / "all", ROWS)
     made = cluster_map(run_here, work / "map", clusters, work.folder / "even")
     files = [ArrayFile(location) for location in clusters.files]
-    number, row, distance = (
+    labels, row, distance = (
         np.concatenate([file.read(name) for file in files]) for name in ("cluster", "row", "distance")
     )
-    assert made.sizes.tolist() == sorted(np.bincount(number).tolist(), reverse=True)
-    assert sorted(made.kept.tolist()) == sorted(np.bincount(number[row % 2 == 0]).tolist())
-    nearest = {int(row[number == n][distance[number == n].argmin()]) for n in range(5)}
+    assert made.sizes.tolist() == sorted(np.bincount(labels).tolist(), reverse=True)
+    assert sorted(made.kept.tolist()) == sorted(np.bincount(labels[row % 2 == 0]).tolist())
+    nearest = {int(row[labels == n][distance[labels == n].argmin()]) for n in range(5)}
     assert 0 < len(made.examples) <= 5
     assert set(made.examples.values()) <= nearest
     assert made.points.min() == 0

@@ -80,8 +80,8 @@ def test_refusals_and_broken_streams_count_under_their_reason(scripted: Any, mon
     endpoint, _ = scripted(lambda _: answer, {"api_keys_env": "KEYS", "requests_per_minute": 3})
     headers = {"authorization": "Bearer sesame"}
     endpoint.chat()
-    for body in ({"model": "other", "messages": [{"role": "user", "content": "?"}]}, {"temperature": "hot"}):
-        endpoint.request("POST", PATH, json=body, headers=headers)
+    for refused in ({"model": "other", "messages": [{"role": "user", "content": "?"}]}, {"temperature": "hot"}):
+        endpoint.request("POST", PATH, json=refused, headers=headers)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "stream": True}
     assert endpoint.request("POST", PATH, json=body, headers=headers).status_code == 200
     endpoint.request("POST", PATH, json=body, headers=headers)
