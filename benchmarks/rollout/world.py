@@ -118,7 +118,12 @@ class World:
             "rollout": POLICY,
             "release": f"{self.releases.root}/releases/{NAME}",
         }
-        application = {"name": APPLICATION, "route_prefix": "/", "import_path": import_path, "args": settings | args}
+        application = {
+            "name": APPLICATION,
+            "route_prefix": "/",
+            "import_path": import_path,
+            "args": {**settings, **args},
+        }
         options = {"host": "127.0.0.1", "port": self._port}
         config = {"proxy_location": "HeadOnly", "http_options": options, "applications": [application]}
         httpx.put(self._rest, json=config, timeout=60).raise_for_status()

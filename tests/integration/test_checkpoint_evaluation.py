@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -32,7 +32,7 @@ def recipe(every: int | None, **changes: Any) -> Recipe:
     stage = tiny_stage(
         "train@v1", duration=Duration(steps=8), evaluate_every_checkpoints=every, keep_checkpoints=1, template="brief"
     )
-    when = "best_evaluated" if every else "manual"
+    when: Literal["best_evaluated", "manual"] = "best_evaluated" if every else "manual"
     release = ReleaseConfig(
         name="evaluated", gate=GateConfig(min_score=0.0), choose="best" if every else "last", when=when
     )

@@ -1,7 +1,7 @@
 """What is done with checkpoints beside training, one decision at a time. On a cluster: tests/integration."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from factories import colour_sample, tiny_recipe, tiny_stage, write_dataset
 from warren.cluster.batch import checkpoint_evaluation
 from warren.cluster.batch.evaluation import evaluations_of, identify
-from warren.cluster.serve import golden
+from warren.cluster.serve import golden_task
 from warren.cluster.train import checkpoint_evaluator
 from warren.cluster.train.checkpoint_evaluator import CheckpointEvaluator
 from warren.cluster.train.checkpoint_tasks import CheckpointWork
@@ -101,7 +101,7 @@ class Beside:
         right = [number < 100 * value for number in range(100)] if isinstance(value, float) else [True]
         checkpoint = run.checkpoints.read(step)
         identity = identify(config, checkpoint, read_manifest(root, config.dataset))
-        evaluation = Evaluation(run.name, step, identity, asdict(score(right, ["red"] * len(right))), {})
+        evaluation = Evaluation(run.name, step, identity, score(right, ["red"] * len(right)), {})
         return evaluations_of(run).write(evaluation, [{"key": "a", "correct": True, "answer": "red"}])
 
 
@@ -123,7 +123,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beside:
         checkpoint_evaluator, "fitting", lambda most, cpus, gpus, spare: int(beside.ray.free_cpus >= cpus + spare)
     )
     monkeypatch.setattr(checkpoint_evaluation, "evaluate", beside.evaluate)
-    monkeypatch.setattr(golden, "write_golden", lambda *_: ())
+    monkeypatch.setattr(golden_task, "write_golden", lambda *_: ())
     return beside
 
 

@@ -6,7 +6,7 @@ from factories import colour_sample, write_dataset
 from warren.cluster.serve.sanity_questions import write_questions
 from warren.config import EvaluateConfig
 from warren.data.sample import Sample, Turn
-from warren.rollout.answer_checks import BUILT_IN, read_questions
+from warren.rollout.questions import BUILT_IN, read_questions
 from warren.storage import Location, digest_bytes
 
 

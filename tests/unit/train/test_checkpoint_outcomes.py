@@ -34,7 +34,7 @@ def test_a_commit_is_reported_and_so_is_every_way_to_fail(ranks: Ranks, tmp_path
 
     def writer(at: Checkpoints = checkpoints) -> CheckpointWriter:
         return CheckpointWriter(
-            at, ranks, "a", manifest, 2, lambda step, is_committed: outcomes.append((step, is_committed))
+            at, ranks, "a", manifest, lambda: None, lambda step, is_committed: outcomes.append((step, is_committed))
         )
 
     first = writer()

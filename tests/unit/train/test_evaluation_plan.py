@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ SCORE = "test@v1/exact_match"
 BENCHMARK = BenchmarkConfig(name="signs.yaml")
 
 
-def recipe(when: str = "best_evaluated", choose: str = "best", **changes: object) -> Recipe:
+def recipe(when: str = "best_evaluated", choose: str = "best", **changes: Any) -> Recipe:
     stage = tiny_stage("train@v1", checkpoint_every_steps=10, evaluate_every_checkpoints=2)
     release = ReleaseConfig(name="tiny", gate=GateConfig(min_score=0.0), when=when, choose=choose)  # type: ignore[arg-type]
     return tiny_recipe(**{"finetune": stage, "release": release, **changes})
@@ -44,7 +45,15 @@ def run(tmp_path: Path) -> Run:
 
 
 def row(step: int) -> dict[str, object]:
-    numbers = ("loss", "grad_norm", "learning_rate", "step_s", "tokens_per_s", "data_wait_s", "checkpoint_stall_s")
+    numbers: tuple[str, ...] = (
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "step_s",
+        "tokens_per_s",
+        "data_wait_s",
+        "checkpoint_stall_s",
+    )
     numbers += ("rank_skew_s", "supervised_tokens", "samples", "tokens", "tflops_per_s", "tflops_per_s_text")
     return {"step": step, "skipped": "", **dict.fromkeys(numbers, 1.0)}
 
@@ -96,9 +105,9 @@ def test_every_nth_checkpoint_and_the_last_are_due_and_the_newest_is_first(run: 
     assert EvaluationPlan.of(tiny_recipe(), "finetune", 70) is None
     assert plan_of(recipe()).release_when == "best_evaluated"
     pretrain = recipe(pretrain=tiny_stage("captions@v1", evaluate_every_checkpoints=1))
-    plan = EvaluationPlan.of(pretrain, "pretrain", 70)
-    assert plan is not None
-    assert plan.release_when == "manual", "the last stage is released, no other"
+    pretraining = EvaluationPlan.of(pretrain, "pretrain", 70)
+    assert pretraining is not None
+    assert pretraining.release_when == "manual", "the last stage is released, no other"
 
 
 def test_retention_keeps_what_waits_what_failed_and_the_best(run: Run) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from warren.cluster.capacity import lacks, waiting, wanted
+from warren.cluster.capacity import lacks, size_of, waiting
 from warren.cluster.serve.endpoint_config import (
     APPLICATION,
     EndpointSource,
@@ -70,7 +70,7 @@ class DeployedEndpoint:
         if self.endpoint.status(f"{self.application}{ENGINE_MARK}{version}")[0] != "DEPLOYING":
             return ""
         cpus, gpus = float(self.args.get("num_cpus", 1.0)), float(self.args.get("num_gpus", 0.0))
-        return waiting(wanted(1, "engine replicas", cpus, gpus)) if lacks(cpus, gpus) else ""
+        return waiting(size_of(1, "engine replicas", cpus, gpus)) if lacks(cpus, gpus) else ""
 
 
 def ensure_endpoint(
