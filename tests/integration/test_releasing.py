@@ -4,10 +4,12 @@ import hashlib
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import ray
 import yaml
 
 from factories import colour_sample, tiny_recipe, write_dataset
@@ -15,6 +17,7 @@ from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.cli.job import run_job
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve import golden_task
+from warren.cluster.serve.endpoint import dashboard_url
 from warren.cluster.serve.golden_task import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
@@ -97,6 +100,13 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
     identity = identify(config, checkpoint, read_manifest(root, config.dataset))
     found = Evaluation(run.name, checkpoint.step, identity, score([True], ["red"]), {"red": [1, 1.0]})
     evaluations_of(run).write(found, [{"key": "a"}])
+
+
+def test_a_driver_that_connected_before_the_dashboard_had_an_address_finds_it(
+    ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(dashboard_url=""))
+    assert dashboard_url() == ray_cluster.head.dashboard_url
 
 
 def test_a_release_changes_what_serves_and_nothing_else_and_one_that_fails_is_undone(
