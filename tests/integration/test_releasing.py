@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import ray
 import yaml
 from openai import OpenAI
 
@@ -20,6 +22,7 @@ from warren.cli.job import run_job
 from warren.cli.rollout import main as rollout_command
 from warren.cluster.batch.evaluation import evaluations_of, identify
 from warren.cluster.serve import golden_task
+from warren.cluster.serve.endpoint import dashboard_url
 from warren.cluster.serve.golden_task import write_golden
 from warren.config import Recipe
 from warren.data.manifest import read_manifest
@@ -145,6 +148,13 @@ def measure(root: Location, run: Run, recipe: Recipe, checkpoint: CheckpointMani
     identity = identify(config, checkpoint, read_manifest(root, config.dataset))
     found = Evaluation(run.name, checkpoint.step, identity, score([True], ["red"]), {"red": [1, 1.0]})
     evaluations_of(run).write(found, [{"key": "a"}])
+
+
+def test_a_driver_that_connected_before_the_dashboard_had_an_address_finds_it(
+    ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(dashboard_url=""))
+    assert dashboard_url() == ray_cluster.head.dashboard_url
 
 
 def test_releases_roll_into_a_declared_endpoint_and_worse_ones_are_undone(

@@ -37,6 +37,19 @@ def metrics_agents() -> list[str]:
     return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
 
+def dashboard_address() -> str | None:
+    """Return `host:port` of the cluster's dashboard as the cluster has it now; None without one.
+
+    Why: `ray.init` remembers the address that was there when it connected. `ray start` writes it only after the
+        dashboard answers, so a driver that connects in between remembers none for good.
+    Upstream: `get_webui_url_from_internal_kv` in `ray/_private/services.py` of Ray 2.60, which `ray.init` itself calls
+        once (`ray/_private/node.py`).
+    If it breaks: Return None: then such a driver has to be started again.
+    """
+    address: str | None = ray._private.services.get_webui_url_from_internal_kv()
+    return address or None
+
+
 def job_placement_states() -> set[str]:
     """Return the states of what this job has asked the cluster for, such as `PENDING`; empty at first.
 

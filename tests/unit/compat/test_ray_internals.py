@@ -33,7 +33,13 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from library_contracts import changed, holds, parameters
 from warren.compat import ray_cli, ray_core, ray_data, ray_train
 from warren.compat.ray_cli import client_variables, is_submission_message, process_title, quiet_submission, ray_command
-from warren.compat.ray_core import job_placement_states, metrics_agents, staying_nodes, submitted_runtime_env
+from warren.compat.ray_core import (
+    dashboard_address,
+    job_placement_states,
+    metrics_agents,
+    staying_nodes,
+    submitted_runtime_env,
+)
 from warren.compat.ray_data import Pace, deal_rows_in_turn, quieten_data, recount_resources, start_lasting_actors
 from warren.compat.ray_train import ControllerMoments, ElasticTrainer, PlacementMoment, StayingNodes
 
@@ -99,6 +105,20 @@ def test_nodes_name_their_metrics_agents(monkeypatch: pytest.MonkeyPatch) -> Non
     nodes = [{"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 7, "Alive": alive} for alive in (True, False)]
     monkeypatch.setattr(ray_core.ray, "nodes", lambda: nodes)
     assert metrics_agents() == ["10.0.0.1:7"]
+
+
+def test_the_dashboards_address_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hasattr(ray._private.services, "get_webui_url_from_internal_kv"), changed(
+        dashboard_address, "services has no get_webui_url_from_internal_kv any more"
+    )
+    stored: dict[tuple[str, object], bytes] = {}
+    monkeypatch.setattr(ray.experimental.internal_kv, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(
+        ray.experimental.internal_kv, "_internal_kv_get", lambda key, namespace: stored.get((key, namespace))
+    )
+    assert dashboard_address() is None
+    stored["webui:url", ray._private.ray_constants.KV_NAMESPACE_DASHBOARD] = b"10.0.0.1:8265"
+    assert dashboard_address() == "10.0.0.1:8265", changed(dashboard_address, "the address has another key")
 
 
 def test_placement_groups_end_with_their_jobs_id(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from selecting import (
     select,
     vectors,
     write_embeddings,
-    write_pairs,
 )
 from warren.config import CurateConfig
 from warren.config.curate import EmbeddingsConfig
@@ -30,18 +29,6 @@ from warren.data.mixture import samples_per_epoch
 from warren.data.stream import BatchReader, DatasetSource, StreamSpec, read_group
 from warren.errors import ConfigError, DataError, EmptyDatasetError, ModelError
 from warren.storage import Location
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Location:
-    root = Location(str(tmp_path / "store"))
-    write_pairs(root)
-    return root
-
-
-@pytest.fixture
-def embeddings(tmp_path: Path) -> Path:
-    return write_embeddings(tmp_path / "embeddings")
 
 
 def keys_step(tmp_path: Path, numbers: Sequence[int], name: str = "keys.txt") -> dict[str, Any]:

@@ -8,23 +8,11 @@ from typing import Any
 
 import pytest
 
-from selecting import STEPS, files, select, write_embeddings, write_pairs
+from selecting import STEPS, files, select
 from warren.curate.tasks import Runner, Task, Workspace, run_here
 from warren.data.manifest import Manifest
 from warren.errors import DataError
 from warren.storage import Location
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Location:
-    root = Location(str(tmp_path / "store"))
-    write_pairs(root)
-    return root
-
-
-@pytest.fixture
-def embeddings(tmp_path: Path) -> Path:
-    return write_embeddings(tmp_path / "embeddings")
 
 
 class Killed(BaseException):

@@ -19,6 +19,7 @@ from warren.cluster.serve.endpoint_config import (
     first_config,
 )
 from warren.cluster.session import job_environment, shipped_packages
+from warren.compat.ray_core import dashboard_address
 from warren.compat.ray_serve import dashboard_client, reason_in
 from warren.config import Resources
 from warren.config.names import ENGINE_MARK
@@ -206,7 +207,7 @@ class Endpoint:
 
 def dashboard_url() -> str:
     """Return the address of the cluster's dashboard, which takes jobs and Serve configurations."""
-    url = ray.init(ignore_reinit_error=True, logging_level="ERROR").dashboard_url
+    url = ray.init(ignore_reinit_error=True, logging_level="ERROR").dashboard_url or dashboard_address()
     if not url:
         raise ServiceError("this Ray cluster has no dashboard: start it with --include-dashboard=true to deploy to it")
     return url if url.startswith("http") else f"http://{url}"

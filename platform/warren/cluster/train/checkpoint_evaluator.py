@@ -71,7 +71,7 @@ class CheckpointEvaluator:
         on_scores: Callable[[int, Mapping[str, float], str], None],
     ) -> None:
         self._work, self._plan, self._keep, self._monitor = work, plan, keep, monitor
-        self._show, self._on_scores = say, on_scores
+        self._show_line, self._on_scores = say, on_scores
         self._running: _Running | None = None
         self._seen_steps: list[int] | None = None
         self._checkpoints: Sequence[EvaluatedCheckpoint] = ()
@@ -163,7 +163,7 @@ class CheckpointEvaluator:
         self._tries[self._running.name] += 1
 
     def _say(self, text: str) -> None:
-        self._show(f"{self._work.run.name}: {text}")
+        self._show_line(f"{self._work.run.name}: {text}")
 
     def _attend(self, running: _Running) -> None:
         step = running.checkpoint.step
