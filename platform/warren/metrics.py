@@ -155,8 +155,8 @@ ROLLOUT_METRICS = (
 )
 
 
-def _train(name: str, unit: str, meaning: str) -> MetricSpec:
-    return MetricSpec(f"warren_train_{name}", "gauge", unit, meaning, ("run",))
+def _train(name: str, unit: str, meaning: str, *labels: str) -> MetricSpec:
+    return MetricSpec(f"warren_train_{name}", "gauge", unit, meaning, ("run", *labels))
 
 
 STEP_METRICS = (
@@ -205,6 +205,8 @@ TRAIN_RECOVERY_S = _train("recovery_s", "seconds", "From the last step before th
 TRAIN_WITHOUT_WORKERS_S = _train(
     "without_workers_s", "seconds", "For how long the job has had no workers; 0 with some."
 )
+TRAIN_EVALUATED_STEP = _train("evaluated_step", "steps", "Step of the checkpoint that was evaluated last.")
+TRAIN_SCORE = _train("evaluation_score", "1", "A score of the checkpoint that was evaluated last.", "score")
 RUN_METRICS = (
     TRAIN_NUM_STEPS,
     TRAIN_CHECKPOINT_TIME,
@@ -214,6 +216,8 @@ RUN_METRICS = (
     TRAIN_RECOVERIES,
     TRAIN_RECOVERY_S,
     TRAIN_WITHOUT_WORKERS_S,
+    TRAIN_EVALUATED_STEP,
+    TRAIN_SCORE,
 )
 
 SERVE_METRICS = (*REQUEST_METRICS, *ENGINE_METRICS, *ROLLOUT_METRICS)

@@ -22,7 +22,7 @@ class Gauges:
     def __init__(self, run: str, num_steps: int) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
-        self._values: dict[str, float] = {}
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._set(declared.TRAIN_NUM_STEPS, num_steps)
 
     def log(self, row: StepMetrics) -> None:
@@ -41,26 +41,19 @@ class Gauges:
             self._set(declared.TRAIN_CHECKPOINT_STEP, health.checkpoint_step)
         if health.recoveries:
             self._set(declared.TRAIN_RECOVERY_S, health.recoveries[-1].total_s)
-        for name, value in self._values.items():
-            self._gauges[name].set(value, tags={"run": self._run})
+        for (name, labels), value in self._values.items():
+            self._gauges[name].set(value, tags={"run": self._run, **dict(labels)})
 
     def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Show the scores of the checkpoint that was evaluated last, and its step."""
-        name = "evaluation_score"
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(
-                f"warren_train_{name}", "score of the checkpoint that was evaluated last", tag_keys=("run", "score")
-            )
-            description = "step of the checkpoint that was evaluated last"
-            self._gauges["evaluated_step"] = Gauge("warren_train_evaluated_step", description, tag_keys=("run",))
+        """Take the scores of the checkpoint that was evaluated last, and its step."""
+        self._set(declared.TRAIN_EVALUATED_STEP, step)
         for score, value in scores.items():
-            self._gauges[name].set(value, tags={"run": self._run, "score": score})
-        self._gauges["evaluated_step"].set(step, tags={"run": self._run})
+            self._set(declared.TRAIN_SCORE, value, score=score)
 
     def close(self) -> None:
         """Leave the last values in place; they go with the driver."""
 
-    def _set(self, spec: MetricSpec, value: float) -> None:
+    def _set(self, spec: MetricSpec, value: float, **labels: str) -> None:
         if spec.name not in self._gauges:
             self._gauges[spec.name] = Gauge(spec.name, spec.meaning, tag_keys=spec.labels)
-        self._values[spec.name] = value
+        self._values[spec.name, tuple(labels.items())] = value
