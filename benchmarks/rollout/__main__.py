@@ -45,7 +45,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, help="which, in this order (default: all)")
     parser.add_argument("--good", type=int, default=12, help="good releases that roll in without any disturbance")
     parser.add_argument("--requests", type=int, default=10_000, help="ask at least so many")
-    parser.add_argument("--requests-per-s", type=float, default=8.0)
+    parser.add_argument("--requests-per-s", type=float, default=4.0)
     parser.add_argument("--replicas", type=int, default=2, help="engine replicas of each release")
     parser.add_argument("--truths", type=int, default=400, help="questions with known answers in every release")
     parser.add_argument("--crash-after", type=int, default=10, help="requests after which the crashing release dies")

@@ -12,7 +12,7 @@ from benchmarks.rollout.load import Load
 from benchmarks.rollout.world import World
 from warren.rollout.state_machine import Phase
 
-_ROLLOUT_TIMEOUT_S = 900.0
+_ROLLOUT_TIMEOUT_S = 1800.0
 _S3_AWAY_S = 5.0
 _BALLAST_BYTES = 96 << 20
 HEAD = "head"

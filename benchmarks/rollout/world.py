@@ -32,13 +32,13 @@ POLICY = {
     "max_step_s": 90.0,
     "drain_s": 1.5,
     "poll_s": 0.5,
-    "start_timeout_s": 240.0,
-    "total_timeout_s": 900.0,
+    "start_timeout_s": 600.0,
+    "total_timeout_s": 1800.0,
     "max_restarts": 20,
 }
 _BUCKET = "warren-rollouts"
 _SOURCES = Path(__file__).resolve().parents[2]
-_READY_TIMEOUT_S, _ROLLOUT_TIMEOUT_S, _LOOK_S = 300.0, 900.0, 0.1
+_READY_TIMEOUT_S, _ROLLOUT_TIMEOUT_S, _LOOK_S = 300.0, 1800.0, 0.1
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,16 @@ class EmbeddingModel:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+        from warren.models.quiet import quiet_transformers
+
         name = config.model or ""
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._batch_size = config.batch_size
         self._reads_text = config.text_column is not None
         try:
-            self._model = AutoModel.from_pretrained(name).eval().to(self._device)
+            with quiet_transformers():
+                self._model = AutoModel.from_pretrained(name).eval().to(self._device)
             self._processor = AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise ModelError(f"embeddings.model {name!r} cannot be loaded: {error}") from None

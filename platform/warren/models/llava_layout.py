@@ -30,6 +30,7 @@ from warren.data.model_inputs import TOKENIZER_FILE, Inputs
 from warren.errors import ModelError, ReleaseError
 from warren.models.extended_llava import MODEL_CLASSES, ExtendedLlavaConfig
 from warren.models.head import unsampled_ids
+from warren.models.quiet import quiet_transformers
 from warren.models.tensors import MAX_SHARD_BYTES, WEIGHTS_FILE, LazyTensors, write_tensors
 from warren.storage import apply_umask
 
@@ -125,7 +126,8 @@ def load_bundle(folder: Path) -> tuple[LlavaForConditionalGeneration, Inputs, st
     inputs = Inputs.load(folder)
     try:
         tokenizer_json = (folder / TOKENIZER_FILE).read_text()
-        model, report = _class_of(folder).from_pretrained(folder, output_loading_info=True)
+        with quiet_transformers():
+            model, report = _class_of(folder).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ReleaseError(f"{folder} does not load: {error}") from None
     if report["missing_keys"]:

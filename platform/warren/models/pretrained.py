@@ -4,8 +4,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, Dinov2Model, SiglipVisionModel
-from transformers.utils import logging
 
 from warren.errors import ConfigError, ModelError
 from warren.models.eva_clip import EvaClipVisionModel
 from warren.models.local_folders import download_folder
+from warren.models.quiet import quiet_transformers
 from warren.models.towers import read_tower_folder
 from warren.models.vocabulary import with_rows
 from warren.storage import Location
@@ -133,7 +132,7 @@ def load_language_model(module: Any, head: nn.Linear, folder: Path, num_rows: in
 
 def _load(kind: Any, folder: Path, config: Any, what: str) -> Any:
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = kind.from_pretrained(
                 folder, config=config, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -144,19 +143,6 @@ def _load(kind: Any, folder: Path, config: Any, what: str) -> Any:
     if wrong:
         raise ModelError(f"the weights of the {what} in {folder} do not fit its configuration: {', '.join(wrong[:4])}")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and reports; problems are raised as errors instead."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
 
 
 def _copy(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
