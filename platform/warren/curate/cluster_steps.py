@@ -13,7 +13,7 @@ import numpy as np
 from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
 from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.clusters import Bucket, Clusters, Members, read_members
-from warren.curate.near_duplicates import GROUPS_SHOWN, chosen, components, largest, links
+from warren.curate.embedding_duplicates import GROUPS_SHOWN, chosen, components, largest, links
 from warren.curate.report import Groups
 from warren.curate.row_mask import RowSet
 from warren.curate.sampling import lowest_of_each

@@ -24,16 +24,16 @@ from warren.config.curate import (
     SemDeDupStep,
     Step,
 )
-from warren.curate import contamination, sample_vectors
+from warren.curate import decontamination, sample_vectors
 from warren.curate.bands import band_scores, keep_band
 from warren.curate.cluster_map import ClusterMap, cluster_map
 from warren.curate.cluster_steps import keep_in_clusters, largest_groups
 from warren.curate.clusters import Clusters, cluster, without
-from warren.curate.contamination import EvaluationSet
-from warren.curate.duplicates import keep_first
+from warren.curate.decontamination import EvaluationSet
 from warren.curate.embedding_search import near_pairs
 from warren.curate.embedding_source import Embedder, EmbeddingSource
 from warren.curate.filters import keep_filtered
+from warren.curate.hash_duplicates import keep_first
 from warren.curate.identity import CURATE_FORMAT, identify
 from warren.curate.publication import completed, write_certificate
 from warren.curate.report import ImagePair, StepReport, write_report
@@ -198,13 +198,13 @@ class _Selecting:
     def _decontaminate(self, work: Workspace, step: DecontaminateStep) -> RowSet:
         """Look for evaluation sets among the selected samples, and record the matches."""
         parents = _parents(self._root, step.datasets)
-        evaluations = contamination.prepare(self._run, work, step, parents)
+        evaluations = decontamination.prepare(self._run, work, step, parents)
         near = None if step.min_cosine is None else self._near(work, step, evaluations)
-        matches = contamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected, near)
-        self._pairs = contamination.image_pairs(evaluations, matches)
-        self.certificates.append(contamination.certificate(step, evaluations, self.pieces, matches, self.count))
+        matches = decontamination.find(self._run, work, step, evaluations, self._image_pieces, self.selected, near)
+        self._pairs = decontamination.image_pairs(evaluations, matches)
+        self.certificates.append(decontamination.certificate(step, evaluations, self.pieces, matches, self.count))
         selected = StoredRows(self.selected)
-        return contamination.without_matches(matches, selected) if step.remove else selected.load()
+        return decontamination.without_matches(matches, selected) if step.remove else selected.load()
 
     def _near(self, work: Workspace, step: DecontaminateStep, evaluations: Sequence[EvaluationSet]) -> Location:
         """Return pairs of samples and evaluation images whose embeddings are near."""

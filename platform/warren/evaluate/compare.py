@@ -6,7 +6,7 @@ from typing import Any
 
 from warren.errors import DataError
 from warren.evaluate.score_answers import measures_of
-from warren.evaluate.score_table import markdown_cell, number
+from warren.evaluate.score_formatting import markdown_cell, number
 from warren.evaluate.statistics import Comparison, holm
 
 _SIGNIFICANT = 0.05

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 from warren.errors import ReleaseError
-from warren.rollout.records import RolloutFiles
 from warren.rollout.state_machine import RolloutState
+from warren.rollout.state_store import RolloutFiles
 
 _POLL_S = 1.0
 _WORDS = {

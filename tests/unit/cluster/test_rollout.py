@@ -22,7 +22,7 @@ from warren.cluster.serve.publish_and_deploy import Released, roll_out
 from warren.config import Resources
 from warren.errors import ReleaseError, ServiceError
 from warren.rollout import waiting
-from warren.rollout.records import RolloutFiles
+from warren.rollout.state_store import RolloutFiles
 from warren.storage import Location
 from warren.testbed import free_port
 

@@ -9,7 +9,7 @@ from factories import make_image
 from warren.config import EvaluateConfig
 from warren.errors import QuarantineError
 from warren.evaluate.accuracy import exact_match, score
-from warren.evaluate.contamination import ContaminationSplit
+from warren.evaluate.contamination_split import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.evaluation_report import Evaluation, render
 from warren.evaluate.identity import Identity

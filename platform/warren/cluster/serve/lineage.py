@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from warren.data.contamination_record import decontamination
+from warren.data.contamination_certificate import decontamination
 from warren.data.manifest import read_manifest
 from warren.errors import DataError, ReleaseError, StorageError
 from warren.evaluate.identity import Identity

@@ -31,7 +31,7 @@ from warren.release import (
     write_accepted,
     write_refused,
 )
-from warren.rollout.records import RolloutFiles
+from warren.rollout.state_store import RolloutFiles
 from warren.rollout.waiting import wait_until_serving
 from warren.storage import FileEntry, Location, StoredFiles
 from warren.train.checkpoint import MODEL_FOLDER, CheckpointManifest

@@ -8,8 +8,8 @@ import numpy as np
 
 from warren.config.curate import DecontaminateStep
 from warren.curate.array_files import ArrayFile
-from warren.curate.image_matching import SCALES
-from warren.curate.image_search import FindImages, HashImages
+from warren.curate.crop_matching import SCALES
+from warren.curate.image_copy_detection import FindImages, HashImages
 from warren.curate.question_search import MIN_SHARE, FindQuestions, HashQuestions, index_questions
 from warren.curate.report import ImagePair
 from warren.curate.row_mask import RowSet, StoredRows

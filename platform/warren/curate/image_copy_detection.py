@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from warren.curate.array_files import ArrayFile, Arrays
-from warren.curate.image_matching import (
+from warren.curate.crop_matching import (
     COARSE_PX,
     COARSE_SCALE,
     COLOURS_SHAPE,

@@ -15,8 +15,8 @@ import numpy as np
 
 from warren.config.curate import DuplicatesStep
 from warren.curate.array_files import ArrayFile, Arrays
+from warren.curate.embedding_duplicates import components
 from warren.curate.filters import caption_of
-from warren.curate.near_duplicates import components
 from warren.curate.perceptual_hash import linked, perceptual_hash
 from warren.curate.row_mask import RowSet, StoredRows
 from warren.curate.sample_pieces import PieceTask, SamplePiece
