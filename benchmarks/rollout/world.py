@@ -135,8 +135,8 @@ class World:
             details: dict[str, Any] = httpx.get(self._rest, timeout=60).json()
         except httpx.HTTPError:
             return {}
-        found: dict[str, Any] = details.get("applications", {}).get(name, {})
-        return found
+        application: dict[str, Any] = details.get("applications", {}).get(name, {})
+        return application
 
     def replicas(self, application: str, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment's running replicas."""

@@ -18,9 +18,9 @@ def options_of(config: EvaluateConfig | BenchmarkConfig) -> str:
     """Return the options of `jobs/evaluate.py` that evaluate by this, beside recipe, run and step."""
     if isinstance(config, EvaluateConfig):
         return ""
-    given = {name: value for name, value in config.model_dump(exclude_defaults=True).items() if name != "name"}
+    settings = {name: value for name, value in config.model_dump(exclude_defaults=True).items() if name != "name"}
     words = ["--benchmark", config.name]
-    words += [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return f" {shlex.join(words)}"
 
 

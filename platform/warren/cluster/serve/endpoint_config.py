@@ -187,17 +187,18 @@ class Instance:
         Raises:
             ServiceError: There are several.
         """
-        found = []
+        matching = []
         for name, config in self.applications.items():
             parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
             names = parts[:-1] if parts[-1] in ALIASES else parts
             if config.get("import_path") == FRONT_IMPORT_PATH and names and names[-1] == release_name:
-                found.append(name)
-        if len(found) > 1:
+                matching.append(name)
+        if len(matching) > 1:
             raise ServiceError(
-                f"{' and '.join(found)} roll in releases of {release_name!r}: name the one to wait for with --endpoint"
+                f"{' and '.join(matching)} roll in releases of {release_name!r}: "
+                "name the one to wait for with --endpoint"
             )
-        return found[0] if found else None
+        return matching[0] if matching else None
 
     def _check_route(self, spec: EndpointSpec) -> None:
         routes = {name: config.get("route_prefix", ROUTE) for name, config in self.applications.items()} | self.others
@@ -239,12 +240,12 @@ def _changes(running: ServeConfig, declared: ServeConfig) -> tuple[str, ...]:
     """
     logging = {key: (running.get("logging_config") or {}).get(key) for key in declared["logging_config"]}
     before, after = {**running, "logging_config": logging}, declared
-    found: list[str] = []
+    changed: list[str] = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if key in ("args", "runtime_env") and isinstance(old, dict) and isinstance(new, dict):
             prefix = "" if key == "args" else f"{key}."
-            found += [f"{prefix}{each}" for each in sorted({*old, *new}) if old.get(each) != new.get(each)]
+            changed += [f"{prefix}{each}" for each in sorted({*old, *new}) if old.get(each) != new.get(each)]
         elif old != new:
-            found.append(key)
-    return tuple(found)
+            changed.append(key)
+    return tuple(changed)
