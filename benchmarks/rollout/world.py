@@ -17,8 +17,8 @@ import psutil
 from benchmarks.rollout.releases import NAME, Releases
 from warren.compat.environment_variables import ONE_COMPUTE_THREAD
 from warren.errors import StorageError
-from warren.rollout.records import RolloutFiles
 from warren.rollout.state_machine import Phase, RolloutState
+from warren.rollout.state_store import RolloutFiles
 from warren.storage import Location
 from warren.storage.s3 import ensure_bucket
 from warren.storage.scratch import scratch_folder

@@ -48,7 +48,7 @@ CHOSEN = (
     ("http_error", "4xx", "Another error of HTTP."),
     ("client_closed_request", "499", "The client left; only logs and metrics show it."),
 )
-_MODULES = ("warren.inference.engine", "warren.rollout.records", "warren.evaluate.endpoint_client")
+_MODULES = ("warren.inference.engine", "warren.rollout.state_store", "warren.evaluate.endpoint_client")
 
 
 @dataclass(frozen=True, order=True)

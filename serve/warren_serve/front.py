@@ -29,7 +29,7 @@ from warren.config import RolloutPolicy
 from warren.errors import ConfigError
 from warren.release import ALIASES, locate_release
 from warren.rollout.answer_checks import Reply, SanityQuestion
-from warren.rollout.records import RolloutFiles
+from warren.rollout.state_store import RolloutFiles
 from warren.storage import Location
 from warren_serve.admission import OwnAccounts
 from warren_serve.api import create_api

@@ -17,7 +17,6 @@ from warren.errors import ConflictError, NotFoundError, ReleaseError, StorageErr
 from warren.release import move_alias, read_alias, release_folder, write_deployment
 from warren.rollout.answer_checks import Reply, judge_answers
 from warren.rollout.questions import SanityQuestion, read_questions
-from warren.rollout.records import RolloutFiles, RolloutOwner, SupersededError
 from warren.rollout.state_machine import (
     DeleteEngine,
     EngineView,
@@ -31,6 +30,7 @@ from warren.rollout.state_machine import (
     advance,
     plan,
 )
+from warren.rollout.state_store import RolloutFiles, RolloutOwner, SupersededError
 from warren.rollout.traffic_analysis import AnswerRecord, StepJudge
 from warren.storage import Location
 from warren_serve.engine_applications import Engines

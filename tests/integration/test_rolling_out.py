@@ -22,7 +22,7 @@ from warren.cluster.serve import endpoint_config
 from warren.cluster.serve.endpoint import Endpoint as RunningEndpoint
 from warren.cluster.serve.endpoint_config import Instance
 from warren.release import Lineage, move_alias, publish, read_alias, read_release
-from warren.rollout.records import RolloutFiles, RolloutRecord
+from warren.rollout.state_store import RolloutFiles, RolloutRecord
 from warren.storage import Location, StoredFiles
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]

@@ -10,7 +10,7 @@ from warren.cli.job import Parser, exit_code
 from warren.config.environment import storage_root
 from warren.errors import ReleaseError
 from warren.release import read_alias, write_deployment
-from warren.rollout.records import RolloutFiles, RolloutRecord
+from warren.rollout.state_store import RolloutFiles, RolloutRecord
 from warren.rollout.waiting import wait_until_serving
 from warren.storage import Location
 

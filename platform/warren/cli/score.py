@@ -12,7 +12,7 @@ from warren.evaluate.compare import compare_reports, render_comparison
 from warren.evaluate.llm_judge import AnswerJudge
 from warren.evaluate.report_page import Page, write_page
 from warren.evaluate.score_answers import describe_benchmarks, score_answers
-from warren.evaluate.score_table import score_lines
+from warren.evaluate.score_formatting import score_lines
 from warren.evaluate.submission import write_submission
 from warren.storage import Location
 

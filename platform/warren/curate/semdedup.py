@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from warren.curate.near_duplicates import BLOCK
+from warren.curate.embedding_duplicates import BLOCK
 
 
 def order_of(cosine: np.ndarray, rows: np.ndarray, first: str) -> np.ndarray:

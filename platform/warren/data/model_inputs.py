@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from warren.data.images import MAX_PIXELS, ImageSpec, decode_image, to_square, write_pixels
-from warren.data.native_template import NATIVE, NativeTemplate
+from warren.data.jinja_chat_template import NATIVE, NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import Segment, Template, TokenSpec, encode, get_template, num_supervised, truncate
 from warren.errors import BadSampleError, ConfigError, ReleaseError

@@ -5,9 +5,9 @@ from typing import Any
 
 from warren.errors import QuarantineError
 from warren.evaluate.accuracy import Score
-from warren.evaluate.contamination import ContaminationSplit
+from warren.evaluate.contamination_split import ContaminationSplit
 from warren.evaluate.identity import Identity
-from warren.evaluate.score_table import markdown_cell
+from warren.evaluate.score_formatting import markdown_cell
 from warren.evaluate.statistics import wilson
 
 _SHOWN_TRUTHS = 50

@@ -20,7 +20,7 @@ from warren.evaluate.answer_file import StoredAnswer, load_answers, read_stored
 from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.benchmarks import Question
 from warren.evaluate.report_templates import HTML, MARKDOWN
-from warren.evaluate.score_table import Line, number, table
+from warren.evaluate.score_formatting import Line, number, table
 from warren.storage import Location, digest_bytes
 
 NUM_EXAMPLES = 20

@@ -10,7 +10,7 @@ _PARENT_FIELDS = ("relation", "run", "step", "model", "fingerprint", "weight")
 
 @dataclass(frozen=True)
 class Decontamination:
-    """What the certificates of a dataset and of its parents say (`warren.data.contamination_record`).
+    """What the certificates of a dataset and of its parents say (`warren.data.contamination_certificate`).
 
     Attributes:
         free_of: Digest of each evaluation set that the dataset shows no image of, by `name@version`.

@@ -75,7 +75,7 @@ class EngineView:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judgement of a candidate, with the reason if it is a refusal."""
+    """Whether a candidate is good enough, with the reason if it is not."""
 
     is_good: bool
     reason: str = ""
@@ -194,6 +194,7 @@ def taken_over(state: RolloutState) -> RolloutState:
 
 def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutPlan:
     """Return where traffic goes in a state, and what is still to be done."""
+    # The candidate's engines are not needed while it is only verified, nor once it is being undone.
     needed = {state.stable} | ({state.candidate} if state.phase in ("starting", "shifting", "finishing") else set())
     actions: list[RolloutAction] = []
     for version in sorted(version for version in needed if version):
@@ -203,8 +204,10 @@ def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Rollo
         elif status == "failed" and version == state.stable:
             actions.append(DeleteEngine(version))  # once it is gone, it is started again
     for version in sorted(set(seen.engines) - needed):
+        # What Serve runs and nobody needs: the loser of this rollout, or leftovers of an earlier one.
         if _may_be_deleted(version, seen, policy):
             actions.append(DeleteEngine(version))
+    # The alias moves only while the candidate can answer, so a reader of it never finds a release that cannot serve.
     is_promoted = state.phase == "finishing" and seen.engine(state.candidate).status == "ready"
     if is_promoted and state.candidate and seen.stable_alias == state.expected_alias != state.candidate:
         actions.append(MoveStable(state.candidate, state.expected_alias))
@@ -215,6 +218,7 @@ def weights(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> di
     """Return the fractions of the traffic: none for an engine that is not up, and 1 altogether."""
     stable, candidate = seen.engine(state.stable), seen.engine(state.candidate)
     share = _share(state, policy) if candidate.status == "ready" else 0.0
+    # Somebody has to answer: the candidate takes what the serving release cannot.
     if share and not stable.is_up:
         share = 1.0
     split = {state.candidate: share, state.stable: 1.0 - share if stable.is_up else 0.0}
@@ -230,6 +234,7 @@ def _share(state: RolloutState, policy: RolloutPolicy) -> float:
 
 def _may_be_deleted(version: str, seen: Observation, policy: RolloutPolicy) -> bool:
     status = seen.engine(version).status
+    # Answers that run on these engines may end first, and no ingress may still send requests there.
     return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s and seen.is_agreed
 
 
@@ -237,6 +242,7 @@ def _obey(state: RolloutState, seen: Observation) -> RolloutState:
     command = seen.command
     if command is None or command.number <= state.handled_command:
         return state
+    # Counted as obeyed even where it has no effect in this phase, so that it does not fire later.
     state = replace(state, handled_command=command.number)
     if command.action in ("pause", "resume"):
         return _moved(state, seen, is_paused=command.action == "pause")
@@ -264,6 +270,7 @@ def _moved(
         reason=state.reason if reason is None else reason,
         is_paused=state.is_paused if is_paused is None else is_paused,
     )
+    # Time in a pause is not counted: a person may hold a rollout for as long as they like.
     if moved.moment == state.moment or state.is_paused:
         return moved
     return replace(moved, spent_s=state.spent_s + seen.since_s)
@@ -284,6 +291,7 @@ def _moved_by_others(seen: Observation) -> str:
 
 def _idle(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutState:
     named = seen.stable_alias
+    # Somebody moved the alias `stable` by hand: its release rolls in like a candidate.
     if named != state.stable and named is not None and named not in state.refused:
         if state.stable is None or seen.engine(state.stable).status == "absent":
             return replace(state, stable=named, reason="")  # nothing serves, so nothing has to be shifted
@@ -316,6 +324,7 @@ def _verifying(state: RolloutState, seen: Observation, policy: RolloutPolicy) ->
         return state
     if not seen.verification.is_good:
         return _back(state, seen, seen.verification.reason)
+    # A pause holds only what goes forwards. A refusal, above, is obeyed at once.
     return state if state.is_paused else _moved(state, seen, "starting")
 
 
@@ -351,6 +360,7 @@ def _shifting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> 
         return _back(state, seen, f"its engines were away too long: {engine.detail}") if is_over else state
     if state.is_paused or seen.since_s < policy.step_s:
         return state
+    # Too little traffic to judge by. After `max_step_s` that counts as no objection, else nothing would ever roll in.
     if seen.judgement is None and seen.since_s < policy.max_step_s:
         return state
     if state.step + 1 < len(policy.steps):
@@ -360,6 +370,7 @@ def _shifting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> 
 
 def _finishing(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutState:
     if state.candidate is None:
+        # Promoted already. The rollout is over once the old engines are gone.
         leftover = [v for v, one in seen.engines.items() if one.status != "absent" and v != state.stable]
         return state if leftover else _moved(state, seen, "idle")
     if seen.stable_alias == state.candidate:
@@ -381,6 +392,7 @@ def _rolling_back(state: RolloutState, seen: Observation, policy: RolloutPolicy)
     if state.candidate and seen.engine(state.candidate).status != "absent":
         return state
     refused = {**state.refused, **({state.candidate: state.reason} if state.candidate else {})}
+    # Bounded, because the state is written at every change.
     kept = dict(list(refused.items())[-_MAX_REFUSED:])
     return replace(_moved(state, seen, "idle"), candidate=None, expected_alias=None, refused=kept)
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 from warren.errors import ReleaseError
-from warren.rollout.records import RolloutFiles
 from warren.rollout.state_machine import RolloutState
+from warren.rollout.state_store import RolloutFiles
 
 _POLL_S = 1.0
 _WORDS = {
@@ -41,6 +41,7 @@ def wait_until_serving(
                 f"{version} was undone, {serving}: {state.refused[version]} (if the reason was outside the release: "
                 f"python jobs/rollout.py retry {files.name} --endpoint {files.endpoint} --version {version})"
             )
+        # `is_up` comes first, because it also raises if what is waited for can no longer happen.
         if is_up() and state.phase == "idle" and state.stable == version:
             return
         if time.monotonic() > deadline:

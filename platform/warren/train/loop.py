@@ -37,7 +37,7 @@ from warren.train.ranks import Ranks
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
 from warren.train.servable_model import Servable
-from warren.train.step_guard import Guard, gradient_objection
+from warren.train.skipped_steps import Guard, gradient_objection
 from warren.train.step_meter import StepMeter
 from warren.train.step_metrics import CumulativeMetric, OccasionalMetrics, StepMetrics
 from warren.train.validation import Validation

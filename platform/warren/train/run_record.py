@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from warren.config import Recipe, Resources, fingerprint
 from warren.config.versions import git_revision, package_versions
-from warren.data.contamination_record import DecontaminationRecord, decontamination
+from warren.data.contamination_certificate import DecontaminationRecord, decontamination
 from warren.data.manifest import root_of
 from warren.data.stream import DatasetSource
 

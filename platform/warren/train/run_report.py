@@ -10,7 +10,7 @@ from warren.data.plots import new_figure, to_png
 from warren.storage import Location
 from warren.train.checkpoint import METRICS_FILE, RANKS_FOLDER
 from warren.train.checkpoint_scores import CheckpointScores, EvaluatedCheckpoint, newest_scores
-from warren.train.recovery import Recovery, recovery_table
+from warren.train.recovery_time import Recovery, recovery_table
 from warren.train.run import Run
 from warren.train.run_record import RunRecord
 from warren.train.step_metrics import StepMetrics, from_json_lines

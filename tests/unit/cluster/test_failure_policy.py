@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError
 
 from warren.cluster.train.failure_policy import FailurePolicy
 from warren.errors import CheckpointError, TrainingError
-from warren.train.recovery import Recovery, recovery_table
+from warren.train.recovery_time import Recovery, recovery_table
 
 
 def scripted(*ends: Exception | None) -> tuple[Callable[[], None], list[int]]:

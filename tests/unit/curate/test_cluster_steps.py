@@ -9,8 +9,8 @@ from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
 from warren.curate import kmeans
 from warren.curate.cluster_steps import ClusterwiseStep, keep_in_clusters
 from warren.curate.clusters import Clusters
+from warren.curate.embedding_duplicates import chosen, components, links
 from warren.curate.kmeans import train
-from warren.curate.near_duplicates import chosen, components, links
 from warren.curate.row_mask import RowSet
 from warren.curate.semdedup import close_to_earlier, order_of
 from warren.curate.tasks import Workspace, run_here

@@ -14,7 +14,7 @@ from factories import COLOURS
 from warren.config import IngestConfig
 from warren.config.ingest import ColumnsConfig
 from warren.data.importers import importers
-from warren.data.importers.text_rows import array_rows, csv_rows, delimited_rows, group, line_rows
+from warren.data.importers.row_parsers import array_rows, csv_rows, delimited_rows, group, line_rows
 from warren.data.manifest import Manifest, Shard
 from warren.data.sample import Sample
 from warren.data.shards import Receipt, SampleLimits, ShardMaker

@@ -9,8 +9,8 @@ from tokenizers.models import BPE
 
 from warren.config.catalog import TEMPLATES
 from warren.data.images import ImageSpec
+from warren.data.jinja_chat_template import NATIVE
 from warren.data.model_inputs import INPUTS_FILE, Inputs, tokenizer_from_json
-from warren.data.native_template import NATIVE
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import _TEMPLATES, IGNORED, TokenSpec, encode, get_template
 from warren.errors import BadSampleError, ConfigError, ReleaseError

@@ -9,7 +9,7 @@ from factories import make_image
 from warren.config import EvaluateConfig
 from warren.errors import QuarantineError
 from warren.evaluate.accuracy import exact_match, score
-from warren.evaluate.contamination import ContaminationSplit
+from warren.evaluate.contamination_split import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.evaluation_report import Evaluation, render
 from warren.evaluate.identity import Identity
@@ -32,7 +32,7 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def identity(**options: Any) -> Identity:
-    return Identity.of(EvaluateConfig(dataset="test@v1", **options), (), "d")
+    return Identity.of(EvaluateConfig(dataset="test@v1", **options), "m", "d")
 
 
 def test_the_report_has_the_score_and_every_answer() -> None:

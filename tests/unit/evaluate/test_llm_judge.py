@@ -17,7 +17,7 @@ from warren.cli.score import main, run_command
 from warren.evaluate import endpoint_client
 from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.score_answers import measures_of
-from warren.evaluate.score_table import numbers
+from warren.evaluate.score_formatting import numbers
 from warren.storage import Location
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "judged_scores.json").read_text())

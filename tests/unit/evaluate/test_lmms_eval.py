@@ -19,7 +19,7 @@ from warren.evaluate.answer_file import AnswersOrigin, StoredAnswer, write_answe
 from warren.evaluate.benchmark_questions import prompt_convention, questions
 from warren.evaluate.benchmarks import all_benchmarks
 from warren.evaluate.score_answers import measures_of, score_answers
-from warren.evaluate.score_table import numbers
+from warren.evaluate.score_formatting import numbers
 from warren.storage import Location
 
 GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"

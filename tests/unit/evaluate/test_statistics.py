@@ -11,7 +11,7 @@ from warren.errors import DataError
 from warren.evaluate import statistics
 from warren.evaluate.measures import Measure, blocks, mean, share, summed
 from warren.evaluate.score_answers import measures_of
-from warren.evaluate.score_table import numbers
+from warren.evaluate.score_formatting import numbers
 
 SIMULATIONS = 1_500
 

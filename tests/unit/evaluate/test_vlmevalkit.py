@@ -19,7 +19,7 @@ from warren.errors import DataError
 from warren.evaluate.benchmark_questions import questions
 from warren.evaluate.benchmarks import all_benchmarks
 from warren.evaluate.score_answers import measures_of, score_answers
-from warren.evaluate.score_table import numbers
+from warren.evaluate.score_formatting import numbers
 from warren.evaluate.scorers.vlmevalkit import chosen_option, yes_or_no
 from warren.storage import Location
 

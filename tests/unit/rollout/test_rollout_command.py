@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from warren.cli.rollout import main
-from warren.rollout.records import RolloutFiles
+from warren.rollout.state_store import RolloutFiles
 from warren.storage import Location
 
 

@@ -10,8 +10,8 @@ import pytest
 from warren.config import RolloutPolicy
 from warren.release import Lineage, move_alias, publish, read_alias, read_deployment
 from warren.rollout.answer_checks import Reply, SanityQuestion
-from warren.rollout.records import RolloutFiles, SupersededError
 from warren.rollout.state_machine import EngineView
+from warren.rollout.state_store import RolloutFiles, SupersededError
 from warren.rollout.traffic_analysis import AnswerRecord
 from warren.storage import FileEntry, Location, StoredFiles, digest_file
 from warren_serve.release_checks import verify

@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from warren.errors import ConfigError
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.recovery import Recovery
+from warren.train.recovery_time import Recovery
 from warren.train.run import Run
 from warren.train.run_report import summary, write_report
 from warren.train.trackers import open_trackers

@@ -11,7 +11,7 @@ from warren.evaluate.benchmark_result import finish
 from warren.evaluate.benchmark_run import BenchmarkRun, QuestionSource
 from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.model_source import ModelSource
-from warren.evaluate.score_table import table
+from warren.evaluate.score_formatting import table
 from warren.storage import Location
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.checkpoint_scores import CheckpointScores, EvaluationScores, evaluation_name, weights_of

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from warren.cluster.capacity import lacks, size_of, waiting
 from warren.cluster.serve.lineage import lineage_of
 from warren.config import EvaluateConfig, Resources
-from warren.data.contamination_record import contaminated_samples
+from warren.data.contamination_certificate import contaminated_samples
 from warren.data.manifest import Manifest, StoredGroup, dataset_folder, folder_of, read_manifest
 from warren.errors import CorruptDataError, DataError, EmptyDatasetError, StorageError
 from warren.evaluate.accuracy import score
-from warren.evaluate.contamination import ContaminationSplit
+from warren.evaluate.contamination_split import ContaminationSplit
 from warren.evaluate.evaluation_page import choose_examples, evaluation_page
 from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
@@ -48,7 +48,7 @@ def evaluations_of(run: Run) -> Evaluations:
 
 def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
     """Return the identity of the evaluation of a checkpoint on a dataset."""
-    return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+    return Identity.of(config, checkpoint.digest(MODEL_FOLDER), manifest.digest)
 
 
 def evaluate(

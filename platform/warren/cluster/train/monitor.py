@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from warren.errors import WarrenError
 from warren.train.checkpoint import CheckpointManifest
-from warren.train.recovery import AttemptEvent, Recovery
+from warren.train.recovery_time import AttemptEvent, Recovery
 from warren.train.step_metrics import StepMetrics
 
 

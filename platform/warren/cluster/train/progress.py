@@ -12,7 +12,7 @@ from tqdm import tqdm
 from warren.cluster.capacity import has_room, waiting
 from warren.cluster.train.gauges import Gauges
 from warren.cluster.train.monitor import RunHealth
-from warren.train.recovery import Recovery
+from warren.train.recovery_time import Recovery
 from warren.train.step_metrics import StepMetrics
 from warren.train.trackers import Tracker
 

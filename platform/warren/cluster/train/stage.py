@@ -30,7 +30,7 @@ from warren.evaluate.recipe_evaluations import check_evaluations
 from warren.storage import Location
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.initial_model import InitialModel
-from warren.train.recovery import Recovery, write_recoveries
+from warren.train.recovery_time import Recovery, write_recoveries
 from warren.train.run import Run
 from warren.train.run_report import losses_of_data, read_metrics, write_report
 from warren.train.trackers import open_trackers

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from warren.config import IngestConfig
 from warren.config.ingest import Source
 from warren.data.importers.bunny_json import BunnyJson
+from warren.data.importers.csv_jsonl import TextTable
 from warren.data.importers.easy_vqa import easy_vqa
 from warren.data.importers.importer import Importer, Piece, Raw
 from warren.data.importers.parquet import Parquet
-from warren.data.importers.text_table import TextTable
 from warren.data.importers.webdataset import WebDataset
 
 _FORMATS: dict[Source, Callable[[IngestConfig], Sequence[Importer]]] = {

@@ -11,7 +11,7 @@ from warren.data.importers.files import empty_file, is_whole, opened
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record_files import RecordFiles
-from warren.data.importers.text_rows import SourceRow, array_rows, group
+from warren.data.importers.row_parsers import SourceRow, array_rows, group
 from warren.data.printable import shown
 from warren.storage import Location
 

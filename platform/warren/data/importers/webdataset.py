@@ -13,7 +13,7 @@ from warren.data.importers.fingerprints import file_fingerprint, label
 from warren.data.importers.image_sources import MAX_IMAGE_BYTES
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record_files import RecordFiles
-from warren.data.importers.tar_samples import IMAGES, Member, group_members
+from warren.data.importers.webdataset_grouping import IMAGES, Member, group_members
 from warren.data.printable import shown
 from warren.data.sample import Sample
 from warren.errors import BadSampleError, CorruptDataError

@@ -12,7 +12,7 @@ from warren.data.importers.files import empty_file, is_whole, opened, unpacked_n
 from warren.data.importers.fingerprints import label, range_fingerprint
 from warren.data.importers.importer import Piece, Raw
 from warren.data.importers.record_files import RecordFiles
-from warren.data.importers.text_rows import SourceRow, csv_rows, delimited_rows, group, line_rows
+from warren.data.importers.row_parsers import SourceRow, csv_rows, delimited_rows, group, line_rows
 from warren.data.sample import Sample
 from warren.errors import BadSampleError
 from warren.storage import Location

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from factories import tiny_recipe, tiny_stage, write_dataset
 from selecting import config_of, samples_of, select
 from warren.config import Resources
-from warren.curate.image_matching import WHOLE, boxes, hashes_and_pixels, thumbnail
+from warren.curate.crop_matching import WHOLE, boxes, hashes_and_pixels, thumbnail
 from warren.curate.perceptual_hash import distance, perceptual_hash
-from warren.data.contamination_record import contaminated_samples, decontamination
+from warren.data.contamination_certificate import contaminated_samples, decontamination
 from warren.data.manifest import Manifest
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.stream import DatasetSource

@@ -1,4 +1,4 @@
-"""Contamination: images and questions of evaluation sets in training data, and the certificate that lists them."""
+"""The step `decontaminate`: images and questions of evaluation sets in the training data, and their certificate."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 
 from warren.config.curate import DecontaminateStep
 from warren.curate.array_files import ArrayFile
-from warren.curate.image_matching import SCALES
-from warren.curate.image_search import FindImages, HashImages
+from warren.curate.crop_matching import SCALES
+from warren.curate.image_copy_detection import FindImages, HashImages
 from warren.curate.question_search import MIN_SHARE, FindQuestions, HashQuestions, index_questions
 from warren.curate.report import ImagePair
 from warren.curate.row_mask import RowSet, StoredRows
@@ -43,7 +43,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found.
+    """Images and questions of evaluation sets that are in the training data.
 
     Attributes:
         images: Files of `row`, `evaluation`, `evaluation_row`, `distance` (of hashes, in bits) and `correlation`.

@@ -8,7 +8,7 @@ import pytest
 
 from warren.config import RolloutPolicy
 from warren.errors import ConfigError, ServiceError
-from warren.rollout.records import RolloutFiles, SupersededError
+from warren.rollout.state_store import RolloutFiles, SupersededError
 from warren.storage import Location
 
 

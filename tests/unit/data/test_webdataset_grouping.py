@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raw_records import IMAGE, ingest, tar_of
-from warren.data.importers.tar_samples import Member, group_members
+from warren.data.importers.webdataset_grouping import Member, group_members
 
 TEXT = b"a caption"
 

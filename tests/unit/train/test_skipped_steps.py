@@ -9,7 +9,7 @@ import pytest
 from warren.config import GuardConfig
 from warren.errors import TrainingError
 from warren.storage import Location
-from warren.train.step_guard import Guard, gradient_objection
+from warren.train.skipped_steps import Guard, gradient_objection
 
 
 def row(step: int, loss: float = 1.0, grad_norm: float = 1.0, **more: Any) -> Any:

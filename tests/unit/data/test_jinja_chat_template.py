@@ -7,8 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from warren.data.images import ImageSpec
+from warren.data.jinja_chat_template import NativeTemplate
 from warren.data.model_inputs import Inputs
-from warren.data.native_template import NativeTemplate
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.data.template import TokenSpec
 from warren.errors import ConfigError
