@@ -85,7 +85,7 @@ def warren(folder: Path, samples: int) -> dict[str, Any]:
         alive.put_bytes(RowSet.full(samples).to_bytes())
         scored = [file.location for file in clip_scores(run, work / "scores", pieces)]
         step = ClusterStep(step="cluster", num_clusters=max(8, samples // PER_CLUSTER))
-        clusters = cluster(run, work / "cluster", step, pieces, alive, samples)
+        clusters = cluster(run, work / "cluster", step, pieces, alive, samples, TASK_BYTES)
         near = NearDuplicatesStep(step="near_duplicates", threshold=THRESHOLD)
         kept = first = keep_in_clusters(run, work / "near", near, clusters, alive, samples, TASK_BYTES)
         for name, files in (("score", scored), ("cosine", list(clusters.files))):
