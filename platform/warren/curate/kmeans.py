@@ -1,6 +1,6 @@
 """K-means with faiss. Many clusters have two levels, so that a sample is compared with about √k centroids instead of k.
 
-With two levels, a sample belongs to the nearest fine centroid of its 8 nearest coarse clusters: with only the nearest
+With two levels, a sample belongs to the nearest fine centroid of its 16 nearest coarse clusters: with only the nearest
 one, the borders of coarse clusters would separate near duplicates. `kmeans_tasks` trains both levels.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from warren.curate.array_files import ArrayFile, Arrays
 from warren.errors import DataError
 
-_PROBES = 8  # coarse clusters that are searched for the nearest fine centroid
+_PROBES = 16  # coarse clusters that are searched for the nearest fine centroid
 _ROWS = 4096  # rows that are compared with centroids at a time
 
 
@@ -131,6 +131,18 @@ def lloyd(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
 def _half_squares(centroids: np.ndarray) -> np.ndarray:
     """Return half of each centroid's squared length: the product minus this is highest for the nearest centroid."""
     return np.asarray(np.einsum("ij,ij->i", centroids, centroids) / 2)
+
+
+def grouped(fine: np.ndarray, iterations: int, seed: int, num_coarse: int) -> Centroids:
+    """Group fine centroids by coarse clusters of their own, so that a sample's probes lead to the nearest one.
+
+    Coarse clusters of the centroids are better for this than those of samples, which have more noise.
+    """
+    coarse = lloyd(fine, num_coarse, iterations, seed)
+    number = nearest(fine, coarse)
+    counts = np.bincount(number, minlength=num_coarse)
+    full = counts > 0
+    return Centroids(fine[np.argsort(number, kind="stable")], coarse[full], np.r_[0, np.cumsum(counts[full])])
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Up to 1,024 clusters are trained at once. More have two levels: √k coarse clusters are trained on a part of the sample,
 and the sample is sorted by them. The samples of each coarse cluster are then clustered again, into a number of clusters
-in proportion to its samples. A few iterations over all fine centroids move each to the mean of its samples.
+in proportion to its samples. A few iterations over all fine centroids move each to the mean of its samples. At the end
+the fine centroids are grouped anew.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import numpy as np
 
 from warren.config.curate import ClusterStep
 from warren.curate.array_files import ArrayFile, Arrays
-from warren.curate.kmeans import Centroids, check_enough, divide, lloyd, nearest, train
+from warren.curate.kmeans import Centroids, check_enough, divide, grouped, lloyd, nearest, train
 from warren.curate.sample_vectors import VectorPiece, selected_vectors
 from warren.curate.sampling import row_hash
 from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
@@ -89,7 +90,8 @@ def _two_levels(
         sums = [_Sum(n, parts, bucket, before, step.seed) for n, bucket in enumerate(buckets)]
         summed = finish(run, work / f"sums-{number}", sums)
         finish(run, work, [_Average(number + 1, before, tuple(file.location for file in summed))])
-    return work.file(f"centroids-{_REFINEMENTS}").location
+    last = work.file(f"centroids-{_REFINEMENTS}").location
+    return finish(run, work, [_Group(last, num_coarse, step.iterations, step.seed)])[0].location
 
 
 def _check_memory(rows: int, width: int, memory: int) -> None:
@@ -340,3 +342,21 @@ class _Average:
         fine = before.fine.copy()
         fine[full] = total[full] / count[full, None]
         return Centroids(fine, before.coarse, before.starts).to_arrays()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The centroids that samples are assigned to: the fine ones, grouped anew."""
+
+    before: Location
+    num_coarse: int
+    iterations: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return "centroids"
+
+    def compute(self) -> Arrays:
+        fine = ArrayFile(self.before).read("fine")
+        return grouped(fine, self.iterations, self.seed, self.num_coarse).to_arrays()
