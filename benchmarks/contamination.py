@@ -1,9 +1,10 @@
 """How many altered evaluation images `decontaminate` finds among other images, and how many of its matches are wrong.
 
-python -m benchmarks.contamination FOLDER --planted 200
+python -m benchmarks.contamination FOLDER --drawn 95000 --planted 200
 
-Some images of a folder become an evaluation set. An altered copy of each is planted among the other images. The last
-line is one JSON object: recall by kind of change, precision, the wrong matches, and images searched a second.
+Some images of a folder, and as many that are drawn, become an evaluation set. An altered copy of each is planted among
+the other images. Without a folder all images are drawn. The last line is one JSON object: recall by kind of change,
+precision, the wrong matches, and images searched a second.
 """
 
 import argparse
@@ -21,18 +22,20 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from benchmarks.drawn_images import drawn_image
 from warren.config import CurateConfig
 from warren.config.curate import DecontaminateStep
 from warren.curate.pipeline import curate
 from warren.curate.tasks import Task, Workspace
 from warren.data.images import MAX_PIXELS, decode_image
-from warren.data.manifest import Manifest, dataset_folder, write_manifest, write_shard
+from warren.data.manifest import Manifest, Shard, dataset_folder, write_manifest, write_shard
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import BadSampleError
 from warren.storage import Location
 
 KINDS = ("encoded", "scaled", "grey", "mirrored", "cropped", "cropped and mirrored")
 CORES, PER_SHARD, PER_GROUP = 2, 1024, 64
+_EXAM = 10**9  # number of the first image that is drawn for the evaluation set
 
 
 def altered(data: bytes, kind: str, random: np.random.Generator) -> bytes:
@@ -68,13 +71,25 @@ def images(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield str(paths[number].relative_to(folder)), data
 
 
-def write(root: Location, name: str, pairs: Iterable[tuple[str, bytes]]) -> None:
-    """Write a dataset of images."""
+def write(root: Location, name: str, pairs: Iterable[tuple[str, bytes]], num_drawn: int = 0) -> None:
+    """Write a dataset of images, and of some that are drawn."""
+    every = list(pairs)
+    folder, starts = dataset_folder(root, f"{name}@v1"), range(0, len(every), PER_SHARD)
+    shards = [_shard(folder, f"shard-{n}", every[n:][:PER_SHARD]) for n in starts]
+    with ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
+        first = range(0, num_drawn, PER_SHARD)
+        shards += pool.map(_draw_shard, [folder] * len(first), first, [min(n + PER_SHARD, num_drawn) for n in first])
+    write_manifest(root, Manifest(name, "v1", tuple(shards), "bench", "various"))
+
+
+def _shard(folder: Location, name: str, pairs: Iterable[tuple[str, bytes]]) -> Shard:
     turns = (Turn("user", IMAGE_MARK), Turn("assistant", "an image"))
     samples = [Sample(key, (data,), turns, "bench") for key, data in pairs]
-    folder, starts = dataset_folder(root, f"{name}@v1"), range(0, len(samples), PER_SHARD)
-    shards = [write_shard(folder, f"shard-{n}.parquet", samples[n:][:PER_SHARD], PER_GROUP) for n in starts]
-    write_manifest(root, Manifest(name, "v1", tuple(shards), "bench", "various"))
+    return write_shard(folder, f"{name}.parquet", samples, PER_GROUP)
+
+
+def _draw_shard(folder: Location, first: int, stop: int) -> Shard:
+    return _shard(folder, f"shard-drawn-{first}", ((f"drawn {n}", drawn_image(n)) for n in range(first, stop)))
 
 
 def _do(work: Workspace, task: Task) -> None:
@@ -102,20 +117,23 @@ def search(root: Location) -> tuple[dict[str, Any], float]:
 def main() -> None:
     """Plant, search, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--planted", type=int, default=200)
-    parser.add_argument("--limit", type=int, help="take only so many images")
+    parser.add_argument("--drawn", type=int, default=0, help="images that are drawn, besides those of the folder")
+    parser.add_argument("--limit", type=int, help="take only so many images of the folder")
     options = parser.parse_args()
-    every = list(images(options.folder))[: options.limit]
-    exam, others = every[: options.planted], every[options.planted :]
+    every = list(images(options.folder))[: options.limit] if options.folder else []
+    of_folder = 0 if not every else options.planted // 2 if options.drawn else options.planted
+    exam, others = every[:of_folder], every[of_folder:]
+    exam += [(f"exam {n}", drawn_image(_EXAM + n)) for n in range(options.planted - of_folder)]
     random = np.random.default_rng(1)
     planted = [(f"planted {n}", altered(data, KINDS[n % len(KINDS)], random)) for n, (_, data) in enumerate(exam)]
     with tempfile.TemporaryDirectory(prefix="bench-contamination-") as name:
         root = Location(name)
         write(root, "exam", exam)
-        write(root, "pairs", [*others, *planted])
+        write(root, "pairs", [*others, *planted], options.drawn)
         result, seconds = search(root)
-    print(json.dumps(summary(result, [key for key, _ in exam], len(others) + len(planted), seconds)))
+    print(json.dumps(summary(result, [key for key, _ in exam], len(others) + len(planted) + options.drawn, seconds)))
 
 
 def summary(result: dict[str, Any], exam: list[str], num_images: int, seconds: float) -> dict[str, Any]:

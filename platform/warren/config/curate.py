@@ -241,10 +241,10 @@ class DecontaminateStep(Config):
 
     step: Literal["decontaminate"]
     datasets: tuple[DatasetReference, ...] = Field(min_length=1)
-    max_distance: int = Field(default=14, ge=0, le=20)
+    max_distance: int = Field(default=18, ge=0, le=20)
     min_cosine: float | None = Field(default=None, gt=0.0, le=1.0)
     evaluation_embeddings: str | None = None
-    min_correlation: float = Field(default=0.95, gt=0.0, le=1.0)
+    min_correlation: float = Field(default=0.97, gt=0.0, le=1.0)
     question_words: int | None = Field(default=13, ge=4)
     remove: bool = True
 

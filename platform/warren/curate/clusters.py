@@ -12,10 +12,10 @@ import numpy as np
 
 from warren.config.curate import ClusterStep
 from warren.curate.array_files import ArrayFile, Arrays
-from warren.curate.kmeans import Centroids, train
+from warren.curate.kmeans import Centroids
+from warren.curate.kmeans_tasks import train_centroids
 from warren.curate.row_mask import RowSet, StoredRows
-from warren.curate.sample_vectors import VectorPiece, Vectors
-from warren.curate.sampling import row_hash
+from warren.curate.sample_vectors import VectorPiece, Vectors, selected_vectors
 from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.curate.vector_math import cosines, unit
 from warren.errors import DataError
@@ -116,32 +116,35 @@ def read_members(
 
 
 def cluster(
-    run: Runner, work: Workspace, step: ClusterStep, pieces: Sequence[VectorPiece], selected: Location, count: int
+    run: Runner,
+    work: Workspace,
+    step: ClusterStep,
+    pieces: Sequence[VectorPiece],
+    selected: Location,
+    count: int,
+    memory: int,
 ) -> Clusters:
     """Cluster the selected samples.
 
     Args:
         selected: The stored set of selected samples.
         count: Their number.
+        memory: Bytes that a task may use.
 
     Raises:
-        DataError: There are fewer samples than clusters, or an assigned cluster has no centroid.
+        DataError: There are fewer samples than clusters, their training takes more memory, or an assigned cluster has
+            no centroid.
     """
     if step.assigned:
         centroids = _assigned_centroids(run, work, step, pieces, selected)
     else:
         num_clusters = step.num_clusters or max(1, count // _SAMPLES_PER_CLUSTER)
-        # K-means needs some samples of each cluster, not all of them, and its sample has to fit into memory.
-        share = min(1.0, num_clusters * step.samples_per_cluster / max(1, count))
-        drawn = finish(run, work / "sample", [_Draw(n, p, selected, share, step.seed) for n, p in enumerate(pieces)])
-        locations = tuple(file.location for file in drawn)
-        trained = finish(run, work / "kmeans", [_Train(locations, num_clusters, step.iterations, step.seed)])
-        centroids = trained[0].location
+        centroids = train_centroids(run, work, step, num_clusters, pieces, selected, count, memory)
     assigned = [_Assign(n, piece, selected, centroids, step.assigned) for n, piece in enumerate(pieces)]
     files = finish(run, work / "assigned", assigned)
     counts = sum(np.diff(file.read("starts")) for file in files)
     # A task holds an embedding three times in float32 (as read, sorted, of unit length), and the other columns.
-    row_bytes = 3 * 4 * files[0].width("image") + 64
+    row_bytes = 3 * 4 * max(file.width("image") for file in files) + 64
     return Clusters(tuple(file.location for file in files), np.asarray(counts), row_bytes, centroids)
 
 
@@ -165,50 +168,6 @@ def without(clusters: Clusters, dropped: tuple[int, ...], selected: RowSet) -> R
     return kept
 
 
-def _selected(piece: VectorPiece, selected: Location) -> Vectors:
-    vectors = piece.load()
-    mask = StoredRows(selected).contains(vectors.rows)
-    if mask.all():
-        return vectors
-    parts = (None if part is None else part[mask] for part in (vectors.image, vectors.text, vectors.cluster))
-    return Vectors(vectors.rows[mask], *parts)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class _Draw(NumberedTask):
-    """The part of a piece that k-means is trained on."""
-
-    piece: VectorPiece
-    selected: Location
-    share: float
-    seed: int
-
-    def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.selected)
-        # By a hash of the row, so that the draw does not depend on how rows are cut into pieces.
-        mask = row_hash(vectors.rows, self.seed) <= np.uint64(min(int(self.share * 2**64), 2**64 - 1))
-        return {"row": vectors.rows[mask], "image": vectors.image[mask]}
-
-
-@dataclass(frozen=True)
-class _Train:
-    drawn: tuple[Location, ...]
-    num_clusters: int
-    iterations: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return "centroids"
-
-    def compute(self) -> Arrays:
-        files = [ArrayFile(location) for location in self.drawn]
-        rows = np.concatenate([file.read("row") for file in files])
-        images = np.concatenate([file.read("image") for file in files])
-        order = np.argsort(rows, kind="stable")  # so that centroids do not depend on how files are cut into pieces
-        return train(unit(images[order]), self.num_clusters, self.iterations, self.seed).to_arrays()
-
-
 @dataclass(frozen=True)
 class _Sum(NumberedTask):
     """The sum of a piece's embeddings for each assigned cluster."""
@@ -217,7 +176,7 @@ class _Sum(NumberedTask):
     selected: Location
 
     def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.selected)
+        vectors = selected_vectors(self.piece, self.selected)
         numbers = _assigned_clusters(vectors)
         size = int(numbers.max(initial=-1)) + 1
         total = np.zeros((size, vectors.image.shape[1]))
@@ -267,7 +226,7 @@ class _Assign(NumberedTask):
     assigned: bool
 
     def compute(self) -> Arrays:
-        vectors = _selected(self.piece, self.selected)
+        vectors = selected_vectors(self.piece, self.selected)
         centroids = Centroids.read(ArrayFile(self.centroids))
         image = unit(vectors.image) if len(vectors.rows) else np.empty((0, centroids.fine.shape[1]), np.float32)
         number = _assigned_clusters(vectors) if self.assigned else centroids.assign(image)

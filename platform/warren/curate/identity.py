@@ -11,7 +11,7 @@ from warren.data.importers.fingerprints import file_fingerprint
 from warren.errors import NotFoundError
 from warren.storage import Location, digest_bytes
 
-CURATE_FORMAT = 1
+CURATE_FORMAT = 2
 """Increased when the code selects other samples from the same datasets, embeddings and options."""
 
 _THREADS = 16

@@ -27,6 +27,7 @@ from warren.curate.crop_matching import (
     boxes,
     colours,
     compared_pixels,
+    differs_in_a_part,
     hashes_and_pixels,
     thumbnail,
 )
@@ -36,6 +37,8 @@ from warren.data.images import MAX_PIXELS, decode_image
 from warren.storage import Location
 
 _SEARCHED = 8  # evaluation images for one training image; where all look alike, hundreds have a hash that is near
+_CROPS = 3  # of one evaluation image that are searched from; the most alike is not always the right one
+_MIN_COARSE = 0.7  # correlation of 8 × 8 pixels below which no crop of 700 altered images was the right one
 _ALIKE = 0.98  # correlation of 8 × 8 pixels from which on whole images are compared, whatever their hashes
 _DIGEST_BYTES = 16
 
@@ -120,26 +123,30 @@ class FindImages(PieceTask):
     def _matches(self, image: Image.Image, near: frozenset[tuple[int, int]]) -> Iterator[tuple[int, int, int, float]]:
         """Yield the evaluation images that an image is a copy of: set, row, bits and correlation."""
         grey = image.convert("L")
-        shown = compared_pixels(grey)
-        if shown is None:
-            return
         (image_hash,), (coarse,) = hashes_and_pixels(thumbnail(grey), [WHOLE])
         candidates = [
             candidate
             for number, location in self.hashes
             for candidate in self._candidates(image_hash, coarse, number, location, near)
         ]
+        shown = compared_pixels(grey) if candidates else None
+        if shown is None:
+            return
         coloured = colours(image)
         # The search for the best crop is the dear part, so only the likeliest candidates get it.
-        for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
+        matched: set[tuple[Location, int]] = set()
+        for each in sorted(candidates, key=lambda each: -each.correlation)[: _SEARCHED * _CROPS]:
+            if (each.location, each.place) in matched:
+                continue
             file = _hashes_of(each.location)
             small = file.stored.read("thumbnail", each.place, each.place + 1)[0]
             side = small[:, ::-1] if each.is_mirrored else small
             best, box = best_fit(shown, side, boxes()[each.box], self.min_correlation)
-            if best < self.min_correlation:
+            if best < self.min_correlation or differs_in_a_part(shown, side, box):
                 continue
             original = file.stored.read("colours", each.place, each.place + 1)[0]
             if are_like_coloured(coloured, original[:, :, ::-1] if each.is_mirrored else original, box):
+                matched.add((each.location, each.place))
                 yield each.evaluation, int(file.rows[each.place]), each.num_bits, best
 
     def _candidates(
@@ -150,7 +157,7 @@ class FindImages(PieceTask):
         location: Location,
         near: frozenset[tuple[int, int]],
     ) -> Iterator["_Candidate"]:
-        """Yield the images of one file with a near hash or embedding, each with the crop that is most alike."""
+        """Yield the images of one file with a near hash or embedding, each with the crops that are most alike."""
         file = _hashes_of(location)
         bits = distance(file.hashes, image_hash)
         compared = bits <= self.max_distance
@@ -162,8 +169,10 @@ class FindImages(PieceTask):
         correlations = file.coarse[places, sides, crops].astype(np.float32) @ coarse.astype(np.float32)
         correlations /= COARSE_PX**2 * COARSE_SCALE
         order = np.lexsort((-correlations, places))
-        firsts = order[np.unique(places[order], return_index=True)[1]]
-        for n in firsts[np.argsort(-correlations[firsts], kind="stable")][:_SEARCHED].tolist():
+        starts = np.unique(places[order], return_index=True)[1]
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        likely = order[(rank < _CROPS) & (correlations[order] >= _MIN_COARSE)]
+        for n in likely[np.argsort(-correlations[likely], kind="stable")][: _SEARCHED * _CROPS].tolist():
             place, side, crop = int(places[n]), int(sides[n]), int(crops[n])
             num_bits = int(bits[place, side, crop])
             yield _Candidate(float(correlations[n]), evaluation, location, place, bool(side), crop, num_bits)

@@ -178,7 +178,9 @@ class _Selecting:
 
     def _keep(self, work: Workspace, step: Step) -> RowSet:
         if isinstance(step, ClusterStep):
-            self._clusters = cluster(self._run, work, step, self._vectors or [], self.selected, self.count)
+            self._clusters = cluster(
+                self._run, work, step, self._vectors or [], self.selected, self.count, self._memory
+            )
             return without(self._clusters, step.drop_clusters, StoredRows(self.selected).load())
         if isinstance(step, NearDuplicatesStep | SemDeDupStep | BalanceStep):
             assert self._clusters is not None

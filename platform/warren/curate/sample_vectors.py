@@ -9,6 +9,7 @@ import numpy as np
 from warren.curate.array_files import ArrayFile, Arrays
 from warren.curate.embedding_join import NO_ROW
 from warren.curate.embeddings import EmbeddingPiece
+from warren.curate.row_mask import StoredRows
 from warren.curate.tasks import NumberedTask, Runner, Workspace, finish
 from warren.curate.vector_math import cosines, unit, unusable
 from warren.errors import DataError
@@ -70,6 +71,16 @@ class ComputedVectors:
         return Vectors(file.read("row"), file.read("image"), text, None)
 
 
+def selected_vectors(piece: VectorPiece, selected: Location) -> Vectors:
+    """Read the embeddings of a piece's selected samples."""
+    vectors = piece.load()
+    mask = StoredRows(selected).contains(vectors.rows)
+    if mask.all():
+        return vectors
+    parts = (None if part is None else part[mask] for part in (vectors.image, vectors.text, vectors.cluster))
+    return Vectors(vectors.rows[mask], *parts)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class _Score(NumberedTask):
     piece: VectorPiece
@@ -103,7 +114,7 @@ def clip_scores(run: Runner, work: Workspace, pieces: Sequence[VectorPiece]) -> 
             f"of {total} embeddings {broken} hold NaN or infinity and {zero} are zero: compute them again, or leave "
             "them out of the files and set embeddings.unmatched to drop"
         )
-    widths = sorted({int(file.read("width")[0]) for file in files})
+    widths = sorted({int(file.read("width")[0]) for file in files if file.rows("row")})
     if len(widths) > 1:
         raise DataError(
             f"embeddings of unequal length: {', '.join(map(str, widths))} numbers; all must be of one model"

@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 
 from warren.config.curate import BalanceStep, NearDuplicatesStep, SemDeDupStep
-from warren.curate import kmeans
 from warren.curate.cluster_steps import ClusterwiseStep, keep_in_clusters
 from warren.curate.clusters import Clusters
 from warren.curate.embedding_duplicates import chosen, components, links
-from warren.curate.kmeans import train
 from warren.curate.row_mask import RowSet
 from warren.curate.semdedup import close_to_earlier, order_of
 from warren.curate.tasks import Workspace, run_here
 from warren.curate.vector_math import unit
-from warren.errors import DataError
 from warren.storage import Location
 
 WIDTH = 8
@@ -101,22 +98,3 @@ def test_semdedup_leaves_out_what_is_close_to_something_before_it() -> None:
         False,
         False,
     ]
-
-
-@pytest.mark.parametrize("num_clusters", [7, 300])
-def test_k_means_repeats_itself_and_finds_planted_groups(num_clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans, "_FLAT_CLUSTERS", 100)
-    random = np.random.default_rng(2)
-    centres = random.standard_normal((num_clusters, 16))
-    vectors = unit(np.repeat(centres, 20, axis=0) + 0.01 * random.standard_normal((20 * num_clusters, 16)))
-    first, again = (train(vectors, num_clusters, iterations=10, seed=4) for _ in range(2))
-    assert np.array_equal(first.fine, again.fine)
-    assert first.fine.shape == (num_clusters, 16)
-    assert np.diff(first.starts).sum() == num_clusters
-    cluster = first.assign(vectors).reshape(num_clusters, 20)
-    assert (cluster == cluster[:, :1]).mean() > 0.9  # k-means may split a group
-
-
-def test_more_clusters_than_samples_is_a_named_error() -> None:
-    with pytest.raises(DataError, match=r"50 clusters are asked for, but there are 3 different embeddings in 30"):
-        train(unit(np.repeat(np.eye(3, WIDTH), 10, axis=0)), 50, 10, 0)

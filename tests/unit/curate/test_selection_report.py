@@ -38,7 +38,7 @@ def test_the_map_counts_what_is_kept_of_each_cluster(tmp_path: Path) -> None:
         selected.add(np.arange(0, ROWS, 2))
         (work.folder / name).put_bytes(selected.to_bytes())
     step = ClusterStep(step="cluster", num_clusters=5)
-    clusters = cluster(run_here, work, step, pieces, work.folder / "all", ROWS)
+    clusters = cluster(run_here, work, step, pieces, work.folder / "all", ROWS, 1 << 20)
     made = cluster_map(run_here, work / "map", clusters, work.folder / "even")
     files = [ArrayFile(location) for location in clusters.files]
     labels, row, distance = (
