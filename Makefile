@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help docs install demo test test-long check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate
+.PHONY: help docs install demo test test-long test-gpu check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate bench-gpu
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,12 +32,15 @@ test: install  ## The tests of CI: unit tests on two processes, then one Ray clu
 ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
-	$(PYTEST) -n 2 tests/unit tests/architecture
+	$(PYTEST) -n 2 tests/unit tests/architecture tests/gpu
 	$(PYTEST) tests/integration
 endif
 
 test-long: install  ## The kill and soak tests, and the whole way on the tests' cluster
 	$(PYTEST) -m long $(ARGS)
+
+test-gpu: install  ## The tests on one GPU, beside a CPU's numbers; without a GPU it says so and runs nothing
+	$(PYTEST) -m gpu tests/gpu $(ARGS)
 
 chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
 	$(BIN)/python jobs/chaos.py $(ARGS)
@@ -72,6 +75,9 @@ bench-curate: install  ## Cost of a coreset of 10^4 to 10^7 embeddings beside pl
 
 bench-evaluate: install  ## Speed of asking a benchmark beside one question at a time and lmms-eval (LMMS_EVAL_PYTHON=…); ARGS=--quick
 	$(BIN)/python -m benchmarks.evaluate $(ARGS)
+
+bench-gpu: install  ## Training and generation on one GPU: tokens a second, and MFU against its data sheet
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 PEERS := .venv-bench-data
 bench-data: install  ## Compare the data loader with torch's, webdataset and mosaicml-streaming (installs the latter two)

@@ -1,6 +1,7 @@
-"""A process that writes to the registry beside others: `python registry_writer.py ROOT NUMBER WHAT`.
+"""A process that writes to the registry beside others: `python registry_writer.py NUMBER`.
 
-It waits for a line on its standard input, so that all writers begin at once, and prints what it did as JSON.
+Its standard input has two lines for each race: `[root, what, arguments…]` as JSON, and, when all writers are ready,
+any line as the signal to begin. It prints `ready`, and then what it did as JSON.
 """
 
 import json
@@ -15,7 +16,7 @@ from warren.storage import Location
 MOVES = 4
 
 
-def move(registry: Registry, number: str) -> list[str]:
+def move(registry: Registry, number: str, *_: str) -> list[str]:
     """Move the alias until it worked so many times, each time from where it is."""
     done: list[str] = []
     while len(done) < MOVES:
@@ -28,10 +29,10 @@ def move(registry: Registry, number: str) -> list[str]:
     return done
 
 
-def publish_once(registry: Registry, number: str) -> list[str]:
+def publish_once(registry: Registry, number: str, folder_name: str) -> list[str]:
     """Publish the version that all publish: the even ones one model, the odd ones another."""
     text = ("even", "odd")[int(number) % 2]
-    folder = Path(sys.argv[4]) / number
+    folder = Path(folder_name) / number
     folder.mkdir()
     model = stored_model(registry.root / f"checkpoints-{number}", folder, text)
     try:
@@ -41,7 +42,7 @@ def publish_once(registry: Registry, number: str) -> list[str]:
     return ["published", text]
 
 
-def promote_or_collect(registry: Registry, number: str) -> list[str]:
+def promote_or_collect(registry: Registry, number: str, *_: str) -> list[str]:
     """The even ones move the alias to a version that nothing needs yet, the odd ones remove what nothing needs."""
     if int(number) % 2:
         return gc(registry, plan_gc(registry, window=1, min_age_s=0), window=1)
@@ -52,10 +53,13 @@ def promote_or_collect(registry: Registry, number: str) -> list[str]:
     return ["moved"]
 
 
+WHAT = {"move": move, "publish": publish_once, "collect": promote_or_collect}
+
 if __name__ == "__main__":
-    wanted = {"move": move, "publish": publish_once, "collect": promote_or_collect}[sys.argv[3]]
-    registry = Registry(Location.parse(sys.argv[1]), NAME)
-    registry.versions()  # connected before the others begin
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps(wanted(registry, sys.argv[2])), flush=True)
+    for line in sys.stdin:
+        root, what, *arguments = json.loads(line)
+        registry = Registry(Location.parse(root), NAME)
+        registry.versions()  # connected before the others begin
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(json.dumps(WHAT[what](registry, sys.argv[1], *arguments)), flush=True)

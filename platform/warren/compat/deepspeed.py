@@ -5,7 +5,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 _NO_COMPILE_VARIABLE = "TORCHDYNAMO_DISABLE"
+_ONLY_WEIGHTS_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def import_deepspeed() -> Any:
@@ -144,6 +145,31 @@ def mend_universal_load(engine: Any, settings: list[dict[str, Any]], rates: Sequ
     for state in inner.state.values():
         if torch.is_tensor(state.get("step")):
             state["step"] = state["step"].clone()
+
+
+@contextlib.contextmanager
+def only_tensors() -> Iterator[None]:
+    """Let torch's loads inside make tensors, plain values and DeepSpeed's own small types, and nothing else.
+
+    Why: DeepSpeed loads checkpoints with `weights_only=False`. Whoever may write into a run's folder could then run
+        code in its workers.
+    Upstream: `TORCH_FORCE_WEIGHTS_ONLY_LOAD` in `torch/serialization.py` of torch 2.13 overrules the caller; the types
+        are those that `torch.serialization.get_unsafe_globals_in_checkpoint` finds in what DeepSpeed 0.19 writes.
+    If it breaks: Resuming is refused and the message names a type. Look at what it is, and add it if it is harmless.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_ONLY_WEIGHTS_VARIABLE)
+    os.environ[_ONLY_WEIGHTS_VARIABLE] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ[_ONLY_WEIGHTS_VARIABLE]
+        if before is not None:
+            os.environ[_ONLY_WEIGHTS_VARIABLE] = before
 
 
 def convert_to_universal(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from warren.compat.deepspeed import (
     loss_scale,
     mend_universal_load,
     num_elements,
+    only_tensors,
     whole_state,
 )
 from warren.compat.torch import set_group_timeouts
@@ -214,7 +215,7 @@ class TrainingEngine:
             CheckpointError: A file holds something else than tensors and plain values.
         """
         settings = group_settings(self._engine)
-        with contextlib.redirect_stdout(io.StringIO()), refused_as_checkpoint(STATE_TAG):
+        with contextlib.redirect_stdout(io.StringIO()), refused_as_checkpoint(STATE_TAG), only_tensors():
             self._engine.load_checkpoint(str(folder), tag=STATE_TAG, load_module_strict=False)
         if self._universal:
             mend_universal_load(self._engine, settings, self._schedule.get_last_lr())
@@ -250,7 +251,7 @@ def to_universal(folder: Path) -> None:
         CheckpointError: A file holds something else than tensors and plain values.
     """
     source, target = folder / STATE_TAG, folder / "universal"
-    with refused_as_checkpoint(STATE_TAG):
+    with refused_as_checkpoint(STATE_TAG), only_tensors():
         convert_to_universal(source, target)
     shutil.rmtree(source)
     target.rename(source)

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from warren.compat.deepspeed import (
     loss_scale,
     mend_universal_load,
     num_elements,
+    only_tensors,
     whole_state,
 )
 
@@ -60,6 +63,34 @@ def test_whole_weights_are_gathered_by_the_engine(deepspeed: Any) -> None:
     module = nn.Linear(1, 1)
     stage_2: Any = SimpleNamespace(zero_optimization_stage=lambda: 2, module=module)
     assert set(whole_state(stage_2)) == {"weight", "bias"}
+
+
+class _Runs:
+    """What an attacker puts into a file: reading it calls a function."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._target,)
+
+
+def test_its_loads_make_nothing_but_tensors_and_plain_values(deepspeed: Any, tmp_path: Path) -> None:
+    from deepspeed.runtime.checkpoint_engine import torch_checkpoint_engine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    assert holds(torch_checkpoint_engine, "weights_only=False"), changed(only_tensors, "it may be safe by itself now")
+    file, ran = tmp_path / "state.pt", tmp_path / "ran"
+    torch.save({"weights": torch.ones(2), "scaler": LossScaler(2.0)}, file)
+    with only_tensors():
+        assert torch.load(file, weights_only=False)["scaler"].cur_scale == 2.0
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    torch.save(_Runs(ran), file)
+    with only_tensors(), pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=False)
+    assert not ran.exists()
+    torch.load(file, weights_only=False)
+    assert ran.exists(), "the file does nothing, so this test shows nothing"
 
 
 def test_partitioned_parameters_keep_their_size(deepspeed: Any) -> None:
