@@ -4,7 +4,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +151,8 @@ def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_i
 def test_a_plan_needs_no_cpu_because_workers_may_hold_all(
     idle_cluster: Cluster, tmp_path: Path, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even a task that plans, and waits for readers to take what it has planned."""
     root = Location(str(tmp_path))
-    spec = replace(stream(root, tiny_inputs), epochs=20)
+    spec = stream(root, tiny_inputs)
     held = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 0.5}])
     ray.get(held.ready(), timeout=60)
     try:

@@ -9,18 +9,19 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from kuberay_manifests import REPOSITORY, render
+from pods.autoscaling import Autoscaling
 from pods.endpoint import API_KEYS, EndpointOnPods
 from pods.manifest import Manifests
 from pods.network import PodNetwork
 from pods.outcome import Outcome
-from pods.ray_cluster import Machine
+from pods.ray_cluster import Machine, note
 from pods.training import STORAGE, TrainingRuns, start_storage
 
 _FOLDER = Path("/tmp/warren-test-cluster")  # short, because a pod's logs are looked up here; one run at a time
@@ -37,6 +38,7 @@ def main() -> int:
     if reason := refusal():
         print(f"test-cluster: {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was made is removed then, too
     network = PodNetwork()
     try:
         network.create()
@@ -65,13 +67,16 @@ def run(parts: list[str], network: PodNetwork) -> Outcome:
     manifests = Manifests(render(REPOSITORY / "tests" / "pods" / "overlay"), _secrets(_CLIENT_KEY))
     machine = Machine(network, _FOLDER, manifests)
     try:
-        start_storage(machine)
+        storage = start_storage(machine)
         for part in parts:
-            PARTS[part](machine, outcome)
+            try:
+                PARTS[part](machine, outcome)
+            except (OSError, RuntimeError) as error:  # the other parts may hold all the same
+                note(f"{part}: {error}")
+                outcome.failed[part] = str(error).partition("\n")[0]
+            machine.remove_all_but(storage)
     finally:
-        for pod in machine.pods:
-            with suppress(OSError):
-                pod.delete()
+        machine.remove_all_but()
         network.remove()
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
@@ -90,17 +95,20 @@ def train(machine: Machine, outcome: Outcome) -> None:
     runs = TrainingRuns(machine, outcome)
     runs.undisturbed()
     runs.disturbed()
-    runs.cluster.remove()
+    runs.drained()
 
 
 def serve(machine: Machine, outcome: Outcome) -> None:
     """An endpoint over two nodes loses one of them, and then the head."""
-    endpoint = EndpointOnPods(machine, outcome, _CLIENT_KEY)
-    endpoint.lose_a_node_and_the_head()
-    endpoint.cluster.remove()
+    EndpointOnPods(machine, outcome, _CLIENT_KEY).lose_a_node_and_the_head()
 
 
-PARTS: dict[str, Callable[[Machine, Outcome], None]] = {"training": train, "endpoint": serve}
+def autoscale(machine: Machine, outcome: Outcome) -> None:
+    """A head without workers runs jobs: Ray's own autoscaler gets it workers, and takes them back."""
+    Autoscaling(machine, outcome).from_none_to_two_and_back()
+
+
+PARTS: dict[str, Callable[[Machine, Outcome], None]] = {"training": train, "endpoint": serve, "autoscaling": autoscale}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -46,7 +46,6 @@ class EndpointOnPods:
             self._lose(lost)
             self._machine.until(lambda: traffic.count("whole", since=lost_at) >= 5, "answer without the node")
             replacement = self.cluster.add_worker()
-            self.cluster.workers.append(replacement)
             self._machine.until(lambda: replacement.ready, "proxy on the new node")
             self._lose_the_head(traffic)
         self._report(traffic, lost, [*staying, replacement])

@@ -19,6 +19,7 @@ from pods.network import Place
 
 _USERS = "root:x:0:0:root:/root:/bin/bash\nwarren:x:{user}:{user}::/home/warren:/bin/bash\n"
 _GROUPS = "root:x:0:\nwarren:x:{user}:\n"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
 _CONTAINER = Path(__file__).with_name("container.sh")
 
 
@@ -43,6 +44,7 @@ class RunningPod:
     ready: bool = False
     _process: "subprocess.Popen[bytes] | None" = None
     _started: float = 0.0
+    _ended: float = 0.0
     _asked: dict[str, float] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
 
@@ -61,7 +63,7 @@ class RunningPod:
             self._process = subprocess.Popen(
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._started, self.ready = time.monotonic(), False
+        self._started, self._ended, self.ready = time.monotonic(), 0.0, False
         self._asked.clear()
         self._failures.clear()
 
@@ -78,10 +80,19 @@ class RunningPod:
         if self._process is None:
             return
         if self._process.poll() is not None:
-            self.restarts += 1
-            self.start()
+            self.ready = False
+            self._restart_when_due()
+            return
         self._ask("readiness", self.plan.readiness)
         self._ask("liveness", self.plan.liveness)
+
+    def _restart_when_due(self) -> None:
+        """Start an ended container: the first time at once, then after pauses that double, as the kubelet does."""
+        self._ended = self._ended or time.monotonic()
+        pause_s = min(_FIRST_PAUSE_S * 2 ** (self.restarts - 1), _LONGEST_PAUSE_S) if self.restarts else 0.0
+        if time.monotonic() >= self._ended + pause_s:
+            self.restarts += 1
+            self.start()
 
     def kill(self) -> None:
         """End every process of the container at once, as a power cut would, and wait until none is left."""
@@ -103,8 +114,8 @@ class RunningPod:
         self.ready = False
         return self.execute(self.plan.pre_stop)
 
-    def execute(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        """Run a command in the container, as its user."""
+    def execute(self, command: Sequence[str], variables: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Run a command in the container, as its user; or, with variables of its own, as a container beside it."""
         target = [
             "nsenter",
             "--target",
@@ -120,7 +131,8 @@ class RunningPod:
         target += ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs", "--"]
         target += ["env", "-C", self.plan.working_dir, *command]
         with self.log.open("ab") as log:
-            return subprocess.Popen(target, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            environment = {**self.environment, **(variables or {})}
+            return subprocess.Popen(target, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def terminate(self) -> None:
         """Ask the first process to end; it has until its grace is over."""

@@ -3,14 +3,15 @@
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
-from pods.manifest import Manifests, PodPlan, RayNodePlan, ray_node_plan
+from pods.manifest import Manifests, PodPlan, RayNodePlan, Volume, ray_node_plan
 from pods.network import PodNetwork
 from pods.pod import RunningPod
 
@@ -30,6 +31,8 @@ class Machine:
     manifests: Manifests
     hosts: dict[str, str] = field(default_factory=dict)
     pods: list[RunningPod] = field(default_factory=list)
+    operators: list[Callable[[], None]] = field(default_factory=list)
+    _operating: bool = False
 
     def run(self, plan: PodPlan, service: str | None = None) -> RunningPod:
         """Start a pod, and give its address to a service if it stands alone behind one."""
@@ -49,6 +52,12 @@ class Machine:
         pod.delete()
         self.pods.remove(pod)
 
+    def remove_all_but(self, *kept: RunningPod) -> None:
+        """Take all other pods away, even if one does not go."""
+        for pod in [pod for pod in reversed(self.pods) if pod not in kept]:
+            with suppress(OSError):
+                self.remove(pod)
+
     def until(self, look: Callable[[], ValueT], what: str, timeout_s: float = _TIMEOUT_S) -> ValueT:
         """Tend the pods until `look` returns something, and return it.
 
@@ -59,10 +68,20 @@ class Machine:
         while not (value := look()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"there was no {what} in {timeout_s:.0f} s; the pods' logs are in {self.folder}")
-            for pod in self.pods:
-                pod.tend()
+            self._tend()
             time.sleep(_POLL_S)
         return value
+
+    def _tend(self) -> None:
+        for pod in list(self.pods):
+            pod.tend()
+        if not self._operating:  # an operator waits, too
+            self._operating = True
+            try:
+                for operate in self.operators:
+                    operate()
+            finally:
+                self._operating = False
 
     def wait(self, seconds: float) -> None:
         """Tend the pods for a while."""
@@ -76,27 +95,38 @@ class PodCluster:
     Args:
         spec: The RayCluster's spec.
         workers: How many to begin with.
+        head_volumes: What the head has beside the manifest's.
     """
 
-    def __init__(self, machine: Machine, name: str, spec: Mapping[str, Any], workers: int) -> None:
+    def __init__(
+        self, machine: Machine, name: str, spec: Mapping[str, Any], workers: int, head_volumes: Sequence[Volume] = ()
+    ) -> None:
         self.machine = machine
         self._spec, self._name, self._token = spec, name, secrets.token_hex(16)
         (self._group,) = (group["groupName"] for group in spec["workerGroupSpecs"])
         self._service = f"{name}-head-svc"
-        self.head = machine.run(self._plan(HEAD_GROUP), self._service)
+        plan = self._plan(HEAD_GROUP)
+        self.head = machine.run(replace(plan, volumes=(*plan.volumes, *head_volumes)), self._service)
         note(f"{self.head.name} at {self.head.place.address}")
         machine.until(lambda: self.head.ready, "head that is ready")  # the init container of a worker waits for it
-        self.workers = [self.add_worker() for _ in range(workers)]
-        self.wait_for_nodes(workers + 1)
+        self.workers: list[RunningPod] = []
+        for _ in range(workers):
+            self.add_worker()
+        self.wait_for_nodes()
 
     @property
     def url(self) -> str:
         """The dashboard and the API of jobs and Serve, as seen from outside."""
         return f"http://{self.head.place.address}:{_DASHBOARD_PORT}"
 
+    @property
+    def pods(self) -> list[RunningPod]:
+        return [self.head, *self.workers]
+
     def add_worker(self) -> RunningPod:
         """Start a worker; the caller waits until it has joined."""
         pod = self.machine.run(self._plan(self._group))
+        self.workers.append(pod)
         note(f"{pod.name} at {pod.place.address}")
         return pod
 
@@ -105,16 +135,22 @@ class PodCluster:
         self.workers.remove(pod)
         self.machine.remove(pod)
 
+    def drain_worker(self, pod: RunningPod) -> None:
+        """Delete a worker in good order: its `preStop` drains its node, and then it is asked to end."""
+        self.workers.remove(pod)
+        leaving = pod.leave()
+        self.machine.until(lambda: leaving.poll() is not None, f"end of the preStop of {pod.name}", pod.plan.grace_s)
+        pod.terminate()
+        self.machine.pods.remove(pod)
+
     def alive(self) -> set[str]:
         """Return the addresses of the nodes that the head holds for alive; none while it does not answer."""
-        answer = self._ask("GET", "/api/v0/nodes")
-        if answer is None or answer.status_code != 200:
-            return set()
-        rows = answer.json()["data"]["result"]["result"]
-        return {row["node_ip"] for row in rows if row["state"] == "ALIVE"}
+        return {row["node_ip"] for row in self._rows("nodes") if row["state"] == "ALIVE"}
 
-    def wait_for_nodes(self, count: int) -> None:
-        self.machine.until(lambda: len(self.alive()) == count, f"cluster of {count} nodes")
+    def wait_for_nodes(self) -> None:
+        """Wait until every pod of the cluster is a node that is alive, and no other is."""
+        addresses = {pod.place.address for pod in self.pods}
+        self.machine.until(lambda: self.alive() == addresses, f"cluster of {sorted(addresses)}")
 
     def submit(self, entrypoint: str, job: str) -> None:
         """Submit a job over HTTP."""
@@ -164,9 +200,23 @@ class PodCluster:
         answer = self._ask(method, path, body)
         return None if answer is None or answer.status_code != 200 else (answer.json() if answer.text else {})
 
-    def remove(self) -> None:
-        for pod in [*self.workers, self.head]:
-            self.machine.remove(pod)
+    def where(self, kind: str, named: str, state: str | None = None) -> set[str]:
+        """Return the addresses of the nodes on which tasks or actors of a name run or have run.
+
+        Args:
+            kind: `tasks` or `actors`.
+            named: What the name of the task or of the actor's class contains.
+            state: The state they must be in; None for any.
+        """
+        key = "class_name" if kind == "actors" else "name"
+        nodes = {row["node_id"]: row["node_ip"] for row in self._rows("nodes")}
+        rows = [row for row in self._rows(kind) if named in row[key] and state in (None, row["state"])]
+        return {nodes[row["node_id"]] for row in rows if row["node_id"] in nodes}
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        """Ask the state API; nothing while the head does not answer."""
+        answer = self.request("GET", f"/api/v0/{kind}?limit=10000")
+        return list(answer["data"]["result"]["result"]) if answer else []
 
     def _accepted(self, body: Mapping[str, str]) -> bool:
         answer = self._ask("POST", "/api/jobs/", body)
