@@ -20,6 +20,7 @@ from pods.network import Place
 _USERS = "root:x:0:0:root:/root:/bin/bash\nwarren:x:{user}:{user}::/home/warren:/bin/bash\n"
 _GROUPS = "root:x:0:\nwarren:x:{user}:\n"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
+_GONE = (ProcessLookupError, FileNotFoundError, IndexError)  # the container has ended, or has not begun
 _CONTAINER = Path(__file__).with_name("container.sh")
 
 
@@ -45,6 +46,7 @@ class RunningPod:
     _process: "subprocess.Popen[bytes] | None" = None
     _started: float = 0.0
     _ended: float = 0.0
+    _leaving: bool = False
     _asked: dict[str, float] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class RunningPod:
 
     def tend(self) -> None:
         """Start an ended container again, and ask the probes whose time it is."""
-        if self._process is None:
+        if self._process is None or self._leaving:
             return
         if self._process.poll() is not None:
             self.ready = False
@@ -97,7 +99,7 @@ class RunningPod:
     def kill(self) -> None:
         """End every process of the container at once, as a power cut would, and wait until none is left."""
         if self._process is not None:
-            with suppress(ProcessLookupError, FileNotFoundError, IndexError):  # it has ended, or has not begun
+            with suppress(*_GONE):
                 os.kill(self._first_pid(), signal.SIGKILL)  # it is reaped after all others of its namespace are gone
                 self._process.wait()
             self._process.kill()
@@ -110,9 +112,16 @@ class RunningPod:
         self._process = None
 
     def leave(self) -> "subprocess.Popen[bytes]":
-        """Begin to take the pod away in good order: start its `preStop`, and return that process."""
-        self.ready = False
-        return self.execute(self.plan.pre_stop)
+        """Begin to take the pod away in good order: start its `preStop`, and return that process.
+
+        A container that ends meanwhile is not started again.
+        """
+        self.ready, self._leaving = False, True
+        try:
+            return self.execute(self.plan.pre_stop)
+        except _GONE:
+            self.delete()
+            return subprocess.Popen(["true"])
 
     def execute(self, command: Sequence[str], variables: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
         """Run a command in the container, as its user; or, with variables of its own, as a container beside it."""
@@ -136,15 +145,15 @@ class RunningPod:
 
     def terminate(self) -> None:
         """Ask the first process to end; it has until its grace is over."""
-        with suppress(ProcessLookupError):
+        with suppress(*_GONE, subprocess.TimeoutExpired):
             os.kill(self._first_pid(), signal.SIGTERM)
-        assert self._process is not None
-        with suppress(subprocess.TimeoutExpired):
+            assert self._process is not None
             self._process.wait(min(self.plan.grace_s, 30))
         self.delete()
 
     def _first_pid(self) -> int:
-        assert self._process is not None
+        if self._process is None:
+            raise ProcessLookupError(f"{self.name} has no container")
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0])
