@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
+from ray.util import placement_group, remove_placement_group
 
+from cluster_fixtures import Cluster
 from factories import colour_sample, make_image, source_of, text_sample, write_dataset
 from warren.cluster.train.run_dataset import DATASET, GlobalBatches, RemainingPlan, batch_parts
 from warren.config import Resources
@@ -144,3 +146,18 @@ def test_batches_are_the_same_when_readers_are_killed_or_become_fewer_and_more_i
         found |= dict(ray.get(list(rank), timeout=240))
     reader = spec.reader(spec.cut(2, RESOURCES))
     assert found == dict(contents(part) for read in spec.reads() for parts in reader.read(read) for part in parts)
+
+
+def test_a_plan_needs_no_cpu_because_workers_may_hold_all(
+    idle_cluster: Cluster, tmp_path: Path, tiny_inputs: tuple[Inputs, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Location(str(tmp_path))
+    spec = stream(root, tiny_inputs)
+    held = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 0.5}])
+    ray.get(held.ready(), timeout=60)
+    try:
+        whole = batches(Run(root / "runs" / "r"), spec, 2)
+        monkeypatch.setattr("warren.cluster.train.run_dataset._SHORT_PLAN_WINDOWS", 0)
+        assert batches(Run(root / "runs" / "r"), spec, 2) == whole
+    finally:
+        remove_placement_group(held)

@@ -37,6 +37,11 @@ class PodNetwork:
         self._count = 1
         self._lock: IO[str] | None = None
 
+    @property
+    def gateway(self) -> str:
+        """This machine's own address on the network."""
+        return f"{_NETWORK}.1"
+
     def create(self) -> None:
         """Make the bridge.
 
@@ -51,7 +56,7 @@ class PodNetwork:
             raise OSError("another run has the network of the pods: wait for its end") from error
         self.remove()
         _ip("link", "add", _BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{_NETWORK}.1/24", "dev", _BRIDGE)
+        _ip("addr", "add", f"{self.gateway}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
 
     def add(self) -> Place:
@@ -65,7 +70,7 @@ class PodNetwork:
         _ip("-n", name, "addr", "add", f"{place.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             _ip("-n", name, "link", "set", device, "up")
-        _ip("-n", name, "route", "add", "default", "via", f"{_NETWORK}.1")
+        _ip("-n", name, "route", "add", "default", "via", self.gateway)
         return place
 
     def cut(self, place: Place) -> None:

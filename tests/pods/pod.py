@@ -19,6 +19,8 @@ from pods.network import Place
 
 _USERS = "root:x:0:0:root:/root:/bin/bash\nwarren:x:{user}:{user}::/home/warren:/bin/bash\n"
 _GROUPS = "root:x:0:\nwarren:x:{user}:\n"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 300.0
+_GONE = (ProcessLookupError, FileNotFoundError, IndexError)  # the container has ended, or has not begun
 _CONTAINER = Path(__file__).with_name("container.sh")
 
 
@@ -43,6 +45,8 @@ class RunningPod:
     ready: bool = False
     _process: "subprocess.Popen[bytes] | None" = None
     _started: float = 0.0
+    _ended: float = 0.0
+    _leaving: bool = False
     _asked: dict[str, float] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
 
@@ -61,7 +65,7 @@ class RunningPod:
             self._process = subprocess.Popen(
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._started, self.ready = time.monotonic(), False
+        self._started, self._ended, self.ready = time.monotonic(), 0.0, False
         self._asked.clear()
         self._failures.clear()
 
@@ -75,18 +79,27 @@ class RunningPod:
 
     def tend(self) -> None:
         """Start an ended container again, and ask the probes whose time it is."""
-        if self._process is None:
+        if self._process is None or self._leaving:
             return
         if self._process.poll() is not None:
-            self.restarts += 1
-            self.start()
+            self.ready = False
+            self._restart_when_due()
+            return
         self._ask("readiness", self.plan.readiness)
         self._ask("liveness", self.plan.liveness)
+
+    def _restart_when_due(self) -> None:
+        """Start an ended container: the first time at once, then after pauses that double, as the kubelet does."""
+        self._ended = self._ended or time.monotonic()
+        pause_s = min(_FIRST_PAUSE_S * 2 ** (self.restarts - 1), _LONGEST_PAUSE_S) if self.restarts else 0.0
+        if time.monotonic() >= self._ended + pause_s:
+            self.restarts += 1
+            self.start()
 
     def kill(self) -> None:
         """End every process of the container at once, as a power cut would, and wait until none is left."""
         if self._process is not None:
-            with suppress(ProcessLookupError, FileNotFoundError, IndexError):  # it has ended, or has not begun
+            with suppress(*_GONE):
                 os.kill(self._first_pid(), signal.SIGKILL)  # it is reaped after all others of its namespace are gone
                 self._process.wait()
             self._process.kill()
@@ -99,12 +112,19 @@ class RunningPod:
         self._process = None
 
     def leave(self) -> "subprocess.Popen[bytes]":
-        """Begin to take the pod away in good order: start its `preStop`, and return that process."""
-        self.ready = False
-        return self.execute(self.plan.pre_stop)
+        """Begin to take the pod away in good order: start its `preStop`, and return that process.
 
-    def execute(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        """Run a command in the container, as its user."""
+        A container that ends meanwhile is not started again.
+        """
+        self.ready, self._leaving = False, True
+        try:
+            return self.execute(self.plan.pre_stop)
+        except _GONE:
+            self.delete()
+            return subprocess.Popen(["true"])
+
+    def execute(self, command: Sequence[str], variables: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Run a command in the container, as its user; or, with variables of its own, as a container beside it."""
         target = [
             "nsenter",
             "--target",
@@ -120,19 +140,20 @@ class RunningPod:
         target += ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs", "--"]
         target += ["env", "-C", self.plan.working_dir, *command]
         with self.log.open("ab") as log:
-            return subprocess.Popen(target, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            environment = {**self.environment, **(variables or {})}
+            return subprocess.Popen(target, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def terminate(self) -> None:
         """Ask the first process to end; it has until its grace is over."""
-        with suppress(ProcessLookupError):
+        with suppress(*_GONE, subprocess.TimeoutExpired):
             os.kill(self._first_pid(), signal.SIGTERM)
-        assert self._process is not None
-        with suppress(subprocess.TimeoutExpired):
+            assert self._process is not None
             self._process.wait(min(self.plan.grace_s, 30))
         self.delete()
 
     def _first_pid(self) -> int:
-        assert self._process is not None
+        if self._process is None:
+            raise ProcessLookupError(f"{self.name} has no container")
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0])

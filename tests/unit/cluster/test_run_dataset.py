@@ -93,7 +93,7 @@ def test_where_a_run_starts_is_chosen_once_for_the_data_and_the_ranks(
     source = source_of(root, write_dataset(root, "d", [colour_sample(i) for i in range(48)]))
     spec = StreamSpec((source,), Encoding(*tiny_inputs, 96), 8, seed=5, window_samples=16, epochs=1)
     run, starts, tables = Run(root / "runs" / "r"), list[Any](), list[Any]()
-    monkeypatch.setattr(run_dataset.ray.data, "from_arrow", tables.append)
+    monkeypatch.setattr(run_dataset.ray.data, "from_blocks", tables.append)
     monkeypatch.setattr(run_dataset, "_MAX_OWN_SAMPLES", 0)
     plan = RemainingPlan(run, spec, starts.append)
     for step in (0, 2, 4):

@@ -69,7 +69,7 @@ def embed(config: EmbeddingsConfig, work: Workspace, pieces: list[SamplePiece]) 
         if lacks(number, number * gpus):
             print(f"curate: {waiting(size_of(number, 'embedding actors', 1, gpus))}", file=sys.stderr)
         blocks = [pa.table({"place": [n]}) for n in range(len(missing))]
-        written = ray.data.from_arrow(blocks).map_batches(
+        written = ray.data.from_blocks(blocks).map_batches(
             _Embedder,
             fn_constructor_args=(config, work, ray.put(missing)),
             batch_size=1,

@@ -232,7 +232,7 @@ def _stored_samples(folder: Location, reads: list[_RowGroup]) -> ray.data.Datase
     Reading asks for no CPU: evaluators may take every one, and Ray Data's own reader would wait for ever for its own.
     """
     blocks = [pa.Table.from_pylist([read.located(folder)], schema=_READ_SCHEMA) for read in reads]
-    samples = ray.data.from_arrow(blocks).map_batches(
+    samples = ray.data.from_blocks(blocks).map_batches(
         _read_row_group,
         batch_size=None,
         batch_format="pyarrow",

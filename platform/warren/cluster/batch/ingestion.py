@@ -193,7 +193,7 @@ def _make_shards(maker: ShardMaker, pieces: list[Piece]) -> Iterator[tuple[tuple
     tables = [pa.table({"number": [i], **{k: [v] for k, v in vars(piece).items()}}) for i, piece in enumerate(pieces)]
     per_block = -(-len(tables) // _MAX_BLOCKS)
     blocks = [pa.concat_tables(tables[i : i + per_block]) for i in range(0, len(tables), per_block)]
-    written = ray.data.from_arrow(blocks).map_batches(_MakeShards(maker), batch_size=1, batch_format="pyarrow")
+    written = ray.data.from_blocks(blocks).map_batches(_MakeShards(maker), batch_size=1, batch_format="pyarrow")
     written.context.target_max_block_size = 1  # every receipt comes as soon as its shard is written
     for row in written.iter_rows():
         yield (row["number"], row["part"]), Receipt.from_json(json.loads(row["receipt"]))

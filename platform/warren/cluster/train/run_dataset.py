@@ -44,6 +44,9 @@ class RemainingPlan:
     A short plan is made at once. A long one is made by a Ray task that streams the windows as they are needed: neither
     the driver nor a reader holds it, but the first batch waits until one more process has started.
 
+    Neither asks for a CPU: the workers that are about to start may hold every one. `from_arrow` would look at each
+    table in a task that needs a whole CPU, and wait for ever for it.
+
     Attributes:
         report_start: Called with the chosen checkpoint, None for the beginning, before the workers ask for it.
     """
@@ -58,8 +61,8 @@ class RemainingPlan:
         self.report_start(start)
         start_step = _first_streamed(self.spec, start.step if start else 0)
         if self.spec.num_windows(start_step) <= _SHORT_PLAN_WINDOWS:
-            return ray.data.from_arrow(list(_windows(self.spec, start_step)))
-        return ray.data.from_arrow(pa.table({"start_step": [start_step]})).map_batches(
+            return ray.data.from_blocks(list(_windows(self.spec, start_step)))
+        return ray.data.from_blocks([pa.table({"start_step": [start_step]})]).map_batches(
             _plan_windows(self.spec),
             batch_size=None,
             batch_format="pyarrow",
