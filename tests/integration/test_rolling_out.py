@@ -85,19 +85,24 @@ def files(root: Location) -> RolloutFiles:
 
 
 @pytest.fixture
-def front(endpoint: Endpoint, root: Location, repository: Path, tmp_path: Path) -> Iterator[Endpoint]:
-    """The endpoint with stand-in engines; the first release was published and is nothing but a candidate."""
-    publish_random_model(root, "v1", tmp_path / "model", name=NAME)
-    roll(root, "v1")
+def application(root: Location, repository: Path) -> dict[str, Any]:
+    """The endpoint with stand-in engines, as Serve's configuration has it."""
     path = os.pathsep.join(str(repository / folder) for folder in ("platform", "serve", "tests"))
     settings = {"num_cpus": 0.1, "ingress_num_cpus": 0.1, "request_timeout_s": 20.0, "tokens_per_minute": 10**9}
-    application = {
+    return {
         "name": APPLICATION,
         "route_prefix": "/",
         "import_path": "standin_engine:front",
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},  # the engines need it, too
         "args": {"release": f"{root}/releases/{NAME}", "rollout": POLICY, **settings},
     }
+
+
+@pytest.fixture
+def front(endpoint: Endpoint, root: Location, application: dict[str, Any], tmp_path: Path) -> Iterator[Endpoint]:
+    """The endpoint; its first release was published and is nothing but a candidate."""
+    publish_random_model(root, "v1", tmp_path / "model", name=NAME)
+    roll(root, "v1")
     endpoint.deploy(application)
     endpoint.wait_for_status("RUNNING", name=APPLICATION)
     yield endpoint
@@ -163,3 +168,49 @@ def test_releases_roll_in_under_load_and_bad_ones_are_undone(
     assert [pid_of(front, deployment) for deployment in ("Ingress", "Accounts")] == kept, "streams and limits stay"
     phases = [event["phase"] for event in files.read().events if event["version"] == "looping"]
     assert phases == ["verifying", "starting", "shifting", "rolling_back", "idle"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_engines_at_zero_wake_up_while_a_release_is_pending(
+    front: Endpoint, application: dict[str, Any], root: Location, files: RolloutFiles
+) -> None:
+    wait_for(lambda: settled(files, "v1"))
+    pace = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0, "downscale_to_zero_delay_s": 2.0, "load_window_s": 2.0}
+    to_zero = {"min_replicas": 0, "request_timeout_s": 110.0, "rollout": {**POLICY, "max_step_s": 3.0}, **pace}
+    front.deploy({**application, "args": {**application["args"], **to_zero}})
+    front.wait_for_status("RUNNING", name=APPLICATION)
+    time.sleep(10)
+    assert num_engines(front, "v1") == 1, "settings of engines hold from the next release on"
+
+    roll(root, "v2")
+    wait_for(lambda: settled(files, "v2"))
+    wait_for(lambda: num_engines(front, "v2") == 0)
+    files.send("pause", by="a person", reason="to look at it")
+    wait_for(lambda: files.read().state.is_paused)
+    roll(root, "v3")
+    assert ask(front) == "v2", "it wakes up for a request while the candidate waits"
+    wait_for(lambda: num_engines(front, "v2") == 0)
+    assert files.read().state.phase == "idle"
+
+    files.send("resume", by="a person")
+    answered = {ask(front)}
+    while not settled(files, "v3"):
+        answered.add(ask(front))
+        time.sleep(1)
+    assert answered <= {"v2", "v3"}
+    wait_for(lambda: num_engines(front, "v3") == 0)
+    assert ask(front) == "v3"
+
+
+def num_engines(front: Endpoint, version: str) -> int:
+    return len(front.pids("Engine", name=f"{APPLICATION}-engine-{version}"))
+
+
+def ask(front: Endpoint) -> str:
+    """Return the version that answers a question."""
+    body = {"model": NAME, "messages": [{"role": "user", "content": "what is there?"}]}
+    answer = httpx.post(f"{front.url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    version: str = answer.json()["system_fingerprint"]
+    return version
