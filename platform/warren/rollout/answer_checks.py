@@ -1,4 +1,7 @@
-"""Checks of answers: of one alone, and of a candidate's to the sanity questions beside the serving release's."""
+"""Checks of answers: of a single answer, and of a candidate's answers to the sanity questions.
+
+The latter are compared with the serving release's answers to the same questions.
+"""
 
 import re
 import zlib
@@ -33,7 +36,7 @@ class Reply:
 
     @property
     def is_degenerate(self) -> bool:
-        """Whether the answer is empty."""
+        """Whether there is no answer, or it is empty or repeats itself."""
         return self.text is None or not self.text.strip() or is_repetitive(self.text)
 
     def is_wrong(self, question: SanityQuestion) -> bool:
@@ -54,9 +57,11 @@ def is_repetitive(text: str) -> bool:
     data = text.strip().encode()
     if len(data) < _SHORTEST_LOOP:
         return False
+    # A loop often begins after some sound sentences, so only the second half has to be one.
     tail = data[len(data) // 2 :] if len(data) >= 2 * _SHORTEST_LOOP else data
     if _period(tail) * _LOOP_REPEATS <= len(tail):
         return True
+    # Catches loops whose repetitions differ a little, such as a counter that goes up.
     return len(data) >= _LONG and len(zlib.compress(data, 9)) < _LOOPS_COMPRESS_TO * len(data)
 
 
@@ -85,6 +90,7 @@ def judge_answers(
         is_bad = num_bad > len(questions) / 2
         return Judgement(not is_bad, f"{num_bad} of {len(questions)} answers are empty or repeat themselves")
     pairs = [_Pair(*each) for each in zip(questions, candidate, stable, strict=True)]
+    # The first objection is the reason that people read, so the plainest check comes first.
     for check in (_degenerate, _foreign, _wrong, _of_other_length):
         if reason := check(pairs, policy):
             return Judgement(False, reason)
@@ -114,6 +120,7 @@ def _wrong(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
 def _of_other_length(pairs: Sequence[_Pair], policy: RolloutPolicy) -> str:
     """Compare how many answers became far longer with how many became far shorter."""
     ratio = policy.max_length_ratio
+    # Degenerate answers were judged before; their lengths mean nothing.
     answered = [pair for pair in pairs if not pair.new.is_degenerate and not pair.old.is_degenerate]
     longer = [pair.new.is_far_longer(pair.old, ratio) for pair in answered]
     shorter = [pair.old.is_far_longer(pair.new, ratio) for pair in answered]
@@ -135,6 +142,7 @@ def _refusal(faults: Sequence[tuple[bool, bool]], what: str, most: float, level:
 
 def is_worse(pairs: Sequence[tuple[bool, bool]], max_extra: float, level: float) -> bool:
     """Tell whether the first of each pair is faulty more often, by a margin and by the exact sign test."""
+    # Questions that both answer well, or both badly, say nothing about which of the two is better.
     only_new, only_old = sum(new and not old for new, old in pairs), sum(old and not new for new, old in pairs)
     if not pairs or (only_new - only_old) / len(pairs) <= max_extra:
         return False

@@ -1,7 +1,7 @@
 """The language of a short text: by its script, and by function words where languages share the Latin script.
 
-It is made for one question: does an answer come in another language than its question? So it says nothing, rather than
-something wrong, of texts that are too short or mixed.
+It answers one question: is an answer in another language than its question? A text that is too short or mixed has no
+language here, because a wrong guess would turn a good release back.
 """
 
 import re
@@ -40,6 +40,7 @@ def language_of(text: str) -> str | None:
     if not scripts or scripts.total() < _MIN_LETTERS * _share_needed(scripts):
         return None
     script, count = scripts.most_common(1)[0]
+    # A mixed text, such as a sentence about a foreign word.
     if count * 2 <= scripts.total():
         return None
     if any(_IDEOGRAPHS.get(each) == "japanese" for each in scripts) and script in _IDEOGRAPHS:
@@ -58,6 +59,7 @@ def _latin_language(words: list[str]) -> str | None:
     likeliest = hits.most_common(2)
     if not likeliest or likeliest[0][1] < _MIN_WORDS:
         return None
+    # Languages share function words (`in`, `la`), so a tie decides nothing.
     return None if len(likeliest) > 1 and likeliest[1][1] == likeliest[0][1] else likeliest[0][0]
 
 

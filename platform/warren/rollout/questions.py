@@ -76,6 +76,7 @@ class _Images:
     def read(self, reference: str) -> bytes:
         if reference.startswith("data:"):
             return base64.b64decode(reference.partition(",")[2], validate=True)
+        # The file may come from elsewhere; it must not make the controller read other objects.
         if reference.startswith("/") or ".." in reference.split("/"):
             raise ValueError(f"{reference!r} is not a path below the release")
         if reference not in self._read:
@@ -88,6 +89,7 @@ def _question(images: _Images, case: Any) -> SanityQuestion | None:
         return None
     text, image, expected = case.get("question", case.get("prompt")), case.get("image"), case.get("expected")
     turns, longest = case.get("turns"), case.get("max_tokens")
+    # Golden cases of one turn are questions too; later turns would need the earlier answers.
     if isinstance(turns, list) and len(turns) == 1:
         text, image = turns[0]["text"].replace(IMAGE_MARK, "").strip(), next(iter(case.get("images", ())), None)
     if not isinstance(text, str) or not text:

@@ -75,7 +75,7 @@ class EngineView:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judgement of a candidate, with the reason if it is a refusal."""
+    """Whether a candidate is good enough, with the reason if it is not."""
 
     is_good: bool
     reason: str = ""
@@ -205,6 +205,7 @@ def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Rollo
     for version in sorted(set(seen.engines) - needed):
         if _may_be_deleted(version, seen, policy):
             actions.append(DeleteEngine(version))
+    # The alias moves only while the candidate can answer, so a reader of it never finds a release that cannot serve.
     is_promoted = state.phase == "finishing" and seen.engine(state.candidate).status == "ready"
     if is_promoted and state.candidate and seen.stable_alias == state.expected_alias != state.candidate:
         actions.append(MoveStable(state.candidate, state.expected_alias))
@@ -230,6 +231,7 @@ def _share(state: RolloutState, policy: RolloutPolicy) -> float:
 
 def _may_be_deleted(version: str, seen: Observation, policy: RolloutPolicy) -> bool:
     status = seen.engine(version).status
+    # Answers that run on these engines may end first, and no ingress may still send requests there.
     return status not in ("absent", "deleting") and seen.since_s >= policy.drain_s and seen.is_agreed
 
 
@@ -264,6 +266,7 @@ def _moved(
         reason=state.reason if reason is None else reason,
         is_paused=state.is_paused if is_paused is None else is_paused,
     )
+    # Time in a pause is not counted: a person may hold a rollout for as long as they like.
     if moved.moment == state.moment or state.is_paused:
         return moved
     return replace(moved, spent_s=state.spent_s + seen.since_s)
@@ -316,6 +319,7 @@ def _verifying(state: RolloutState, seen: Observation, policy: RolloutPolicy) ->
         return state
     if not seen.verification.is_good:
         return _back(state, seen, seen.verification.reason)
+    # A pause holds only what goes forwards. A refusal, above, is obeyed at once.
     return state if state.is_paused else _moved(state, seen, "starting")
 
 
@@ -351,6 +355,7 @@ def _shifting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> 
         return _back(state, seen, f"its engines were away too long: {engine.detail}") if is_over else state
     if state.is_paused or seen.since_s < policy.step_s:
         return state
+    # Too little traffic to judge by. After `max_step_s` that counts as no objection, else nothing would ever roll in.
     if seen.judgement is None and seen.since_s < policy.max_step_s:
         return state
     if state.step + 1 < len(policy.steps):

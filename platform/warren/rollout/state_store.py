@@ -49,6 +49,7 @@ class RolloutRecord:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RolloutRecord":
         """Rebuild what `to_json` returned; fields of another version of Warren are left out."""
+        # During an upgrade, a controller of the former version may have written the state.
         known = {each.name for each in fields(RolloutState)}
         state = RolloutState(**{name: one for name, one in value["state"].items() if name in known})
         return cls(int(value["epoch"]), str(value["owner"]), state, tuple(value["events"]))
@@ -93,8 +94,10 @@ class RolloutFiles:
         except NotFoundError:
             last, tag = None, ""
         handled = self.read().state.handled_command
+        # Only the last command is stored, so a new one would replace one that nobody has read.
         if last is not None and last.number > handled:
             raise ServiceError(f"the command {last.action!r} before this one has not been obeyed yet: try again later")
+        # Above both: the command's file may be gone while the state remembers its number.
         command = RolloutCommand(max(handled, last.number if last else 0) + 1, action, version, by, reason)
         data = _encoded(asdict(command))
         if last is None:
@@ -172,6 +175,7 @@ def _write(location: Location, record: RolloutRecord, tag: str | None) -> str:
         location.create_bytes(data)
     else:
         location.store.replace(location.key, data, tag)
+    # The tag is needed for the next write, and not every store returns it from a write.
     written, new_tag = location.store.read(location.key)
     if written != data:
         raise ConflictError(f"{location} was changed by another controller just after it was written")

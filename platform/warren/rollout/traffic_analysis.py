@@ -74,9 +74,11 @@ class StepJudge:
     def verdict(self, candidate: str | None, stable: str | None) -> Judgement | None:
         """Return the judgement of the last look; None before the first."""
         new, old = self.records(candidate), self.records(stable)
+        # A full deque drops its oldest records, so its length no longer says how much traffic there was.
         is_due = len(new) >= self._policy.min_requests * 2**self._looks and len(new) < _MAX_RECORDS
         if is_due and (self._verdict is None or self._verdict.is_good):
             self._looks += 1
+            # Each look k of a step spends a part 6 / (pi k)^2 of the step's level; over all k these parts sum to 1.
             level = self._policy.false_alarm / len(self._policy.steps) * 6 / (math.pi * self._looks) ** 2
             self._verdict = judge_traffic(new, old, self._baseline, self._policy, level)
         return self._verdict
@@ -98,7 +100,9 @@ def judge_traffic(
             has too few of its own. Times are not, because they depend on the load.
         level: Probability of a false alarm, of all tests together.
     """
+    # Bonferroni: the tests below share the level.
     level /= _NUM_TESTS
+    # A step that sends the candidate nearly all traffic leaves the serving release too few answers to compare with.
     compared = stable if len(stable) >= policy.min_requests else [*baseline, *stable]
     shares: tuple[tuple[str, float, Callable[[AnswerRecord], bool]], ...] = (
         (
@@ -115,6 +119,7 @@ def judge_traffic(
         if share_is_higher((new, len(candidate)), (old, len(compared)), most, level):
             text = f"{new} of {len(candidate)} answers {what} ({old} of {len(compared)} of the serving release's)"
             return Judgement(False, text)
+    # Half, because an answer may be longer or shorter: these are two tests.
     if reason := _other_length(_lengths(candidate), _lengths(stable), policy, level / 2):
         return Judgement(False, reason)
     for what, unit, reading, is_speed in _TIMES:
@@ -137,9 +142,11 @@ def share_is_higher(new: tuple[int, int], old: tuple[int, int], most: float, lev
 
     faults, total = new
     if old[1] == 0:
+        # Nothing to compare with, as with a first release: a binomial test against the limit, but at least 0.1 %.
         return bool(binom.sf(faults - 1, total, max(most, 1e-3)) < level)
     if faults / total - old[0] / old[1] <= most:
         return False
+    # Given the number of faults of both, the candidate's follow a hypergeometric distribution if both are alike.
     return bool(hypergeom.sf(faults - 1, total + old[1], faults + old[0], total) < level)
 
 
@@ -150,6 +157,7 @@ def median_bounds(values: Sequence[float], level: float) -> tuple[float, float] 
     """
     from scipy.stats import binom
 
+    # The number of values below the median is binomial with p = 1/2.
     rank = int(binom.ppf(level, len(values), 0.5)) if values else 0
     if rank < 1:
         return None
@@ -166,6 +174,7 @@ def _slower(
     bounds, others = median_bounds(new, level), median_bounds(old, level)
     if bounds is None or others is None:
         return None
+    # The bounds that favour the candidate: it is refused only if even these are too far apart.
     ratio = others[0] / bounds[1] if is_speed else bounds[0] / others[1]
     return (sorted(new)[len(new) // 2], sorted(old)[len(old) // 2]) if ratio > policy.max_slowdown else None
 

@@ -41,6 +41,7 @@ def wait_until_serving(
                 f"{version} was undone, {serving}: {state.refused[version]} (if the reason was outside the release: "
                 f"python jobs/rollout.py retry {files.name} --endpoint {files.endpoint} --version {version})"
             )
+        # `is_up` comes first, because it also raises if what is waited for can no longer happen.
         if is_up() and state.phase == "idle" and state.stable == version:
             return
         if time.monotonic() > deadline:

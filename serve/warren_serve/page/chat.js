@@ -95,7 +95,7 @@ function newChat() {
   chat.style.fontFamily = "system-ui";
   chat.images = { files: { maxNumberOfFiles: 8, acceptedFormats: ".png,.jpg,.jpeg,.webp,.gif,.bmp" } };
   chat.dragAndDrop = true;
-  chat.textInput = { placeholder: { text: "Drop a picture and ask about it" } };
+  chat.textInput = { placeholder: { text: "Drop an image and ask about it" } };
   const failed = { backgroundColor: "#f9dcdc", color: "#8c1010" };
   chat.messageStyles = { default: { failure: { bubble: failed } } };
   chat.connect = { stream: true, handler: (body, signals) => ask(body, signals) };

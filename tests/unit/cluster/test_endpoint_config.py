@@ -134,8 +134,8 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
     ),
     (details({**CHAT, "import_path": "theirs:app"}), "was not deployed as a rolling endpoint"),
     (details({**CHAT, "import_path": "warren_serve.app:build"}), "was not deployed as a rolling endpoint"),
-    (details({**OTHER, "route_prefix": "/"}), "'other' serves the route '/' already"),
-    (details({"name": "rooted", "import_path": "theirs:app"}), "'rooted' serves the route '/' already"),
+    (details({**OTHER, "route_prefix": "/"}), "'other' already serves the route '/'"),
+    (details({"name": "rooted", "import_path": "theirs:app"}), "'rooted' already serves the route '/'"),
 ]
 
 

@@ -186,7 +186,7 @@ def test_a_release_that_was_undone_fails_with_the_reason_and_the_endpoint_stays(
 
 def test_waiting_ends_when_another_release_became_the_candidate(serve: Serve, root: Location) -> None:
     settle(root, "v0")
-    assert rolled(root, "v2") == "v2 is not awaited any more: v1 has become the candidate"
+    assert rolled(root, "v2") == "v2 will not serve: another job made v1 the candidate"
     settle(root, "v0")
     assert "v1 does not serve after 0.05 s, v0 serves; the endpoint goes on with it" in rolled(root, timeout_s=0.05)
 

@@ -60,6 +60,7 @@ class DeployedEndpoint:
         """
         status, message = self.endpoint.status(self.application)
         if status == "RUNNING":
+            # It came up, so a failure from now on is not the new configuration's: nothing to undo any more.
             self.before = None
         elif status in _FAILED and self.before is not None:
             undone = _undone(self.endpoint, self.application, self.before)
@@ -106,6 +107,7 @@ def ensure_endpoint(
     _say_what_stays(running.settings, spec)
     deployment = running.deploying(source, resources, spec)
     args = spec.config(source, resources)["args"]
+    # No change: applying the configuration would restart replicas for nothing.
     if deployment.changes == ():
         return DeployedEndpoint(endpoint, spec.application, args)
     print(f"endpoint: {_what_changes(spec, deployment.changes)}", file=sys.stderr)
@@ -130,6 +132,7 @@ def delete_endpoint(application: str = APPLICATION, timeout_s: float = 600.0) ->
     if application in running.applications:
         endpoint.apply(running.without(application))
         endpoint.wait_until_gone(application, timeout_s)
+    # Read again: the controller may have started engines until it was gone.
     engines = [name for name in endpoint.details()["applications"] if name.startswith(f"{application}{ENGINE_MARK}")]
     for name in engines:
         serve.delete(name)
@@ -183,7 +186,10 @@ class Endpoint:
             if status in _FAILED:
                 raise ServiceError(f"{name} did not come up ({status}): {_last_line(message)}")
             time.sleep(_POLL_S)
-        raise ServiceError(f"{name} does not run after {timeout_s:.0f} s (status {status}): {_last_line(message)}")
+        raise ServiceError(
+            f"{name} does not run after {timeout_s:.0f} s (status {status}): {_last_line(message)}; "
+            "see `serve status`, and the replicas' logs in the dashboard"
+        )
 
     def wait_until_gone(self, name: str, timeout_s: float) -> None:
         """Wait until an application is deleted.
@@ -201,6 +207,7 @@ class Endpoint:
         """Return an application's status, and what Serve says of it and its deployments."""
         details = self.details()["applications"].get(name, {})
         messages = [details.get("message", "")]
+        # An application's own message is often empty; its deployments say what failed.
         messages += [d.get("message", "") for d in details.get("deployments", {}).values()]
         return details.get("status", "NOT_STARTED"), "\n".join(message for message in messages if message)
 
@@ -271,6 +278,7 @@ def _say_what_stays(running: ServeConfig, spec: EndpointSpec) -> None:
 
 def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
+        # A port that was just closed (TIME_WAIT) is free for Serve, so it is for this probe.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

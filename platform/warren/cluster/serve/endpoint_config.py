@@ -1,8 +1,8 @@
-"""What Ray Serve is told when an endpoint is deployed: everything that runs, unchanged, and that one application.
+"""The configuration that deploys an endpoint: everything that Ray Serve runs, unchanged, and that one application.
 
 An endpoint's configuration names a release and no version, so it changes only when its file or the code does; versions
-roll in without it (`warren_serve.front`). With an endpoint file, the file is the truth: what was set otherwise (the
-application's args, options of its deployments) goes. The environment variables that it runs with stay.
+roll in without it (`warren_serve.front`). An endpoint file replaces what was set in another way (the
+application's args, options of its deployments). The environment variables of the running application stay.
 
 A declarative configuration is the whole truth for Serve: applications that it does not name are deleted, and settings
 that it does not repeat fall back to their defaults. So what runs is read first, from Serve's REST API
@@ -94,7 +94,7 @@ class EndpointSpec:
 
 @dataclass(frozen=True)
 class Deployment:
-    """How an endpoint comes to be as it is declared.
+    """The change that makes an endpoint what its file declares.
 
     Attributes:
         application: Its name.
@@ -128,6 +128,7 @@ class Instance:
         Raises:
             ServiceError: An application's configuration cannot be read, so it could not be kept.
         """
+        # Where Serve does not run, Ray returns an empty schema, without HTTP options.
         if not details.get("http_options"):
             return None
         configs: dict[str, ServeConfig] = {}
@@ -159,7 +160,7 @@ class Instance:
         return {**self.settings, "applications": kept}
 
     def deploying(self, source: EndpointSource, resources: Resources, spec: EndpointSpec) -> Deployment:
-        """Return how the endpoint of a file comes to be as the file says.
+        """Return the change that makes an endpoint what its file declares.
 
         Raises:
             ServiceError: Something else has its name or its route.
@@ -189,6 +190,7 @@ class Instance:
         """
         matching = []
         for name, config in self.applications.items():
+            # `…/releases/NAME` or `…/releases/NAME/ALIAS`.
             parts = str(config.get("args", {}).get("release", "")).rstrip("/").split("/")
             names = parts[:-1] if parts[-1] in ALIASES else parts
             if config.get("import_path") == FRONT_IMPORT_PATH and names and names[-1] == release_name:
@@ -205,7 +207,7 @@ class Instance:
         taken = [name for name, route in routes.items() if route == spec.route and name != spec.application]
         if taken:
             raise ServiceError(
-                f"the application {taken[0]!r} serves the route {spec.route!r} already: give the endpoint another one, "
+                f"the application {taken[0]!r} already serves the route {spec.route!r}: give the endpoint another one, "
                 "with route_prefix in its file or --set endpoint.route_prefix=/…"
             )
 
@@ -225,6 +227,7 @@ def _as_declared(config: ServeConfig, declared: ServeConfig) -> ServeConfig:
     """Return what an endpoint file declares, with what the running application keeps: variables, own modules."""
     running = deepcopy(config.get("runtime_env") or {})
     declared_env = declared["runtime_env"]
+    # The job's own package replaces the one of the job before; modules that a person added stay.
     own = [module for module in running.get("py_modules") or [] if not is_shipped_package(str(module))]
     runtime_env = {**running, "env_vars": {**(running.get("env_vars") or {}), **declared_env["env_vars"]}}
     runtime_env.pop("py_modules", None)

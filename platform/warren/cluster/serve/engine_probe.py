@@ -1,6 +1,6 @@
-"""What the gate measures of a candidate with the engine itself: times, memory, and answers to sanity prompts.
+"""What the gate measures with an engine of the candidate: times, memory, and answers to sanity prompts.
 
-One Ray task does it, with the resources of a replica: so on the hardware that is going to serve the release.
+One Ray task does it, with the resources of a replica, so it runs on the hardware that will serve the release.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _SANITY_TOKENS = 64
 
 
 def probe_engine(resources: Resources, gate: GateConfig, model: StoredFiles) -> EngineProbe:
-    """Start an engine of a model as a replica would, and return what the gate asks of it.
+    """Start an engine of a model as a replica would, and return what the gate measures.
 
     Args:
         resources: Of a replica; the task takes as much.
@@ -55,8 +55,9 @@ def probe_engine(resources: Resources, gate: GateConfig, model: StoredFiles) -> 
         probe: EngineProbe = ray.get(task.remote(model, prompts, cpus, gpus))
     except ray.exceptions.RayTaskError as error:
         known = root_cause(error)
+        # The model is at fault, which is the gate's to judge; any other error ends the job.
         if isinstance(known, ReleaseError | EngineError):
-            return EngineProbe(problem=f"no engine of it could be asked: {known}")
+            return EngineProbe(problem=f"its engine cannot be started or does not answer: {known}")
         raise known from None
     return probe
 
@@ -83,6 +84,7 @@ def measure(folder: Path, prompts: Sequence[str], num_cpus: float = 1.0, num_gpu
     try:
         timed = [asyncio.run(_timed(engine)) for _ in range(_ROUNDS + 1)][1:]  # the first one warms up
         answers = [asyncio.run(_answer(engine, prompt)) for prompt in prompts]
+        # Measured before the engine closes, so with its largest caches.
         memory_bytes = _used_gpu_bytes() - before_bytes if num_gpus else _peak_bytes(engine.pid)
     finally:
         engine.close()
@@ -107,6 +109,7 @@ async def _timed(engine: TransformersEngine) -> tuple[float, float]:
     begin_s = time.perf_counter()
     seen_s = []
     async for delta in engine.submit(request):
+        # One delta may hold several tokens; each counts as seen when the delta came.
         seen_s += [time.perf_counter()] * len(delta.token_ids)
     return seen_s[0] - begin_s, (seen_s[-1] - seen_s[0]) / max(1, len(seen_s) - 1)
 

@@ -1,4 +1,4 @@
-"""What the gate judges a checkpoint by, gathered from storage: its evaluation, its size, and the stable release's."""
+"""What the gate judges a checkpoint by, read from storage: its evaluation and size, and the stable release's score."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -66,6 +66,7 @@ def compare_with_stable(registry: Registry, run: Run, evaluation: Evaluation) ->
         second = _answers(run, evaluation)
     except NotFoundError as error:
         return StableComparison(version, problem=f"{version} is stable, but answers are missing: {error}")
+    # A sample may be quarantined in one of the two; a paired test needs the answers of both.
     both = sorted(first.keys() & second.keys())
     if not both:
         return StableComparison(version, problem=f"{version} is stable, and answered none of the same questions")
@@ -80,6 +81,7 @@ def _same_evaluation(root: Location, stable: Release, evaluation: Evaluation) ->
     lineage = stable.lineage
     if not lineage.run or lineage.step is None:
         return None
+    # The run may have been trained again under the same step, so the weights decide.
     weights = {each.checkpoint for each in lineage.evaluations}
     identity = evaluation.identity
     for each in evaluations_of(Run.of(root, lineage.run)).of_step(lineage.step):

@@ -43,6 +43,7 @@ def lineage_of(root: Location, run: Run, checkpoint: CheckpointManifest, measure
         parents=parents,
         git_revision=record.get("git_revision", ""),
         packages=record.get("packages") or {},
+        # The rest is kept as the run recorded it.
         record={key: value for key, value in record.items() if key not in _TYPED},
     )
 
@@ -79,6 +80,7 @@ def _datasets(root: Location, record: Mapping[str, Any], seen: set[str]) -> list
     if (run := origin.get("run", "")) and run not in seen:
         datasets += _datasets(root, Run.of(root, run).record() or {}, seen | {run})
     datasets += _of_release(origin.get("model", ""))
+    # A dict keeps the last of equal keys, and a model's own record comes first in the list.
     own_first = {dataset.reference: dataset for dataset in reversed(datasets)}
     return [own_first[reference] for reference in sorted(own_first)]
 

@@ -101,9 +101,11 @@ def make_release(
         facts = replace(facts, engine=probe(gate, model))
     verdict = judge(gate, facts, override)
     if not verdict.accepted:
+        # Stored before the error, so that people can read the verdict without running the job again.
         write_refused(evaluations_of(run).at(evaluation.step, evaluation.identity), verdict)
     check_gate(verdict)
     version = _version(root, name, run, checkpoint, evaluation)
+    # Before the files: a release that can be read always has its verdict.
     write_accepted(release_folder(root, name, version), verdict, complete=version in registry.versions())
     scores = {f"{evaluation.dataset}/{evaluation.metric}": evaluation.value}
     folder = publish(root, name, version, model, lineage, scores, _with_questions(golden, recipe, root))
@@ -140,7 +142,10 @@ def measured_as_asked(
         QuarantineError: It leaves out more samples than the configuration allows.
     """
     if config.shuffled_images:
-        raise ReleaseError("evaluate.shuffled_images is a control, not a score: a release needs the evaluation without")
+        raise ReleaseError(
+            "evaluate.shuffled_images is true, which measures a control and not the model: a release needs an "
+            "evaluation with shuffled_images: false"
+        )
     identity = identify(config, checkpoint, read_manifest(root, config.dataset))
     stored = evaluations_of(run)
     evaluation = stored.find(checkpoint.step, identity)
@@ -198,9 +203,10 @@ def roll_out(
     deployed = ensure_endpoint(folder, released.name, resources, spec, keeps_settings)
 
     def serves() -> bool:
+        # Another job may have moved the alias; then this release never becomes the one that serves.
         candidate = read_alias(root, released.name, "candidate")
         if candidate not in (None, released.version):
-            raise ReleaseError(f"{released.version} is not awaited any more: {candidate} has become the candidate")
+            raise ReleaseError(f"{released.version} will not serve: another job made {candidate} the candidate")
         if (room := deployed.waits_for_room(released.version)) and room not in said:
             said.append(room)
             print(f"rollout: {released.version} is {room}", file=sys.stderr, flush=True)

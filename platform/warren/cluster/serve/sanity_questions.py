@@ -43,6 +43,7 @@ def _samples(config: EvaluateConfig, root: Location) -> Iterator[Sample]:
     for place in range(num_groups):
         rows = read_group(dataset_folder(root, config.dataset), groups[place * len(groups) // num_groups]).to_pylist()
         num_rows = min(len(rows), _NUM_QUESTIONS // num_groups)
+        # Spread evenly in the row group, because neighbours are often about the same image.
         yield from (Sample.from_row(rows[row * len(rows) // num_rows]) for row in range(num_rows))
 
 
