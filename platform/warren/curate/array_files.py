@@ -25,6 +25,7 @@ def pack(arrays: Arrays) -> bytes:
         entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
         offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
     header = json.dumps(entries).encode()
+    # Padded, so that arrays begin at multiples of 64 bytes and can be mapped or read as they are.
     header += b" " * (-(len(header) + _START.size) % _ALIGNMENT)
     parts = [_START.pack(_MAGIC, len(header)), header]
     for array in arrays.values():
@@ -69,6 +70,7 @@ class ArrayFile:
         row_bytes = dtype.itemsize * int(np.prod(inner))
         first = base + entry["offset"]
         data = self.location.read_range(first + start * row_bytes, first + stop * row_bytes)
+        # A store returns fewer bytes where an object ends, without an error.
         if len(data) != (stop - start) * row_bytes:
             raise CorruptDataError(f"{self.location} ends early: delete it and run the job again")
         return np.frombuffer(data, dtype).reshape(stop - start, *inner)

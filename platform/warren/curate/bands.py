@@ -44,6 +44,7 @@ def band_scores(work: Workspace, by: str, band: tuple[float, float]) -> ScoreTab
     files = [ArrayFile(location) for location in (work / "keys").folder.list()]
     count = sum(file.rows("keys") for file in files)
     first, end = band_ranks(band, count)
+    # The limits of the band are the scores of its first and last rank; only these keys are read.
     highest, lowest = (np.concatenate(keys_in_ranks(files, rank, rank + 1)) for rank in (first, end - 1))
     shown = "keys" if count <= _SHOWN else "fences"
     values = scores_of(np.concatenate([file.read(shown) for file in files]))

@@ -74,6 +74,7 @@ class _CountKept(NumberedTask):
     def compute(self) -> Arrays:
         file = ArrayFile(self.file)
         starts, rows = file.read("starts"), file.read("row")
+        # A cluster's samples are neighbours in the file, so a difference of sums counts those that were kept.
         before = np.r_[0, np.cumsum(StoredRows(self.selected).contains(rows))]
         shown = np.array(self.shown, np.int64)
         distance, nearest = np.full(len(self.pictured), np.inf), np.zeros(len(self.pictured), np.int64)

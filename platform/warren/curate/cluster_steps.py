@@ -51,6 +51,7 @@ def keep_in_clusters(
     for number, bucket in large:
         # A task holds two blocks at a time, so each gets half of its memory.
         blocks = _cut(bucket.ranges, max(1, memory // clusters.row_bytes // 2))
+        # Block n is compared with itself and those behind it: each pair of blocks once.
         compare = [_CompareBlocks(n, clusters.files, selected, step, tuple(blocks[n:])) for n in range(len(blocks))]
         files = finish(run, work / f"blocks-{number:06d}", compare)
         tasks.append(_CombineBlocks(number, tuple(file.location for file in files), step))
@@ -155,6 +156,7 @@ class _CompareBlocks(_ClusterTask):
 
     def compute(self) -> Arrays:
         own = read_members(self.files, self.blocks[0], self.selected)
+        # A generator, so that only one other block is in memory at a time.
         others = (read_members(self.files, block, self.selected) for block in self.blocks[1:])
         pairs = [self._pair(own, None), *(self._pair(own, other) for other in others)]
         left, right = (np.concatenate([part[n] for part in pairs]) for n in (0, 1))
@@ -194,4 +196,5 @@ class _CombineBlocks(NumberedTask):
         if isinstance(self.step, NearDuplicatesStep):
             places = np.searchsorted(row, left), np.searchsorted(row, right)
             return _one_of_each_group(row, distance, *places, self.step)
+        # SemDeDup's tasks return the rows to leave out, as pairs with themselves.
         return {"row": np.setdiff1d(row, left)}

@@ -58,6 +58,7 @@ class Clusters:
 
     def buckets(self, memory_bytes: int) -> list[Bucket]:
         """Group clusters into buckets of at most `memory_bytes`; a larger cluster is a bucket of its own."""
+        # Clusters stay in their order, so that a bucket is one range of rows in each file.
         limit = max(1, memory_bytes // self.row_bytes)
         edges, size = [0], 0
         for cluster, count in enumerate(self.counts.tolist()):
@@ -130,6 +131,7 @@ def cluster(
         centroids = _assigned_centroids(run, work, step, pieces, selected)
     else:
         num_clusters = step.num_clusters or max(1, count // _SAMPLES_PER_CLUSTER)
+        # K-means needs some samples of each cluster, not all of them, and its sample has to fit into memory.
         share = min(1.0, num_clusters * step.samples_per_cluster / max(1, count))
         drawn = finish(run, work / "sample", [_Draw(n, p, selected, share, step.seed) for n, p in enumerate(pieces)])
         locations = tuple(file.location for file in drawn)
@@ -183,6 +185,7 @@ class _Draw(NumberedTask):
 
     def compute(self) -> Arrays:
         vectors = _selected(self.piece, self.selected)
+        # By a hash of the row, so that the draw does not depend on how rows are cut into pieces.
         mask = row_hash(vectors.rows, self.seed) <= np.uint64(min(int(self.share * 2**64), 2**64 - 1))
         return {"row": vectors.rows[mask], "image": vectors.image[mask]}
 
@@ -225,7 +228,9 @@ class _Sum(NumberedTask):
 def _assigned_clusters(vectors: Vectors) -> np.ndarray:
     assert vectors.cluster is not None
     if vectors.cluster.min(initial=0) < 0:
-        raise DataError(f"{int((vectors.cluster < 0).sum())} given clusters are negative: clusters are numbered from 0")
+        raise DataError(
+            f"{int((vectors.cluster < 0).sum())} assigned clusters are negative: number the clusters from 0"
+        )
     return vectors.cluster
 
 
@@ -271,6 +276,7 @@ class _Assign(NumberedTask):
         order = np.lexsort((vectors.rows, number))
         number, image = number[order], image[order]
         of_each = centroids.fine[number].astype(np.float64)
+        # A centroid is a mean, so it is shorter than the unit vectors that it is the mean of.
         lengths = np.linalg.norm(of_each, axis=1)
         score = np.full(len(number), np.nan, np.float32)
         if vectors.text is not None and len(number):

@@ -1,4 +1,4 @@
-"""Contamination: images and questions of evaluation sets in training data, and the certificate that lists them."""
+"""The step `decontaminate`: images and questions of evaluation sets in the training data, and their certificate."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found.
+    """Images and questions of evaluation sets that are in the training data.
 
     Attributes:
         images: Files of `row`, `evaluation`, `evaluation_row`, `distance` (of hashes, in bits) and `correlation`.

@@ -34,6 +34,7 @@ def links(left: np.ndarray, right: np.ndarray | None, threshold: float) -> tuple
             above = left[row : row + BLOCK] @ other[column : column + BLOCK].T > threshold
             places = np.flatnonzero(above)
             a, b = places // above.shape[1] + row, places % above.shape[1] + column + behind
+            # The upper triangle only: the product of a block with itself has each pair twice, and each row with itself.
             if right is None and row == column:
                 a, b = a[a < b], b[a < b]
             parts.append(_fewest(a, b))
@@ -54,11 +55,13 @@ def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return for each of `count` rows the lowest row of its connected component."""
     label = np.arange(count)
     while True:
+        # Union-find in arrays: of two labels that a pair links, the higher one points to the lower one.
         low, high = np.minimum(label[left], label[right]), np.maximum(label[left], label[right])
         apart = low != high
         if not apart.any():
             return label
         np.minimum.at(label, high[apart], low[apart])
+        # Paths are shortened until each label is the lowest row of its component so far.
         while not np.array_equal(label[label], label):
             label = label[label]
 

@@ -89,8 +89,10 @@ class _Join(NumberedTask):
 
     def compute(self) -> Arrays:
         (left, rows), (right, places) = self._sorted(self.samples), self._sorted(self.embeddings)
+        # Both sides are sorted by hash, so equal keys are neighbours.
         same_left = np.flatnonzero((left[1:] == left[:-1]).all(axis=1)) + 1
         same_right = np.flatnonzero((right[1:] == right[:-1]).all(axis=1)) + 1
+        # Both sides are sorted together: where a key is on both, the sample comes directly before the embedding.
         every = np.concatenate([left, right])
         order = np.lexsort((np.arange(len(every)), every[:, 1], every[:, 0]))
         follows = (every[order[1:]] == every[order[:-1]]).all(axis=1)
@@ -98,6 +100,7 @@ class _Join(NumberedTask):
         pair_left, pair_right = order[pair], order[pair + 1] - len(left)
         by_place = np.argsort(places[pair_right], kind="stable")
         matched_places = places[pair_right][by_place]
+        # Repeated keys are reported as such, not as missing on the other side.
         lonely_left = np.setdiff1d(np.arange(len(left)), np.r_[pair_left, same_left], assume_unique=False)
         lonely_right = np.setdiff1d(np.arange(len(right)), np.r_[pair_right, same_right], assume_unique=False)
         return {

@@ -39,6 +39,7 @@ def near_pairs(
     row, evaluation, other = (
         np.concatenate([file.read(name) for file in files]) for name in ("row", "evaluation", "evaluation_row")
     )
+    # Sorted by row, so that each piece of the samples reads one range of the file.
     order = np.lexsort((other, evaluation, row))
     starts = np.searchsorted(row[order], [*(piece.first for piece in pieces), pieces[-1].stop])
     columns = {"row": row[order], "evaluation": evaluation[order], "evaluation_row": other[order]}
@@ -87,6 +88,7 @@ class NearEmbeddings(NumberedTask):
         left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, len(rows), _BLOCK):
             cosines = unit(image[start : start + _BLOCK]) @ others.T
+            # A few per image: the pixels decide, and an image near everything would make its task slow.
             nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :_NEAREST]
             place, rank = np.nonzero(np.take_along_axis(cosines, nearest, axis=1) >= self.min_cosine)
             left.append(rows[start + place])

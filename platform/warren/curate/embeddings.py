@@ -202,6 +202,7 @@ def _keys(table: pa.Table, piece: EmbeddingPiece) -> list[str]:
 def _matrix(table: pa.Table, name: str, file: Location) -> np.ndarray:
     """Return a column of lists of numbers as a matrix."""
     column = _column(table, name, file).combine_chunks()
+    # Some types stay chunked (`combine_chunks` of several chunks of lists).
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_fixed(column.type)):
@@ -218,6 +219,7 @@ def _matrix(table: pa.Table, name: str, file: Location) -> np.ndarray:
         if odd:
             raise DataError(f"{file}: {odd} of {len(lengths)} embeddings of {name!r} do not have {usual} numbers")
     values = flat.to_numpy(zero_copy_only=False)
+    # float16 stays as it is until it is computed with: embeddings are the largest data here.
     values = np.asarray(values, np.float32 if values.dtype == np.float64 else None)
     return values.reshape(len(column), -1)
 
@@ -235,6 +237,7 @@ def _npy_shape(file: Location) -> tuple[int, int, np.dtype, int]:
             shape, by_column, dtype = read(opened)
         except ValueError as error:
             raise DataError(f"{file} is no .npy file: {error}") from None
+        # Rows must be contiguous, because tasks read ranges of rows.
         if len(shape) != 2 or by_column or dtype.kind != "f" or dtype.itemsize > 4:
             raise DataError(f"{file} holds {dtype} {shape}; expected float16 or float32 in rows, one a sample")
         return shape[0], shape[1], dtype, opened.tell()

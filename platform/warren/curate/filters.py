@@ -93,6 +93,7 @@ def _caption(step: CaptionStep) -> Callable[[FilterRow], bool]:
             return False
         if not step.min_words <= len(words) <= (step.max_words or len(words)):
             return False
+        # In a short caption, one word is a large share without any repetition.
         if len(words) >= _REPETITION_WORDS:
             most = Counter(word.lower() for word in words).most_common(1)[0][1]
             if most > step.max_repetition * len(words):
@@ -155,6 +156,7 @@ def _function(step: FunctionStep) -> Callable[[FilterRow], bool]:
     def takes(row: FilterRow) -> bool:
         try:
             answer = function(Sample.from_row(row), **step.options)
+        # The function is the user's, so it may raise anything; the message has to name the sample.
         except Exception as error:
             raise DataError(f"function {step.call!r} failed at the sample {row['key']!r}: {error!r}") from error
         if not isinstance(answer, bool | np.bool_):

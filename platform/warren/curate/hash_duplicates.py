@@ -53,6 +53,7 @@ def keep_first(
     repeated = finish(run, work / "repeated", tasks)
     left, right = (np.concatenate([file.read(name) for file in repeated]) for name in ("first", "other"))
     rows = np.unique(np.concatenate([left, right]))
+    # Only rows with a duplicate take part, so the labels are as small as the duplicates are few.
     label = components(len(rows), np.searchsorted(rows, left), np.searchsorted(rows, right))
     kept.remove(rows[label != np.arange(len(rows))])
     return kept
@@ -69,6 +70,7 @@ def digest_of(step: DuplicatesStep) -> Callable[[dict[str, Any]], bytes]:
         for image in row["images"] if of_images else ():
             hasher.update(blake2b(image["bytes"]).digest())
         if of_text:
+            # White space is no difference between captions. The zero byte keeps images and text apart.
             hasher.update(b"\0" + " ".join(caption_of(row).split()).encode("utf-8", "replace"))
         return hasher.digest()
 
@@ -102,6 +104,7 @@ class _Digests(PieceTask):
         digests = np.frombuffer(b"".join(data), "<u8").reshape(-1, 2)
         made: dict[str, np.ndarray] = {"digest": digests, "row": np.array(rows, np.int64)}
         for part in range(self.step.max_distance + 1):
+            # By each part, because two hashes that differ in few bits are equal in at least one part.
             bucket = _part(digests[:, 0], part, self.step.max_distance + 1) % np.uint64(self.buckets)
             order = np.argsort(bucket, kind="stable")
             made[f"order-{part}"] = order
@@ -142,6 +145,7 @@ class _Repeated:
         digest, row = digest[order], row[order]
         if self.step.max_distance:
             left, right = linked(digest[:, 0].copy(), self.step.max_distance)
+            # The second half is the digest of the other images of the sample: those must be equal.
             same = digest[left, 1] == digest[right, 1]
             return {"first": row[left[same]], "other": row[right[same]]}
         by_digest = np.lexsort((row, digest[:, 1], digest[:, 0]))

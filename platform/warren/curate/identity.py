@@ -49,6 +49,7 @@ def _files(config: CurateConfig) -> list[str]:
             named.append(step.evaluation_embeddings)
     files: list[str] = []
     for path in filter(None, named):
+        # Of a pattern, all files of the folder count: too many only make a new identity where the old one would do.
         location = Location.parse(path.partition("*")[0].rpartition("/")[0] if "*" in path else path)
         files += [file.uri for file in location.list()] or [location.uri]
     return files

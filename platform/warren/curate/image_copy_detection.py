@@ -61,6 +61,7 @@ class HashImages(PieceTask):
             rows.append(row)
             thumbnails.append(small)
             coloured.append(colours(image))
+            # As it is and mirrored; mirroring the one evaluation image is cheaper than mirroring every training image.
             for side in (small, small[:, ::-1]):
                 of_crops, pixels = hashes_and_pixels(side, every)
                 hashes.append(of_crops)
@@ -129,6 +130,7 @@ class FindImages(PieceTask):
             for candidate in self._candidates(image_hash, coarse, number, location, near)
         ]
         coloured = colours(image)
+        # The search for the best crop is the dear part, so only the likeliest candidates get it.
         for each in sorted(candidates, key=lambda each: -each.correlation)[:_SEARCHED]:
             file = _hashes_of(each.location)
             small = file.stored.read("thumbnail", each.place, each.place + 1)[0]

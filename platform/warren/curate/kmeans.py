@@ -53,8 +53,10 @@ class Centroids:
         """Return the nearest fine centroid among those of each row's nearest coarse clusters."""
         scores = vectors @ self.coarse.T - _half_squares(self.coarse)
         probes = min(_PROBES, len(self.coarse))
+        # The score of each row's least of its nearest coarse clusters: whatever is above it is searched.
         lowest = np.partition(scores, -probes, axis=1)[:, -probes]
         best, cluster = np.full(len(vectors), -np.inf, np.float32), np.zeros(len(vectors), np.int64)
+        # By coarse cluster and not by row, so that each step is one product of two matrices.
         for number in range(len(self.coarse)):
             rows = np.flatnonzero(scores[:, number] >= lowest)
             first, behind = self.starts[number : number + 2]
@@ -72,6 +74,7 @@ def train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
     Raises:
         DataError: There are fewer samples, or fewer different ones, than clusters.
     """
+    # Counting different rows sorts the sample, which only a small sample can need.
     different = len(np.unique(sample, axis=0)) if len(sample) < 50 * num_clusters else len(sample)
     if different < num_clusters:
         raise DataError(
@@ -97,6 +100,7 @@ def train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) -> 
 
 def _means(sample: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.ndarray:
     """Return the mean of each cluster's samples; a cluster without samples keeps its centroid."""
+    # Sorted by cluster, so that one `reduceat` adds up all clusters.
     order = np.argsort(cluster, kind="stable")
     edges = np.searchsorted(cluster[order], np.arange(len(before) + 1))
     full = np.flatnonzero(np.diff(edges))
@@ -111,6 +115,7 @@ def _shares(counts: np.ndarray, total: int) -> np.ndarray:
     shares = np.minimum(np.maximum(1, counts * total // counts.sum()), np.maximum(1, counts))
     rest = total - int(shares.sum())
     order = np.argsort(-counts, kind="stable")
+    # Rounding and the limits above leave a rest; the clusters with most samples give or take one each.
     while rest:
         step = 1 if rest > 0 else -1
         for number in order:
@@ -130,7 +135,9 @@ def _train(sample: np.ndarray, num_clusters: int, iterations: int, seed: int) ->
         sample.shape[1],
         num_clusters,
         niter=iterations,
+        # faiss keeps the seed in a signed 32-bit number.
         seed=seed % 2**31,
+        # faiss's own limits, 39 and 256 samples a centroid, are off: the sample was drawn before.
         min_points_per_centroid=1,
         max_points_per_centroid=2**30 // num_clusters,
     )

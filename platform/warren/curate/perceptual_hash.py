@@ -60,6 +60,7 @@ def linked(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarra
         order = np.argsort(value, kind="stable")
         bounds = np.flatnonzero(np.r_[True, np.diff(value[order]) != 0, True])
         for first, end in pairwise(bounds.tolist()):
+            # Each with those behind it, so that every pair is compared once.
             for place in range(first, end - 1):
                 near = distance(hashes[order[place]], hashes[order[place + 1 : end]]) <= max_distance
                 right.append(order[place + 1 : end][near])

@@ -73,6 +73,7 @@ def curate(config: CurateConfig, root: Location, run: Runner, embed: Embedder | 
     parents = _parents(root, config.datasets)
     evaluations = [_parents(root, step.datasets) for step in config.steps if isinstance(step, DecontaminateStep)]
     identity = identify(config, parents, list(chain.from_iterable(evaluations)))
+    # A finished selection is returned as it is, and what earlier attempts left beside it is deleted.
     present = completed(folder, identity)
     if present is not None:
         return present
@@ -146,6 +147,7 @@ class _Selecting:
         """Run a step; the rows that it keeps are the selected rows from then on."""
         work = self._work / f"{number:02d}-{step.step}"
         before = self.count
+        # Reading embeddings is the dearest part, so it waits for the first step that needs them.
         by_embeddings = isinstance(step, ClusterStep | RankBandStep) or getattr(step, "min_cosine", None) is not None
         if self._config.embeddings is not None and by_embeddings:
             self._embeddings(self._config.embeddings)
@@ -182,6 +184,7 @@ class _Selecting:
             assert self._clusters is not None
             return keep_in_clusters(self._run, work, step, self._clusters, self.selected, self.num_rows, self._memory)
         if isinstance(step, RankBandStep):
+            # The last clustering stored the cosine to the centroid beside each sample.
             of_clusters = step.by == "centroid_cosine"
             files = list(self._clusters.files) if of_clusters and self._clusters else self._scores
             column = "cosine" if of_clusters else "score"
@@ -189,6 +192,7 @@ class _Selecting:
         if isinstance(step, DecontaminateStep):
             return self._decontaminate(work, step)
         if isinstance(step, DuplicatesStep):
+            # Decoding an image takes far longer than reading a row, so a task gets fewer rows.
             pieces = self._image_pieces if step.of == "pixels" else self.pieces
             return keep_first(self._run, work, step, pieces, self.selected, self.num_rows, self._memory)
         if isinstance(step, SampleStep):

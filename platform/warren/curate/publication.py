@@ -20,6 +20,7 @@ def write_certificate(folder: Location, identity: str, steps: list[dict[str, Any
     """Write the certificate beside the dataset, and return its summary for the manifest."""
     target = folder / _CERTIFICATE.format(identity[:8])
     target.put_json({"steps": steps})
+    # A step that found nothing proves as much as one that removed what it found.
     clean = [step for step in steps if step["removed"] or step["samples_matched"] == 0]
     return {
         "file": target.name,
@@ -62,6 +63,7 @@ def _tidy(folder: Location, manifest: Manifest, identity: str) -> None:
     spare = []
     for file in folder.list():
         first = file.uri.removeprefix(f"{folder.uri}/").partition("/")[0]
+        # Only files that a selection makes; what people put beside the dataset stays.
         is_made = first.startswith(("shard-", "report-", "contamination-")) or first == "curation"
         if is_made and first not in own and file.uri not in listed:
             spare.append(file)

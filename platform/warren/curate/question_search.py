@@ -58,8 +58,10 @@ class _Index:
         row = _joined([file.read("row") for _, file in parts], np.int64)
         evaluation = _joined([np.full(file.rows("row"), n) for n, file in parts], np.int64)
         _, places, counts = np.unique(run, return_inverse=True, return_counts=True)
+        # Counted over all evaluation sets together, because the prompts of benchmarks are alike.
         rare = counts[places] <= _COMMON
         order = np.lexsort((row[rare], evaluation[rare], run[rare]))
+        # A question is an evaluation set and a row; `sizes` counts the runs by which it can be found.
         asked = np.stack([evaluation[rare][order], row[rare][order]], axis=1)
         questions, number, sizes = np.unique(asked, axis=0, return_inverse=True, return_counts=True)
         return {"run": run[rare][order], "question": number.ravel(), "questions": questions, "sizes": sizes}

@@ -23,6 +23,7 @@ def rank_keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         rows: Below 2^32.
     """
     bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # adding zero makes -0.0 equal to 0.0
+    # IEEE 754: with the sign bit turned, and negative numbers inverted, floats sort as unsigned integers do.
     ascending = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(0x80000000))
     return (~ascending).astype(np.uint64) << np.uint64(32) | rows.astype(np.uint64)
 
@@ -47,6 +48,7 @@ def sorted_keys(scores: np.ndarray, rows: np.ndarray) -> Arrays:
 
 def band_ranks(band: tuple[float, float], count: int) -> tuple[int, int]:
     """Return the first rank of a band and the one after its last: floor(low · n) and floor(high · n), exactly."""
+    # As the decimal that a person wrote: the double nearest to 0.7 is a little below it, and floor would show that.
     low, high = (Fraction(str(value)) * count for value in band)
     return int(low), int(high)
 
@@ -69,10 +71,12 @@ def _places(files: Sequence[ArrayFile], fences: list[np.ndarray], counts: list[i
     low, high = _bracket(np.sort(np.concatenate(fences)), fences, counts, rank)
     starts, parts = [], []
     for file, fence, count in zip(files, fences, counts, strict=True):
+        # One fence earlier, because keys just below `low` may stand between that fence and this one.
         start = max(0, int(np.searchsorted(fence, low)) - 1) * _FENCE
         stop = count if high is None else min(count, int(np.searchsorted(fence, high)) * _FENCE)
         starts.append(start)
         parts.append(file.read("keys", start, stop))
+    # Of the keys before `starts` all are lower, so the rank moves down by their number.
     key = np.partition(np.concatenate(parts), rank - sum(starts))[rank - sum(starts)]
     return [start + int(np.searchsorted(part, key)) for start, part in zip(starts, parts, strict=True)]
 

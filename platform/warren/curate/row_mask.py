@@ -28,6 +28,7 @@ class RowSet:
         """Return the set of all rows."""
         bits = np.full(-(-num_rows // 8), 0xFF, np.uint8)
         if num_rows % 8:
+            # Bits behind the last row stay zero, so that the number of bits is the number of rows.
             bits[-1] = (1 << num_rows % 8) - 1
         return cls(num_rows, bits)
 
@@ -38,6 +39,7 @@ class RowSet:
 
     def add(self, rows: np.ndarray) -> None:
         """Put rows into the set."""
+        # `.at`, because several rows may be in one byte; plain indexing would keep only the last of them.
         np.bitwise_or.at(self.bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
 
     def remove(self, rows: np.ndarray) -> None:

@@ -89,6 +89,7 @@ class SamplePiece:
         rows = np.arange(self.first, self.stop)
         mask = np.ones(len(rows), bool) if selected is None else StoredRows(selected).contains(rows)
         for first, table in self.tables(columns):
+            # Rows are taken before they become Python objects, which is where the time goes.
             places = np.flatnonzero(mask[first - self.first :][: table.num_rows])
             yield from zip((first + places).tolist(), table.take(places).to_pylist(), strict=True)
 
@@ -125,6 +126,7 @@ def sample_pieces(shards: Sequence[StoredShard], rows_per_piece: int = ROWS_PER_
         for _, _, end in stored.group_rows():
             if end - begin >= rows_per_piece:
                 made.append(SamplePiece(len(made), tuple(waiting), begin, end))
+                # A shard that is cut belongs to both pieces; each reads the row groups in its own range.
                 waiting, begin = [stored] if end < stored.stop else [], end
     if end > begin:
         made.append(SamplePiece(len(made), tuple(waiting), begin, end))

@@ -80,6 +80,7 @@ class _Score(NumberedTask):
         if vectors.text is not None:
             broken_text, zero_text = unusable(vectors.text)
             broken, zero = broken | broken_text, zero | zero_text
+        # Reported and not raised, so that one message can count the bad embeddings of all pieces.
         bad = {"broken": vectors.rows[broken], "zero": vectors.rows[zero & ~broken]}
         if (broken | zero).any() or vectors.text is None:
             score = np.full(len(vectors.rows), np.nan, np.float32)

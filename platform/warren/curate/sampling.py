@@ -19,6 +19,7 @@ def sample(selected: RowSet, count: int, seed: int) -> RowSet:
     rows, hashes = np.empty(0, np.int64), np.empty(0, np.uint64)
     for block in selected.blocks():
         rows, hashes = np.concatenate([rows, block]), np.concatenate([hashes, row_hash(block, seed)])
+        # Cut after each block, so that memory is bounded by a block and the sample.
         if len(rows) > count:
             best = np.lexsort((rows, hashes))[:count]
             rows, hashes = rows[best], hashes[best]

@@ -118,6 +118,7 @@ def _taken(stored: StoredShard, groups: list[tuple[StoredGroup, np.ndarray]]) ->
     """Return the selected part of a shard; if that is a selection itself, as a part of the original shard."""
     masks = []
     for group, kept in groups:
+        # The parent may be a selection too: its mask is in places of the original row group, so the new one must be.
         places = group.rows()
         if places is None:
             masks.append("" if kept.all() else _mask(np.flatnonzero(kept)))

@@ -123,6 +123,7 @@ def load_answers(location: Location) -> tuple[Answers, int, AnswersOrigin]:
     Raises:
         DataError: The file cannot be used.
     """
+    # Files made elsewhere record nothing of their origin, so nothing is checked against it.
     if not location.name.endswith(".parquet"):
         rows, num_broken = read_answers(location)
         return Answers(_numbered(rows)), num_broken, AnswersOrigin()
@@ -130,6 +131,7 @@ def load_answers(location: Location) -> tuple[Answers, int, AnswersOrigin]:
     answers = Answers(
         Answer(row.key, row.answer, row.question, {"text": row.answer}) for row in stored if row.answer is not None
     )
+    # Failed questions are named, so that scoring can tell them from questions that nobody asked.
     answers.failed = frozenset(row.key for row in stored if row.answer is None)
     return answers, 0, origin
 

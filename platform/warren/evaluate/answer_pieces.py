@@ -107,6 +107,7 @@ class AnswerPieces:
         while batch := tuple(islice(everything, size)):
             stop = start + len(batch)
             unanswered = tuple(each for each in batch if _is_open(outcomes.get(each.key)))
+            # The range keeps its name although only some of its questions are asked again.
             if unanswered:
                 yield QuestionPiece(start, stop, numbers.get(f"{start:08d}-{stop:08d}", 0) + 1, unanswered)
             start = stop
@@ -129,6 +130,7 @@ class AnswerPieces:
         metadata = {_METADATA: json.dumps(asdict(effort), sort_keys=True).encode()}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema=_PIECE_SCHEMA.with_metadata(metadata)), sink)
+        # An attempt that was thought dead may have been first; its answers are as good.
         with suppress(ConflictError):
             (self.folder / _FOLDER / piece.name).create_bytes(sink.getvalue().to_pybytes())
 
@@ -140,6 +142,7 @@ class AnswerPieces:
         """
         with ThreadPoolExecutor(_IO_THREADS) as pool:
             pieces = list(pool.map(lambda entry: _read(entry[-1]), sorted(self._files(), key=lambda each: each[:2])))
+        # Sorted by range and number, so the newest outcome of a question replaces the older ones.
         outcomes = {each.answer.key: each for each in chain.from_iterable(rows for rows, _ in pieces)}
         return StoredPieces(outcomes, [effort for _, effort in pieces])
 

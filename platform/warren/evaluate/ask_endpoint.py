@@ -60,6 +60,7 @@ async def _find_model(options: EndpointOptions) -> AskedModel:
     if not chosen:
         raise ConfigError(f"{options.url} has no model {options.model!r}; it has {', '.join(names)}")
     about = {name: value for name, value in chosen[0].items() if name not in _CHANGING}
+    # The same name at another URL may be another model. A Warren endpoint's description also has the release's version.
     digest = digest_bytes(json.dumps([options.base, about], sort_keys=True).encode())
     return AskedModel(str(chosen[0]["id"]), digest, {"warren": __version__})
 
@@ -107,6 +108,7 @@ class _Asking:
 
     async def _ask_piece(self, client: EndpointClient, piece: QuestionPiece) -> None:
         started = time.monotonic()
+        # Every question waits for a place among the connections, so a whole piece may be started at once.
         outcomes = await asyncio.gather(*(self._ask_question(client, each) for each in piece.questions))
         num_asked = sum(each.num_asked for each in outcomes)
         effort = PieceEffort(num_asked, time.monotonic() - started, self._attempt)

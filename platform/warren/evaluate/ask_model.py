@@ -53,6 +53,7 @@ def prepare_piece(piece: QuestionPiece, inputs: Inputs) -> PreparedPiece:
         except (BadSampleError, AccessDeniedError) as error:
             errors[question.key] = one_line(error)
             images.append(())
+        # Storage is not the image's fault: the attempt ends, and the next one asks the piece.
         except StorageError:
             raise
         except Exception as error:  # decoding reads nothing but the image: the image caused what it raises
@@ -119,6 +120,7 @@ class ModelAsker:
 
     def _finish(self, requests: Mapping[str, GenerationRequest]) -> dict[str, Finished]:
         """Answer requests; those whose forward pass failed are tried again, one by one."""
+        # In a scheduler of their own, so that the answers do not depend on what was asked before.
         answered = self._generator.finish_apart(list(requests.values()))
         finished = dict(zip(requests, answered, strict=True))
         for key, request in requests.items():

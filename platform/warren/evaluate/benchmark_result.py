@@ -53,6 +53,7 @@ def finish(
     """
     outcomes, stored = run.join()
     answers = run.folder / ANSWERS
+    # After the answers are stored, so that an error loses nothing.
     _check_failures(outcomes, max_failed_fraction, answers)
     benchmark = run.source.benchmark
     where = reference or benchmark.default_reference or run.source.data
@@ -80,6 +81,7 @@ def _other_scores(
         try:
             scored[name] = score_answers(run.source.name, run.folder / ANSWERS, reference, name, max_failed_fraction)
         except WarrenError as error:
+            # Another convention may need columns or answers that this one does not; that is no reason to end.
             unscored[name] = " ".join(str(error).split())
             continue
         (run.folder / f"scores-{name}.json").put_json(scored[name])

@@ -202,6 +202,7 @@ def _plan(source: QuestionSource, model: AskedModel, questions_per_piece: int) -
     keys, digest = [], hashlib.sha256()
     for question in source:
         keys.append(question.key)
+        # Pixels are not in it: reading all images here would take as long as asking. Each piece has their digest.
         line = json.dumps([question.key, question.prompt, len(question.images), question.fixed_answer])
         digest.update(f"{line}\n".encode())
     benchmark = source.benchmark

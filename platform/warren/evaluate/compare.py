@@ -61,6 +61,7 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
         raise DataError(f"only one run has {names}: the runs rest on different questions")
     pairs = [(measure, others[measure.name]) for measure in measures]
     comparisons = [measure.compare(other) for measure, other in pairs]
+    # Holm's method counts only rows that have a test, so rows without one are skipped in both loops.
     corrected = iter(holm([comparison.p_value for comparison in comparisons if comparison is not None]))
     return [
         ComparisonRow(measure.name, measure.value, other.value, comparison, next(corrected) if comparison else None)

@@ -9,7 +9,7 @@ from warren.evaluate.accuracy import Score, score
 
 @dataclass(frozen=True)
 class ContaminationSplit:
-    """What is known of an evaluation set's samples in the training data, and the scores apart.
+    """The scores of an evaluation on samples that were in the training data, and on all others.
 
     Attributes:
         searched: Training datasets in which the evaluation set was looked for.

@@ -227,6 +227,7 @@ class EndpointClient:
                 patience_s = self.options.away_s if busy.is_away else self.options.busy_s
                 if time.monotonic() - trouble_since >= patience_s:
                     raise TransientRequestError(f"{busy} (tried for {patience_s:g} s)") from None
+                # The server's time, and a random one on top, else all requests would come back at the same moment.
                 wait_s = self._backoff_s(next(pauses)) + (busy.retry_after_s or 0.0)
                 self._open_at_s = max(self._open_at_s, time.monotonic() + wait_s)
             except TransientRequestError as error:
@@ -244,6 +245,7 @@ class EndpointClient:
         try:
             async with self._session.request(method, url, json=body) as response:
                 if response.status == 200:
+                    # Some proxies answer JSON as text/plain.
                     return await response.json(content_type=None)
                 text = await response.text(errors="replace")
                 raise self._error_of(response.status, text, response.headers.get("Retry-After"), url)
@@ -265,6 +267,7 @@ class EndpointClient:
         if status in _WRONG_SETTINGS:
             names = self.options.names
             return ServiceError(f"{shown}: check {names.url}, {names.model} and {names.key}")
+        # Codes above 504 are proxies' own (520 to 530 of Cloudflare), and pass.
         if status not in _TRANSIENT and status <= 504:
             return RequestFailedError(shown)
         error = TransientRequestError(shown)
@@ -298,4 +301,5 @@ def retry_after_s(value: str | None, longest_s: float = 600.0) -> float | None:
             seconds = max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
         except (ValueError, TypeError, OverflowError):
             return None
+    # A clock that is wrong must not stop a run for days.
     return min(longest_s, seconds) if math.isfinite(seconds) and seconds >= 0 else None

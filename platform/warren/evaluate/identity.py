@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from warren import __version__
 from warren.config import EvaluateConfig
-from warren.storage import FileEntry, digest_bytes
 
 FORMAT = 3
 """Version of the measuring code: raise it when what is asked, how it is judged or what a report holds changes."""
@@ -18,7 +16,7 @@ _NO_INPUT = {"max_quarantined_fraction"}  # decides whether a result is accepted
 
 @dataclass(frozen=True)
 class Identity:
-    """One checkpoint, one dataset, one set of options, one version of the code.
+    """The identity of an evaluation: a checkpoint, a dataset, the options and the version of the code.
 
     Attributes:
         checkpoint: Digest of the model's files.
@@ -33,17 +31,16 @@ class Identity:
     code: str = f"warren {__version__}, evaluation {FORMAT}"
 
     @classmethod
-    def of(cls, config: EvaluateConfig, model_files: Sequence[FileEntry], dataset_digest: str) -> "Identity":
+    def of(cls, config: EvaluateConfig, model_digest: str, dataset_digest: str) -> "Identity":
         """Identify an evaluation.
 
         Args:
             config: What is asked, and how.
-            model_files: Of the checkpoint; their paths begin with the name of the attempt that wrote them.
+            model_digest: Digest of the checkpoint's model files.
             dataset_digest: Digest of the dataset's content.
         """
-        lines = sorted(f"{entry.path.partition('/')[2]} {entry.sha256}" for entry in model_files)
         options = config.model_dump(mode="json", exclude=_NO_INPUT)
-        return cls(digest_bytes("\n".join(lines).encode()), dataset_digest, options)
+        return cls(model_digest, dataset_digest, options)
 
     @property
     def name(self) -> str:
@@ -64,6 +61,7 @@ class Identity:
         ]
         if self.checkpoint != other.checkpoint:
             differences.append("other weights at the same step")
+        # Under another name other content is no surprise; the name is reported already.
         if self.dataset != other.dataset and self.options["dataset"] == other.options["dataset"]:
             differences.append("the dataset had other content")
         if self.code != other.code:

@@ -53,6 +53,7 @@ class JudgementCache:
         self._at(model, request).put_json({"request": request.body(model), "text": text})
 
     def _at(self, model: str, request: JudgeRequest) -> Location:
+        # The whole request is the key, so other prompts or another model never find this judgement.
         canonical = json.dumps(request.body(model), sort_keys=True, separators=(",", ":"))
         return self._folder / f"{digest_bytes(canonical.encode())}.json"
 
@@ -115,6 +116,7 @@ async def _judge_one(
             judgements.failures[request.key] = f"no judgement: {error}"
             failures.count(error.is_transient, str(error))
             return
+        # The endpoint answered, so it is not down, whether or not the judgement can be read.
         failures.count(False, None)
         value = convention.read(text)
         if value is not None:

@@ -16,6 +16,7 @@ _SHARE, _MEAN = "share", "mean"
 
 def _ratio(sums: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
+        # A bootstrap sample may miss a group, whose ratio is then 0/0; it counts as 0.
         ratio: Array = np.nan_to_num(np.divide(sums[..., 0], sums[..., 1]))
     return ratio
 
@@ -110,6 +111,7 @@ class Measure:
                 f"{self.name}: the two runs rest on different questions ({num_differing} are only in one): compare "
                 "runs of one benchmark, split and convention with every question answered"
             )
+        # The runs may have stored their questions in another order.
         place = {key: number for number, key in enumerate(other.keys)}
         order = [place[key] for key in self.keys]
         first, second = self.sums, other.sums[order]

@@ -42,6 +42,7 @@ class ModelSource:
             CheckpointError: The checkpoint is not complete.
             ModelError: It is neither.
         """
+        # A model folder, which has this file at its top; in a checkpoint it is in `model/`.
         if _exists(folder / INPUTS_FILE):
             return cls._of("/".join(folder.uri.rsplit("/", 2)[-2:]), StoredFiles(folder, _entries(folder)))
         parts = folder.uri.rsplit("/", 3)

@@ -82,6 +82,7 @@ class MultipleChoice:
         keys = [(question.turns, question.system, num_images, choice) for choice in choices]
         new = [choice for key, choice in zip(keys, choices, strict=True) if key not in self._blank]
         if new:
+            # A blank image of the mean colour is all zeros after normalisation.
             colour = np.rint(255 * np.array(self.inputs.image.mean)).astype(np.uint8)
             size = self.inputs.image.size_px
             blank = np.broadcast_to(colour[None, :, None, None], (num_images, 3, size, size)).copy()
@@ -110,6 +111,7 @@ class MultipleChoice:
             logits_to_keep=1,
         )
         cache = before.past_key_values
+        # The choices are a batch that shares the keys and values of the question.
         cache.batch_repeat_interleave(len(choices))
         ids = _padded([ids[shared:] for ids, _ in encoded], self.inputs.tokens.pad_token_id).to(device)
         labels = _padded([labels[shared:] for _, labels in encoded], IGNORED).to(device)
@@ -117,6 +119,7 @@ class MultipleChoice:
         seen = torch.arange(shared + ids.shape[1], device=device) < lengths[:, None]
         after = self._model(input_ids=ids, attention_mask=seen.long(), past_key_values=cache, use_cache=True)
         first = before.logits[:, -1:].expand(len(choices), -1, -1)
+        # A position's logits are of the token behind it: the first token is predicted by the shared part.
         logits = torch.cat([first, after.logits[:, :-1]], dim=1).float()
         if self._excluded is not None:  # as in training, rows outside the softmax have no probability
             logits += self._excluded.to(device)

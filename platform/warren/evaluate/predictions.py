@@ -119,6 +119,7 @@ class _Choosing:
     def answers(self, questions: Sequence[SampleQuestion], prepared: Sequence[Any]) -> list[tuple[str, int]]:
         truths, answers = [question.truth for question in questions], []
         for place, shown in enumerate(prepared):
+            # Sorted, so that the place of the right answer says nothing.
             choices = sorted(list(dict.fromkeys((*truths[place:], *truths[:place])))[: self._num_choices])
             answers.append((choices[self._chooser.choose(shown, choices)], len(choices)))
         return answers
@@ -208,6 +209,7 @@ def _with_others_images(prepared: Sequence[Any], distance: int) -> list[Any]:
     moved = list(prepared)
     for count in {len(each.pixels) for each in prepared}:
         alike = [place for place, each in enumerate(prepared) if len(each.pixels) == count]
+        # Further than the choices reach, so that the image shown belongs to none of them.
         shift = distance if distance < len(alike) else len(alike) // 2
         for place, other in zip(alike, alike[shift:] + alike[:shift], strict=True):
             moved[place] = _with_images_of(prepared[place], prepared[other])

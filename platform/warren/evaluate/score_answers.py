@@ -71,6 +71,7 @@ def score_answers(
     failed = sorted({*rows.failed, *unjudged})
     if unjudged:
         _check_judged(unjudged, len(failed), scores.num_questions, max_failed_fraction)
+    # Where every question failed there is nothing to divide by.
     num_asked = scores.num_questions or 1
     return {
         "format": _FORMAT,

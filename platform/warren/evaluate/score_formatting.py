@@ -1,4 +1,4 @@
-"""Scores as lines of a table: name, value, interval."""
+"""Scores for people: nested scores as lines of a table, and numbers as text."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -86,6 +86,7 @@ def compare_shares(first: ArrayLike, second: ArrayLike) -> Comparison:
     """Compare two shares on the same questions: McNemar's mid-p test, and the interval of Bonett and Price (2012)."""
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     n, gained, lost = len(a), int((~a & b).sum()), int((a & ~b).sum())
+    # Bonett and Price add one question to each kind of change, which keeps the interval sound for few changes.
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     error = math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     interval = Interval(max(-1.0, up - down - _z() * error), min(1.0, up - down + _z() * error), "bonett-price")
@@ -117,6 +118,7 @@ def compare_bootstrapped(
     drawn = resample(pairs, seed)
     drawn = statistic(drawn[:, width:]) - statistic(drawn[:, :width])
     below, above = (int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    # Plus one: the data itself is one of the draws, so p is never 0.
     p_value = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
     detectable = _detectable(float(drawn.std()))
     return Comparison(difference, _percentiles(drawn, len(pairs)), p_value, detectable, "bootstrap")
@@ -141,6 +143,7 @@ def resample(sums: Array, seed: int, num_resamples: int = NUM_RESAMPLES) -> Arra
     for start in range(0, num_resamples, at_once):
         number = min(at_once, num_resamples - start)
         drawn = generator.integers(0, size, (number, size))
+        # Each draw gets a range of numbers of its own, so that one `bincount` counts all draws.
         drawn += size * np.arange(number)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size)
         parts.append(counts @ sums)
@@ -156,6 +159,7 @@ def _sum_clusters(components: Array, clusters: Sequence[str]) -> Array:
 
 def _percentiles(drawn: Any, num_clusters: int) -> Interval:
     t = stats.t.ppf((1 + CONFIDENCE) / 2, num_clusters - 1)
+    # The level at which normal percentiles are as wide as a t interval for so few clusters.
     outside = float(stats.norm.cdf(-math.sqrt(num_clusters / (num_clusters - 1)) * t))
     low, high = np.quantile(drawn, [outside, 1 - outside])
     return Interval(float(low), float(high), "bootstrap")

@@ -70,6 +70,7 @@ class Evaluations:
             (folder / "report.html").put_bytes(page)
         try:
             (folder / REPORT).create_json(evaluation.to_json())
+        # Both jobs measured the same thing; the first report stays, so that readers never see it change.
         except ConflictError:
             return Evaluation.from_json((folder / REPORT).read_json())
         return evaluation

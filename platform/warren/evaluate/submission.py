@@ -72,6 +72,7 @@ def sheet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in parts.items():
+            # `ZipInfo` has a fixed date; a name alone would take the time of writing.
             archive.writestr(zipfile.ZipInfo(name), f"{_HEAD}{text}", zipfile.ZIP_DEFLATED)
     return sink.getvalue()
 

@@ -96,6 +96,7 @@ class _Table:
                 sources = record.image(config.image)
                 path = record.get(config.image)
                 if not sources and path:
+                    # Listed at the first path, because a table may hold its images itself and have no folder.
                     images = images or ImageFolder(self._image_folder(place).list())
                     sources = (images.find(_text(record, config.image)),)
             key = self._key(record)
@@ -137,10 +138,12 @@ class _Table:
         groups: dict[str, dict[str, float]] = defaultdict(dict)
         clusters = {}
         for key, record in records.items():
+            # A failed request says nothing of the model, so the question is in no score.
             if key in answers.failed:
                 continue
             truths = self._truths(record)
             answer = answered[key].text if key in answered else None
+            # A question that the file does not answer is the model's fault, unlike a failed request.
             points = 0.0 if answer is None else self._points(answer, record, truths)
             per_question[key] = {"score": points, "truth": truths[0], "right": points == 1.0}
             clusters[key] = str(record.get(self.config.image or "") or key)

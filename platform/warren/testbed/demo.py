@@ -254,7 +254,7 @@ class Demo:
         run = Run(root / "runs" / f"{self.recipe.name}-finetune")
         checkpoint = run.newest_checkpoint()
         manifest = read_manifest(root, config.dataset)
-        identity = Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+        identity = Identity.of(config, checkpoint.digest(MODEL_FOLDER), manifest.digest)
         evaluation = Evaluations(run.folder / "evaluations").find(checkpoint.step, identity)
         if evaluation is None:
             raise ServiceError(f"run {run.name!r} has no evaluation by {identity.description}")

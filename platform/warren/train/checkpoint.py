@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from warren.errors import CheckpointError, ConflictError, NotFoundError
-from warren.storage import FileEntry, Location, StoredFiles, upload_verified
+from warren.storage import FileEntry, Location, StoredFiles, digest_bytes, upload_verified
 from warren.train.run_record import RunRecord
 
 MANIFEST = "manifest.json"
@@ -57,6 +57,11 @@ class CheckpointManifest:
     def below(self, part: str) -> tuple[FileEntry, ...]:
         """Return the files of one part, such as `model`; their paths begin with the attempt that wrote them."""
         return tuple(entry for entry in self.files if entry.path.split("/")[1:2] == [part])
+
+    def digest(self, part: str) -> str:
+        """Return what identifies the files of one part, whichever attempt wrote them."""
+        lines = sorted(f"{entry.path.partition('/')[2]} {entry.sha256}" for entry in self.below(part))
+        return digest_bytes("\n".join(lines).encode())
 
 
 @dataclass(frozen=True)

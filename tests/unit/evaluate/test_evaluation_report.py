@@ -32,7 +32,7 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def identity(**options: Any) -> Identity:
-    return Identity.of(EvaluateConfig(dataset="test@v1", **options), (), "d")
+    return Identity.of(EvaluateConfig(dataset="test@v1", **options), "m", "d")
 
 
 def test_the_report_has_the_score_and_every_answer() -> None:

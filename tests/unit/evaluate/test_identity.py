@@ -11,6 +11,7 @@ from warren.evaluate.evaluation_report import Evaluation
 from warren.evaluate.identity import Identity
 from warren.evaluate.stored_evaluations import Evaluations
 from warren.storage import FileEntry, Location
+from warren.train.checkpoint import CheckpointManifest
 
 CONFIG = EvaluateConfig(dataset="test@v1")
 OTHERS: dict[str, Any] = {
@@ -25,15 +26,16 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def files(digest: str = "aa", attempt: str = "attempt-1") -> tuple[FileEntry, ...]:
-    return (
+def model(digest: str = "aa", attempt: str = "attempt-1") -> str:
+    files = (
         FileEntry(f"{attempt}/model/model.safetensors", 1, digest),
         FileEntry(f"{attempt}/model/config.json", 1, "c"),
     )
+    return CheckpointManifest(5, 2, 2, "fingerprint", files).digest("model")
 
 
 def identity(config: EvaluateConfig = CONFIG, digest: str = "aa", dataset: str = "d", **parts: str) -> Identity:
-    return Identity.of(config, files(digest, **parts), dataset)
+    return Identity.of(config, model(digest, **parts), dataset)
 
 
 def test_every_option_of_an_evaluation_is_part_of_what_it_is() -> None:

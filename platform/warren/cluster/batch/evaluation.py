@@ -48,7 +48,7 @@ def evaluations_of(run: Run) -> Evaluations:
 
 def identify(config: EvaluateConfig, checkpoint: CheckpointManifest, manifest: Manifest) -> Identity:
     """Return the identity of the evaluation of a checkpoint on a dataset."""
-    return Identity.of(config, checkpoint.below(MODEL_FOLDER), manifest.digest)
+    return Identity.of(config, checkpoint.digest(MODEL_FOLDER), manifest.digest)
 
 
 def evaluate(

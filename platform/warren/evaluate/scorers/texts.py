@@ -45,6 +45,7 @@ def chosen_letter(answer: str, options: Mapping[str, str]) -> str | None:
     first = _LETTER_FIRST.match(text)
     if first and first[1] in options:
         return str(first[1])
+    # An answer that says several letters chooses none, rather than the first.
     letters = {letter.upper() for letter in _SAID.findall(text)} & options.keys()
     if len(letters) == 1:
         return str(letters.pop())
