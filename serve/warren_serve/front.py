@@ -259,6 +259,7 @@ class _Follower:
             if version not in self._router.loaded and version not in self._loading | self._failures.keys():
                 self._loading.add(version)
                 self._loader.submit(self._load, version, application)
+        # A version that no longer runs may come back repaired, so its failure is forgotten.
         self._failures = {v: why for v, why in self._failures.items() if v in table.applications}
         self._router.apply(table)
 
@@ -280,6 +281,7 @@ class _Follower:
             root, name = self._settings.place
             stable = RolloutFiles(root, name, self._endpoint).read().state.stable
             application = f"{engines_prefix(self._endpoint)}{stable}"
+            # The stored state may be of a cluster that is gone; then only the controller can start engines.
             if stable and application in serve.status().applications:
                 self._follow(RoutingTable({stable: 1.0}, None, {stable: application}))
         except Exception as error:  # it is tried again

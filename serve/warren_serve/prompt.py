@@ -170,6 +170,7 @@ class PromptBuilder:
         A request's own limit is lowered to the endpoint's ceiling and to the free context, as in vLLM's servers with a
         ceiling; strict settings refuse it instead.
         """
+        # `room` may be negative: the prompt alone is then too long, whatever answer is asked for.
         ceiling, room = self._settings.max_new_tokens, self.max_context_tokens - num_prompt_tokens
         name, requested = request.length_limit
         required = requested if self._settings.strict_max_tokens else None

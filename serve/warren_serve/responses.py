@@ -154,6 +154,7 @@ class ChatResponse:
         self._head["system_fingerprint"] = chunk.version
         num_new = sum(len(delta.token_ids) for _, delta in chunk.deltas)
         self._measure(chunk, num_new)
+        # The prompt is counted with the first chunk only; later chunks repeat its number.
         self._lease.record_usage(num_new + chunk.num_prompt_tokens - self._num_prompt_tokens)
         self._num_prompt_tokens = chunk.num_prompt_tokens
         self._num_answer_tokens += num_new

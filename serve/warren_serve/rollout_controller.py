@@ -102,6 +102,7 @@ class RolloutController:
         self._root, self._name, self._policy, self._engines, self._clock = root, name, policy, engines, clock
         self._files, self._endpoint = RolloutFiles(root, name, endpoint), endpoint
         self._deployed: set[str] | None = None
+        # Before anything else, so that the controller before this one stops as early as possible.
         self._owned: RolloutOwner = self._files.take_over(owner)
         self._registry, self._read_s = _Registry(), float("-inf")
         self._began_s = self._ready_s = clock()
@@ -183,6 +184,7 @@ class RolloutController:
         if state != self.state:
             self._enter(state)
         self._mark_deployed(state)
+        # The new state may have begun just now, and what it waits for counts from then.
         planned = plan(state, replace(seen, since_s=self._clock() - self._began_s), self._policy)
         running = {version for version, view in self._views.items() if view.is_up}
         applications = {version: self._engines.application(version) for version in sorted(running)}
@@ -199,13 +201,16 @@ class RolloutController:
     def _enter(self, state: RolloutState) -> None:
         """Store a new state before anything is done in it."""
         before = self.state
+        # Stored first: a controller that dies here leaves a state whose actions its successor repeats.
         self._owned.save(state)
         logger.info("rollout of %s: %s, step %d %s", state.candidate, state.phase, state.step, state.reason)
         self._promotion_error = ""
         if state.moment != before.moment:
             self._began_s = self._ready_s = self._clock()
             with self._lock:
+                # Each step is judged by its own traffic; answers under other weights came with another load.
                 self._judge = StepJudge(self._policy, tuple(self._baseline))
+                # Another release serves from now on, so its predecessor's answers are no baseline any more.
                 if state.stable != before.stable:
                     self._baseline.clear()
         if state.phase in ("idle", "verifying"):
@@ -226,6 +231,7 @@ class RolloutController:
 
     def _read_registry(self) -> None:
         now_s = self._clock()
+        # During a rollout an alias that somebody moves, or a command, has to have its effect soon.
         wait_s = self._policy.poll_s if self.state.phase == "idle" else min(1.0, self._policy.poll_s)
         if now_s - self._read_s < wait_s:
             return
@@ -314,6 +320,7 @@ class RolloutController:
 
     def _do(self, action: RolloutAction, state: RolloutState) -> None:
         if isinstance(action, StartEngine):
+            # Replicas for the largest step before the last; autoscaling follows the load once all traffic is there.
             partial = max((step for step in self._policy.steps if step < 1.0), default=1.0)
             beside = state.stable if action.version == state.candidate else None
             self._engines.start(action.version, beside, partial)
@@ -324,6 +331,7 @@ class RolloutController:
 
     def _promote(self, action: MoveStable) -> None:
         try:
+            # Somebody may have overwritten files since the engines checked them.
             if changed := self._checks.changed(action.version):
                 raise ReleaseError(changed)
             move_alias(self._root, self._name, "stable", action.version, action.expected)

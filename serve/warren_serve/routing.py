@@ -107,6 +107,7 @@ class _Routes:
             client = key
         if not client:
             return random.random()
+        # The candidate is part of the digest, so that it is not always the same clients who try new releases.
         digest = hashlib.sha256(f"{self.table.candidate}\0{client}".encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64
 
@@ -148,6 +149,7 @@ class TrafficRouter:
         """Follow new weights. What no longer runs is forgotten, once something else can answer."""
         with self._changing:
             served = self._routes.served
+            # Else nothing could answer: the new releases are still being loaded here.
             if any(version in served for version in table.weights):
                 served = {version: one for version, one in served.items() if version in table.applications}
             self._routes = _Routes(table, served)
@@ -188,6 +190,7 @@ class TrafficRouter:
         except ApiError as error:
             routes = self._routes
             others = [other for other in routes.weights if other != version]
+            # Once the client has some of an answer, another release cannot go on with it.
             if has_begun or error.status != _UNAVAILABLE or not others:
                 raise
             logger.warning("no engine of %s answers, asking %s: %s", version, others[0], error)
@@ -213,6 +216,7 @@ class TrafficRouter:
                 yield chunk
             self._records.append(watch.record())
         except ApiError as error:
+            # A 4xx is the client's fault and says nothing about the release.
             if error.status >= _SERVER_ERRORS:
                 self._records.append(watch.record(is_failed=True))
             raise

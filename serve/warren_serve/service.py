@@ -142,6 +142,7 @@ class ChatService:
     async def _prepare(self, served: ServedRelease, request: GenerationFields, lease: RateLimitLease) -> EngineRequest:
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._preparing, served.prompts.prepare, request)
+        # Charged before images are fetched, and for the longest answer; the lease gives back what was not used.
         await lease.charge(len(prompt.prompt_ids) + request.n * prompt.sampling.max_new_tokens)
         sources = await self._fetcher.fetch_all(prompt.images)
         images = await loop.run_in_executor(self._preparing, served.prompts.read_images, sources)
@@ -192,6 +193,7 @@ def load_backend(
         backend = LocalBackend(engine, release.version, settings, report_usage=report_usage)
         on_failure.callback(backend.close)
         backend.decoder.start()
+        # Golden cases warm the engine up as well as the question about a grey image does.
         if golden is None or not check_engine(golden, backend, settings).num_cases:
             _warm_up(engine)
         on_failure.pop_all()

@@ -99,6 +99,7 @@ class Mixture:
         """Return samples `begin` to `end` of one pass over one dataset."""
         first, last = self.groups.of_dataset(dataset)
         group = np.arange(first, last, dtype=np.int32)
+        # A whole pass needs no permutation of its own: the order shuffles it.
         if end - begin == self._rows[dataset]:
             return Slices(group, np.zeros(len(group), np.int32), self.groups.rows[first:last])
         np.random.default_rng([self.seed, number, _PASS, dataset]).shuffle(group)

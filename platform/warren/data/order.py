@@ -114,6 +114,7 @@ class WindowTask:
         ends = np.cumsum([each.num_rows for each in self.slices])
         shuffled = np.random.default_rng([self.seed, self.epoch, _WINDOW, self.window]).permutation(int(ends[-1]))
         chosen = shuffled[self.skip_batches * global_batch_size :][: self.num_batches * global_batch_size]
+        # From places in the window to its slices: the slice whose end is the first beyond the place.
         position = np.searchsorted(ends, chosen, side="right")
         first = np.array([each.first_row for each in self.slices]) - np.concatenate([[0], ends[:-1]])
         rows = [RowRef(int(s), int(r)) for s, r in zip(position, chosen + first[position], strict=True)]
@@ -135,6 +136,7 @@ class Plan:
     def __init__(
         self, order: Order, global_batch_size: int, *, num_steps: int | None = None, epochs: int | None = None
     ) -> None:
+        # A global batch never spans two windows, so that one task can make it alone.
         if order.window_samples % global_batch_size:
             raise ValueError(f"window of {order.window_samples} samples, global batch of {global_batch_size}")
         self.order = order

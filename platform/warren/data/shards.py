@@ -144,6 +144,7 @@ class ShardMaker:
         with ThreadPoolExecutor(_LOADING_THREADS) as pool:
             loaded = _load_ahead(pool, raws)
             following = next(loaded, None)
+            # Also a piece without samples gets a receipt, which says that it is finished.
             while following is not None or part == 0:
                 batch = [] if following is None else [following]
                 batch += itertools.islice(loaded, self.samples_per_shard - 1)

@@ -104,6 +104,7 @@ def read_history(root: Location, name: str, alias: Alias) -> list[AliasMove]:
     for block in _blocks(root, name).list():
         if block.name.rpartition("-")[0] == alias:
             moves = read_record(block, lambda value: [AliasMove.from_json(each) for each in value])
+            # A block may be written while its moves are still in the object: equal numbers are equal moves.
             older |= {move.number: move for move in moves}
     newest = _read(_object(root, name, alias))[0].moves
     return [move for _, move in sorted((older | {move.number: move for move in newest}).items())]
@@ -159,6 +160,7 @@ def version_before(moves: list[AliasMove], alias: str) -> str:
     for move in moves:
         if move.kind == "rollback" and standing:
             standing.pop()
+        # A move to the same version changed nothing, so there is nothing to go back to.
         elif move.before != move.after:
             standing.append(move)
     if not standing or standing[-1].before is None:
@@ -234,6 +236,7 @@ def _write(target: Location, blocks: Location, alias: str, state: AliasState, ta
         else:
             target.store.replace(target.key, state.to_bytes(), tag)
     except ConflictError:
+        # A conflict may be with our own write, whose answer was lost.
         present = _read(target)[0]
         if state.moves[-1] in present.moves:  # ours was written, its answer was lost, and others have moved since
             return

@@ -55,6 +55,7 @@ def plan_gc(registry: Registry, window: int = HISTORY_WINDOW, min_age_s: float =
     if not registry.aliases():  # nothing says yet which releases matter
         reasons |= {version: ["no alias is set"] for version in releases}
     for version, release in releases.items():
+        # A clock that is ahead makes the difference negative, which keeps the release.
         if time.time() - release.created < min_age_s:
             reasons.setdefault(version, []).append("young")
     _keep_parents(reasons, children)

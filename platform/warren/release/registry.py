@@ -64,9 +64,7 @@ class Registry:
     def names(root: Location) -> list[str]:
         """Return every name that has a complete release."""
         paths = (_parts(root / "releases", each) for each in (root / "releases").list())
-        return sorted(
-            {parts[0] for parts in paths if len(parts) == 3 and parts[2] == MANIFEST and parts[1] not in RESERVED}
-        )
+        return sorted({parts[0] for parts in paths if _is_manifest(parts[1:])})
 
     @property
     def folder(self) -> Location:
@@ -76,9 +74,7 @@ class Registry:
     def versions(self) -> list[str]:
         """Return the complete versions, sorted by name."""
         paths = (_parts(self.folder, each) for each in self.folder.list())
-        return sorted(
-            parts[0] for parts in paths if len(parts) == 2 and parts[1] == MANIFEST and parts[0] not in RESERVED
-        )
+        return sorted(parts[0] for parts in paths if _is_manifest(parts))
 
     def releases(self) -> list[Release]:
         """Return the complete releases, the oldest first."""
@@ -109,6 +105,7 @@ class Registry:
         try:
             return read_release(release_folder(self.root, self.name, named))
         except ReleaseError:
+            # The newest names are enough to see a typing error.
             present = ", ".join(self.versions()[-10:]) or "none"
             raise ReleaseError(f"no release {named!r} of {self.name!r}; versions: {present}") from None
 
@@ -222,6 +219,7 @@ def _facts(release: Release) -> dict[str, Any]:
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for key, each in value.items():
+        # A list of records is compared record by record, by their numbers.
         if isinstance(each, list) and any(isinstance(item, Mapping) for item in each):
             each = {str(number): item for number, item in enumerate(each)}
         if isinstance(each, Mapping) and each:

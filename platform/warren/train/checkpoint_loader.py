@@ -44,6 +44,7 @@ def fetch(checkpoints: Checkpoints, start: CheckpointManifest, ranks: Ranks, zer
             if resizes(start, ranks.world_size, zero_stage):
                 to_universal(folder)
 
+    # Together, so that an error of one node is raised on all ranks and no rank waits for it.
     ranks.together(once_a_node)
     return folder
 
@@ -56,6 +57,7 @@ def read_history(folder: Path) -> list[StepMetrics]:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch."""
     random.seed(seed)
+    # NumPy takes 32 bits; torch and Python take more.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 

@@ -134,6 +134,7 @@ class CheckpointWriter:
         self._work = self._thread.submit(self._write_manifest, step, files)
 
     def _write_manifest(self, step: int, files: list[FileEntry]) -> None:
+        # Every rank enters the state, so that all leave it at the same step; only rank 0 writes.
         if self._ranks.rank != 0:
             return
         with self._failure_reported(step):
@@ -155,6 +156,7 @@ def on_the_host(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
     on_host = {}
     for name, tensor in state.items():
+        # Tied weights are one tensor under two names; two copies would be stored as two.
         key = (tensor.data_ptr(), tensor.shape)
         if key not in copies:
             copies[key] = tensor.detach().to("cpu", copy=True)

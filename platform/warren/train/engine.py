@@ -95,6 +95,7 @@ class TrainingEngine:
         built = optimizer(objective.model, stage)  # type: ignore[arg-type]
         config = deepspeed_config(stage, resources, cut)
         if universal:
+            # Set for such a load only: DeepSpeed would read every checkpoint as a universal one.
             config["checkpoint"] = {"load_universal": True}
         self._universal = universal
         self._gate = built
@@ -129,6 +130,7 @@ class TrainingEngine:
             The micro-batch's summed loss divided by the global token count, detached.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
+        # A batch without supervised tokens has a loss of zero, not 0/0.
         share: torch.Tensor = self._engine(**batch) / max(1, num_supervised_tokens)
         self.forward_done = time.perf_counter()
         self._engine.backward(share * self._scale)
@@ -194,6 +196,7 @@ class TrainingEngine:
         parameters = list(self._engine.module.parameters())
         sizes = [num_elements(p) * p.element_size() for p in parameters]
         trained = sum(num_elements(p) for p in parameters if p.requires_grad)
+        # Without ZeRO every rank writes the whole optimizer state.
         shares = dist.get_world_size() if self._engine.zero_optimization_stage() else 1
         return int(2 * sum(sizes) + _OPTIMIZER_BYTES * trained // shares)
 

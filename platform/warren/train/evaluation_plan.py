@@ -94,6 +94,7 @@ class EvaluationPlan:
         """
         complete = [each for each in checkpoints if self.is_complete(each)]
         tried = [each for each in known if each.outcome is not None]
+        # Never older than what was tried: the newest release stays the newest model.
         if self.release_when == "every_commit" and complete:
             newest = complete[-1]
             return newest if newest.step > max((each.step for each in tried), default=-1) else None

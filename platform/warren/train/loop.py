@@ -176,6 +176,7 @@ class TrainingLoop:
         """The engine. Building it is slow and waits for other ranks, so it is built after the watchdog has started."""
         if self.resources.gradient_checkpointing:
             recompute_activations(self._model)
+        # Each rank draws its own dropout; the global seed would give all ranks the same noise.
         seed_everything(self.stage.seed + self.ranks.rank)
         choose_attention(self._model, self.resources)
         if self.resources.compile:
@@ -193,6 +194,7 @@ class TrainingLoop:
     def _restore(self, folder: Path, world_size: int) -> None:
         """Restore weights, optimizer, schedule, metrics, and random state unless there are other ranks than then."""
         self._engine.load(folder)
+        # With another number of ranks there is no state of the same rank to go on with.
         if world_size == self.ranks.world_size:
             read_random_state(folder / RANKS_FOLDER / random_state_file(self.ranks.rank))
         self.history[:] = read_history(folder)
@@ -207,6 +209,7 @@ class TrainingLoop:
         share = self._forward_backward(part)
         self._meter.count(part, self._engine.forward_done)
         polls = time.monotonic() - self._polled > _ASK_EVERY_S
+        # One all-reduce a step carries everything that the ranks must agree on.
         loss, num_busy, num_polling, *counts = self.ranks.total(
             [share, float(self._writer.busy), float(polls), *self._meter.counts()], self._engine.device
         )

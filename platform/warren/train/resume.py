@@ -35,6 +35,7 @@ def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> Run
     if trained is None:
         return record
     fixed = [change for change in _changes(trained, record) if change.rule is OnResume.FIXED]
+    # No step was kept, so there is no loss curve that the change could break.
     if fixed and latest is None:
         return record
     if fixed and latest is not None:
@@ -48,6 +49,7 @@ def go_on(run: Run, record: RunRecord, latest: CheckpointManifest | None) -> Run
     changed = {change.key: [change.old, change.new] for change in _changes(before, record)}
     entry: RecordedChange = {"time": int(time.time()), "step": latest.step if latest else 0, "changed": changed}
     result: RunRecord = {**record, "changes": [*before.get("changes", []), *([entry] if changed else [])]}
+    # The run began once, however often its settings changed since.
     if "created" in before:
         result["created"] = before["created"]
     if "origin_step" in before:

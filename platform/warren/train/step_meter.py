@@ -70,6 +70,7 @@ class StepMeter:
         arrivals = totals[_SUMS + self._ranks.world_size :]
         now = time.perf_counter()
         step_s = now - self._ended
+        # The next step begins here, so that what lies between two steps is counted, too.
         self._ended, self._wait_s, self._stall_s = now, 0.0, 0.0
         flops = self._flops.step(images, tokens, attended, part.num_supervised_tokens)
         per_rank_s = step_s * self._ranks.world_size * _TERA

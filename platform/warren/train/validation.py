@@ -32,6 +32,7 @@ class Validation:
 
     def loss(self, engine: TrainingEngine, ranks: Ranks) -> float:
         """Return the mean loss over all supervised tokens of the set; every rank must call it at once."""
+        # A set that cannot be read on one rank must not leave the others in the collective below.
         ranks.together(self._wait)
         parts = self._parts.result()
         summed = torch.zeros((), dtype=torch.float64, device=engine.device)

@@ -110,6 +110,7 @@ class CheckpointEvaluator:
                 errors += 1
                 if errors == 1 or errors == _MAX_ERRORS_AT_THE_END:
                     self._say(f"checkpoints cannot be evaluated at the moment: {root_cause(error)}")
+                # While training goes on there is nothing to lose by trying; after it, the job has to end.
                 if self._training_ended and errors >= _MAX_ERRORS_AT_THE_END:
                     return
             if self._stop.wait(_POLL_S):
@@ -171,6 +172,7 @@ class CheckpointEvaluator:
         if not ready:
             if self._workers_need_room():
                 self._cancel()
+                # It was stopped for the workers' sake, so that is no failed try.
                 self._tries[running.name] -= 1
                 self._say(f"step {step}: its evaluation makes room for the workers, and is done later")
             return

@@ -57,6 +57,7 @@ class RemainingPlan:
 
     def __call__(self) -> ray.data.Dataset:
         """Choose the checkpoint to go on from, and build the dataset of what is left from there."""
+        # Asked anew at each start: the last workers may have committed a checkpoint since.
         start = self.run.checkpoints.latest()
         self.report_start(start)
         start_step = _first_streamed(self.spec, start.step if start else 0)
