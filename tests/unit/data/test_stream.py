@@ -24,7 +24,7 @@ def specs(draw: st.DrawFn, root: Location, encoding: Encoding) -> StreamSpec:
     sources = []
     for number in range(draw(st.integers(1, 3))):
         make = draw(st.sampled_from([colour_sample, text_sample]))
-        rows = draw(st.integers(1, 24))
+        rows = draw(st.integers(1, 16))
         samples = [make(1000 * number + i) for i in range(rows)]
         per_shard, per_group = draw(st.integers(1, 12)), draw(st.integers(1, 5))
         manifest = write_dataset(root, f"d{number}", samples, per_shard, per_group)
@@ -52,7 +52,7 @@ def batches(spec: StreamSpec, cut: Cut, start: int = 0, until: int | None = None
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_the_same_global_batches_on_any_cluster_and_after_any_kills(
     tiny_inputs: tuple[Inputs, str], data: st.DataObject
 ) -> None:
