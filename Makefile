@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help docs install demo test test-long check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate
+.PHONY: help docs install demo test test-long test-cluster check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ endif
 
 test-long: install  ## The kill and soak tests, and the whole way on the tests' cluster
 	$(PYTEST) -m long $(ARGS)
+
+test-cluster: install  ## Train over nodes of this machine's own while nodes and links fail (needs root and kubectl)
+	PYTHONPATH=tests $(BIN)/python -m pods $(ARGS)
 
 chaos: install  ## Train a small recipe in peace and again while its parts are killed: the same weights, bit for bit
 	$(BIN)/python jobs/chaos.py $(ARGS)
