@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help docs install demo test test-long test-gpu check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate bench-gpu
+.PHONY: help docs install demo test test-long test-cluster test-gpu check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate bench-gpu
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ endif
 
 test-long: install  ## The kill and soak tests, and the whole way on the tests' cluster
 	$(PYTEST) -m long $(ARGS)
+
+test-cluster: install  ## Train over nodes of this machine's own while nodes and links fail (needs root and kubectl)
+	PYTHONPATH=tests $(BIN)/python -m pods $(ARGS)
 
 test-gpu: install  ## The tests on one GPU, beside a CPU's numbers; without a GPU it says so and runs nothing
 	$(PYTEST) -m gpu tests/gpu $(ARGS)

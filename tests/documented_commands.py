@@ -71,6 +71,7 @@ FATES: dict[str, Fate] = {
     r"make chaos-rollout": Elsewhere("tests/integration/test_chaos_rollout.py"),
     r"make (chaos|demo KEEP=1|test-long)": _CHAOS,
     r"make (test|bench)-gpu": NotRun("needs an NVIDIA GPU; CI runs tests/gpu with a CPU as the device"),
+    r"make test-cluster": NotRun("makes network namespaces, which needs root, and takes ten minutes or more"),
     r"make docs": NotRun("installs the site's generator; tests/unit/docs/test_pages.py checks the links"),
     r"python jobs/demo\.py$": Elsewhere("Makefile"),
     r"python jobs/chaos\.py$": _CHAOS,

@@ -32,7 +32,7 @@ _PROGRAMS = ("ip", "unshare", "nsenter", "setpriv", "kubectl")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "parts", nargs="*", choices=[[], *PARTS], help=f"which parts, of {', '.join(PARTS)} (default: all)"
+        "parts", nargs="*", choices=[[], *PARTS], help=f"which parts, of {', '.join(PARTS)} (default: training)"
     )
     options = parser.parse_args()
     if reason := refusal():
@@ -45,7 +45,7 @@ def main() -> int:
     except OSError as error:
         print(f"test-cluster: {error}", file=sys.stderr)
         return 2
-    outcome = run(options.parts or list(PARTS), network)
+    outcome = run(options.parts or ["training"], network)
     print(json.dumps(outcome.to_json()))
     return 0 if outcome.is_good else 1
 
@@ -95,6 +95,12 @@ def train(machine: Machine, outcome: Outcome) -> None:
     runs = TrainingRuns(machine, outcome)
     runs.undisturbed()
     runs.disturbed()
+
+
+def drain(machine: Machine, outcome: Outcome) -> None:
+    """Nodes train a small run in peace, and again while one of them leaves in good order and another comes."""
+    runs = TrainingRuns(machine, outcome)
+    runs.undisturbed()
     runs.drained()
 
 
@@ -108,7 +114,12 @@ def autoscale(machine: Machine, outcome: Outcome) -> None:
     Autoscaling(machine, outcome).from_none_to_two_and_back()
 
 
-PARTS: dict[str, Callable[[Machine, Outcome], None]] = {"training": train, "endpoint": serve, "autoscaling": autoscale}
+PARTS: dict[str, Callable[[Machine, Outcome], None]] = {
+    "training": train,
+    "drain": drain,
+    "endpoint": serve,
+    "autoscaling": autoscale,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

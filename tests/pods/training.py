@@ -43,7 +43,9 @@ class TrainingRuns:
         self.cluster.run_job(entrypoint(self._machine, "ingest"), "ingest")
 
     def undisturbed(self) -> None:
-        """Train once in peace."""
+        """Train once in peace, unless an earlier part has."""
+        if self._newest("whole"):
+            return
         self.cluster.run_job(entrypoint(self._machine, "pretrain", "whole"), "whole")
         steps = len(read_metrics(self._run("whole")))
         trained = self.cluster.where("actors", "RayTrainWorker")
