@@ -15,6 +15,12 @@ from warren.storage.scratch import scratch_folder
 from warren.testbed import RayHead, S3Server, free_port
 
 BUCKET = "tests"
+SECRET_MARK = "5ecret-marked"
+"""Part of every secret that the tests give to the cluster or to clients; `secret_search.py` looks for it."""
+NODE_SECRETS = {
+    name: f"{SECRET_MARK}-{name}"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "OPENAI_API_KEY")
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ def ray_cluster(s3_server: S3Server, storage_root: Location, repository: Path) -
     sources = os.pathsep.join(str(repository / name) for name in ("platform", "serve"))
     environment = {
         **s3_server.environment,
+        **NODE_SECRETS,
         "WARREN_STORAGE": storage_root.uri,
         "WARREN_SERVE_PORT": str(port),
         "OMP_NUM_THREADS": "1",

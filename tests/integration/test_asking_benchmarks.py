@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmark_asking import write_benchmark
+from benchmark_asking import ask_here, write_benchmark
 from cluster_fixtures import Cluster
+from secret_search import places_of_secrets
 from serve_endpoint import Endpoint, chat, publish_random_model
+from warren.cli.job import run_job
 from warren.cluster.batch.benchmark import ask_on_cluster, load_asker
 from warren.config import Resources
 from warren.data.importers.easy_vqa import easy_vqa
@@ -107,15 +110,21 @@ def counting(counter: Path) -> Callable[[StoredFiles, int], Any]:
 
 
 def test_a_killed_run_ends_in_the_same_bytes_asks_nothing_stored_again_and_an_endpoint_answers_alike(
-    ray_cluster: Cluster, endpoint: Endpoint, storage_root: Location, repository: Path, tmp_path: Path
+    ray_cluster: Cluster,
+    endpoint: Endpoint,
+    storage_root: Location,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     release = publish_random_model(storage_root, "asked", tmp_path / "model", name="asked", **MODEL)
     endpoint.deploy(chat(release, num_slots=3, max_kv_bytes=1 << 30))  # it starts while the cluster is asked
     benchmark = write_benchmark(tmp_path / "data", NUM_QUESTIONS, bad=True)
     whole, broken = storage_root / "asked/whole", storage_root / "asked/broken"
 
-    run, files = run_in(whole, benchmark, release)
-    assert ask_on_cluster(run, files, ONE) == (NUM_QUESTIONS - len(BAD), 0)
+    run, _ = run_in(whole, benchmark, release)
+    ask_here(run, tmp_path / "model")  # without Ray, and undisturbed
     with pytest.raises(QuarantineError, match="2 of 60 questions failed"):
         finish(run)
     assert finish(run, max_failed_fraction=0.1).report["failed"] == BAD
@@ -135,14 +144,17 @@ def test_a_killed_run_ends_in_the_same_bytes_asks_nothing_stored_again_and_an_en
 
     where = ["--out", broken.uri, "--questions-per-piece", str(PIECE), "--max-failed-fraction", "0.1"]
     asks = ["--benchmark", benchmark, "--release", "asked/asked", *where]
-    last = start_job(repository, asks, ray_cluster.driver_env)
-    _, said = last.communicate(timeout=300)
-    assert last.returncode == 0, said.decode()
-    assert f"(0 questions asked, {NUM_QUESTIONS} answered before)" in said.decode()
+    monkeypatch.syspath_prepend(str(repository / "jobs"))
+    monkeypatch.setenv("WARREN_STORAGE", storage_root.uri)
+    job = runpy.run_path(str(repository / "jobs/evaluate.py"), run_name="job")  # here, where torch is imported
+    capsys.readouterr()
+    assert run_job(job["main"], job["__doc__"], asks, extend=job["options"], needs=()) == 0
+    assert f"(0 questions asked, {NUM_QUESTIONS} answered before)" in capsys.readouterr().err
     for name in RESULTS:
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
     check_endpoint(endpoint, benchmark, whole, tmp_path)
+    assert places_of_secrets(ray_cluster, storage_root / "asked", release) == []
 
 
 def check_endpoint(endpoint: Endpoint, benchmark: str, whole: Location, tmp_path: Path) -> None:

@@ -93,16 +93,14 @@ def datasets(s3_root: Location) -> Location:
 def test_a_job_stopped_while_it_starts_leaves_nothing_running(
     ray_cluster: Any, repository: Path, datasets: Location, moment: str
 ) -> None:
-    client = JobSubmissionClient(ray_cluster.dashboard_url)
-    name, runtime_env = f"stop-{moment}", json.dumps({"env_vars": {"WARREN_STORAGE": datasets.uri}})
-    options = ["--no-wait", "--working-dir", ".", "--runtime-env-json", runtime_env, "--submission-id", name]
-    submitted = ray_job(ray_cluster, repository, "submit", *options, "--", "python", "jobs/pretrain.py")
-    assert submitted.returncode == 0, submitted.stderr
+    client = JobSubmissionClient(ray_cluster.dashboard_url)  # `ray job` takes seconds to import, and calls the same
+    runtime_env = {"working_dir": str(repository), "env_vars": {"WARREN_STORAGE": datasets.uri}}
+    name = client.submit_job(entrypoint="python jobs/pretrain.py", runtime_env=runtime_env)
     wait_until(lambda: bool(client.get_job_info(name).job_id), lambda: client.get_job_logs(name))
     job_id = client.get_job_info(name).job_id
     wait_until(lambda: actors(job_id).get(moment) == "ALIVE", lambda: client.get_job_logs(name))
-    assert ray_job(ray_cluster, repository, "stop", name).returncode == 0
-    assert client.get_job_status(name) == JobStatus.STOPPED
+    assert client.stop_job(name)
+    wait_until(lambda: client.get_job_status(name) == JobStatus.STOPPED, lambda: client.get_job_logs(name))
     wait_until(lambda: not actors(job_id) and not groups_there_are(), lambda: (actors(job_id), groups_there_are()))
     log = client.get_job_logs(name)
     assert not [word for word in ("Traceback", "SIGTERM", "PC: @", "Error") if word in log], log

@@ -1,10 +1,12 @@
 """The endpoint on a real Ray Serve cluster, asked by OpenAI's own client."""
 
 import base64
+import hashlib
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import httpx
 import openai
 import pytest
 
+from cluster_fixtures import SECRET_MARK, Cluster
+from secret_search import places_of_secrets
 from serve_endpoint import Endpoint, chat, publish_random_model
 from warren.inference.testing import png_bytes
 from warren.storage import Location
 
 NUM_SLOTS = 3
 LONG = 200  # tokens
+LIMIT = 4  # requests of a key in a minute
+KEYS = [f"{SECRET_MARK}-{number}" for number in range(20_000)]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,20 +48,56 @@ def first_release(publish_model: Publish) -> Location:
     return publish_model("v1", 1)
 
 
-def deploy(endpoint: Endpoint, release: Location, **changes: Any) -> None:
-    settings = {"num_slots": NUM_SLOTS, "request_timeout_s": 30.0, "max_kv_bytes": 1 << 30}
-    endpoint.deploy(chat(release, **{**settings, **changes}))
+Deploy = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def served(endpoint: Endpoint, first_release: Location) -> Endpoint:
-    deploy(endpoint, first_release)
+def deploy(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Deploy:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("\n".join(hashlib.sha256(key.encode()).hexdigest() for key in KEYS))
+    settings: dict[str, Any] = {
+        "num_slots": NUM_SLOTS,
+        "request_timeout_s": 30.0,
+        "max_kv_bytes": 1 << 30,
+        "api_keys_file": str(keys),
+        "requests_per_minute": LIMIT,
+        "ingress_min_replicas": 2,
+        "ingress_max_replicas": 2,
+    }
+
+    def deploy(release: Location, **changes: Any) -> None:
+        endpoint.deploy(chat(release, **settings | changes))
+
+    return deploy
+
+
+@pytest.fixture(scope="module")
+def served(endpoint: Endpoint, deploy: Deploy, first_release: Location) -> Endpoint:
+    deploy(first_release)
     endpoint.wait_for_status("RUNNING")
+    endpoint.wait_for_replicas("Ingress", 2)
     return endpoint
 
 
+_fresh = itertools.count()
+
+
+def fresh_key() -> str:
+    """Return a key that nobody has used, so that no limit is in the way."""
+    return KEYS[next(_fresh)]
+
+
+class FreshKeys(httpx.Auth):
+    """Sends every request with a key of its own."""
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response]:
+        request.headers["authorization"] = f"Bearer {fresh_key()}"
+        yield request
+
+
 def client_of(endpoint: Endpoint) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, timeout=120)
+    client = httpx.Client(auth=FreshKeys(), timeout=120)
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, http_client=client)
 
 
 def _messages(words: str = "what is there?", color: tuple[int, int, int] = (10, 200, 30)) -> Any:
@@ -121,14 +163,36 @@ def test_errors_are_typed_through_the_proxy(served: Endpoint) -> None:
     with pytest.raises(openai.BadRequestError) as hot:
         client.chat.completions.create(model="tiny", messages=_messages(), temperature=9)
     assert hot.value.param == "temperature"
-    assert httpx.get(f"{served.url}/nothing").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{served.url}/nothing", auth=FreshKeys()).json()["error"]["code"] == "not_found"
     assert httpx.get(f"{served.url}/readyz").json()["version"] == "v1"
 
 
+def statuses(endpoint: Endpoint, key: str, number: int) -> list[int]:
+    """Ask so many times with one key, several at a time."""
+    ask = {"model": "tiny", "messages": _messages("what?"), "max_tokens": 1}
+    headers = {"authorization": f"Bearer {key}"}
+
+    def status(_: int) -> int:
+        return httpx.post(f"{endpoint.url}/v1/chat/completions", json=ask, headers=headers, timeout=60).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(status, range(number)))
+
+
+def test_a_limit_holds_over_all_ingress_replicas(served: Endpoint) -> None:
+    """Two replicas that counted alone would let up to twice as many in."""
+    seen = statuses(served, fresh_key(), 16)
+    assert set(seen) == {200, 429}
+    assert LIMIT <= seen.count(200) <= LIMIT + 1  # a place comes back every 15 seconds
+
+
 @pytest.mark.slow
-def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(served: Endpoint, publish_model: Publish) -> None:
+def test_a_release_rolls_in_under_load_with_its_limits_and_a_broken_one_does_not(
+    served: Endpoint, deploy: Deploy, publish_model: Publish
+) -> None:
     second = publish_model("v2", 2)
     versions: list[str] = []
+    limited: list[int] = []
     stop = False
 
     def load() -> None:
@@ -138,17 +202,26 @@ def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(served: Endpoin
             assert answer.choices[0].finish_reason
             versions.append(answer.system_fingerprint)
 
-    with ThreadPoolExecutor(3) as pool:
-        workers = [pool.submit(load) for _ in range(3)]
+    def exceed(key: str) -> None:
+        while not stop:
+            limited.extend(statuses(served, key, 1))
+            time.sleep(0.1)
+
+    accounts, key = served.pids("Accounts"), fresh_key()
+    with ThreadPoolExecutor(4) as pool:
+        workers = [*(pool.submit(load) for _ in range(3)), pool.submit(exceed, key)]
         try:
-            deploy(served, second)
+            deploy(second)
             served.wait_for_status("RUNNING")
-            deploy(served, _damaged(publish_model("v3", 3)))
+            assert served.pids("Accounts") != accounts
+            assert 429 in statuses(served, key, 2 * LIMIT), "the new release keeps the limit"
+            deploy(_damaged(publish_model("v3", 3)))
             served.wait_for_status("DEPLOY_FAILED", "UNHEALTHY")
         finally:
             stop = True
         for worker in workers:
             worker.result()
+    assert set(limited) <= {200, 429}, "no request fails for want of accounts"
     assert versions[0] == "v1"
     assert versions[-1] == "v2"
     switch = versions.index("v2")
@@ -156,64 +229,19 @@ def test_a_release_rolls_in_under_load_and_a_broken_one_does_not(served: Endpoin
     assert _ask(client_of(served), "what?").system_fingerprint == "v2"
 
 
-def test_a_limit_holds_over_all_ingress_replicas_while_a_release_rolls_in_and_without_its_accounts(
-    served: Endpoint, storage_root: Location, publish_model: Publish
-) -> None:
-    """Two replicas that counted alone would let up to twice as many in."""
-    limit = 4
-    many = {
-        "requests_per_minute": limit,
-        "ingress_min_replicas": 2,
-        "ingress_max_replicas": 2,
-        "ingress_num_cpus": 0.1,
-    }
-    deploy(served, storage_root / "releases" / "tiny" / "v2", **many)  # which serves: its engine stays
-    served.wait_for_status("RUNNING")
-    served.wait_for_replicas("Ingress", 2)
-    ask = {"model": "tiny", "messages": _messages("what?"), "max_tokens": 1}
-
-    def status(_: int) -> int:
-        return httpx.post(f"{served.url}/v1/chat/completions", json=ask, timeout=60).status_code
-
-    with ThreadPoolExecutor(4) as pool:
-        statuses = list(pool.map(status, range(16)))
-    assert set(statuses) == {200, 429}
-    assert limit <= statuses.count(200) <= limit + 1  # a place comes back every 15 seconds
-
-    before, rolling = served.pids("Accounts"), True
-
-    def statuses_meanwhile() -> list[int]:
-        found = []
-        while rolling:
-            found.append(status(0))
-            time.sleep(0.1)
-        return found
-
-    with ThreadPoolExecutor(1) as pool:
-        meanwhile = pool.submit(statuses_meanwhile)
-        try:
-            deploy(served, publish_model("limited", 4), **many)
-            served.wait_for_status("RUNNING")
-        finally:
-            rolling = False
-        statuses = meanwhile.result() + [status(0) for _ in range(2 * limit)]
-    assert served.pids("Accounts") != before
-    assert set(statuses) <= {200, 429}, "no request fails for want of accounts"
-    assert 429 in statuses[-2 * limit :], "the new release keeps the limit"
-
+def test_each_ingress_replica_counts_for_itself_while_there_are_no_accounts(served: Endpoint) -> None:
     (accounts,) = served.pids("Accounts")
     os.kill(accounts, signal.SIGKILL)
-    meanwhile_alone = [status(0) for _ in range(4 * limit)]  # two replicas that begin anew, and forgot who asked
-    assert set(meanwhile_alone) == {200, 429}, "each replica counts for itself meanwhile"
+    seen = statuses(served, fresh_key(), 4 * LIMIT)  # two replicas that begin anew, and forgot who asked
+    assert set(seen) == {200, 429}
 
 
 @pytest.mark.slow
 def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
-    served: Endpoint, first_release: Location
+    served: Endpoint, deploy: Deploy, first_release: Location
 ) -> None:
     pace = {"upscale_delay_s": 0.5, "downscale_delay_s": 1.0, "downscale_to_zero_delay_s": 2.0, "load_window_s": 2.0}
     deploy(
-        served,
         first_release,
         num_slots=1,
         num_cpus=0.25,
@@ -245,3 +273,16 @@ def test_engines_follow_the_load_from_zero_and_back_without_a_failed_request(
             user.result()  # raises what any request raised
     assert min(answered) > 0
     served.wait_for_replicas("Engine", 0)
+
+
+def test_no_secret_of_the_nodes_or_of_a_client_is_logged_or_shown(
+    served: Endpoint, ray_cluster: Cluster, first_release: Location
+) -> None:
+    """After requests with good and bad keys, releases that rolled in, and one that failed."""
+    bad = {"authorization": f"Bearer {SECRET_MARK}-bad"}
+    shown = {
+        f"{path} {headers}": httpx.get(f"{served.url}{path}", auth=auth, headers=headers, timeout=60).text
+        for path in ("/metrics", "/v1/models", "/openapi.json", "/readyz", f"/made-up?key={SECRET_MARK}")
+        for auth, headers in ((FreshKeys(), {}), (None, bad))
+    }
+    assert places_of_secrets(ray_cluster, first_release, shown=shown) == []

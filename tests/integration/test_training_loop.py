@@ -22,6 +22,7 @@ from train_processes import STEPS, ProcessEndedError, Training, assert_same_curv
 from warren.config import Duration, GuardConfig, StageConfig, ZeroStage
 from warren.data.sample import IMAGE_MARK, Sample, Turn
 from warren.errors import CheckpointError, DamagedCheckpointError, QuarantineError, StorageError, TrainingError
+from warren.storage import FileEntry, digest_file
 from warren.train.damaged_checkpoints import newest_intact
 from warren.train.optimization import cosine_schedule
 
@@ -202,6 +203,35 @@ def test_every_rank_finds_a_damaged_checkpoint_and_the_run_goes_on_from_the_one_
     assert found.step == 4
     [resumed, *_] = training.train(2)
     assert [computed(row) for row in resumed] == [computed(row) for row in whole]
+
+
+class Runs:
+    """What somebody who may write into a run's folder puts into its files: unpickling it creates `target`."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._target,)
+
+
+def test_a_state_that_would_run_code_is_refused_as_it_is_and_on_more_ranks(training: Training, tmp_path: Path) -> None:
+    stage = training.stage.model_copy(update={"duration": Duration(steps=2), "validation": None})
+    short = replace(training, stage=stage.model_copy(update={"checkpoint_every_steps": 2}))
+    short.train(1)
+    folder = Path(short.run.checkpoints.at(2).uri)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    states = [file for file in manifest["files"] if "/state/" in file["path"]]
+    for number, file in enumerate(states):
+        torch.save({"optimizer": Runs(tmp_path / f"ran-{number}")}, folder / file["path"])
+        size, digest = digest_file(folder / file["path"])  # whoever writes the file can write its digest, too
+        file.update(FileEntry(file["path"], size, digest).to_json())
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    longer = replace(short, stage=stage.model_copy(update={"duration": Duration(steps=3)}))
+    for world_size in (1, 2):  # the second converts the state first
+        with pytest.raises(CheckpointError, match="refused, because it holds more than tensors and plain values"):
+            longer.train(world_size)
+    assert not list(tmp_path.glob("ran-*"))
 
 
 def test_too_many_bad_samples_end_the_run_at_once_and_are_written_down(training: Training) -> None:
