@@ -6,6 +6,7 @@ any line as the signal to begin. It prints `ready`, and then what it did as JSON
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from releases import NAME, stored_model
@@ -53,7 +54,7 @@ def promote_or_collect(registry: Registry, number: str, *_: str) -> list[str]:
     return ["moved"]
 
 
-WHAT = {"move": move, "publish": publish_once, "collect": promote_or_collect}
+WHAT: Mapping[str, Callable[..., list[str]]] = {"move": move, "publish": publish_once, "collect": promote_or_collect}
 
 if __name__ == "__main__":
     for line in sys.stdin:

@@ -7,7 +7,9 @@ kind of GPU, and from there into the tables of docs/benchmarks.md. The last line
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from warren.config import Resources
 from warren.inference import EngineOptions
 from warren.storage.scratch import scratch_folder
 
-_CASES = {
+_CASES: Mapping[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "bf16, compiled": {"precision": "bf16", "compile": True},
     "fp16": {"precision": "fp16"},

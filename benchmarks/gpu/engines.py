@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from warren.inference.testing import save_random_model
 from warren.inference.vllm_engine.engine import VllmEngine
 
 KINDS = ("transformers", "vllm")
-_TEXT = {  # Llama with the shape of Qwen1.5-0.5B, which both engines compute
+_TEXT: dict[str, Any] = {  # Llama with the shape of Qwen1.5-0.5B, which both engines compute
     "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_hidden_layers": 24,

@@ -96,8 +96,8 @@ class FreshKeys(httpx.Auth):
 
 
 def client_of(endpoint: Endpoint) -> openai.OpenAI:
-    client = httpx.Client(auth=FreshKeys(), timeout=120)
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0, http_client=client)
+    """Return a client that sends every request with a key of its own."""
+    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=fresh_key, max_retries=0, timeout=120)
 
 
 def _messages(words: str = "what is there?", color: tuple[int, int, int] = (10, 200, 30)) -> Any:
