@@ -12,7 +12,7 @@ import httpx
 
 from pods.pod import RunningPod
 
-_EVERY_S = 0.5
+_EVERY_S = 1.0
 _TIMEOUT_S = 150.0
 _SERVE_PORT = 8000
 
@@ -49,7 +49,7 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)  # what waits for a thread was never sent
 
     def count(self, outcome: str, entries: Sequence[RunningPod] | None = None, since: float = 0.0) -> int:
         """Count the requests with an outcome, perhaps only those that entered by certain pods or after some time."""
@@ -71,7 +71,7 @@ class Traffic:
         body = {
             "model": self._model,
             "stream": True,
-            "max_tokens": 400,
+            "max_tokens": 200,
             "messages": [{"role": "user", "content": "what is there?"}],
         }
         self.asked.append(Asked(pod.name, self._outcome(pod.place.address, body), started))
