@@ -153,13 +153,12 @@ class Trainer:
             adam.step()
             adam.zero_grad()
         model.eval()
+        total, count = 0.0, 0
         with torch.inference_mode():
-            parts = [
-                (float(objective(**micro)), num_tokens)
-                for batch, num_tokens in self._batches("heldout@v1", 0, epochs=1)
-                for micro in batch
-            ]
-        return sum(total for total, _ in parts) / sum(count for _, count in parts)
+            for batch, num_tokens in self._batches("heldout@v1", 0, epochs=1):
+                total += sum(float(objective(**micro)) for micro in batch)
+                count += num_tokens
+        return total / count
 
     def _batches(self, dataset: str, seed: int, **length: int) -> Any:
         manifest = read_manifest(self._root, dataset)
@@ -198,7 +197,12 @@ def main() -> None:
                 of_seed.append(trainer.loss(f"{kind}-{seed}@v1", seed))
             losses.append(of_seed)
             print(json.dumps({"seed": seed, "selected": of_seed[0], "random": of_seed[1]}), flush=True)
-    summary = {"pairs": len(every), "planted": num_planted, "left_after_near_duplicates": len(kept), "half": half}
+    summary: dict[str, Any] = {
+        "pairs": len(every),
+        "planted": num_planted,
+        "left_after_near_duplicates": len(kept),
+        "half": half,
+    }
     summary["planted_found"] = round(float(np.mean([not (a in kept and b in kept) for a, b in pairs])), 4)
     print(json.dumps({**summary, **compared(np.array(losses)), "steps": options.steps, "batch": BATCH}))
 
