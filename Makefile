@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 # The CPU build where pip finds one; on a GPU machine: make install TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help docs install demo test test-long test-cluster test-gpu check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-evaluate bench-gpu
+.PHONY: help docs install demo test test-long test-cluster test-gpu check bench clean demo-curate chaos chaos-rollout bench-serve soak bench-data bench-order bench-train bench-recovery bench-curate bench-selection bench-evaluate bench-gpu
 
 help:  ## Show what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,9 @@ bench-recovery: install  ## Kill a training worker, and tell whose code runs unt
 
 bench-curate: install  ## Cost of a coreset of 10^4 to 10^7 embeddings beside plain numpy and faiss (ARGS="--sizes 10000 100000")
 	$(BIN)/python -m benchmarks.curate $(ARGS)
+
+bench-selection: install  ## Train on selected against random halves of pairs (ARGS="FOLDER --model MODEL")
+	$(BIN)/python -m benchmarks.selection_training $(ARGS)
 
 bench-evaluate: install  ## Speed of asking a benchmark beside one question at a time and lmms-eval (LMMS_EVAL_PYTHON=…); ARGS=--quick
 	$(BIN)/python -m benchmarks.evaluate $(ARGS)

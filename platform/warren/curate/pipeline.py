@@ -43,7 +43,7 @@ from warren.curate.sample_vectors import VectorPiece
 from warren.curate.sampling import sample
 from warren.curate.selection import Layout, write_selection
 from warren.curate.tasks import Runner, Workspace
-from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_about, write_manifest
+from warren.data.manifest import Manifest, dataset_folder, read_manifest, write_manifest
 from warren.errors import DataError, EmptyDatasetError, NotFoundError, WarrenError
 from warren.storage import Location
 
@@ -115,7 +115,6 @@ def _make(
     if selecting.certificates:
         record["certificate"] = write_certificate(folder, identity, selecting.certificates)
     manifest = Manifest(config.name, config.version, shards, _origins(parents), _licences(parents), {}, record)
-    write_about(folder, manifest)
     write_manifest(root, manifest)
 
 

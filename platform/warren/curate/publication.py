@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from warren.curate.report import write_card
-from warren.data.manifest import MANIFEST, Manifest
+from warren.data.manifest import ABOUT, MANIFEST, Manifest, write_about
 from warren.errors import DataError, NotFoundError
 from warren.storage import Location, digest_bytes
 
@@ -51,6 +51,10 @@ def completed(folder: Location, identity: str) -> Manifest | None:
             f"{folder} exists with {manifest.rows} samples and is kept as it is, but it was made of other datasets, "
             "embeddings or steps: give the new selection another version (--set curate.version=…)"
         )
+    try:
+        (folder / ABOUT).read_json()
+    except NotFoundError:  # behind the manifest, so that a job that comes second never writes it
+        write_about(folder, manifest)
     write_card(folder, manifest, f"report-{identity[:8]}")
     _tidy(folder, manifest, identity)
     return manifest
