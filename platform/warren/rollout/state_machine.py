@@ -194,7 +194,6 @@ def taken_over(state: RolloutState) -> RolloutState:
 
 def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutPlan:
     """Return where traffic goes in a state, and what is still to be done."""
-    # The candidate's engines are not needed while it is only verified, nor once it is being undone.
     needed = {state.stable} | ({state.candidate} if state.phase in ("starting", "shifting", "finishing") else set())
     actions: list[RolloutAction] = []
     for version in sorted(version for version in needed if version):
@@ -204,7 +203,6 @@ def plan(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> Rollo
         elif status == "failed" and version == state.stable:
             actions.append(DeleteEngine(version))  # once it is gone, it is started again
     for version in sorted(set(seen.engines) - needed):
-        # What Serve runs and nobody needs: the loser of this rollout, or leftovers of an earlier one.
         if _may_be_deleted(version, seen, policy):
             actions.append(DeleteEngine(version))
     # The alias moves only while the candidate can answer, so a reader of it never finds a release that cannot serve.
@@ -218,7 +216,6 @@ def weights(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> di
     """Return the fractions of the traffic: none for an engine that is not up, and 1 altogether."""
     stable, candidate = seen.engine(state.stable), seen.engine(state.candidate)
     share = _share(state, policy) if candidate.status == "ready" else 0.0
-    # Somebody has to answer: the candidate takes what the serving release cannot.
     if share and not stable.is_up:
         share = 1.0
     split = {state.candidate: share, state.stable: 1.0 - share if stable.is_up else 0.0}
@@ -242,7 +239,6 @@ def _obey(state: RolloutState, seen: Observation) -> RolloutState:
     command = seen.command
     if command is None or command.number <= state.handled_command:
         return state
-    # Counted as obeyed even where it has no effect in this phase, so that it does not fire later.
     state = replace(state, handled_command=command.number)
     if command.action in ("pause", "resume"):
         return _moved(state, seen, is_paused=command.action == "pause")
@@ -291,7 +287,6 @@ def _moved_by_others(seen: Observation) -> str:
 
 def _idle(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutState:
     named = seen.stable_alias
-    # Somebody moved the alias `stable` by hand: its release rolls in like a candidate.
     if named != state.stable and named is not None and named not in state.refused:
         if state.stable is None or seen.engine(state.stable).status == "absent":
             return replace(state, stable=named, reason="")  # nothing serves, so nothing has to be shifted
@@ -370,7 +365,6 @@ def _shifting(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> 
 
 def _finishing(state: RolloutState, seen: Observation, policy: RolloutPolicy) -> RolloutState:
     if state.candidate is None:
-        # Promoted already. The rollout is over once the old engines are gone.
         leftover = [v for v, one in seen.engines.items() if one.status != "absent" and v != state.stable]
         return state if leftover else _moved(state, seen, "idle")
     if seen.stable_alias == state.candidate:
@@ -392,7 +386,6 @@ def _rolling_back(state: RolloutState, seen: Observation, policy: RolloutPolicy)
     if state.candidate and seen.engine(state.candidate).status != "absent":
         return state
     refused = {**state.refused, **({state.candidate: state.reason} if state.candidate else {})}
-    # Bounded, because the state is written at every change.
     kept = dict(list(refused.items())[-_MAX_REFUSED:])
     return replace(_moved(state, seen, "idle"), candidate=None, expected_alias=None, refused=kept)
 
