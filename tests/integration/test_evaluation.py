@@ -113,7 +113,7 @@ def check_gate_of(root: Location, run: Run, config: EvaluateConfig, whole: Evalu
     assert "metric=choice" in str(unmeasured.value)
     assert "num_choices=4" in str(unmeasured.value)
     assert str(unmeasured.value).endswith("Measure it first: python jobs/evaluate.py --recipe gated.yaml")
-    with pytest.raises(ReleaseError, match="is a control"):
+    with pytest.raises(ReleaseError, match="measures a control"):
         make_release(with_evaluate(recipe, shuffled_images=True), root, run)
     strict = recipe.model_copy(update={"release": recipe.require("release").model_copy(update={"gate": gate(1.0)})})
     with pytest.raises(GateError):

@@ -15,16 +15,14 @@ DEFAULT_ENDPOINT = "laptop"
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the job's own options."""
     parser.add_argument("--run", help="run to release (default: RECIPE-finetune)")
-    parser.add_argument("--step", type=int, help="of the checkpoint to release (default: as release.choose says)")
+    parser.add_argument("--step", type=int, help="step of its checkpoint (default: by release.choose)")
     parser.add_argument("--no-deploy", action="store_true", help="publish only; the alias `candidate` names it")
     parser.add_argument(
         "--endpoint",
-        help="name or path of an endpoint file: it is deployed like that; --set endpoint.KEY=VALUE overrides "
-        f"(default: the endpoint that runs, as it is; else {DEFAULT_ENDPOINT})",
+        help="endpoint file, by name or path; --set endpoint.KEY=VALUE overrides "
+        f"(default: what runs, as it is; else {DEFAULT_ENDPOINT})",
     )
-    parser.add_argument(
-        "--timeout-s", type=float, help="how long to wait; the rollout goes on after it (default: by the policy)"
-    )
+    parser.add_argument("--timeout-s", type=float, help="time to wait; the rollout goes on (default: by policy)")
     parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
     parser.add_argument("--who", help="who releases (default: the user's name)")
 
