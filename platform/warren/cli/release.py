@@ -22,7 +22,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="endpoint file, by name or path; --set endpoint.KEY=VALUE overrides "
         f"(default: what runs, as it is; else {DEFAULT_ENDPOINT})",
     )
-    parser.add_argument("--timeout-s", type=float, help="time to wait; the rollout goes on (default: by policy)")
+    parser.add_argument(
+        "--timeout-s", type=float, metavar="S", help="time to wait; the rollout goes on (default: by policy)"
+    )
     parser.add_argument("--override-gate", metavar="WHY", help="release what the gate refuses, and say why")
     parser.add_argument("--who", help="who releases (default: the user's name)")
 
