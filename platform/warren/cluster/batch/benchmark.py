@@ -55,19 +55,20 @@ def ask_on_cluster(
         EngineError: The model failed for all questions of a piece.
         StorageError: Storage did not answer within its deadline.
     """
-    # Pickled, because Ray Data splits tables by their size, and a piece must stay whole.
-    refs, num_left = [], 0
+    # The pieces lie in the object store, and the dataset has their numbers alone: `from_arrow_refs` would look at each
+    # table in a task that needs a whole CPU, and wait for ever where no node has one free.
+    pieces, num_left = [], 0
     for piece in run.remaining():
         num_left += len(piece.questions)
-        refs.append(ray.put(pa.table({"piece": [pickle.dumps(piece)]})))
-    if not refs:
+        pieces.append(ray.put(piece))
+    if not pieces:
         return 0, len(run.keys)
     number, cpus, gpus = resources.num_evaluators, resources.cpus_per_replica, resources.gpus_per_replica
-    evaluators = min(number, len(refs))
+    evaluators = min(number, len(pieces))
     answered = (
-        ray.data.from_arrow_refs(refs)
+        ray.data.from_blocks([pa.table({"number": [number]}) for number in range(len(pieces))])
         .map_batches(
-            _Prepare(_inputs_of(model)),
+            _Prepare(_inputs_of(model), pieces),
             batch_size=1,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(_READERS_PER_EVALUATOR * evaluators),
@@ -99,13 +100,20 @@ def _inputs_of(model: StoredFiles) -> Inputs:
 
 @dataclass(frozen=True)
 class _Prepare:
-    """What a Ray Data task does: it decodes the images of a piece."""
+    """What a Ray Data task does: it decodes the images of a piece.
+
+    Attributes:
+        inputs: What the model takes.
+        pieces: References to all pieces, by number.
+    """
 
     inputs: Inputs
+    pieces: list[Any]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        [data] = batch["piece"].to_pylist()
-        prepared = prepare_piece(pickle.loads(data), self.inputs)
+        [number] = batch["number"].to_pylist()
+        prepared = prepare_piece(ray.get(self.pieces[number]), self.inputs)
+        # Pickled, because Ray Data splits tables by their size, and a piece must stay whole.
         return pa.table({"piece": [pickle.dumps(prepared, protocol=pickle.HIGHEST_PROTOCOL)]})
 
 
