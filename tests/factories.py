@@ -24,6 +24,15 @@ from warren.data.stream import DatasetSource
 from warren.storage import Location
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "black": (10, 10, 10)}
+LLM_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 1},
+    "qwen2": {},
+    "phi": {},
+    "phi3": {"pad_token_id": 1},
+    "stablelm": {},
+    "gemma": {"head_dim": 16},
+}
+"""Families of language models, with what a tiny one of them needs beside the sizes that all share."""
 
 
 def make_image(

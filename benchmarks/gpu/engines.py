@@ -6,25 +6,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from benchmarks.gpu.training import QWEN_0_5B
 from warren.data.sample import IMAGE_MARK, Turn
 from warren.inference import Engine, EngineOptions, GenerationRequest, SamplingParams, TransformersEngine
 from warren.inference.testing import save_random_model
 from warren.inference.vllm_engine.engine import VllmEngine
 
 KINDS = ("transformers", "vllm")
-_TEXT: dict[str, Any] = {  # Llama with the shape of Qwen1.5-0.5B, which both engines compute
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 2048,
-}
 _TOWER = {
     "image_size": 336,
     "patch_size": 14,
@@ -51,7 +43,7 @@ def write_model(folder: Path, dtype: str, quick: bool) -> None:
     if quick:
         save_random_model(folder, "llama", hidden_size=256)  # vLLM has no CPU kernel for heads below 32 dimensions
     else:
-        save_random_model(folder, "llama", tower=_TOWER, **_TEXT)
+        save_random_model(folder, "llama", tower=_TOWER, **QWEN_0_5B)  # both engines compute Llama
     if dtype == "bfloat16":
         weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
         save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.gpu.results import REPOSITORY
 from benchmarks.train import workload
@@ -27,7 +28,7 @@ _TOWER = {  # SigLIP so400m, 384 px: 729 image tokens
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
 }
-_DECODER = {  # Qwen1.5-0.5B, with a vocabulary of 32,768
+QWEN_0_5B: dict[str, Any] = {  # the shape of Qwen1.5-0.5B; the vocabulary is another
     "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_hidden_layers": 24,
@@ -50,7 +51,7 @@ def recipe(steps: int, quick: bool) -> Recipe:
     large = model.model_copy(
         update={
             "vision_tower": VisionTowerConfig(family="siglip", config=_TOWER),
-            "language_model": LanguageModelConfig(model_type="qwen2", config=_DECODER),
+            "language_model": LanguageModelConfig(model_type="qwen2", config=QWEN_0_5B),
         }
     )
     longer = stage.model_copy(update={"global_batch_size": 32, "max_length_tokens": 2048})

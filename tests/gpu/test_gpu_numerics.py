@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bunny_oracle import Compared, checkpoint
-from factories import colour_sample, text_sample, tiny_model_config, tiny_stage
+from factories import LLM_FAMILIES, colour_sample, text_sample, tiny_model_config, tiny_stage
 from gpu_devices import Record
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
@@ -22,19 +22,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BOUNDS = {"fp32": (1e-3, 0.9999), "bf16": (2e-2, 0.98), "fp16": (5e-3, 0.999)}
 """How far a loss may be from the expected one, and how parallel the gradients must be. cuDNN rounds to TF32."""
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 1},
-    "qwen2": {},
-    "phi": {},
-    "phi3": {"pad_token_id": 1},
-    "stablelm": {},
-    "gemma": {"head_dim": 16},
-}
 TEXTS = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
 
 
 def build(family: str) -> Any:
-    config = tiny_model_config(**FAMILIES[family])
+    config = tiny_model_config(**LLM_FAMILIES[family])
     decoder = config.language_model.model_copy(update={"model_type": family})
     return build_model(config.model_copy(update={"language_model": decoder}), train_tokenizer(TEXTS, 320), seed=1)
 
@@ -79,7 +71,7 @@ def test_loss_and_gradient_are_those_of_a_cpu_in_float32(
     device: str, precision: Precision, packed: bool, tiny_inputs: tuple[Inputs, str], record: Record
 ) -> None:
     """With flash attention where its package is installed and the precision is bf16."""
-    compared = {family: compare(build(family), tiny_inputs, device, precision, packed) for family in FAMILIES}
+    compared = {family: compare(build(family), tiny_inputs, device, precision, packed) for family in LLM_FAMILIES}
     attentions = ", ".join(sorted({attention for attention, _, _ in compared.values()}))
     loss = max(difference for _, difference, _ in compared.values())
     cosine = min(cosine for _, _, cosine in compared.values())

@@ -305,6 +305,11 @@ class Recipe(Config):
         return "finetune" if self.finetune else "pretrain" if self.pretrain else None
 
     @property
+    def evaluations(self) -> tuple[EvaluateConfig | BenchmarkConfig, ...]:
+        """What checkpoints are evaluated by: the dataset of `evaluate`, and the benchmarks."""
+        return (*([self.evaluate] if self.evaluate else []), *self.benchmarks)
+
+    @property
     def evaluation_score(self) -> str | None:
         """The name of the score of the section `evaluate`."""
         return f"{self.evaluate.dataset}/{self.evaluate.metric}" if self.evaluate else None

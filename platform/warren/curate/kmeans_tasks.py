@@ -56,7 +56,7 @@ def train_centroids(
     files = tuple(file.location for file in drawn)
     if num_clusters <= _FLAT_CLUSTERS:
         _check_memory(sum(file.rows("row") for file in drawn), _width(drawn), memory)
-        return finish(run, work / "kmeans", [_Train(files, num_clusters, step.iterations, step.seed)])[0].location
+        return finish(run, work / "kmeans", [_Train(files, num_clusters, 1.0, step.iterations, step.seed)])[0].location
     return _two_levels(run, work / "kmeans", step, num_clusters, files, count, memory)
 
 
@@ -156,48 +156,47 @@ def _gathered(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Train:
-    """All centroids, where one level is enough."""
+class _TrainingTask:
+    """A task that trains centroids on a share of the drawn samples."""
 
     drawn: tuple[Location, ...]
     num_clusters: int
-    iterations: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return "centroids"
-
-    def compute(self) -> Arrays:
-        files = [ArrayFile(location) for location in self.drawn]
-        sample = _gathered([(file.read("row"), file.read("image")) for file in files])
-        return train(sample, self.num_clusters, self.iterations, self.seed).to_arrays()
-
-
-@dataclass(frozen=True)
-class _TrainCoarse:
-    """The coarse centroids, of a part of the sample."""
-
-    drawn: tuple[Location, ...]
-    num_coarse: int
     share: float
     iterations: int
     seed: int
 
-    @property
-    def name(self) -> str:
-        return "coarse"
-
-    def compute(self) -> Arrays:
+    def sample(self) -> np.ndarray:
         parts = []
         for location in self.drawn:
             file = ArrayFile(location)
             rows = file.read("row")
             mask = _in_sample(rows, self.share, self.seed)
             parts.append((rows[mask], file.read("image")[mask]))
-        sample = _gathered(parts)
-        check_enough(len(sample), self.num_coarse, len(sample))
-        return {"coarse": lloyd(sample, self.num_coarse, self.iterations, self.seed)}
+        return _gathered(parts)
+
+
+class _Train(_TrainingTask):
+    """All centroids, where one level is enough."""
+
+    @property
+    def name(self) -> str:
+        return "centroids"
+
+    def compute(self) -> Arrays:
+        return train(self.sample(), self.num_clusters, self.iterations, self.seed).to_arrays()
+
+
+class _TrainCoarse(_TrainingTask):
+    """The coarse centroids."""
+
+    @property
+    def name(self) -> str:
+        return "coarse"
+
+    def compute(self) -> Arrays:
+        sample = self.sample()
+        check_enough(len(sample), self.num_clusters, len(sample))
+        return {"coarse": lloyd(sample, self.num_clusters, self.iterations, self.seed)}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a recipe evaluates checkpoints by: its dataset and its benchmarks."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from warren.config import BenchmarkConfig, EvaluateConfig, Recipe
@@ -69,17 +69,10 @@ def _checked(config: BenchmarkConfig) -> "Benchmark":
     return benchmark
 
 
-def configurations(recipe: Recipe) -> Iterator[EvaluateConfig | BenchmarkConfig]:
-    """Yield what the recipe's checkpoints are evaluated by."""
-    if recipe.evaluate is not None:
-        yield recipe.evaluate
-    yield from recipe.benchmarks
-
-
 def missing(recipe: Recipe, have: Sequence[str]) -> list[EvaluateConfig | BenchmarkConfig]:
     """Return what a checkpoint is not evaluated by yet.
 
     Args:
         have: Names of the evaluations that it has.
     """
-    return [config for config in configurations(recipe) if evaluation_name(config) not in have]
+    return [config for config in recipe.evaluations if evaluation_name(config) not in have]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from warren.config import BenchmarkConfig, EvaluateConfig, Recipe
+from warren.config import Recipe
 from warren.errors import CheckpointError, ConfigError, ReleaseError
 from warren.train.checkpoint import CheckpointManifest
 from warren.train.checkpoint_scores import CheckpointScores, EvaluatedCheckpoint, evaluation_name, weights_of
@@ -41,11 +41,7 @@ class EvaluationPlan:
         if config.evaluate_every_checkpoints is None:
             return None
         every = config.checkpoint_every_steps * config.evaluate_every_checkpoints
-        by: list[EvaluateConfig | BenchmarkConfig] = [
-            *([recipe.evaluate] if recipe.evaluate else []),
-            *recipe.benchmarks,
-        ]
-        names = tuple(evaluation_name(each) for each in by)
+        names = tuple(evaluation_name(each) for each in recipe.evaluations)
         when = recipe.release.when if recipe.release and recipe.released_stage == stage else "manual"
         return cls(every, num_steps, names, recipe.best_by, when)
 

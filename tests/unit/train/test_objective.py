@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
-from factories import colour_sample, tiny_model_config
+from factories import LLM_FAMILIES, colour_sample, tiny_model_config
 from warren.config import Resources
 from warren.data.batch import BatchPart, Cut, cut_global_batch
 from warren.data.model_inputs import Inputs, tokenizer_from_json
@@ -84,23 +84,13 @@ def test_packing_changes_nothing(
     assert torch.allclose(packed[1], whole[1], rtol=1e-7, atol=1e-11)
 
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 1},
-    "qwen2": {},
-    "phi": {},
-    "phi3": {"pad_token_id": 1},
-    "stablelm": {},
-    "gemma": {"head_dim": 16},
-}
-
-
 @pytest.mark.parametrize("by_sample", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLM_FAMILIES)
 def test_every_language_model_keeps_packed_samples_apart(
     family: str, tiny_inputs: tuple[Inputs, str], by_sample: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = tiny_model_config(**FAMILIES[family])
+    config = tiny_model_config(**LLM_FAMILIES[family])
     decoder = config.language_model.model_copy(update={"model_type": family})
     texts = ["USER: what colour is number 3? ASSISTANT: red green blue black"] * 4
     model = build_model(config.model_copy(update={"language_model": decoder}), train_tokenizer(texts, 320), seed=1)
